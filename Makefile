@@ -1,0 +1,104 @@
+# Targets for people and for CI; `make` alone lists them. VENV=DIR puts the virtual environment elsewhere.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+# The first Python that is new enough; PYTHON=… names another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && break; done)
+# More words for pytest, such as PYTEST_ARGS='-k nodeport'.
+PYTEST_ARGS ?=
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+DEV := $(VENV)/.ktp-dev
+USER_INSTALL := $(VENV)/.ktp-demo
+SOURCES = $(shell find ktp -type f -not -name '*.pyc')
+DEMO_SERVICE := test/nginx-externaltrafficpolicy
+
+.PHONY: help demo test test-kernel lint type imports fmt bench check clean system-packages
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(if $(wildcard $(DEV)),$(DEV),$(USER_INSTALL)) ## install ktp in a virtual environment and diagnose the packaged snapshot
+	@# 1 says that there are findings, which is what the packaged snapshot is for.
+	@rc=0; $(BIN)/ktp --demo diagnose svc $(DEMO_SERVICE) || rc=$$?; \
+	case $$rc in 0|1) ;; *) exit $$rc ;; esac
+
+test: system-packages $(DEV) ## everything CI runs: all checks, then the quick tests and the kernel tests
+	@rc=0; $(MAKE) -k check || rc=1; \
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS) || rc=1; \
+	exit $$rc
+
+test-kernel: system-packages $(DEV) ## the tests that ask the Linux kernel (as root)
+	@KTP_REQUIRE_KERNEL=1 $(BIN)/python -m pytest -m kernel $(PYTEST_ARGS)
+
+check: lint type imports ## ruff, mypy and import-linter
+
+lint: $(DEV) ## ruff: rules and formatting
+	@rc=0; $(BIN)/ruff check . || rc=1; $(BIN)/ruff format --check . || rc=1; exit $$rc
+
+type: $(DEV) ## mypy --strict
+	@$(BIN)/mypy --strict ktp
+
+imports: $(DEV) ## the import contract
+	@$(BIN)/lint-imports
+
+fmt: $(DEV) ## let ruff format and repair what it can
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: $(DEV) ## the slow tests: big dumps and timings
+	@$(BIN)/python -m pytest -m slow -s --durations=0 $(PYTEST_ARGS)
+
+clean: ## remove the virtual environment, caches and builds
+	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find ktp tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ------------------------------------------------------------------------------------------- environments
+
+$(BIN)/python:
+	@root_apt() { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; }; \
+	apt_install() { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$$@" >/dev/null; }; \
+	python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then \
+		echo "ktp needs Python 3.10 or newer, and none was found: install it, or name it with make PYTHON=/path/to/python3." >&2; exit 1; \
+	fi; \
+	if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+		package="$$(basename $$python)-venv"; \
+		if root_apt; then apt_install "$$package"; \
+		else echo "Python's venv module is missing: run 'sudo apt-get install $$package', then make again." >&2; exit 1; fi; \
+	fi; \
+	$$python -m venv "$(VENV)"
+
+$(USER_INSTALL): $(BIN)/python pyproject.toml $(SOURCES)
+	@echo "installing ktp in $(VENV) ..." >&2
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check .
+	@touch $@
+
+$(DEV): $(BIN)/python pyproject.toml
+	@echo "installing ktp and its development tools in $(VENV) ..." >&2
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[iptc]' >$(VENV)/iptc-install.log 2>&1 \
+		|| echo "note: python-iptables was not built (it needs gcc and libc6-dev; see $(VENV)/iptc-install.log): its cross-check tests are skipped." >&2
+	@rm -f $(USER_INSTALL)
+	@touch $@
+
+# Only the kernel tests and the optional python-iptables need these; nothing is asked of apt when all are there.
+system-packages:
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=(); \
+	need() { command -v "$$1" >/dev/null || [ -e "$$1" ] || missing+=("$$2"); }; \
+	need iptables-save iptables; need nft nftables; need ipset ipset; need conntrack conntrack; \
+	need ip iproute2; need ss iproute2; need gcc gcc; need /usr/include/stdio.h libc6-dev; \
+	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing $${missing[*]} ..." >&2; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$${missing[@]}" </dev/null >/dev/null; } \
+			|| echo "note: apt-get could not install $${missing[*]}: tests that need them are skipped." >&2; \
+	else \
+		echo "note: tests that need $${missing[*]} are skipped; to run them: sudo apt-get install $${missing[*]}" >&2; \
+	fi

@@ -1,0 +1,1 @@
+"""Stage one: all input and output. Everything after it is pure."""

@@ -1,0 +1,290 @@
+"""What is read from the API server to answer a question: as little as the question needs.
+
+Only the Services and their endpoints must be had; whatever else may not be read is an evidence gap.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ktp.collect.kube_api import EMPTY_LIST, ObjectList
+from ktp.collect.parallel import run_in_parallel
+from ktp.errors import ApiError, ApiForbiddenError, ApiNotFoundError, NotFoundError, UsageError
+from ktp.model.capture import EvidenceGap, MemoryCapture
+
+if TYPE_CHECKING:
+    from ktp.collect.kube_api import KubeApi
+
+SERVICES = "cluster/services.json"
+ENDPOINT_SLICES = "cluster/endpointslices.json"
+ENDPOINTS = "cluster/endpoints.json"
+NODES = "cluster/nodes.json"
+PODS = "cluster/pods.json"
+VERSION = "cluster/version.json"
+
+# Where kube-proxy's configuration is kept: (ConfigMap of kube-system, key), by kubeadm and by EKS.
+KUBE_PROXY_CONFIG_MAPS = (("kube-proxy", "config.conf"), ("kube-proxy-config", "config"))
+KUBE_PROXY_SELECTOR = "k8s-app=kube-proxy"
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one of the parallel reads adds to a capture."""
+
+    lists: dict[str, ObjectList] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    gaps: list[EvidenceGap] = field(default_factory=list)
+    kube_proxy_config: bytes | None = None
+
+
+def collect_service(api: KubeApi, namespace: str, name: str) -> MemoryCapture:
+    """The evidence about one Service: itself, its endpoints, the pods it selects, the nodes, kube-proxy.
+
+    Raises NotFoundError, with near names, if there is no such Service or namespace, and ApiError where the
+    Service or its endpoints cannot be read; everything else that cannot be read becomes a gap.
+    """
+    if not namespace or not name:
+        raise UsageError(
+            "a Service needs a name", hint="write it as NAMESPACE/NAME, or NAME with -n NAMESPACE"
+        )
+    in_namespace = f"/api/v1/namespaces/{_segment(namespace)}"
+    try:
+        service = api.get(f"{in_namespace}/services/{_segment(name)}")
+    except ApiNotFoundError:
+        raise _service_not_found(api, namespace, name) from None
+    (service.get("metadata") or {}).pop("managedFields", None)
+    services = ObjectList(
+        keys=(f"{namespace}/{name}",), items=(json.dumps(service, ensure_ascii=False).encode(),)
+    )
+    selector = (service.get("spec") or {}).get("selector") or {}
+    reads: list[Callable[[], _Part]] = [
+        partial(_endpoints_of, api, namespace, name),
+        partial(_nodes, api),
+        partial(_version, api),
+        partial(_kube_proxy_config, api),
+        partial(_kube_proxy_pods, api),
+    ]
+    if selector:
+        words = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
+        reads.insert(2, partial(_pods, api, f"{in_namespace}/pods", {"labelSelector": words}))
+    return _join(api, services, run_in_parallel(reads))
+
+
+def collect_services(api: KubeApi, namespace: str | None) -> MemoryCapture:
+    """The evidence about every Service of a namespace, or of the cluster if `namespace` is None.
+
+    Errors as in `collect_service`; NotFoundError if there is no such namespace.
+    """
+    scope = f"/namespaces/{_segment(namespace)}" if namespace is not None else ""
+    reads: list[Callable[[], _Part]] = [
+        partial(_services, api, f"/api/v1{scope}/services"),
+        partial(_all_endpoints, api, scope),
+        partial(_nodes, api),
+        partial(_pods, api, f"/api/v1{scope}/pods", {}),
+        partial(_version, api),
+        partial(_kube_proxy_config, api),
+    ]
+    if namespace not in {None, "kube-system"}:
+        reads.append(partial(_kube_proxy_pods, api))
+    parts = run_in_parallel(reads)
+    services = parts[0].lists[SERVICES]
+    # A namespace that does not exist answers with an empty list.
+    if namespace is not None and not services.items and (error := _namespace_not_found(api, namespace)):
+        raise error
+    return _join(api, services, parts[1:])
+
+
+def _segment(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _join(api: KubeApi, services: ObjectList, parts: Iterable[_Part]) -> MemoryCapture:
+    lists = {SERVICES: services}
+    files: dict[str, bytes] = {}
+    gaps: list[EvidenceGap] = []
+    config = None
+    for part in parts:
+        for file, objects in part.lists.items():
+            lists[file] = lists.get(file, EMPTY_LIST) + objects
+        files |= part.files
+        gaps += part.gaps
+        config = config or part.kube_proxy_config
+    files |= {file: objects.to_json() for file, objects in lists.items()}
+    if config is not None:
+        # One ConfigMap serves the kube-proxy of every node.
+        nodes = (key.removeprefix("/") for key in lists.get(NODES, EMPTY_LIST).keys)
+        files |= {f"nodes/{node}/kube-proxy-config.yaml": config for node in nodes}
+    return MemoryCapture(files=files, gaps=tuple(gaps), source=api.source)
+
+
+# ------------------------------------------------------------------------------------------------ single reads
+
+
+def _services(api: KubeApi, path: str) -> _Part:
+    return _Part(lists={SERVICES: api.list_pages(path)})
+
+
+def _endpoints_of(api: KubeApi, namespace: str, name: str) -> _Part:
+    """The EndpointSlices of one Service; its Endpoints where the server has no EndpointSlices of it."""
+    selector = {"labelSelector": f"kubernetes.io/service-name={name}"}
+    part = _slices(api, f"/namespaces/{_segment(namespace)}", selector)
+    if part.lists.get(ENDPOINT_SLICES, EMPTY_LIST).items:
+        return part
+    try:
+        endpoints = api.get(f"/api/v1/namespaces/{_segment(namespace)}/endpoints/{_segment(name)}")
+    except ApiNotFoundError:
+        part.lists[ENDPOINTS] = EMPTY_LIST
+    except ApiForbiddenError as error:
+        part.gaps.append(_gap("endpoints", f"{namespace}/{name}", error, "its endpoints are not known"))
+    else:
+        (endpoints.get("metadata") or {}).pop("managedFields", None)
+        item = json.dumps(endpoints, ensure_ascii=False).encode()
+        part.lists[ENDPOINTS] = ObjectList(keys=(f"{namespace}/{name}",), items=(item,))
+    return part
+
+
+def _all_endpoints(api: KubeApi, scope: str) -> _Part:
+    part = _slices(api, scope, {})
+    if part.lists.get(ENDPOINT_SLICES, EMPTY_LIST).items:
+        return part
+    try:
+        part.lists[ENDPOINTS] = api.list_pages(f"/api/v1{scope}/endpoints")
+    except ApiForbiddenError as error:
+        part.gaps.append(_gap("endpoints", "endpoints", error, "the endpoints of the Services are not known"))
+    return part
+
+
+def _slices(api: KubeApi, scope: str, params: Mapping[str, str]) -> _Part:
+    """EndpointSlices; a server before 1.21 has no discovery.k8s.io/v1 (404), its Endpoints say the same."""
+    part = _Part()
+    try:
+        part.lists[ENDPOINT_SLICES] = api.list_pages(
+            f"/apis/discovery.k8s.io/v1{scope}/endpointslices", params
+        )
+    except ApiNotFoundError:
+        pass
+    except ApiForbiddenError as error:
+        lost = "Endpoints, which tell less, are read instead"
+        part.gaps.append(_gap("endpointslices", "endpointslices", error, lost))
+    return part
+
+
+def _nodes(api: KubeApi) -> _Part:
+    try:
+        return _Part(lists={NODES: api.list_pages("/api/v1/nodes")})
+    except ApiError as error:
+        return _Part(gaps=[_gap("nodes", "nodes", error, "the nodes and their addresses are not known")])
+
+
+def _pods(api: KubeApi, path: str, params: Mapping[str, str]) -> _Part:
+    try:
+        return _Part(lists={PODS: api.list_pages(path, params)})
+    except ApiError as error:
+        return _Part(gaps=[_gap("pods", "pods", error, "why a pod is not an endpoint cannot be told")])
+
+
+def _version(api: KubeApi) -> _Part:
+    try:
+        return _Part(files={VERSION: json.dumps(api.get("/version")).encode()})
+    except ApiError as error:
+        return _Part(gaps=[_gap("version", "version", error, "the version of the API server is not known")])
+
+
+def _kube_proxy_config(api: KubeApi) -> _Part:
+    problem: ApiError | None = None
+    for config_map, key in KUBE_PROXY_CONFIG_MAPS:
+        try:
+            found = api.get(f"/api/v1/namespaces/kube-system/configmaps/{config_map}")
+        except ApiNotFoundError:
+            continue
+        except ApiError as error:
+            problem = error
+            continue
+        content = (found.get("data") or {}).get(key)
+        if isinstance(content, str):
+            return _Part(kube_proxy_config=content.encode())
+    lost = "kube-proxy's mode and settings are inferred from the rules, or taken to be its defaults"
+    subject = "kube-system/kube-proxy"
+    if problem is not None:
+        return _Part(gaps=[_gap("kube-proxy-config", subject, problem, lost)])
+    message = f"kube-system has no ConfigMap with kube-proxy's configuration; {lost}"
+    return _Part(gaps=[EvidenceGap(kind="kube-proxy-config", subject=subject, message=message)])
+
+
+def _kube_proxy_pods(api: KubeApi) -> _Part:
+    params = {"labelSelector": KUBE_PROXY_SELECTOR}
+    try:
+        return _Part(lists={PODS: api.list_pages("/api/v1/namespaces/kube-system/pods", params)})
+    except ApiError as error:
+        lost = "kube-proxy's version is not known and taken to be the API server's"
+        return _Part(gaps=[_gap("kube-proxy-pods", "kube-system/kube-proxy", error, lost)])
+
+
+def _gap(kind: str, subject: str, error: ApiError, lost: str) -> EvidenceGap:
+    """The gap that a failed read leaves; `api-forbidden` if a permission is all that is missing."""
+    if isinstance(error, ApiForbiddenError) and kind != "kube-proxy-config":
+        kind = "api-forbidden"
+    return EvidenceGap(kind=kind, subject=subject, message=f"{error.message}; {lost}", remedy=error.hint)
+
+
+# ------------------------------------------------------------------------------------------------ wrong names
+
+
+def _service_not_found(api: KubeApi, namespace: str, name: str) -> NotFoundError:
+    if (error := _namespace_not_found(api, namespace)) is not None:
+        return error
+    message = f'no Service "{name}" in namespace "{namespace}"'
+    near = near_names(name, _names(api, f"/api/v1/namespaces/{_segment(namespace)}/services"))
+    if near:
+        return NotFoundError(f"{message}; did you mean {_alternatives(near)}?", near=near)
+    namesakes = _keys(api, "/api/v1/services", {"fieldSelector": f"metadata.name={name}"})
+    if namesakes:
+        return NotFoundError(f"{message}; did you mean {_alternatives(namesakes[:3])}?", near=namesakes[:3])
+    return NotFoundError(message, hint=f"`kubectl get services -n {namespace}` lists what there is")
+
+
+def _namespace_not_found(api: KubeApi, namespace: str) -> NotFoundError | None:
+    """The error to raise if there is no such namespace; None if there is, or if it cannot be told."""
+    try:
+        api.get(f"/api/v1/namespaces/{_segment(namespace)}")
+    except ApiNotFoundError:
+        near = near_names(namespace, _names(api, "/api/v1/namespaces"))
+        message = f'there is no namespace "{namespace}"'
+        if near:
+            return NotFoundError(f"{message}; did you mean {_alternatives(near)}?", near=near)
+        return NotFoundError(message, hint="`kubectl get namespaces` lists what there is")
+    except ApiError:
+        return None
+    return None
+
+
+def near_names(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Up to three of `names` that someone who typed `name` may have meant, best first."""
+    names = sorted(set(names))
+    alike = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    parts = [
+        other for other in names if len(name) > 2 and (name in other or (len(other) > 2 and other in name))
+    ]
+    return tuple(dict.fromkeys([*alike, *parts]))[:3]
+
+
+def _alternatives(names: Iterable[str]) -> str:
+    return " or ".join(f'"{name}"' for name in names)
+
+
+def _names(api: KubeApi, path: str) -> list[str]:
+    return [key.rpartition("/")[2] for key in _keys(api, path, {})]
+
+
+def _keys(api: KubeApi, path: str, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """NAMESPACE/NAME of every object; none if they may not be read, for they only serve a suggestion."""
+    try:
+        return api.list_pages(path, params).keys
+    except ApiError:
+        return ()

@@ -1,0 +1,496 @@
+"""The node that ktp itself runs on: its rules, addresses, routes, sockets and sysctls, as commands print them.
+
+Looking must not change the node. Three readers do more than read, and are only used where that does nothing:
+
+* `iptables-legacy* -t TABLE` and `-S` create the table that they are asked about. Only `iptables-legacy-save`
+  without `-t` is run, and only if /proc/net/ip_tables_names lists a table.
+* `ipvsadm` loads the module ip_vs. It is run only if /proc/net/ip_vs is there.
+* `ipset`, `nft` and `iptables-nft-save` make the kernel load ip_set and nf_tables. They are not run where the
+  kernel certainly does not have them, and so can have no sets or rules of theirs.
+
+A reader that finds nothing for one of these reasons leaves an empty dump and not a gap: it is known that there
+is nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from ktp.collect.parallel import run_in_parallel
+from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
+
+COMMAND_TIMEOUT = 30.0
+# iptables-nft-save takes 24 s for 180,000 rules, and `nft -j` 15 s.
+RULES_TIMEOUT = 120.0
+
+# Administration commands are often missing from the PATH of ordinary users and of cron.
+_SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+
+IPV4_CONF_KEYS = ("rp_filter", "route_localnet", "forwarding", "accept_local", "src_valid_mark")
+IPV6_CONF_KEYS = ("forwarding",)
+SINGLE_SYSCTLS = (
+    "net.ipv4.ip_forward",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.fib_multipath_hash_policy",
+    "net.bridge.bridge-nf-call-iptables",
+    "net.bridge.bridge-nf-call-ip6tables",
+    "net.netfilter.nf_conntrack_tcp_loose",
+    "net.netfilter.nf_conntrack_tcp_be_liberal",
+)
+
+# The kind of gap for iptables rules in nf_tables without a command that prints them in full.
+_NFT_TABLES = "iptables-nft"
+# A table as iptables-nft makes them, in what `nft -j` prints.
+_IPTABLES_NFT_TABLE = re.compile(
+    rb'"table": ?\{"family": ?"ip6?", ?"name": ?"(?:filter|nat|mangle|raw|security)"'
+)
+_AS_ROOT = "run ktp as root on the node (sudo ktp …)"
+
+
+# -------------------------------------------------------------------------------------------------- the machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """What a command printed, and how it ended: `status` is its exit status, None if it took too long."""
+
+    status: int | None
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+class CommandRunner(Protocol):
+    """The little that is asked of a machine; this one, or in tests none at all."""
+
+    def run(self, command: Sequence[str], *, timeout: float) -> CommandResult:
+        """Run a command that `has_command` knows, without a shell and with LC_ALL=C."""
+
+    def has_command(self, name: str) -> bool:
+        """Whether there is an executable of that name."""
+
+    def read_file(self, path: str) -> bytes:
+        """The content of a file; OSError as `open` raises it."""
+
+    def list_folder(self, path: str) -> list[str]:
+        """The names in a folder, sorted; none if there is no such folder."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder at `path`."""
+
+    def hostnames(self) -> tuple[str, ...]:
+        """The machine's names, the one that `hostname` prints first."""
+
+    def is_root(self) -> bool:
+        """Whether commands run as root."""
+
+
+class LocalRunner:
+    """This machine, in the network namespace that ktp runs in."""
+
+    def __init__(self) -> None:
+        self._path = os.pathsep.join(part for part in (os.environ.get("PATH", ""), _SYSTEM_PATH) if part)
+        self._environment = {**os.environ, "LC_ALL": "C", "PATH": self._path}
+
+    def run(self, command: Sequence[str], *, timeout: float) -> CommandResult:
+        """Run a command without a shell and with LC_ALL=C; killed if it takes longer than `timeout` seconds."""
+        program = shutil.which(command[0], path=self._path) or command[0]
+        try:
+            done = subprocess.run(
+                [program, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout,
+                env=self._environment,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return CommandResult(status=None)
+        except OSError as error:
+            return CommandResult(status=127, stderr=(error.strerror or str(error)).encode())
+        return CommandResult(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+    def has_command(self, name: str) -> bool:
+        """Whether there is an executable of that name."""
+        return shutil.which(name, path=self._path) is not None
+
+    def read_file(self, path: str) -> bytes:
+        """The content of a file; OSError as `open` raises it."""
+        return Path(path).read_bytes()
+
+    def list_folder(self, path: str) -> list[str]:
+        """The names in a folder, sorted; none if there is no such folder."""
+        try:
+            return sorted(os.listdir(path))
+        except OSError:
+            return []
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder at `path`."""
+        return Path(path).exists()
+
+    def hostnames(self) -> tuple[str, ...]:
+        """The machine's names, without asking DNS."""
+        return (socket.gethostname(),)
+
+    def is_root(self) -> bool:
+        """Whether ktp runs as root."""
+        return os.geteuid() == 0
+
+
+# --------------------------------------------------------------------------------------------- which node it is
+
+
+def local_node_name(capture: Capture, runner: CommandRunner | None = None) -> str | None:
+    """The Node object of this very machine among those of `cluster/nodes.json`; None if it is no node.
+
+    It is the Node with one of its addresses on an interface here, else the one with this host's name (a cloud's
+    InternalIP may be on no interface). A Node that reports another boot id than this kernel's is never it.
+    """
+    runner = runner or LocalRunner()
+    nodes = [node for node in _node_objects(capture) if _same_boot(node, runner)]
+    if not nodes:
+        return None
+    local = set(_local_addresses(runner))
+    for node in nodes:
+        if local & set(_addresses(node)):
+            return _name(node)
+    hosts = {host.lower().rstrip(".") for host in runner.hostnames()}
+    hosts |= {host.partition(".")[0] for host in hosts}
+    for node in nodes:
+        name = _name(node).lower()
+        if name in hosts or name.partition(".")[0] in hosts:
+            return _name(node)
+    return None
+
+
+def _node_objects(capture: Capture) -> list[dict[str, Any]]:
+    if not capture.has("cluster/nodes.json"):
+        return []
+    try:
+        items = json.loads(capture.read("cluster/nodes.json"))["items"]
+        return [item for item in items if isinstance(item["metadata"]["name"], str)]
+    except (ValueError, KeyError, TypeError):
+        # parse reports a damaged list; without one, no machine is known to be a node.
+        return []
+
+
+def _name(node: dict[str, Any]) -> str:
+    return str(node["metadata"]["name"])
+
+
+def _same_boot(node: dict[str, Any], runner: CommandRunner) -> bool:
+    reported = ((node.get("status") or {}).get("nodeInfo") or {}).get("bootID")
+    if not reported:
+        return True
+    try:
+        return bool(runner.read_file("/proc/sys/kernel/random/boot_id").decode().strip() == reported)
+    except OSError:
+        return True
+
+
+def _addresses(node: dict[str, Any]) -> Iterator[str]:
+    for entry in (node.get("status") or {}).get("addresses") or ():
+        if entry.get("type") in {"InternalIP", "ExternalIP"} and (address := _usable(entry.get("address"))):
+            yield address
+
+
+def _local_addresses(runner: CommandRunner) -> Iterator[str]:
+    if not runner.has_command("ip"):
+        return
+    answer = runner.run(("ip", "-j", "addr"), timeout=COMMAND_TIMEOUT)
+    try:
+        links = json.loads(answer.stdout)
+    except ValueError:
+        return
+    for link in links:
+        for entry in link.get("addr_info", ()):
+            if address := _usable(entry.get("local")):
+                yield address
+
+
+def _usable(text: object) -> str | None:
+    """An IP address in its one spelling; None for what is none, and for loopback, which every machine has."""
+    try:
+        address = ipaddress.ip_address(str(text))
+    except ValueError:
+        return None
+    return None if address.is_loopback else str(address)
+
+
+# ------------------------------------------------------------------------------------------- what is read of it
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one of the parallel reads adds to the capture; file names are without `nodes/NODE/`."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    gaps: list[EvidenceGap] = field(default_factory=list)
+
+
+def collect_local_node(node: str, runner: CommandRunner | None = None) -> MemoryCapture:
+    """What this machine says about itself, as `nodes/NODE/…` of design §4, NODE being `node`.
+
+    Nothing is raised for what cannot be read; each is a gap. The dumps are not taken at one instant.
+    """
+    reader = _NodeReader(node, runner or LocalRunner())
+    parts = run_in_parallel(reader.reads())
+    files = {name: content for part in parts for name, content in part.files.items()}
+    gaps = [gap for part in parts for gap in part.gaps]
+    gaps = reader.settle(files, gaps)
+    return MemoryCapture(
+        files={f"nodes/{node}/{name}": content for name, content in files.items()},
+        gaps=tuple(gaps) if reader.is_root else reader.one_gap_for_root(gaps),
+        source=f"node {node} (this machine)",
+    )
+
+
+class _NodeReader:
+    """The reads of one node; each method is one read and returns its files and gaps."""
+
+    def __init__(self, node: str, runner: CommandRunner) -> None:
+        self._node = node
+        self._runner = runner
+        self.is_root = runner.is_root()
+        self._has_nf_tables = self._kernel_has("nf_tables", "nf_tables_newrule")
+        self._has_ip_set = self._kernel_has("ip_set", "ip_set_create")
+
+    def reads(self) -> list[Callable[[], _Part]]:
+        """Every read, the slow ones first; they are independent of each other."""
+        return [
+            self._nft_ruleset,
+            partial(self._tables, "iptables"),
+            partial(self._tables, "ip6tables"),
+            self._ipset,
+            self._ipvs,
+            self._nft_hooks,
+            partial(self._command, "ip-addr.json", "node-addresses", "ip -j addr"),
+            partial(self._command, "ip-rule.json", "node-routes", "ip -j rule"),
+            partial(self._ipv6, "ip6-rule.json", "ip -6 -j rule"),
+            partial(self._command, "ip-route.json", "node-routes", "ip -j route show table all"),
+            partial(self._ipv6, "ip6-route.json", "ip -6 -j route show table all"),
+            partial(self._command, "ss.txt", "node-sockets", "ss -lntuH"),
+            self._sysctls,
+        ]
+
+    # ----------------------------------------------------------------------------------------------- commands
+
+    def _command(self, file: str, kind: str, line: str, timeout: float = COMMAND_TIMEOUT) -> _Part:
+        """The output of one command as `file`, or a gap of `kind` that says why there is none."""
+        command = line.split()
+        if not self._runner.has_command(command[0]):
+            return self._gap(kind, f"the command {command[0]} is not installed", _how_to_install(command[0]))
+        answer = self._runner.run(command, timeout=timeout)
+        if answer.status is None:
+            return self._gap(
+                kind,
+                f"`{line}` took longer than {timeout:g} s",
+                f"run `{line}` on the node and keep what it prints",
+            )
+        if answer.status != 0 and not _is_empty_route_table(answer):
+            said = _first_line(answer.stderr) or f"exit status {answer.status}"
+            remedy = f"see what `{line}` says on the node" if self.is_root else _AS_ROOT
+            return self._gap(kind, f"`{line}` failed: {said}", remedy)
+        return _Part(files={file: answer.stdout if answer.stdout.strip() else _nothing(file)})
+
+    def _ipv6(self, file: str, line: str) -> _Part:
+        """A command about IPv6 routing, which fails on a kernel booted with ipv6.disable=1."""
+        if not self._runner.exists("/proc/sys/net/ipv6"):
+            return _Part(files={file: _nothing(file)})
+        return self._command(file, "node-routes", line)
+
+    def _gap(self, kind: str, why: str, remedy: str | None) -> _Part:
+        message = f"{why} on node {self._node}"
+        return _Part(gaps=[EvidenceGap(kind=kind, subject=self._node, message=message, remedy=remedy)])
+
+    # -------------------------------------------------------------------------------------------------- rules
+
+    def _tables(self, family: str) -> _Part:
+        """Both back ends of `iptables` or `ip6tables`; an older node has the plain command alone."""
+        legacy, nft, plain = f"{family}-legacy-save", f"{family}-nft-save", f"{family}-save"
+        if not self._runner.has_command(legacy) and not self._runner.has_command(nft):
+            if self._runner.has_command(plain) and self._plain_is_legacy(family):
+                legacy = plain
+            elif self._runner.has_command(plain):
+                nft = plain
+        parts = (self._legacy(legacy, family), self._nft_tables(nft))
+        return _Part(files=parts[0].files | parts[1].files, gaps=parts[0].gaps + parts[1].gaps)
+
+    def _plain_is_legacy(self, family: str) -> bool:
+        """`iptables v1.8.9 (legacy)`; versions before 1.8 know no other back end and name none."""
+        version = self._runner.run((family, "--version"), timeout=COMMAND_TIMEOUT)
+        return b"nf_tables" not in version.stdout
+
+    def _legacy(self, command: str, family: str) -> _Part:
+        """The legacy tables that exist, and never one that this look would create."""
+        tables = self._legacy_tables(family)
+        names_file = f"/proc/net/{_proc_stem(family)}_names"
+        if tables is None:
+            why = f"{names_file} cannot be read, and so the legacy rules were left alone"
+            return self._gap("node-rules", why, _AS_ROOT)
+        if not tables:
+            return _Part(files={f"{command}.txt": f"# {names_file} lists no legacy table\n".encode()})
+        if not self._runner.has_command(command):
+            return self._gap(
+                "node-rules",
+                f"the kernel has the legacy {family} tables {', '.join(tables)}, but no {command} is installed",
+                f"install {command} on the node",
+            )
+        return self._command(f"{command}.txt", "node-rules", f"{command} -c", RULES_TIMEOUT)
+
+    def _legacy_tables(self, family: str) -> tuple[str, ...] | None:
+        """The legacy tables of this network namespace; None if that may not be read."""
+        try:
+            names = self._runner.read_file(f"/proc/net/{_proc_stem(family)}_names")
+        except FileNotFoundError:
+            # The module is not loaded, or the kernel no longer has it.
+            return ()
+        except OSError:
+            return None
+        return tuple(names.decode(errors="replace").split())
+
+    def _nft_tables(self, command: str) -> _Part:
+        if not self._runner.has_command(command):
+            if not self._has_nf_tables:
+                return _Part()
+            return self._gap(
+                _NFT_TABLES,
+                f"iptables rules in nf_tables cannot be printed without the command {command}",
+                f"install {command} on the node",
+            )
+        if not self._has_nf_tables:
+            return _Part(files={f"{command}.txt": b"# the kernel has no nf_tables\n"})
+        return self._command(f"{command}.txt", "node-rules", f"{command} -c", RULES_TIMEOUT)
+
+    def _nft_ruleset(self) -> _Part:
+        if not self._has_nf_tables:
+            return _Part(files={"nft-ruleset.json": b'{"nftables": []}\n'})
+        return self._command("nft-ruleset.json", "nft", "nft -j list ruleset", RULES_TIMEOUT)
+
+    def _nft_hooks(self) -> _Part:
+        """Optional: needs nft 1.0.1 and a kernel with CONFIG_NETFILTER_NETLINK_HOOK."""
+        if not self._runner.has_command("nft") or not self._has_nf_tables:
+            return _Part()
+        answer = self._runner.run(("nft", "list", "hooks"), timeout=COMMAND_TIMEOUT)
+        return (
+            _Part(files={"nft-hooks.txt": answer.stdout}) if answer.status == 0 and answer.stdout else _Part()
+        )
+
+    def _kernel_has(self, module: str, symbol: str) -> bool:
+        """Whether the kernel has a module, loaded or built in; True where that cannot be told.
+
+        A built-in module without parameters has no folder in /sys/module, but its functions are in
+        /proc/kallsyms. Without /proc/modules the kernel loads no modules, so asking cannot change it.
+        """
+        if self._runner.exists(f"/sys/module/{module}") or not self._runner.exists("/proc/modules"):
+            return True
+        try:
+            symbols = self._runner.read_file("/proc/kallsyms")
+        except OSError:
+            return True
+        return not symbols.strip() or re.search(rb" %s\b" % symbol.encode(), symbols) is not None
+
+    # --------------------------------------------------------------------------------------- ipset, ipvs, sysctl
+
+    def _ipset(self) -> _Part:
+        if not self._has_ip_set:
+            return _Part(files={"ipset-save.txt": b""})
+        if not self._runner.has_command("ipset"):
+            return _Part()
+        return self._command("ipset-save.txt", "ipset", "ipset save")
+
+    def settle(self, files: dict[str, bytes], gaps: list[EvidenceGap]) -> list[EvidenceGap]:
+        """The gaps that remain once all reads are known: a missing command matters only if it had work."""
+        ruleset = files.get("nft-ruleset.json")
+        if ruleset is not None and not _IPTABLES_NFT_TABLE.search(ruleset):
+            gaps = [gap for gap in gaps if gap.kind != _NFT_TABLES]
+        asked = any(b"--match-set" in content for name, content in files.items() if "tables" in name)
+        if asked and "ipset-save.txt" not in files and not self._runner.has_command("ipset"):
+            why = "rules match ipsets, but the command ipset is not installed"
+            gaps = gaps + self._gap("ipset", why, "install ipset on the node").gaps
+        return gaps
+
+    def _ipvs(self) -> _Part:
+        try:
+            services = self._runner.read_file("/proc/net/ip_vs")
+        except FileNotFoundError:
+            return _Part(files={"ipvsadm.txt": b""})
+        except OSError as error:
+            return self._gap("ipvs", f"/proc/net/ip_vs cannot be read ({error.strerror})", _AS_ROOT)
+        # Three lines of heading, then the virtual servers.
+        if len(services.splitlines()) <= 3:
+            return _Part(files={"ipvsadm.txt": b""})
+        return self._command("ipvsadm.txt", "ipvs", "ipvsadm -Sn")
+
+    def _sysctls(self) -> _Part:
+        """The keys as `sysctl` prints them; one that this kernel does not have is left out."""
+        lines = []
+        for key in self._sysctl_keys():
+            # As sysctl(8), which swaps dots and slashes: the interface eth0.100 is net.ipv4.conf.eth0/100.
+            path = "/proc/sys/" + key.translate(str.maketrans("./", "/."))
+            try:
+                value = self._runner.read_file(path).decode(errors="replace").rstrip("\n")
+            except OSError:
+                continue
+            lines.append(f"{key} = {value}\n")
+        if not lines:
+            return self._gap("node-sysctl", "no sysctl under /proc/sys/net can be read", "mount /proc")
+        return _Part(files={"sysctl.txt": "".join(lines).encode()})
+
+    def _sysctl_keys(self) -> Iterator[str]:
+        yield from SINGLE_SYSCTLS
+        for version, keys in (("ipv4", IPV4_CONF_KEYS), ("ipv6", IPV6_CONF_KEYS)):
+            for interface in self._runner.list_folder(f"/proc/sys/net/{version}/conf"):
+                for key in keys:
+                    yield f"net.{version}.conf.{interface.replace('.', '/')}.{key}"
+
+    # ------------------------------------------------------------------------------------------------ not root
+
+    def one_gap_for_root(self, gaps: list[EvidenceGap]) -> tuple[EvidenceGap, ...]:
+        """One gap for all that root alone may read, instead of one for each command that said so."""
+        privileged = {"node-rules", _NFT_TABLES, "nft", "ipset", "ipvs"}
+        denied = [gap for gap in gaps if gap.kind in privileged and gap.remedy == _AS_ROOT]
+        if not denied:
+            return tuple(gaps)
+        merged = EvidenceGap(
+            kind="node-rules",
+            subject=self._node,
+            message=f"ktp does not run as root, and so the packet rules of node {self._node} cannot be read",
+            remedy=_AS_ROOT,
+        )
+        return (merged, *(gap for gap in gaps if gap not in denied))
+
+
+def _proc_stem(family: str) -> str:
+    return "ip6_tables" if family == "ip6tables" else "ip_tables"
+
+
+def _nothing(file: str) -> bytes:
+    """A dump without anything in it; `ip -j` prints no text at all for some empty lists."""
+    return b"[]\n" if file.endswith(".json") else b""
+
+
+def _is_empty_route_table(answer: CommandResult) -> bool:
+    """`ip route show` fails on a table without a route, in a new network namespace also on `main`."""
+    return b"FIB table does not exist" in answer.stderr
+
+
+def _first_line(output: bytes) -> str:
+    return output.decode(errors="replace").strip().partition("\n")[0].rstrip(".")[:200]
+
+
+def _how_to_install(command: str) -> str:
+    package = {"ip": "iproute2", "ss": "iproute2", "nft": "nftables"}.get(command, command)
+    return f"install the package {package} on the node"

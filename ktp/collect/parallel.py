@@ -1,0 +1,45 @@
+"""Several reads at once: what collection waits for is other machines and processes, not this one."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+
+
+def run_in_parallel(tasks: Sequence[Callable[[], T]], *, workers: int = 8) -> list[T]:
+    """The results of all tasks in their order, run by up to `workers` threads.
+
+    Raises the exception of the first task, in order, that failed, once all have ended. The threads are
+    daemons, and so Ctrl-C ends the program at once and does not wait for a server that does not answer.
+    """
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in range(len(tasks)):
+        waiting.put(index)
+    results: dict[int, T] = {}
+    failures: dict[int, BaseException] = {}
+
+    def work() -> None:
+        while True:
+            try:
+                index = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                results[index] = tasks[index]()
+            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
+                failures[index] = error
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(tasks)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[min(failures)]
+    return [results[index] for index in range(len(tasks))]

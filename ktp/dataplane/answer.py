@@ -1,0 +1,280 @@
+"""Folding the ways of a walk into one answer.
+
+Random forks add up to probabilities. Where an unknown forked the walk, both sides are compared: alike, the answer
+stands; different, it is undetermined and names what was not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ktp.dataplane.packet import Packet, to_text
+from ktp.dataplane.state import ASKED, Decision, HopRecord, StepRecord
+from ktp.dataplane.walk import Delivery, Leaf, LimitExceededError, Walker
+from ktp.model.trace import (
+    DecidedBy,
+    Disposition,
+    Flow,
+    FlowAnswer,
+    Header,
+    Hop,
+    Path,
+    Step,
+    Symptom,
+    Unknown,
+)
+
+
+class _Weighted:
+    """A leaf with the probability of its way."""
+
+    __slots__ = ("chance", "leaf")
+
+    def __init__(self, leaf: Leaf, chance: float) -> None:
+        self.leaf = leaf
+        self.chance = chance
+
+
+def answer_flow(walker: Walker, flow: Flow, *, trace: bool = True) -> FlowAnswer:
+    """Walk `flow` and fold its ways.
+
+    `trace` False leaves the hops out (batches do not show them). Raises ValueError for a flow that is none.
+    """
+    try:
+        leaves = walker.walk(flow)
+    except LimitExceededError:
+        why = "the flow forks into more ways than ktp follows: too many rules on its way are unknown"
+        return FlowAnswer(
+            flow=flow,
+            disposition=Disposition.UNDETERMINED,
+            symptom=Symptom.UNKNOWN,
+            reason=why,
+            unknowns=(Unknown(node="", what="", why=why),),
+        )
+    return fold(flow, leaves, trace=trace)
+
+
+def fold(flow: Flow, leaves: Sequence[Leaf], *, trace: bool = True) -> FlowAnswer:
+    """Leaves of one walk → the answer."""
+    unknowns: list[Unknown] = []
+    forked = [(_decisions(leaf.state.decisions), leaf) for leaf in leaves]
+    if any(d.kind == ASKED for decisions, _ in forked for d in decisions):
+        weighted = _combine(forked, 0, unknowns)
+    else:
+        weighted = [_Weighted(leaf, _chance(decisions)) for decisions, leaf in forked]
+    for each in weighted:
+        if each.leaf.disposition is Disposition.UNDETERMINED:
+            leaf = each.leaf
+            found = Unknown(
+                node=leaf.node, what=leaf.kind if leaf.kind != "evidence" else "", why=leaf.reason,
+                rule=leaf.step.rule if leaf.step is not None else None,
+            )  # fmt: skip
+            if found not in unknowns:
+                unknowns.append(found)
+    paths = tuple(_path(w, trace) for w in weighted)
+    assumptions = tuple(dict.fromkeys(a for p in paths for a in p.assumptions))
+    delivered = [w for w in weighted if _delivery(w.leaf) is not None and w.leaf.symptom is Symptom.CONNECTS]
+    seen = tuple(dict.fromkeys(p.source_seen for p in paths if p.source_seen and p.symptom is Symptom.CONNECTS))
+    preserved: bool | None = None
+    if delivered:
+        original = {to_text(w.leaf.state.hops[0].arrived.family, w.leaf.state.hops[0].arrived.src) for w in delivered if w.leaf.state.hops}
+        preserved = set(seen) <= original if original else None
+    if unknowns:
+        first = unknowns[0]
+        return FlowAnswer(
+            flow=flow, disposition=Disposition.UNDETERMINED, symptom=Symptom.UNKNOWN, reason=first.why, paths=paths,
+            unknowns=tuple(unknowns), assumptions=assumptions, sources_seen=seen, source_preserved=preserved,
+        )  # fmt: skip
+    symptoms = {p.symptom for p in paths}
+    best = max(paths, key=lambda p: (p.symptom is Symptom.CONNECTS, p.probability))
+    if len(symptoms) == 1:
+        symptom = best.symptom
+        worst = best
+    else:
+        symptom = Symptom.INTERMITTENT
+        worst = max((p for p in paths if p.symptom is not Symptom.CONNECTS), key=lambda p: p.probability, default=best)
+    disposition = best.disposition if len(symptoms) == 1 else worst.disposition
+    reason = worst.reason
+    if symptom is Symptom.INTERMITTENT:
+        good = sum(p.probability for p in paths if p.symptom is Symptom.CONNECTS)
+        reason = f"connects in {good:.0%} of tries; otherwise: {worst.reason}"
+    return FlowAnswer(
+        flow=flow, disposition=disposition, symptom=symptom, reason=reason, paths=paths,
+        decided_by=_common_decision(paths) if len(paths) > 1 else worst.decided_by,
+        assumptions=assumptions, sources_seen=seen, source_preserved=preserved,
+    )  # fmt: skip
+
+
+def _decisions(linked: Any) -> list[Decision]:
+    out: list[Decision] = []
+    while linked is not None:
+        linked, decision = linked
+        out.append(decision)
+    out.reverse()
+    return out
+
+
+def _chance(decisions: list[Decision]) -> float:
+    product = 1.0
+    for d in decisions:
+        product *= d.chance
+    return product
+
+
+def _combine(forked: list[tuple[list[Decision], Leaf]], depth: int, unknowns: list[Unknown]) -> list[_Weighted]:
+    """The leaves below one fork, weighted; where an unknown's sides differ, `unknowns` gains it."""
+    out: list[_Weighted] = []
+    stack = [forked]
+    while stack:
+        group = stack.pop()
+        if len(group) == 1:
+            decisions, leaf = group[0]
+            out.append(_Weighted(leaf, _chance(decisions)))
+            continue
+        at = _first_difference(group)
+        sides: dict[int, list[tuple[list[Decision], Leaf]]] = {}
+        for item in group:
+            sides.setdefault(item[0][at].choice, []).append(item)
+        decision = group[0][0][at]
+        if decision.kind != ASKED:
+            stack.extend(sides.values())
+            continue
+        results = [_combine(side, at + 1, unknowns) for side in sides.values()]
+        first = _signature(results[0])
+        if any(_signature(other) != first for other in results[1:]):
+            node = decision.key[1] if decision.key[0] == "order" else decision.key[0]
+            found = Unknown(node=node, what=decision.what, why=_why(decision), rule=decision.rule)
+            if found not in unknowns:
+                unknowns.append(found)
+        out.extend(results[0])
+    return out
+
+
+def _why(decision: Decision) -> str:
+    if decision.rule is None:
+        return decision.why
+    rule = decision.rule
+    return f"{decision.why}: {rule.table} {rule.text}" if hasattr(rule, "table") else f"{decision.why}: {decision.what}"
+
+
+def _first_difference(group: list[tuple[list[Decision], Leaf]]) -> int:
+    at = 0
+    while True:
+        choices = {decisions[at].choice for decisions, _ in group}
+        if len(choices) > 1:
+            return at
+        at += 1
+
+
+def _signature(weighted: list[_Weighted]) -> dict[tuple[Any, ...], float]:
+    """What the client and the endpoints can tell of a set of ways."""
+    out: dict[tuple[Any, ...], float] = {}
+    total = sum(w.chance for w in weighted) or 1.0
+    for w in weighted:
+        d = _delivery(w.leaf)
+        key = (
+            w.leaf.disposition, w.leaf.symptom,
+            (d.ip, d.port, d.source) if d is not None else None,
+        )  # fmt: skip
+        out[key] = out.get(key, 0.0) + w.chance / total
+    return {k: round(v, 6) for k, v in out.items()}
+
+
+def _delivery(leaf: Leaf) -> Delivery | None:
+    d = leaf.state.delivery
+    return d if isinstance(d, Delivery) else None
+
+
+def _path(weighted: _Weighted, trace: bool) -> Path:
+    leaf = weighted.leaf
+    d = _delivery(leaf)
+    return Path(
+        probability=weighted.chance,
+        disposition=leaf.disposition,
+        symptom=leaf.symptom,
+        reason=leaf.reason,
+        hops=tuple(_hop(h) for h in leaf.state.hops) if trace else (),
+        endpoint_ip=to_text(d.family, d.ip) if d is not None else None,
+        endpoint_port=d.port if d is not None else None,
+        endpoint_name=d.name if d is not None else None,
+        endpoint_node=d.node if d is not None else None,
+        source_seen=to_text(d.family, d.source) if d is not None else None,
+        decided_by=_decided_by(leaf),
+        assumptions=leaf.state.assumptions,
+    )
+
+
+def _decided_by(leaf: Leaf) -> DecidedBy | None:
+    step = leaf.step
+    node = leaf.node
+    if step is None:
+        if leaf.disposition in (Disposition.DELIVERED, Disposition.HOST_PROCESS) and leaf.state.nat_step is not None:
+            step = leaf.state.nat_step
+            node = leaf.state.hops[0].node if leaf.state.hops else node
+        else:
+            return DecidedBy(node=node, kind=leaf.kind, rule=leaf.reason) if leaf.kind else None
+    rule = step.rule
+    return DecidedBy(
+        node=node,
+        kind=step.kind,
+        table=step.table,
+        chain=step.chain,
+        rule=getattr(rule, "text", "") if rule is not None else step.text or step.effect,
+        line=getattr(rule, "line", 0),
+        hook=step.hook,
+        backend=step.backend,
+    )
+
+
+def _common_decision(paths: Sequence[Path]) -> DecidedBy | None:
+    """The decision that all ways share, else that of the likeliest way that does not connect."""
+    decided = [p.decided_by for p in paths]
+    if all(d == decided[0] for d in decided):
+        return decided[0]
+    bad = [p for p in paths if p.symptom is not Symptom.CONNECTS]
+    return max(bad, key=lambda p: p.probability).decided_by if bad else None
+
+
+def _hop(record: HopRecord) -> Hop:
+    steps: list[Step] = []
+    linked = record.steps
+    while linked is not None:
+        linked, step = linked
+        steps.append(_step(step))
+    steps.reverse()
+    return Hop(
+        node=record.node,
+        direction=record.direction,
+        arrived=_header(record.arrived),
+        left=_header(record.left),
+        in_interface=record.arrived.iif,
+        out_interface=record.left.oif,
+        steps=tuple(steps),
+    )
+
+
+def _step(s: StepRecord) -> Step:
+    rule = s.rule
+    return Step(
+        kind=s.kind,
+        hook=s.hook,
+        table=s.table,
+        chain=s.chain,
+        text=getattr(rule, "text", "") if rule is not None else s.text,
+        effect=s.effect,
+        backend=s.backend,
+        line=getattr(rule, "line", 0),
+        position=getattr(rule, "position", 0),
+        rule=rule if rule is not None and hasattr(rule, "matches") else None,
+    )
+
+
+def _header(p: Packet) -> Header:
+    return Header(
+        src=to_text(p.family, p.src),
+        sport=-1 if p.sport is None else p.sport,
+        dst=to_text(p.family, p.dst),
+        dport=-1 if p.dport is None else p.dport,
+        mark=p.mark,
+    )

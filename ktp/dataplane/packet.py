@@ -1,0 +1,217 @@
+"""The packet, its connection tracking entry, and the state of one walk."""
+
+from __future__ import annotations
+
+import socket
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+PROTOCOLS = {
+    "icmp": 1,
+    "igmp": 2,
+    "ipencap": 4,
+    "ipip": 4,
+    "tcp": 6,
+    "egp": 8,
+    "udp": 17,
+    "dccp": 33,
+    "ipv6": 41,
+    "gre": 47,
+    "esp": 50,
+    "ah": 51,
+    "icmpv6": 58,
+    "ipv6-icmp": 58,
+    "ospf": 89,
+    "pim": 103,
+    "vrrp": 112,
+    "l2tp": 115,
+    "sctp": 132,
+    "mh": 135,
+    "mobility-header": 135,
+    "udplite": 136,
+}
+PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
+TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
+
+# Bits of ctstate (xt_conntrack.h order is not kept; these are ktp's own).
+NEW, ESTABLISHED, RELATED, INVALID, UNTRACKED, SNAT_BIT, DNAT_BIT = 1, 2, 4, 8, 16, 32, 64
+
+FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
+
+
+@lru_cache(maxsize=65536)
+def to_int(text: str) -> tuple[int, int]:
+    """Address text → (family 4 or 6, number). Raises ValueError."""
+    if ":" in text:
+        return 6, int.from_bytes(socket.inet_pton(socket.AF_INET6, text.partition("%")[0]), "big")
+    return 4, int(IPv4Address(text))
+
+
+@lru_cache(maxsize=65536)
+def to_text(family: int, number: int) -> str:
+    """(family, number) → address text."""
+    return str(IPv4Address(number)) if family == 4 else str(IPv6Address(number))
+
+
+class Conn:
+    """A conntrack entry as one node holds it: the tuple of each direction, status, mark.
+
+    Ports are None where the client's ephemeral port stands. `o*` is the original direction as it arrived,
+    `src`…`dport` the packet's addresses after translation: the reply tuple is their inverse.
+    """
+
+    __slots__ = (
+        "confirmed",
+        "dnat",
+        "dport",
+        "dst",
+        "dst_done",
+        "helper",
+        "mark",
+        "node",
+        "odport",
+        "odst",
+        "osport",
+        "osrc",
+        "proto",
+        "seen_reply",
+        "snat",
+        "sport",
+        "src",
+        "src_done",
+        "state",
+    )
+
+    def __init__(self, node: str, p: Packet) -> None:
+        self.node = node
+        self.proto = p.proto
+        self.osrc = self.src = p.src
+        self.odst = self.dst = p.dst
+        self.osport = self.sport = p.sport
+        self.odport = self.dport = p.dport
+        self.mark = 0
+        self.snat = self.dnat = False
+        self.src_done = self.dst_done = False
+        self.confirmed = False
+        self.seen_reply = False
+        self.helper: str | None = None
+        self.state = NEW
+
+    def copy(self) -> Conn:
+        new = object.__new__(Conn)
+        for name in Conn.__slots__:
+            setattr(new, name, getattr(self, name))
+        return new
+
+    def is_original(self, p: Packet) -> bool:
+        """Whether `p` is of the direction that opened the connection, before this node translates it."""
+        return (
+            p.src == self.osrc
+            and p.dst == self.odst
+            and p.dport == self.odport
+            and p.sport == self.osport
+            and p.proto == self.proto
+        )
+
+    def is_reply(self, p: Packet) -> bool:
+        """Whether `p` is of the other direction, before this node translates it back."""
+        return (
+            p.src == self.dst
+            and p.dst == self.src
+            and p.sport == self.dport
+            and p.dport == self.sport
+            and p.proto == self.proto
+        )
+
+
+class Packet:
+    """A packet on its way through one node. Addresses are numbers, `sport` None an ephemeral port.
+
+    `reply` is set for the way back; an ICMP error carries in `inner` the (src, sport, dst, dport, proto) of the
+    packet that it speaks about, as that packet looked where the error now is.
+    """
+
+    __slots__ = (
+        "bridged",
+        "ct",
+        "ctstate",
+        "dport",
+        "dst",
+        "family",
+        "icmp",
+        "iif",
+        "inner",
+        "length",
+        "local",
+        "mark",
+        "oif",
+        "physin",
+        "physout",
+        "pkttype",
+        "proto",
+        "reply",
+        "sport",
+        "src",
+        "tcp_flags",
+        "tos",
+        "tproxy",
+        "ttl",
+    )
+
+    def __init__(
+        self, family: int, proto: int, src: int, dst: int, sport: int | None, dport: int | None
+    ) -> None:
+        self.family = family
+        self.proto = proto
+        self.src = src
+        self.dst = dst
+        self.sport = sport
+        self.dport = dport
+        self.iif: str | None = None
+        self.oif: str | None = None
+        self.physin: str | None = None
+        self.physout: str | None = None
+        self.bridged = False
+        self.mark = 0
+        self.ct: Conn | None = None
+        self.ctstate = INVALID
+        self.icmp: tuple[int, int] | None = None
+        self.inner: tuple[int, int | None, int, int | None, int] | None = None
+        self.tcp_flags = SYN
+        self.ttl = 64
+        self.tos = 0
+        self.length: int | None = None
+        self.pkttype = "unicast"
+        self.local = False  # made by a process of the node it is on
+        self.reply = False
+        self.tproxy = False
+
+    def copy(self) -> Packet:
+        new = object.__new__(Packet)
+        for name in Packet.__slots__:
+            setattr(new, name, getattr(self, name))
+        if self.ct is not None:
+            new.ct = self.ct.copy()
+        return new
+
+    def flow_key(self) -> tuple[Any, ...]:
+        """What a match can see of the packet: equal keys give equal answers."""
+        return (
+            self.proto, self.src, self.dst, self.sport, self.dport, self.iif, self.oif, self.mark,
+            self.ctstate, self.reply, self.physin, self.physout,
+        )  # fmt: skip
+
+    def words(self) -> str:
+        """`10.0.0.1:* → 10.0.0.2:80` for people."""
+        f = self.family
+        return f"{endpoint_text(f, self.src, self.sport)} → {endpoint_text(f, self.dst, self.dport)}"
+
+
+def endpoint_text(family: int, ip: int, port: int | None) -> str:
+    """`10.0.0.1:80`, `[fd00::1]:80`; `*` for an ephemeral port; no port where it is 0."""
+    text = to_text(family, ip)
+    if port == 0:
+        return text
+    shown = "*" if port is None else str(port)
+    return f"[{text}]:{shown}" if family == 6 else f"{text}:{shown}"

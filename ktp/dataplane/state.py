@@ -1,0 +1,144 @@
+"""The state of one walk and the verdicts of a chain.
+
+A walk forks where a match draws lots or is unknown. Each state keeps the decisions that led to it; when all walks have
+ended, the tree of decisions is folded into an answer (`ktp.dataplane.answer`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ktp.dataplane.packet import Conn, Packet
+
+ACCEPT, DROP, REJECT, UNKNOWN, STOLEN = 1, 2, 3, 4, 5
+
+RANDOM, ASKED = "random", "unknown"
+
+
+class Decision(NamedTuple):
+    """A fork: `kind` RANDOM or ASKED; `choice` which way; `chance` its probability; `what`/`why`/`rule` for people."""
+
+    kind: str
+    key: Any
+    choice: int
+    chance: float
+    what: str
+    why: str
+    rule: Any
+
+
+class StepRecord(NamedTuple):
+    """A step as the walk notes it; turned into model.trace.Step only when shown."""
+
+    kind: str
+    hook: str
+    table: str
+    chain: str
+    rule: Any  # model.ruleset.Rule, or any object with `text` and `line`, or None
+    effect: str
+    backend: str
+    text: str
+
+
+class HopRecord(NamedTuple):
+    """One node's part of a walk."""
+
+    node: str
+    direction: str
+    arrived: Packet
+    left: Packet
+    steps: Any  # linked list of StepRecord, newest first
+
+
+class Verdict(NamedTuple):
+    """How a base chain (or a whole hook) ended for one state. `detail` is the reject type or why unknown."""
+
+    code: int
+    state: State
+    detail: str = ""
+    step: StepRecord | None = None
+
+
+class State:
+    """Everything that belongs to one way the packet may take."""
+
+    __slots__ = (
+        "arrived",
+        "asked",
+        "assumptions",
+        "conns",
+        "decisions",
+        "delivery",
+        "direction",
+        "hop",
+        "hops",
+        "nat_step",
+        "packet",
+        "recent",
+        "seen_nodes",
+        "steps",
+        "ttl",
+    )
+
+    def __init__(self, packet: Packet) -> None:
+        self.packet = packet
+        self.arrived = packet
+        self.steps: Any = None  # (previous, StepRecord)
+        self.decisions: Any = None  # (previous, Decision)
+        self.assumptions: tuple[str, ...] = ()
+        self.asked: dict[Any, bool] | None = None
+        self.recent: frozenset[tuple[str, int]] = frozenset()
+        self.conns: tuple[Conn, ...] = ()  # confirmed entries, in the order of the nodes passed
+        self.hop: Any = None  # model.host.NextHop by which the packet will leave this node
+        self.hops: tuple[HopRecord, ...] = ()
+        self.direction = "request"
+        self.delivery: Any = None  # set when the request arrived: walk.Delivery
+        self.nat_step: StepRecord | None = None  # the step that translated the destination last
+        self.seen_nodes = 0
+        self.ttl = 0
+
+    def fork(self) -> State:
+        """A copy that goes its own way from here."""
+        new = object.__new__(State)
+        new.packet = self.packet.copy()
+        new.arrived = self.arrived
+        new.steps = self.steps
+        new.decisions = self.decisions
+        new.assumptions = self.assumptions
+        new.asked = dict(self.asked) if self.asked else None
+        new.recent = self.recent
+        new.conns = self.conns
+        new.hop = self.hop
+        new.hops = self.hops
+        new.direction = self.direction
+        new.delivery = self.delivery
+        new.nat_step = self.nat_step
+        new.seen_nodes = self.seen_nodes
+        new.ttl = self.ttl
+        return new
+
+    def note(
+        self,
+        kind: str,
+        effect: str,
+        *,
+        hook: str = "",
+        table: str = "",
+        chain: str = "",
+        rule: Any = None,
+        backend: str = "",
+        text: str = "",
+    ) -> StepRecord:
+        """Record a step."""
+        step = StepRecord(kind, hook, table, chain, rule, effect, backend, text)
+        self.steps = (self.steps, step)
+        return step
+
+    def assume(self, sentence: str) -> None:
+        """Record an assumption once."""
+        if sentence not in self.assumptions:
+            self.assumptions = (*self.assumptions, sentence)
+
+    def decide(self, decision: Decision) -> None:
+        """Record the way taken at a fork."""
+        self.decisions = (self.decisions, decision)

@@ -1,0 +1,1287 @@
+"""The walk of a flow: from its sender through every node to its end, and the answer's way back.
+
+One packet opens a connection (a TCP SYN, the first datagram) and walks raw, conntrack, mangle, nat, routing, filter,
+security as the kernel orders them; where it arrives, the answer walks back through the same nodes' connection
+tracking. Every step is recorded as it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ktp.dataplane import packet as pk
+from ktp.dataplane.hooks import FORWARD, INPUT, OUTPUT, POSTROUTING, PREROUTING, Group, HookTable, NftBaseChain
+from ktp.dataplane.host import Host
+from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, TCP, UDP, Conn, Packet, endpoint_text, to_int, to_text
+from ktp.dataplane.routing import Lookup
+from ktp.dataplane.state import (
+    ACCEPT,
+    ASKED,
+    DROP,
+    RANDOM,
+    REJECT,
+    Decision,
+    HopRecord,
+    State,
+    StepRecord,
+    Verdict,
+)
+from ktp.model.host import NextHop, NodeState
+from ktp.model.trace import Disposition, Flow, Symptom
+
+_MAX_HOPS = 12
+_MAX_LEAVES = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """A host behind a node that is no node itself (a pod), or a process of the node that is known by its port.
+
+    `host_network` True: it shares the node's addresses and `port` tells it apart.
+    """
+
+    name: str
+    node: str | None
+    host_network: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """Who is where, as the dataplane needs it. Addresses are (family, number).
+
+    `attached` maps addresses of pods and of other known endpoints; `processes` (node, protocol number, port) of
+    known host-network endpoints to their names; `silent` the sockets that take a connection and never answer
+    (kube-proxy up to 1.23 holds node ports so); `node_addresses` addresses of nodes, also of those without state.
+    """
+
+    nodes: Mapping[str, NodeState]
+    attached: Mapping[tuple[int, int], Attached] = field(default_factory=dict)
+    processes: Mapping[tuple[str, int, int], str] = field(default_factory=dict)
+    silent: frozenset[tuple[str, int, int]] = frozenset()
+    node_addresses: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    assumed_local: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Where a request arrived."""
+
+    ip: int
+    port: int | None
+    name: str | None
+    node: str | None
+    source: int
+    family: int
+    process: bool = False
+    silent: bool = False
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """The end of one way."""
+
+    state: State
+    disposition: Disposition
+    symptom: Symptom
+    reason: str
+    step: StepRecord | None = None
+    node: str = ""
+    kind: str = ""
+
+
+class LimitExceededError(Exception):
+    """The flow forks into more ways than can be followed."""
+
+
+class _Client:
+    """Who waits for the answer."""
+
+    __slots__ = ("dport", "dst", "ip", "node", "pod", "proto")
+
+    def __init__(self, ip: int, node: str | None, pod: bool, dst: int, dport: int, proto: int) -> None:
+        self.ip = ip
+        self.node = node
+        self.pod = pod
+        self.dst = dst
+        self.dport = dport
+        self.proto = proto
+
+
+class Walker:
+    """Walks flows over one topology. Compiled rules and route lookups are kept between flows."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        nft_chains: Callable[[Host, int], Sequence[NftBaseChain]] | None = None,
+    ) -> None:
+        """`nft_chains(host, family)` compiles a node's native nftables base chains."""
+        self.topology = topology
+        self._nft_chains = nft_chains
+        self._hosts: dict[str, Host | None] = {}
+        self._hooks: dict[tuple[str, int], HookTable] = {}
+        self._leaves: list[Leaf] = []
+        self._client = _Client(0, None, False, 0, 0, 0)
+        self._owners: dict[tuple[int, int], str] = self._address_owners()
+        self._nodes_route_pods = self._do_nodes_route_pods()
+
+    # -- who is where
+
+    def host(self, name: str) -> Host | None:
+        """The compiled node, None where nothing was read of it."""
+        if name not in self._hosts:
+            state = self.topology.nodes.get(name)
+            usable = state is not None and (state.has_rules or state.routes is not None or state.interfaces is not None)
+            assumed = self.topology.assumed_local.get(name, frozenset())
+            self._hosts[name] = Host(state, assumed) if usable and state is not None else None
+        return self._hosts[name]
+
+    def _address_owners(self) -> dict[tuple[int, int], str]:
+        seen: dict[tuple[int, int], str | None] = {}
+        for name in self.topology.nodes:
+            host = self.host(name)
+            for family, number, _ in host.own_addresses() if host is not None else ():
+                key = (family, number)
+                if _never_unique(family, number):
+                    continue
+                # An address that several nodes hold (a virtual IP, docker0's) tells no node.
+                seen[key] = name if key not in seen or seen[key] == name else None
+        owners = {k: n for k, n in seen.items() if n is not None}
+        for key, name in self.topology.node_addresses.items():
+            owners[key] = name
+        return owners
+
+    def _do_nodes_route_pods(self) -> bool:
+        """Whether the nodes themselves hold routes to each other's pods (then the network between need not)."""
+        for name in self.topology.nodes:
+            host = self.host(name)
+            if host is None or not host.has_network:
+                continue
+            for (family, ip), a in self.topology.attached.items():
+                if a.node is None or a.node == name or a.host_network:
+                    continue
+                found = host.fib[family].lookup(ip, iif="lo")
+                if found.route is not None and found.route.dst.prefixlen > 0:
+                    return True
+        return False
+
+    def _groups(self, host: Host, family: int, hook: str) -> tuple[Group, ...]:
+        key = (host.name, family)
+        table = self._hooks.get(key)
+        if table is None:
+            native = self._nft_chains(host, family) if self._nft_chains is not None else ()
+            table = self._hooks[key] = HookTable(host, family, native)
+        return table.groups(hook)
+
+    # -- one flow
+
+    def walk(self, flow: Flow) -> list[Leaf]:
+        """Every way that the flow may take, to its end. Raises ValueError where an address or protocol is none."""
+        self._leaves = []
+        family, dst = to_int(flow.dst)
+        proto = PROTOCOLS.get(flow.protocol.lower())
+        if proto not in (TCP, UDP, pk.SCTP):
+            raise ValueError(f"protocol {flow.protocol!r} is not tcp, udp or sctp")
+        src: int | None = None
+        if flow.src is not None:
+            src_family, src = to_int(flow.src)
+            if src_family != family:
+                raise ValueError(f"{flow.src} and {flow.dst} are of different address families")
+        p = Packet(family, proto, src or 0, dst, None, flow.port)
+        state = State(p)
+        if flow.from_node is not None:
+            host = self.host(flow.from_node)
+            if host is None:
+                self._end_unknown(state, flow.from_node, f"nothing was read of node {flow.from_node}, where the client runs")
+            elif src is None or self._is_process(host, family, src):
+                self._from_process(state, host, src)
+            else:
+                self._client = _Client(src, flow.from_node, True, dst, flow.port, proto)
+                self._from_attached(state, host, src)
+        else:
+            assert src is not None or not flow.src
+            if src is None:
+                raise ValueError("a flow needs a source address or the node that it comes from")
+            self._client = _Client(src, None, False, dst, flow.port, proto)
+            self._from_outside(state, flow)
+        return self._leaves
+
+    def _is_process(self, host: Host, family: int, src: int) -> bool:
+        return host.owns(family, src) or host.is_local(family, src)
+
+    def _from_process(self, state: State, host: Host, src: int | None) -> None:
+        p = state.packet
+        p.local = True
+        found = self._first_route(state, host, src)
+        if found is None:
+            return
+        if src is None:
+            src = self._source_for(host, p, found)
+            if src is None:
+                self._leaf(state, Disposition.LOST, Symptom.UNREACHABLE, "the node has no address to send from", host, "route")
+                return
+            p.src = src
+            if found.table != "local":  # rules may look at the source: the kernel asks again with it
+                again = host.route(p, iif="lo")
+                if again.route is not None:
+                    found = again
+        self._client = _Client(src, host.name, False, p.dst, p.dport or 0, p.proto)
+        state.arrived = p.copy()
+        self._local_out(state, host, found)
+
+    def _first_route(self, state: State, host: Host, src: int | None) -> Lookup | None:
+        p = state.packet
+        if not host.has_network:
+            return Lookup("local", table="local") if host.is_local(p.family, p.dst) else Lookup("unicast", hops=(NextHop(dev="?"),))
+        found = host.route(p, iif="lo", src=src or 0)
+        if found.type == "unknown":
+            self._end_unknown(state, host.name, found.unknown or "routing is unknown")
+            return None
+        if found.type in ("unreachable", "hostunreach", "prohibit", "blackhole"):
+            self._leaf(
+                state, Disposition.LOST, Symptom.UNREACHABLE,
+                f"{host.name} has no route to {to_text(p.family, p.dst)} ({found.type})", host, "route",
+            )  # fmt: skip
+            return None
+        return found
+
+    @staticmethod
+    def _source_for(host: Host, p: Packet, found: Lookup) -> int | None:
+        route = found.route
+        if route is not None and route.prefsrc is not None and route.prefsrc.version == p.family:
+            return int(route.prefsrc)
+        if found.type == "local":
+            return p.dst
+        hop = found.hops[0] if found.hops else NextHop()
+        if not host.has_network:
+            return None
+        toward = int(hop.gateway) if hop.gateway is not None and hop.gateway.version == p.family else p.dst
+        scope = route.scope if route is not None else "global"
+        if p.family == 6:
+            toward = p.dst
+        return host.select_source(p.family, hop.dev, toward, scope)
+
+    def _from_attached(self, state: State, host: Host, src: int) -> None:
+        """A pod sends: its packet enters its node by the interface that leads to it."""
+        p = state.packet
+        target = self.topology.attached.get((p.family, p.dst))
+        iif, bridge = self._interface_toward(host, p.family, src)
+        if iif is None and host.has_network:
+            self._end_unknown(state, host.name, f"{host.name} has no route to the client {to_text(p.family, src)}")
+            return
+        if bridge and target is not None and target.node == host.name and not target.host_network:
+            self._bridged(state, host, iif or "?", self._arrived_at(target, p))
+            return
+        self._enter(state, host, iif or "?", "?" if bridge else None)
+
+    def _interface_toward(self, host: Host, family: int, ip: int) -> tuple[str | None, bool]:
+        """The interface by which the node reaches `ip` directly, and whether it is a bridge."""
+        if not host.has_network:
+            return None, False
+        found = host.fib[family].lookup(ip, iif="lo")
+        dev = found.hops[0].dev if found.hops else None
+        if found.type == "local":
+            return "lo", False
+        return dev, dev is not None and self._is_bridge(host, dev)
+
+    @staticmethod
+    def _is_bridge(host: Host, dev: str) -> bool:
+        interface = host.interfaces.get(dev)
+        if interface is None:
+            return False
+        return interface.kind == "bridge" or any(i.master == dev for i in host.interfaces.values())
+
+    @staticmethod
+    def _bridge_filters(state: State, host: Host, family: int) -> bool:
+        """Whether bridged packets pass iptables (net.bridge.bridge-nf-call-iptables)."""
+        word = "iptables" if family == 4 else "ip6tables"
+        value = host.sysctl(f"net.bridge.bridge-nf-call-{word}")
+        if value is None:
+            state.assume(
+                f"net.bridge.bridge-nf-call-{word} is 1, as Kubernetes requires (it is not in the snapshot)"
+            )
+            return True
+        return value == 1
+
+    def _from_outside(self, state: State, flow: Flow) -> None:
+        p = state.packet
+        entry = flow.via or self._owners.get((p.family, p.dst))
+        if entry is None:
+            found = self.topology.attached.get((p.family, p.dst))
+            entry = found.node if found is not None else None
+        if entry is None:
+            self._end_unknown(
+                state, "", f"no node owns {flow.dst}: say with `via` at which node the packet reaches the cluster"
+            )
+            return
+        host = self.host(entry)
+        if host is None:
+            self._end_unknown(state, entry, f"nothing was read of node {entry}, where the packet arrives")
+            return
+        self._enter(state, host, self._arrival_interface(host, p), None)
+
+    def _arrival_interface(self, host: Host, p: Packet) -> str:
+        """By which interface a packet from outside reaches this node.
+
+        The one that holds the dialled address, since neighbours ask for it there; for an address that no uplink
+        holds (a virtual IP), the one that leads back to the sender.
+        """
+        if not host.has_network:
+            return "?"
+        back = host.fib[p.family].lookup(p.src, src=p.dst, iif="lo")
+        toward = back.hops[0].dev if back.hops and back.type == "unicast" else None
+        holder = host.interface_of(p.family, p.dst)
+        if holder is not None and holder != toward and self._is_uplink(host, p.family, holder):
+            return holder
+        if toward is not None:
+            return toward
+        return holder or next((i.name for i in host.interfaces.values() if not i.is_loopback), "?")
+
+    def _is_uplink(self, host: Host, family: int, dev: str) -> bool:
+        """Whether other machines are reached by `dev`: a gateway lies there, or a node's address."""
+        interface = host.interfaces.get(dev)
+        if interface is None or interface.is_loopback or self._is_bridge(host, dev):
+            return False
+        if any(h.dev == dev and h.gateway is not None for r in host.fib[family].routes() for h in r.nexthops):
+            return True
+        nets = [
+            (int(a.ip) >> (a.ip.max_prefixlen - a.prefixlen), a.ip.max_prefixlen - a.prefixlen)
+            for a in interface.addresses
+            if a.ip.version == family
+        ]
+        return any(
+            f == family and n != host.name and any(ip >> shift == net for net, shift in nets)
+            for (f, ip), n in self._owners.items()
+        )
+
+    # -- into a node
+
+    def _enter(self, state: State, host: Host, iif: str, physin: str | None) -> None:
+        """A packet arrives on an interface of a node."""
+        p = state.packet
+        state.seen_nodes += 1
+        if state.seen_nodes > _MAX_HOPS:
+            self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, "the packet goes round in a circle", host, "route")
+            return
+        p.iif, p.oif = iif, None
+        p.local = False
+        p.physin = physin if physin is not None and self._bridge_filters(state, host, p.family) else None
+        p.physout, p.bridged = None, False
+        p.ct, p.ctstate = None, pk.INVALID
+        state.arrived = p.copy()
+        state.steps = None
+        if p.family == 6 and iif != "lo" and (p.dst == 1 or p.src == 1):
+            self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, "::1 never comes in by a wire", host, "route")
+            return
+        for verdict in self._run_hook(state, host, PREROUTING):
+            if self._passed(verdict, host, PREROUTING):
+                self._route_in(verdict.state, host)
+
+    def _route_in(self, state: State, host: Host) -> None:
+        """The routing decision for what came in (ip_route_input_slow, ip6_route_input)."""
+        p = state.packet
+        iif = p.iif or ""
+        bridged = p.physin is not None
+        p.physin = None  # ip_sabotage_in frees the bridge's note before routing
+        if not host.has_network:
+            if host.is_local(p.family, p.dst):
+                self._input(state, host)
+            else:
+                state.hop = NextHop(dev="?")
+                self._forward(state, host, "?")
+            return
+        if p.family == 4:
+            problem = self._martian(host, p, iif)
+            if problem is not None:
+                self._lost(state, host, problem, "route")
+                return
+        found = host.route(p, iif=iif)
+        if found.type == "unknown":
+            self._end_unknown(state, host.name, found.unknown or "routing is unknown")
+            return
+        forwards = self._forwards(host, p.family, iif)
+        if found.type in ("local", "anycast") or (found.type == "broadcast" and p.family == 4):
+            why = host.validate_source(p, iif)
+            if why is not None:
+                self._lost(state, host, f"{host.name} drops the packet: {why}", "sysctl")
+                return
+            if found.type == "broadcast":
+                self._lost(state, host, f"{to_text(p.family, p.dst)} is a broadcast address", "route")
+                return
+            state.note("route", f"for this node ({to_text(p.family, p.dst)} is one of its addresses)", hook="ROUTING")
+            self._input(state, host)
+            return
+        if bridged and found.hops and found.hops[0].dev == iif and self._same_bridge(host, p):
+            # br_nf_pre_routing_finish: translated to another port of the same bridge, it stays on the bridge
+            p.physin = "?"
+            self._bridge_forward(state, host, iif)
+            return
+        if not forwards:
+            key = "net.ipv4.ip_forward" if p.family == 4 else "net.ipv6.conf.all.forwarding"
+            if p.family == 4 and host.sysctl("net.ipv4.ip_forward"):
+                key = f"net.ipv4.conf.{iif}.forwarding"
+            self._lost(state, host, f"{host.name} does not forward packets ({key} = 0)", "sysctl")
+            return
+        if found.type in ("unreachable", "hostunreach", "prohibit"):
+            kind = {
+                (4, "unreachable"): "icmp-net-unreachable",
+                (4, "hostunreach"): "icmp-host-unreachable",
+                (4, "prohibit"): "icmp-admin-prohibited",
+                (6, "unreachable"): "icmp6-no-route",
+                (6, "hostunreach"): "icmp6-no-route",
+                (6, "prohibit"): "icmp6-adm-prohibited",
+            }[p.family, found.type]
+            what = "no route" if found.route is None else f"a route of type {found.route.type}"
+            step = state.note("route", f"{what} to {to_text(p.family, p.dst)}: {kind}", hook="ROUTING")
+            self._send_error(
+                state, host, kind, Disposition.LOST, f"{host.name} has {what} to {to_text(p.family, p.dst)}", step, "route"
+            )
+            return
+        if found.type != "unicast" or not found.hops:
+            self._lost(state, host, f"{host.name} has only a {found.type} route to {to_text(p.family, p.dst)}", "route")
+            return
+        why = host.validate_source(p, iif)
+        if why is not None:
+            self._lost(state, host, f"{host.name} drops the packet: {why}", "sysctl")
+            return
+        for each, hop in self._choose_hop(state, found):
+            each.note("route", _hop_words(hop), hook="ROUTING", text=_route_text(found))
+            each.hop = hop
+            self._forward(each, host, hop.dev or "?")
+
+    @staticmethod
+    def _martian(host: Host, p: Packet, iif: str) -> str | None:
+        if p.src >> 28 == 0xE or p.src == 0xFFFFFFFF or p.src == 0:
+            return f"{to_text(4, p.src)} is no source address (martian source)"
+        if (p.src >> 24 == 127 or p.dst >> 24 == 127) and not host.conf("ipv4", iif, "route_localnet"):
+            which = "source" if p.src >> 24 == 127 else "destination"
+            return (
+                f"{host.name} drops packets with a loopback {which} from {iif} (martian; "
+                "net.ipv4.conf.all.route_localnet = 0)"
+            )
+        return None
+
+    @staticmethod
+    def _forwards(host: Host, family: int, iif: str) -> bool:
+        if family == 6:
+            value = host.sysctl("net.ipv6.conf.all.forwarding")
+            return value is None or bool(value)
+        return bool(host.conf("ipv4", iif, "forwarding"))
+
+    @staticmethod
+    def _choose_hop(state: State, found: Lookup) -> list[tuple[State, NextHop]]:
+        if len(found.hops) == 1:
+            return [(state, found.hops[0])]
+        total = sum(h.weight for h in found.hops)
+        out = []
+        for number, hop in enumerate(found.hops):
+            each = state.fork() if number + 1 < len(found.hops) else state
+            out.append((each, hop))
+        for number, (each, hop) in enumerate(out):
+            each.decide(Decision(RANDOM, ("multipath", id(found.route)), number, hop.weight / total, "", "", None))
+        return out
+
+    def _forward(self, state: State, host: Host, oif: str) -> None:
+        p = state.packet
+        p.oif = oif
+        if p.ttl <= 1:
+            self._lost(state, host, f"the packet's TTL ends at {host.name}", "route")
+            return
+        p.ttl -= 1
+        for verdict in self._run_hook(state, host, FORWARD):
+            if self._passed(verdict, host, FORWARD):
+                self._postrouting(verdict.state, host)
+
+    def _input(self, state: State, host: Host) -> None:
+        p = state.packet
+        p.oif = None
+        for verdict in self._run_hook(state, host, INPUT):
+            if self._passed(verdict, host, INPUT):
+                self._confirm(verdict.state)
+                self._deliver_here(verdict.state, host)
+
+    # -- out of a node
+
+    def _local_out(self, state: State, host: Host, found: Lookup) -> None:
+        """A packet of the node itself: OUTPUT, then POSTROUTING. `found` is its first route."""
+        for each, hop in self._choose_hop(state, found) if found.hops else [(state, NextHop(dev="?"))]:
+            p = each.packet
+            p.iif = None
+            p.oif = "lo" if found.type == "local" else hop.dev
+            each.hop = hop
+            why = self._leaves_loopback(host, p)
+            if why is not None:
+                self._lost(each, host, why, "sysctl")
+                continue
+            for verdict in self._run_hook(each, host, OUTPUT):
+                if self._passed(verdict, host, OUTPUT):
+                    self._postrouting(verdict.state, host)
+
+    @staticmethod
+    def _leaves_loopback(host: Host, p: Packet) -> str | None:
+        # __mkroute_output: a loopback source may leave by another interface with route_localnet only
+        if p.family == 4 and p.src >> 24 == 127 and p.oif not in ("lo", "?") and host.has_network:
+            if not host.conf("ipv4", p.oif or "", "route_localnet"):
+                return (
+                    f"{host.name} does not let a packet from {to_text(4, p.src)} out "
+                    "(net.ipv4.conf.all.route_localnet = 0)"
+                )
+        return None
+
+    def _reroute(self, state: State, host: Host) -> bool:
+        """ip_route_me_harder: route again after OUTPUT changed the packet. False where it is dropped."""
+        p = state.packet
+        if not host.has_network:
+            p.oif = "lo" if host.is_local(p.family, p.dst) else "?"
+            state.hop = NextHop(dev=p.oif)
+            return True
+        found = host.route(p, iif="lo")
+        if found.type == "unknown":
+            self._end_unknown(state, host.name, found.unknown or "routing is unknown")
+            return False
+        if found.type not in ("unicast", "local") or (found.type == "unicast" and not found.hops):
+            self._lost(state, host, f"{host.name} has no route to {to_text(p.family, p.dst)} ({found.type})", "route")
+            return False
+        hop = found.hops[0] if found.hops else NextHop(dev="lo")
+        p.oif = "lo" if found.type == "local" else hop.dev
+        state.hop = hop
+        state.note("route", _hop_words(hop) if p.oif != "lo" else "for this node", hook="ROUTING", text=_route_text(found))
+        why = self._leaves_loopback(host, p)
+        if why is not None:
+            self._lost(state, host, why, "sysctl")
+            return False
+        return True
+
+    def _postrouting(self, state: State, host: Host) -> None:
+        for verdict in self._run_hook(state, host, POSTROUTING):
+            if self._passed(verdict, host, POSTROUTING):
+                self._confirm(verdict.state)
+                self._emit(verdict.state, host)
+
+    @staticmethod
+    def _confirm(state: State) -> None:
+        ct = state.packet.ct
+        if ct is not None and not ct.confirmed:
+            ct.confirmed = True
+            state.conns = (*state.conns, ct)
+
+    def _emit(self, state: State, host: Host) -> None:
+        """The packet leaves by `oif`: into the node itself again, to a pod, to another node, out of the cluster."""
+        p = state.packet
+        if p.oif == "lo":
+            self._loop_back(state, host)
+            return
+        bridge = p.bridged
+        p.ct, p.ctstate = None, pk.INVALID
+        self._close_hop(state, host)
+        dst_key = (p.family, p.dst)
+        if not host.has_network:
+            self._arrive_unseen(state, host)
+            return
+        hop: NextHop = state.hop
+        next_ip = int(hop.gateway) if hop.gateway is not None and hop.gateway.version == p.family else p.dst
+        attached = self.topology.attached.get(dst_key)
+        if bridge and attached is not None:
+            self._arrive_attached(state, host, attached)
+            return
+        if hop.gateway is None and attached is not None and attached.node == host.name and not attached.host_network:
+            self._arrive_attached(state, host, attached)
+            return
+        if p.reply and not self._client.pod and self._client.node is None and p.dst == self._client.ip:
+            owner = self._owners.get((p.family, next_ip)) if hop.gateway is not None else None
+            if owner is None:
+                self._answer_arrives(state, host)
+                return
+        owner = self._owners.get((p.family, next_ip))
+        if owner is None or owner == host.name:
+            owner = self._overlay_owner(host, hop, p, attached)
+        if owner is not None and owner != host.name:
+            self._to_node(state, host, owner, hop.dev or "?", next_ip)
+            return
+        if attached is not None and attached.node is not None and attached.node != host.name:
+            if hop.gateway is None or not self._nodes_route_pods:
+                state.assume("the network between the nodes delivers packets for pods to the pods' nodes")
+                self._to_node(state, host, attached.node, hop.dev or "?", next_ip)
+                return
+        if attached is not None and attached.node is None:
+            self._arrive_attached(state, host, attached)
+            return
+        owner = self._owners.get(dst_key)
+        if owner is not None and owner != host.name and hop.gateway is not None:
+            state.assume("the router between the nodes delivers packets for nodes' addresses")
+            self._to_node(state, host, owner, hop.dev or "?", p.dst)
+            return
+        if p.reply and p.dst == self._client.ip:
+            self._answer_arrives(state, host)
+            return
+        self._leave_cluster(state, host, hop, next_ip)
+
+    def _overlay_owner(self, host: Host, hop: NextHop, p: Packet, attached: Attached | None) -> str | None:
+        """The node behind a tunnel whose far end is not told by the next hop (point-to-point routes)."""
+        if attached is None or attached.node in (None, host.name) or hop.dev is None:
+            return None
+        interface = host.interfaces.get(hop.dev)
+        if interface is not None and interface.link_type not in ("ether", "loopback"):
+            return attached.node
+        return None
+
+    def _leave_cluster(self, state: State, host: Host, hop: NextHop, next_ip: int) -> None:
+        p = state.packet
+        target = to_text(p.family, p.dst)
+        if hop.gateway is not None:
+            reason = (
+                f"the packet leaves the cluster by router {to_text(p.family, next_ip)} for {target}, "
+                "and nobody that ktp knows answers there"
+            )
+            if state.direction != "request":
+                reason = f"the answer leaves by router {to_text(p.family, next_ip)} for {target}, which is not the client"
+            self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, reason, host, "route")
+            return
+        # Nobody answers the neighbour solicitation: after three seconds the node itself reports it (arp_error_report).
+        kind = "icmp-host-unreachable" if p.family == 4 else "icmp6-addr-unreachable"
+        reason = f"{target} should be a neighbour of {host.name} on {hop.dev}, and no node, pod or endpoint has this address"
+        p.oif = None
+        step = state.note("route", f"no neighbour {target} on {hop.dev}", hook="ROUTING")
+        if state.direction != "request":
+            self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, reason, host, "route")
+            return
+        conn = state.conns[-1] if state.conns and state.conns[-1].node == host.name else None
+        p.ct = conn.copy() if conn is not None else None
+        self._send_error(state, host, kind, Disposition.LOST, reason, step, "route")
+
+    def _to_node(self, state: State, host: Host, name: str, dev: str, next_ip: int) -> None:
+        target = self.host(name)
+        p = state.packet
+        if target is None:
+            self._through_unknown_node(state, host, name)
+            return
+        if not target.has_network:
+            self._enter(state, target, "?", None)
+            return
+        holder = target.interface_of(p.family, next_ip) or target.interface_of(p.family, p.dst)
+        if holder != dev and dev in target.interfaces:
+            mine = host.interfaces.get(dev)
+            on_link = mine is not None and any(
+                a.ip.version == p.family
+                and int(a.ip) >> (a.ip.max_prefixlen - a.prefixlen) == next_ip >> (a.ip.max_prefixlen - a.prefixlen)
+                and a.prefixlen < a.ip.max_prefixlen
+                for a in mine.addresses
+            )
+            if not on_link:
+                holder = dev  # a tunnel: its packets come out of the tunnel of the same name
+        if holder is None:
+            back, _ = self._interface_toward(target, p.family, p.src)
+            holder = back or "?"
+        self._enter(state, target, holder, None)
+
+    def _through_unknown_node(self, state: State, host: Host, name: str) -> None:
+        p = state.packet
+        attached = self.topology.attached.get((p.family, p.dst))
+        process = (name, p.proto, p.dport or 0) in self.topology.processes
+        if state.direction == "request" and attached is not None and attached.node == name and (not attached.host_network or process):
+            state.assume(f"nothing on {name} stops the packet (no rules of {name} were read)")
+            self._arrive_attached(state, None, attached)
+            return
+        if state.direction != "request" and self._client.pod and p.dst == self._client.ip and self._client.node == name:
+            state.assume(f"nothing on {name} stops the answer (no rules of {name} were read)")
+            self._answer_arrives(state, host)
+            return
+        self._end_unknown(state, name, f"the packet goes on to node {name}, of which nothing was read")
+
+    def _arrive_unseen(self, state: State, host: Host) -> None:
+        """Where only rules are known: what leaves the node is taken to arrive."""
+        p = state.packet
+        if state.direction != "request":
+            self._answer_arrives(state, host)
+            return
+        attached = self.topology.attached.get((p.family, p.dst))
+        state.assume("the packet reaches its destination from here (routes of the node were not read)")
+        name = attached.name if attached is not None else None
+        node = attached.node if attached is not None else None
+        state.delivery = Delivery(p.dst, p.dport, name, node, p.src, p.family)
+        self._delivered(state, host, "the answer's way was not followed: routes were not read")
+
+    def _loop_back(self, state: State, host: Host) -> None:
+        """Out by lo and in again: the packet keeps its connection and its route (loopback_xmit)."""
+        p = state.packet
+        p.iif, p.oif = "lo", None
+        for verdict in self._run_hook(state, host, PREROUTING):
+            if self._passed(verdict, host, PREROUTING):
+                self._input(verdict.state, host)
+
+    # -- on a bridge
+
+    def _same_bridge(self, host: Host, p: Packet) -> bool:
+        attached = self.topology.attached.get((p.family, p.dst))
+        return attached is not None and attached.node == host.name and not attached.host_network
+
+    def _arrived_at(self, attached: Attached, p: Packet) -> Attached:
+        return attached
+
+    def _bridged(self, state: State, host: Host, bridge: str, target: Attached) -> None:
+        """Pod to pod over the bridge, without routing."""
+        p = state.packet
+        if not self._bridge_filters(state, host, p.family):
+            state.arrived = p.copy()
+            self._close_hop(state, host)
+            self._arrive_attached(state, host, target)
+            return
+        state.seen_nodes += 1
+        if state.seen_nodes > _MAX_HOPS:
+            self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, "the packet goes round in a circle", host, "route")
+            return
+        p.iif, p.oif, p.physin, p.physout, p.bridged = bridge, None, "?", None, False
+        p.local = False
+        p.ct, p.ctstate = None, pk.INVALID
+        state.arrived = p.copy()
+        state.steps = None
+        before = p.dst
+        for verdict in self._run_hook(state, host, PREROUTING):
+            if not self._passed(verdict, host, PREROUTING):
+                continue
+            each = verdict.state
+            if each.packet.dst == before:
+                self._bridge_forward(each, host, bridge)
+            else:
+                self._route_in(each, host)
+
+    def _bridge_forward(self, state: State, host: Host, bridge: str) -> None:
+        p = state.packet
+        p.iif = p.oif = bridge
+        p.physin = p.physout = "?"
+        p.bridged = True
+        state.hop = NextHop(dev=bridge)
+        state.note("route", f"stays on the bridge {bridge}", hook="BRIDGE")
+        for verdict in self._run_hook(state, host, FORWARD):
+            if self._passed(verdict, host, FORWARD):
+                self._postrouting(verdict.state, host)
+
+    # -- arrivals
+
+    def _arrive_attached(self, state: State, host: Host | None, attached: Attached) -> None:
+        p = state.packet
+        if state.direction != "request":
+            if (self._client.pod and p.dst == self._client.ip) or attached.node is None:
+                self._answer_arrives(state, host)
+            else:
+                self._leaf(
+                    state, Disposition.LOST, Symptom.TIMES_OUT,
+                    f"the answer goes to {attached.name}, which is not the client", host, "route",
+                )  # fmt: skip
+            return
+        state.delivery = Delivery(p.dst, p.dport, attached.name, attached.node, p.src, p.family)
+        if host is None or attached.node is None:
+            self._delivered(state, host, "")
+            return
+        reply = self._reply_of(p)
+        self._turn(state, reply, "reply")
+        client = self.topology.attached.get((p.family, reply.dst))
+        iif, bridge = self._interface_toward(host, p.family, reply.src)
+        if bridge and client is not None and client.node == host.name and not client.host_network:
+            self._bridged(state, host, iif or "?", client)
+            return
+        self._enter(state, host, iif or "?", "?" if bridge else None)
+
+    def _deliver_here(self, state: State, host: Host) -> None:
+        """The packet is for the node itself: a process takes it or the stack refuses."""
+        p = state.packet
+        if p.reply:
+            self._close_hop(state, host)
+            if self._client.node == host.name and not self._client.pod:
+                self._answer_arrives(state, host)
+            else:
+                self._leaf(
+                    state, Disposition.LOST, Symptom.TIMES_OUT,
+                    f"the answer ends at {host.name}, which knows no connection it belongs to", host, "conntrack",
+                )  # fmt: skip
+            return
+        name = self.topology.processes.get((host.name, p.proto, p.dport or 0))
+        socket = host.listener(p.family, p.proto, p.dst, p.dport, p.iif)
+        where = endpoint_text(p.family, p.dst, p.dport)
+        proto = pk.PROTOCOL_NAMES.get(p.proto, str(p.proto))
+        if socket is False:
+            step = state.note("socket", f"no process of {host.name} listens on {where}/{proto}", hook="LOCAL")
+            kind = "tcp-reset" if p.proto == TCP else "icmp-port-unreachable" if p.family == 4 else "icmp6-port-unreachable"
+            if p.proto == pk.SCTP:
+                kind = "tcp-reset"  # an ABORT, with the same effect
+            self._send_error(
+                state, host, kind, Disposition.NO_LISTENER, f"nothing on {host.name} listens on {where}/{proto}", step, "socket"
+            )
+            return
+        if socket is None and name is None:
+            self._end_unknown(state, host.name, f"whether a process of {host.name} listens on {where}/{proto} is not known (no ss.txt)")
+            return
+        silent = name is None and (host.name, p.proto, p.dport or 0) in self.topology.silent
+        state.note("socket", f"a process of {host.name} listens on {where}/{proto}", hook="LOCAL")
+        state.delivery = Delivery(
+            p.dst, p.dport, name, host.name, p.src, p.family, process=name is None, silent=silent
+        )
+        if silent and p.proto != TCP:
+            self._close_hop(state, host)
+            self._leaf(
+                state, Disposition.HOST_PROCESS, Symptom.TIMES_OUT,
+                f"kube-proxy on {host.name} holds the port {where}/{proto} and never answers", host, "socket",
+            )  # fmt: skip
+            return
+        reply = self._reply_of(p)
+        reply.local = True
+        ct = p.ct
+        self._close_hop(state, host)
+        self._turn(state, reply, "reply")
+        if ct is not None:
+            reply.ct, reply.ctstate = ct.copy(), pk.ESTABLISHED
+            reply.ct.seen_reply = True
+        self._answer_out(state, host)
+
+    @staticmethod
+    def _reply_of(p: Packet) -> Packet:
+        reply = Packet(p.family, p.proto, p.dst, p.src, p.dport, p.sport)
+        reply.reply = True
+        reply.tcp_flags = pk.SYN | pk.ACK
+        return reply
+
+    @staticmethod
+    def _turn(state: State, packet: Packet, direction: str) -> None:
+        state.packet = packet
+        state.direction = direction
+        state.arrived = packet.copy()
+        state.steps = None
+        state.seen_nodes = 0
+
+    def _answer_out(self, state: State, host: Host) -> None:
+        """The node itself sends the answer or the error."""
+        p = state.packet
+        if not host.has_network:
+            found = Lookup("local", table="local") if host.is_local(p.family, p.dst) else Lookup("unicast", hops=(NextHop(dev="?"),))
+        else:
+            found = host.route(p, iif="lo")
+        if found.type not in ("unicast", "local"):
+            self._lost(state, host, f"{host.name} has no route back to {to_text(p.family, p.dst)}", "route")
+            return
+        if p.src == 0:
+            p.src = self._source_for(host, p, found) or 0
+        state.arrived = p.copy()
+        self._local_out(state, host, found)
+
+    def _answer_arrives(self, state: State, host: Host | None) -> None:
+        """The answer, or the error, is at the client: does the client take it for its own?"""
+        p = state.packet
+        client = self._client
+        if p.inner is not None:
+            src, _, dst, dport, _ = p.inner
+            known = src == client.ip and dst == client.dst and dport == client.dport
+        else:
+            known = p.src == client.dst and p.sport == client.dport and p.dst == client.ip
+        if state.direction == "error":
+            self._error_arrived(state, host, known)
+            return
+        if known:
+            self._delivered(state, host, "")
+            return
+        shown = endpoint_text(p.family, p.src, p.sport)
+        wanted = endpoint_text(p.family, client.dst, client.dport)
+        d: Delivery = state.delivery
+        self._leaf(
+            state, Disposition.LOST, Symptom.TIMES_OUT,
+            f"the answer of {d.name or endpoint_text(p.family, d.ip, d.port)} comes back by a way on which no node "
+            f"undoes the translation: the client asked {wanted}, is answered by {shown}, and does not know it",
+            host, "conntrack",
+        )  # fmt: skip
+
+    def _delivered(self, state: State, host: Host | None, note: str) -> None:
+        d: Delivery = state.delivery
+        name = d.name or endpoint_text(d.family, d.ip, d.port)
+        if note:
+            state.assume(note)
+        if d.process:
+            what = "kube-proxy's own socket, which never answers" if d.silent else "a process of the node"
+            self._leaf(state, Disposition.HOST_PROCESS, Symptom.CONNECTS, f"{what} takes it on {d.node}", host, "socket")
+        else:
+            self._leaf(state, Disposition.DELIVERED, Symptom.CONNECTS, f"delivered to {name}", host, "")
+
+    # -- errors on the way
+
+    def _send_error(
+        self, state: State, host: Host, kind: str, disposition: Disposition, reason: str, step: StepRecord | None, cause: str
+    ) -> None:
+        """A rule, a route or the stack refuses: the error walks back to the sender."""
+        p = state.packet
+        if p.reply:
+            self._lost(state, host, f"{host.name} refuses the answer ({reason})", cause, step)
+            return
+        if kind == "tcp-reset" and p.proto not in (TCP, pk.SCTP):
+            self._leaf(state, disposition, Symptom.TIMES_OUT, f"{reason}; a TCP reset cannot be sent for this protocol", host, cause, step)
+            return
+        if kind == "tcp-reset":
+            error = Packet(p.family, p.proto, p.dst, p.src, p.dport, p.sport)
+            error.tcp_flags = pk.RST | pk.ACK
+        else:
+            source = p.dst if host.is_local(p.family, p.dst) else 0
+            error = Packet(p.family, ICMP if p.family == 4 else ICMP6, source, p.src, 0, 0)
+            error.icmp = _ICMP_CODES[kind]
+            error.tcp_flags = 0
+        error.inner = (p.src, p.sport, p.dst, p.dport, p.proto)
+        error.reply = True
+        error.local = True
+        ct = p.ct
+        self._close_hop(state, host)
+        self._turn(state, error, "error")
+        state.delivery = (disposition, kind, reason, step, cause, host.name, p.proto)
+        if ct is not None:
+            error.ct, error.ctstate = ct.copy(), pk.RELATED
+        self._answer_out(state, host)
+
+    def _error_arrived(self, state: State, host: Host | None, known: bool) -> None:
+        disposition, kind, reason, step, cause, node, proto = state.delivery
+        symptom = _symptom_of(kind, proto) if known else Symptom.TIMES_OUT
+        if not known:
+            reason += "; the error that says so reaches the client in a form that it does not take for its own"
+        state.delivery = None
+        self._leaves.append(Leaf(state, disposition, symptom, reason, step, node, cause))
+
+    # -- hooks
+
+    def _run_hook(self, state: State, host: Host, hook: str) -> list[Verdict]:
+        ended: list[Verdict] = []
+        states = [state]
+        for group in self._groups(host, state.packet.family, hook):
+            after: list[State] = []
+            for each in states:
+                p = each.packet
+                if group.kind == "conntrack":
+                    self._track(each, host)
+                    after.append(each)
+                    continue
+                before = (p.dst, p.mark, p.tos)
+                verdicts = self._nat(each, host, hook, group) if group.kind == "nat" else self._tables(each, host, hook, group)
+                for verdict in verdicts:
+                    if verdict.code != ACCEPT:
+                        ended.append(verdict)
+                        continue
+                    then = verdict.state
+                    q = then.packet
+                    if hook == OUTPUT and (
+                        q.dst != before[0] or (group.reroutes and (q.mark, q.tos) != before[1:])
+                    ):
+                        if not self._reroute(then, host):
+                            continue
+                    after.append(then)
+            states = after
+            if len(states) + len(self._leaves) > _MAX_LEAVES:
+                raise LimitExceededError
+        ended.extend(Verdict(ACCEPT, s) for s in states)
+        return ended
+
+    def _passed(self, verdict: Verdict, host: Host, hook: str) -> bool:
+        """Whether the packet goes on; where not, its end is recorded."""
+        code = verdict.code
+        if code == ACCEPT:
+            return True
+        state, step = verdict.state, verdict.step
+        if code == DROP:
+            words = _step_words(step) if step is not None else verdict.detail
+            if verdict.detail:
+                words = verdict.detail
+            if state.direction != "request":
+                self._lost(state, host, f"{host.name} drops the answer: {words}", step.kind if step else "rule", step)
+            else:
+                self._close_hop(state, host)
+                self._leaf(
+                    state, Disposition.DROPPED, Symptom.TIMES_OUT, f"{host.name} drops the packet: {words}", host,
+                    step.kind if step is not None else "rule", step,
+                )  # fmt: skip
+        elif code == REJECT:
+            self._send_error(
+                state, host, verdict.detail, Disposition.REJECTED,
+                f"{host.name} rejects the packet with {verdict.detail}: {_step_words(step)}", step, "rule",
+            )  # fmt: skip
+        else:
+            text = getattr(step.rule, "text", step.text) if step is not None else ""
+            self._end_unknown(state, host.name, verdict.detail, text, step)
+        return False
+
+    def _tables(self, state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
+        programs = group.programs
+        if len(programs) == 1:
+            return programs[0].run(state, host, hook)
+        if not group.ordered:
+            programs = self._settle_order(state, host, hook, programs)
+            if not programs:
+                return self._both_orders(state, host, hook, group.programs, self._in_turn)
+        return self._in_turn(state, host, hook, programs)
+
+    def _in_turn(self, state: State, host: Host, hook: str, programs: Iterable[Any]) -> list[Verdict]:
+        ended: list[Verdict] = []
+        states = [state]
+        for program in programs:
+            after: list[State] = []
+            for each in states:
+                for verdict in program.run(each, host, hook):
+                    if verdict.code == ACCEPT:
+                        after.append(verdict.state)
+                    else:
+                        ended.append(verdict)
+            states = after
+        ended.extend(Verdict(ACCEPT, s) for s in states)
+        return ended
+
+    @staticmethod
+    def _settle_order(state: State, host: Host, hook: str, programs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The programs in an order that is right whatever the real one is; () where the order matters.
+
+        It does not matter where all but one of them accept the packet and leave it alone.
+        """
+        active = []
+        for program in programs:
+            verdicts = program.run(state.fork(), host, hook)
+            p = state.packet
+            quiet = len(verdicts) == 1 and verdicts[0].code == ACCEPT and _same(verdicts[0].state.packet, p)
+            if not quiet:
+                active.append(program)
+        if len(active) > 1:
+            return ()
+        return tuple(sorted(programs, key=lambda x: x in active))
+
+    def _both_orders(
+        self, state: State, host: Host, hook: str, programs: tuple[Any, ...], run: Callable[..., list[Verdict]]
+    ) -> list[Verdict]:
+        names = tuple(f"{p.backend} {p.table}" for p in programs)
+        key = ("order", host.name, hook if programs[0].table != "nat" else "", programs[0].table)
+        why = (
+            f"{' and '.join(names)} hang at one hook with one priority; the kernel runs first what was registered "
+            "last, and a dump does not tell which (`nft list hooks` does)"
+        )
+        known = state.asked.get(key) if state.asked else None
+        if known is not None:
+            return run(state, host, hook, programs if known else programs[::-1])
+        other = state.fork()
+        for each, answer in ((state, True), (other, False)):
+            each.asked = {**(each.asked or {}), key: answer}
+            each.decide(Decision(ASKED, key, 0 if answer else 1, 1.0, "the order of " + " and ".join(names), why, None))
+        return [*run(state, host, hook, programs), *run(other, host, hook, programs[::-1])]
+
+    # -- conntrack and NAT
+
+    @staticmethod
+    def _track(state: State, host: Host) -> None:
+        """nf_conntrack_in: find or make the packet's connection."""
+        p = state.packet
+        if p.ct is not None or p.ctstate == pk.UNTRACKED:
+            return
+        mine = [c for c in state.conns if c.node == host.name]
+        if p.inner is not None and p.icmp is not None:
+            src, sport, dst, dport, proto = p.inner
+            for conn in reversed(mine):
+                if (conn.src, conn.sport, conn.dst, conn.dport, conn.proto) == (src, sport, dst, dport, proto):
+                    p.ct, p.ctstate = conn.copy(), pk.RELATED
+                    return
+            p.ctstate = pk.INVALID
+            return
+        if p.reply:
+            for conn in reversed(mine):
+                if conn.is_reply(p):
+                    p.ct, p.ctstate = conn.copy(), pk.ESTABLISHED
+                    p.ct.seen_reply = True
+                    return
+            if p.proto == TCP:
+                # tcp_new: a SYN-ACK or RST does not open a connection
+                p.ctstate = pk.INVALID
+                state.note("conntrack", "INVALID: this node has seen no connection that the answer belongs to", hook="CONNTRACK")
+                return
+        else:
+            for conn in reversed(mine):
+                if conn.is_original(p):
+                    p.ct, p.ctstate = conn.copy(), pk.NEW
+                    return
+        p.ct, p.ctstate = Conn(host.name, p), pk.NEW
+
+    def _nat(self, state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
+        """nf_nat_inet_fn: the rules for the first packet of a connection, the entry for all others."""
+        p = state.packet
+        ct = p.ct
+        if ct is None:
+            return [Verdict(ACCEPT, state)]
+        destination = hook in (PREROUTING, OUTPUT)
+        if p.reply and not (p.ctstate & pk.NEW):
+            self._translate_back(state, hook, destination)
+            return [Verdict(ACCEPT, state)]
+        if destination and ct.dst_done:
+            p.dst, p.dport = ct.dst, ct.dport
+            return [Verdict(ACCEPT, state)]
+        if not destination and ct.src_done:
+            p.src, p.sport = ct.src, ct.sport
+            return [Verdict(ACCEPT, state)]
+        programs: tuple[Any, ...] = group.programs
+        if len(programs) > 1 and not group.ordered:
+            settled = self._settle_order(state, host, hook, programs)
+            if not settled:
+                return self._both_orders(state, host, hook, programs, self._nat_in_turn)
+            programs = settled
+        return self._nat_in_turn(state, host, hook, programs)
+
+    @staticmethod
+    def _nat_in_turn(state: State, host: Host, hook: str, programs: Iterable[Any]) -> list[Verdict]:
+        destination = hook in (PREROUTING, OUTPUT)
+        ended: list[Verdict] = []
+        states = [state]
+        for program in programs:
+            after: list[State] = []
+            for each in states:
+                ct = each.packet.ct
+                assert ct is not None
+                if ct.dst_done if destination else ct.src_done:
+                    after.append(each)
+                    continue
+                for verdict in program.run(each, host, hook):
+                    if verdict.code == ACCEPT:
+                        after.append(verdict.state)
+                    else:
+                        ended.append(verdict)
+            states = after
+        for each in states:
+            ct = each.packet.ct
+            assert ct is not None
+            if destination:
+                ct.dst_done = True
+            else:
+                ct.src_done = True
+        ended.extend(Verdict(ACCEPT, s) for s in states)
+        return ended
+
+    @staticmethod
+    def _translate_back(state: State, hook: str, destination: bool) -> None:
+        """nf_nat_packet and nf_nat_icmp_reply_translation, reply direction."""
+        p = state.packet
+        ct = p.ct
+        assert ct is not None
+        if destination:
+            if ct.snat:
+                p.dst = ct.osrc
+                if p.inner is None or p.icmp is None:
+                    p.dport = ct.osport
+                state.note("nat", f"source translation undone: for {to_text(p.family, p.dst)}", hook=hook, table="nat")
+            if p.inner is not None:
+                _, _, dst, dport, proto = p.inner
+                p.inner = (ct.osrc, ct.osport, dst, dport, proto)
+        else:
+            if ct.dnat:
+                p.src = ct.odst
+                if p.inner is None or p.icmp is None:
+                    p.sport = ct.odport
+                state.note("nat", f"destination translation undone: from {to_text(p.family, p.src)}", hook=hook, table="nat")
+            if p.inner is not None:
+                src, sport, _, _, proto = p.inner
+                p.inner = (src, sport, ct.odst, ct.odport, proto)
+
+    # -- ends
+
+    def _close_hop(self, state: State, host: Host) -> None:
+        state.hops = (*state.hops, HopRecord(host.name, state.direction, state.arrived, state.packet.copy(), state.steps))
+        state.steps = None
+
+    def _leaf(
+        self,
+        state: State,
+        disposition: Disposition,
+        symptom: Symptom,
+        reason: str,
+        host: Host | None,
+        kind: str,
+        step: StepRecord | None = None,
+    ) -> None:
+        if state.steps is not None and host is not None:
+            self._close_hop(state, host)
+        self._leaves.append(Leaf(state, disposition, symptom, reason, step, host.name if host else "", kind))
+
+    def _lost(self, state: State, host: Host, reason: str, kind: str, step: StepRecord | None = None) -> None:
+        """The packet, or its answer or error, ends here without a word."""
+        if step is None:
+            step = state.note(kind, reason, hook="ROUTING" if kind in ("route", "sysctl") else "")
+        self._close_hop(state, host)
+        if state.direction == "error":
+            disposition, _, why, first, cause, node, _ = state.delivery
+            state.delivery = None
+            self._leaves.append(
+                Leaf(state, disposition, Symptom.TIMES_OUT, f"{why}; the error that says so is lost: {reason}", first, node, cause)
+            )
+            return
+        self._leaves.append(Leaf(state, Disposition.LOST, Symptom.TIMES_OUT, reason, step, host.name, kind))
+
+    def _end_unknown(self, state: State, node: str, why: str, what: str = "", step: StepRecord | None = None) -> None:
+        host = self.host(node) if node else None
+        if host is not None and state.steps is not None:
+            self._close_hop(state, host)
+        if isinstance(state.delivery, tuple):
+            state.delivery = None
+        self._leaves.append(Leaf(state, Disposition.UNDETERMINED, Symptom.UNKNOWN, why, step, node, what or "evidence"))
+
+
+_ICMP_CODES = {
+    "icmp-net-unreachable": (3, 0),
+    "icmp-host-unreachable": (3, 1),
+    "icmp-proto-unreachable": (3, 2),
+    "icmp-port-unreachable": (3, 3),
+    "icmp-net-prohibited": (3, 9),
+    "icmp-host-prohibited": (3, 10),
+    "icmp-admin-prohibited": (3, 13),
+    "icmp6-no-route": (1, 0),
+    "icmp6-adm-prohibited": (1, 1),
+    "icmp6-addr-unreachable": (1, 3),
+    "icmp6-port-unreachable": (1, 4),
+    "icmp6-policy-fail": (1, 5),
+    "icmp6-reject-route": (1, 6),
+}
+# Errors that a connected UDP socket is not told of (icmp_err_convert[].fatal, icmpv6_err_convert).
+_SOFT = frozenset(
+    ("icmp-net-unreachable", "icmp-host-unreachable", "icmp6-no-route", "icmp6-addr-unreachable")
+)
+
+
+def _symptom_of(kind: str, proto: int) -> Symptom:
+    """What the client's socket reports for an error (tcp_v4_err, __udp4_lib_err)."""
+    if kind in ("tcp-reset", "icmp-port-unreachable", "icmp6-port-unreachable"):
+        return Symptom.REFUSED
+    if proto != TCP and kind in _SOFT:
+        return Symptom.TIMES_OUT
+    return Symptom.UNREACHABLE
+
+
+def _same(a: Packet, b: Packet) -> bool:
+    ct_a, ct_b = a.ct, b.ct
+    return (a.dst, a.dport, a.src, a.sport, a.mark, a.tos, a.ctstate) == (
+        b.dst, b.dport, b.src, b.sport, b.mark, b.tos, b.ctstate,
+    ) and (ct_a is None or ct_b is None or (ct_a.mark, ct_a.dst_done, ct_a.src_done) == (ct_b.mark, ct_b.dst_done, ct_b.src_done))  # fmt: skip
+
+
+def _never_unique(family: int, number: int) -> bool:
+    if family == 4:
+        return number >> 24 == 127 or number >> 16 == 0xA9FE
+    return number == 1 or number >> 118 == 0x3FA
+
+
+def _hop_words(hop: NextHop) -> str:
+    return f"out by {hop.dev}" + (f" to {hop.gateway}" if hop.gateway is not None else "")
+
+
+def _route_text(found: Lookup) -> str:
+    route = found.route
+    if route is None:
+        return ""
+    dst = "default" if route.dst.prefixlen == 0 else str(route.dst)
+    return " ".join(
+        [*([route.type] if route.type != "unicast" else []), dst, *(_hop_words(h)[7:] for h in found.hops[:1])]
+    )
+
+
+def _step_words(step: StepRecord | None) -> str:
+    if step is None:
+        return ""
+    if step.kind == "policy":
+        return f"{step.table} {step.text}"
+    return f"{step.table} {getattr(step.rule, 'text', step.text)}"
+
+
+__all__ = ["Attached", "Delivery", "Leaf", "LimitExceededError", "Topology", "Walker"]

@@ -1,0 +1,785 @@
+"""iptables and ip6tables rulesets as programs: chains walked as ipt_do_table walks them (net/ipv4/netfilter).
+
+Every matching rule is recorded: the walk that decides is the trace that is shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from ipaddress import ip_network
+from typing import Any, NamedTuple
+
+from ktp.dataplane import packet as pk
+from ktp.dataplane.host import Host
+from ktp.dataplane.matches import Test, compile_match, dscp_value
+from ktp.dataplane.packet import Conn, Packet, endpoint_text, to_int, to_text
+from ktp.dataplane.state import ACCEPT, ASKED, DROP, RANDOM, REJECT, UNKNOWN, Decision, State, Verdict
+from ktp.model.ruleset import Chain, Rule, Ruleset, Target
+
+# Actions of a compiled rule.
+_CONTINUE, _ACCEPT, _DROP, _RETURN, _JUMP, _GOTO, _CHANGE, _END, _UNKNOWN = range(9)
+
+_KEY = re.compile(
+    r"(?:\[[^\]]*\] )?-A \S+ (?:(?:! )?-s \S+ )?"
+    r"(?:-d ([0-9a-f.:]+)/(?:32|128) "
+    r"|(?:-d \S+ )?-p (tcp|udp|sctp) (?:-m comment --comment (?:\"(?:[^\"\\]|\\.)*\"|[^\" ]+) )?"
+    r"(?:-m addrtype --dst-type LOCAL )?-m (?:tcp|udp|sctp) --dport (\d+) )"
+)
+_INDEX_FROM = 12  # rules; shorter chains are walked whole
+
+
+class Compiled(NamedTuple):
+    """A rule ready to be asked."""
+
+    rule: Rule
+    tests: tuple[Test, ...]
+    assumptions: tuple[str, ...]
+    chance: float | None
+    recent: tuple[tuple[str, str, bool], ...]
+    unknown: str | None  # why a match cannot be answered, where one is not modelled
+    action: int
+    data: Any
+    effect: str
+
+
+class Program:
+    """The chains of one table of one ruleset."""
+
+    def __init__(self, ruleset: Ruleset, table: str) -> None:
+        self.ruleset = ruleset
+        self.table = table
+        self.backend = ruleset.backend.value
+        self.family = 4 if ruleset.family == "ip" else 6
+        self._chains: dict[str, CompiledChain | None] = {}
+
+    def chain(self, name: str) -> CompiledChain | None:
+        """The compiled chain; None where the ruleset has none of that name."""
+        if name not in self._chains:
+            found = self.ruleset.chain(self.table, name)
+            self._chains[name] = CompiledChain(self, found) if found is not None else None
+        return self._chains[name]
+
+    def is_idle(self, hook: str) -> bool:
+        """Whether the base chain of `hook` is absent, or has no rules and accepts."""
+        chain = self.chain(hook)
+        return chain is None or (chain.size == 0 and chain.source.policy in (None, "ACCEPT"))
+
+    def run(self, state: State, host: Host, hook: str) -> list[Verdict]:
+        """Walk the base chain of `hook`: every way through it, as verdicts."""
+        base = self.chain(hook)
+        if base is None:
+            return [Verdict(ACCEPT, state)]
+        return _walk(self, base, state, host, hook)
+
+
+class CompiledChain:
+    """A chain whose rules are compiled when first met, with an index over exact destinations and ports."""
+
+    __slots__ = ("_by_key", "_candidates", "_compiled", "_other", "name", "program", "size", "source")
+
+    def __init__(self, program: Program, source: Chain) -> None:
+        self.program = program
+        self.source = source
+        self.name = source.name
+        self.size = len(source)
+        self._compiled: dict[int, Compiled] = {}
+        self._candidates: dict[tuple[int, int, int | None], Sequence[Compiled]] = {}
+        self._by_key: dict[Any, list[int]] | None = None
+        self._other: list[int] = []
+
+    def candidates(self, p: Packet) -> Sequence[Compiled]:
+        """The rules that may match a packet of this destination, protocol and port, in order."""
+        key = (p.dst, p.proto, p.dport)
+        found = self._candidates.get(key)
+        if found is None:
+            if len(self._candidates) > 20_000:
+                self._candidates.clear()
+            found = self._candidates[key] = [self._rule(i) for i in self._positions(p)]
+        return found
+
+    def _positions(self, p: Packet) -> Sequence[int]:
+        if self.size < _INDEX_FROM:
+            return range(self.size)
+        if self._by_key is None:
+            self._index()
+        assert self._by_key is not None
+        hits = self._by_key.get(to_text(p.family, p.dst), [])
+        ports = self._by_key.get((pk.PROTOCOL_NAMES.get(p.proto, ""), p.dport), [])
+        if not hits and not ports:
+            return self._other
+        return sorted({*hits, *ports, *self._other})
+
+    def _index(self) -> None:
+        by_key: dict[Any, list[int]] = {}
+        other: list[int] = []
+        match = _KEY.match
+        for i, line in enumerate(self.source.raw_lines()):
+            m = match(line)
+            if m is None:
+                other.append(i)
+                continue
+            dst, proto, port = m.groups()
+            key = dst if dst is not None else (proto, int(port))
+            if key in by_key:
+                by_key[key].append(i)
+            else:
+                by_key[key] = [i]
+        self._by_key, self._other = by_key, other
+
+    def _rule(self, index: int) -> Compiled:
+        found = self._compiled.get(index)
+        if found is None:
+            found = self._compiled[index] = compile_rule(self.program, self.source.rule(index))
+        return found
+
+
+def compile_rule(program: Program, rule: Rule) -> Compiled:
+    """Rule → Compiled. What is not modelled leaves `unknown` set: the walk then goes both ways."""
+    tests: list[Test] = []
+    assumptions: list[str] = []
+    chance: float | None = None
+    recent: list[tuple[str, str, bool]] = []
+    unknown: str | None = None
+    if rule.error is not None:
+        unknown = f"the line could not be parsed ({rule.error})"
+        return Compiled(rule, (), (), None, (), unknown, _UNKNOWN, unknown, "?")
+    for match in rule.matches:
+        compiled = compile_match(match)
+        if compiled is None:
+            unknown = f"match {match.name!r} is not modelled"
+            continue
+        if compiled.assumption is not None:
+            assumptions.append(compiled.assumption)
+        if compiled.recent is not None:
+            recent.append(compiled.recent)
+        if compiled.probability is not None:
+            chance = (chance if chance is not None else 1.0) * compiled.probability
+        elif match.name not in ("comment", "nfacct") and (compiled.recent is None or compiled.recent[2]):
+            tests.append(compiled.test)
+    action, data, effect = _compile_target(program, rule)
+    return Compiled(
+        rule, tuple(tests), tuple(assumptions), chance, tuple(recent), unknown, action, data, effect
+    )
+
+
+# -- targets
+
+REJECT_TYPES = {
+    "icmp-net-unreachable": "icmp-net-unreachable", "net-unreach": "icmp-net-unreachable",
+    "icmp-host-unreachable": "icmp-host-unreachable", "host-unreach": "icmp-host-unreachable",
+    "icmp-proto-unreachable": "icmp-proto-unreachable", "proto-unreach": "icmp-proto-unreachable",
+    "icmp-port-unreachable": "icmp-port-unreachable", "port-unreach": "icmp-port-unreachable",
+    "icmp-net-prohibited": "icmp-net-prohibited", "net-prohib": "icmp-net-prohibited",
+    "icmp-host-prohibited": "icmp-host-prohibited", "host-prohib": "icmp-host-prohibited",
+    "icmp-admin-prohibited": "icmp-admin-prohibited", "admin-prohib": "icmp-admin-prohibited",
+    "tcp-reset": "tcp-reset", "tcp-rst": "tcp-reset",
+    "icmp6-no-route": "icmp6-no-route", "no-route": "icmp6-no-route",
+    "icmp6-adm-prohibited": "icmp6-adm-prohibited", "adm-prohibited": "icmp6-adm-prohibited",
+    "icmp6-addr-unreachable": "icmp6-addr-unreachable", "addr-unreach": "icmp6-addr-unreachable",
+    "icmp6-port-unreachable": "icmp6-port-unreachable",
+    "icmp6-policy-fail": "icmp6-policy-fail", "policy-fail": "icmp6-policy-fail",
+    "icmp6-reject-route": "icmp6-reject-route", "reject-route": "icmp6-reject-route",
+}  # fmt: skip
+
+Change = Callable[[Packet, Host], None]
+Terminal = Callable[[State, Host, str], "Verdict | None"]
+
+
+def _compile_target(program: Program, rule: Rule) -> tuple[int, Any, str]:
+    target = rule.target
+    if target is None:
+        return _CONTINUE, None, "counted"
+    name = target.name
+    if target.goto:
+        return _GOTO, name, f"goto {name}"
+    if not target.options and program.ruleset.chain(program.table, name) is not None and name not in _TARGETS:
+        return _JUMP, name, f"jump {name}"
+    entry = _TARGETS.get(name)
+    if entry is None:
+        if program.ruleset.chain(program.table, name) is not None:
+            return _JUMP, name, f"jump {name}"
+        return _UNKNOWN, f"target {name} is not modelled", name
+    try:
+        made = entry[0](target, program)
+    except (ValueError, IndexError, KeyError):
+        made = None
+    if made is None:
+        return _UNKNOWN, f"target {name} with these options is not modelled", name
+    return made
+
+
+def _simple(action: int, effect: str) -> Callable[[Target, Program], tuple[int, Any, str]]:
+    return lambda target, program: (action, None, effect)
+
+
+def _nothing(effect: str) -> Callable[[Target, Program], tuple[int, Any, str]]:
+    """Targets that go on with the next rule and leave alone all that ktp models."""
+    return lambda target, program: (_CONTINUE, None, effect)
+
+
+def _reject(target: Target, program: Program) -> tuple[int, Any, str]:
+    given = target.value("--reject-with")
+    if given is None:
+        kind = "icmp-port-unreachable" if program.family == 4 else "icmp6-port-unreachable"
+    elif program.family == 6 and given == "port-unreach":
+        kind = "icmp6-port-unreachable"
+    else:
+        kind = REJECT_TYPES[given]
+    return _END, lambda state, host, hook: Verdict(REJECT, state, kind), f"reject with {kind}"
+
+
+def _mark(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    if len(target.options) != 1:
+        return None
+    option = target.options[0]
+    value, _, mask_text = option.args[0].partition("/")
+    number, mask = int(value, 0), int(mask_text, 0) if mask_text else 0xFFFFFFFF
+    keep, flip = _mark_operation(option.flag, number, mask)
+
+    def change(p: Packet, host: Host) -> None:
+        p.mark = (p.mark & keep) ^ flip
+
+    return _CHANGE, change, f"mark {_mark_words(option.flag, number, mask)}"
+
+
+def _mark_operation(flag: str, number: int, mask: int) -> tuple[int, int]:
+    """(keep, flip): mark' = (mark & keep) ^ flip. --set-mark value/mask zeroes mask and ORs; --set-xmark XORs."""
+    every = 0xFFFFFFFF
+    if flag == "--set-xmark":
+        return every & ~mask, number
+    if flag == "--set-mark":
+        return every & ~(mask | number), number
+    if flag == "--and-mark":
+        return number, 0
+    if flag == "--or-mark":
+        return every & ~number, number
+    if flag == "--xor-mark":
+        return every, number
+    raise ValueError(flag)
+
+
+def _mark_words(flag: str, number: int, mask: int) -> str:
+    if flag == "--set-xmark" and mask and number == 0:
+        return f"cleared of bits {mask:#x}" if mask != 0xFFFFFFFF else "set to 0"
+    if flag == "--set-xmark" and mask == 0:
+        return f"flipped in bits {number:#x}"
+    if mask == 0xFFFFFFFF:
+        return f"set to {number:#x}"
+    return f"set to {number:#x} under mask {mask:#x}"
+
+
+def _connmark(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    verb = next((o for o in target.options if o.flag.endswith("mark") and "mask" not in o.flag), None)
+    if verb is None:
+        return None
+    if verb.flag in ("--save-mark", "--restore-mark"):
+        both = target.value("--mask")
+        nf = int(target.value("--nfmask") or both or "0xffffffff", 0)
+        ctm = int(target.value("--ctmask") or both or "0xffffffff", 0)
+        if verb.flag == "--save-mark":
+
+            def save(p: Packet, host: Host) -> None:
+                if p.ct is not None:
+                    p.ct.mark = (p.ct.mark & ~ctm & 0xFFFFFFFF) ^ (p.mark & nf)
+
+            return _CHANGE, save, "connection mark saved from the packet's"
+
+        def restore(p: Packet, host: Host) -> None:
+            if p.ct is not None:
+                p.mark = (p.mark & ~nf & 0xFFFFFFFF) ^ (p.ct.mark & ctm)
+
+        return _CHANGE, restore, "mark restored from the connection's"
+    value, _, mask_text = verb.args[0].partition("/")
+    number, mask = int(value, 0), int(mask_text, 0) if mask_text else 0xFFFFFFFF
+    keep, flip = _mark_operation(verb.flag, number, mask)
+
+    def change(p: Packet, host: Host) -> None:
+        if p.ct is not None:
+            p.ct.mark = (p.ct.mark & keep) ^ flip
+
+    return _CHANGE, change, f"connection mark {_mark_words(verb.flag, number, mask)}"
+
+
+def _ct(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    if target.option("--notrack") is not None:
+        return _notrack(target, program)
+    helper = target.value("--helper")
+    if all(o.flag in ("--helper", "--ctevents", "--expevents", "--timeout") for o in target.options):
+        return _CONTINUE, None, f"conntrack helper {helper}" if helper else "conntrack options set"
+    return None  # zones are not modelled
+
+
+def _notrack(target: Target, program: Program) -> tuple[int, Any, str]:
+    def change(p: Packet, host: Host) -> None:
+        if p.ct is None:
+            p.ctstate = pk.UNTRACKED
+
+    return _CHANGE, change, "not tracked"
+
+
+def _tos(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    option = target.options[0]
+    text, _, mask_text = option.args[0].partition("/")
+    number = int(text, 0)
+    mask = int(mask_text, 0) if mask_text else 0xFF
+    if option.flag == "--set-tos":
+
+        def change(p: Packet, host: Host) -> None:
+            p.tos = (p.tos & ~mask & 0xFF) ^ number
+
+    elif option.flag == "--and-tos":
+
+        def change(p: Packet, host: Host) -> None:
+            p.tos &= number
+
+    elif option.flag in ("--or-tos", "--xor-tos"):
+        either = option.flag == "--or-tos"
+
+        def change(p: Packet, host: Host) -> None:
+            p.tos = p.tos | number if either else p.tos ^ number
+
+    else:
+        return None
+    return _CHANGE, change, "TOS changed"
+
+
+def _dscp(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    value = dscp_value(target.options[0])
+    if value is None:
+        return None
+
+    def change(p: Packet, host: Host) -> None:
+        p.tos = (p.tos & 3) | value << 2
+
+    return _CHANGE, change, f"DSCP set to {value}"
+
+
+def _ttl(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    option = target.options[0]
+    value = int(option.args[0])
+    kind = option.flag.rsplit("-", 1)[-1]
+    if kind not in ("set", "inc", "dec"):
+        return None
+
+    def change(p: Packet, host: Host) -> None:
+        p.ttl = value if kind == "set" else max(0, min(255, p.ttl + (value if kind == "inc" else -value)))
+
+    return _CHANGE, change, f"TTL {kind} {value}"
+
+
+def _set_target(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    if target.option("--map-set") is not None:
+        return None
+    words = ", ".join(f"{o.flag[2:]} {o.args[0]}" for o in target.options if o.args)
+    return _CONTINUE, None, f"ipset: {words}"
+
+
+# -- NAT
+
+
+def translate_destination(state: State, dst: int, dport: int | None) -> None:
+    """Rewrite the packet's destination and note it in its connection (nf_nat_setup_info, DST)."""
+    p = state.packet
+    ct = p.ct
+    assert ct is not None
+    if dst != p.dst or dport != p.dport:
+        ct.dnat = True
+    p.dst = ct.dst = dst
+    p.dport = ct.dport = dport
+    ct.dst_done = True
+
+
+def translate_source(state: State, src: int, sport: int | None) -> None:
+    """Rewrite the packet's source and note it in its connection (nf_nat_setup_info, SRC)."""
+    p = state.packet
+    ct = p.ct
+    assert ct is not None
+    if src != p.src or sport != p.sport:
+        ct.snat = True
+    p.src = ct.src = src
+    p.sport = ct.sport = sport
+    ct.src_done = True
+
+
+def _address_range(text: str, family: int) -> tuple[int | None, int | None, int | None, int | None, int | None]:
+    """`IP[-IP][:port[-port[/base]]]` → (low, high, port low, port high, base); None where not given."""
+    low = high = None
+    if text.startswith("["):
+        inside, _, rest = text[1:].partition("]")
+        addresses, ports = inside, rest.removeprefix(":")
+    elif family == 6:
+        addresses, ports = (text, "") if not text.startswith(":") or text.startswith("::") else ("", text[1:])
+    else:
+        addresses, _, ports = text.partition(":")
+    if addresses:
+        first, _, last = addresses.partition("-")
+        low = to_int(first)[1]
+        high = to_int(last)[1] if last else low
+    plow = phigh = base = None
+    if ports:
+        span, _, base_text = ports.partition("/")
+        first, _, last = span.partition("-")
+        plow = int(first)
+        phigh = int(last) if last else plow
+        base = int(base_text) if base_text else None
+    return low, high, plow, phigh, base
+
+
+def _dnat(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    option = target.option("--to-destination")
+    if option is None or len([o for o in target.options if o.flag == "--to-destination"]) != 1:
+        return None
+    low, high, plow, phigh, base = _address_range(option.args[0], program.family)
+    text = option.args[0]
+
+    def act(state: State, host: Host, hook: str) -> Verdict | None:
+        p = state.packet
+        dst = p.dst if low is None else low
+        if low is not None and high is not None and low <= p.dst <= high:
+            dst = p.dst
+        elif high is not None and high != low:
+            return Verdict(UNKNOWN, state, f"DNAT to the range {text}: which of its addresses is drawn is not modelled")
+        dport = p.dport
+        if plow is not None and phigh is not None:
+            if base is not None and p.dport is not None:
+                dport = plow + (p.dport - base) % (phigh - plow + 1)
+            elif plow == phigh or p.dport is None or not plow <= p.dport <= phigh:
+                # nf_nat_l4proto_unique_tuple keeps a port that is in the range, else starts at the first free one
+                dport = plow
+                if plow != phigh:
+                    return Verdict(UNKNOWN, state, f"DNAT to the ports {text}: which is free is not modelled")
+        translate_destination(state, dst, dport)
+        return Verdict(ACCEPT, state)
+
+    return _END, act, f"dnat to {text}"
+
+
+def _snat(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    option = target.option("--to-source")
+    if option is None or len([o for o in target.options if o.flag == "--to-source"]) != 1:
+        return None
+    low, high, plow, phigh, _ = _address_range(option.args[0], program.family)
+    text = option.args[0]
+
+    def act(state: State, host: Host, hook: str) -> Verdict | None:
+        p = state.packet
+        src = p.src if low is None else low
+        if low is not None and high is not None and high != low:
+            if low <= p.src <= high:
+                src = p.src
+            else:
+                return Verdict(UNKNOWN, state, f"SNAT to the range {text}: which of its addresses is not modelled")
+        translate_source(state, src, plow if plow is not None and plow == phigh else p.sport)
+        return Verdict(ACCEPT, state)
+
+    return _END, act, f"snat to {text}"
+
+
+def masquerade(state: State, host: Host) -> Verdict:
+    """MASQUERADE: the source that the kernel gives (nf_nat_masquerade_ipv4/6); dropped where it has none."""
+    p = state.packet
+    if p.oif == "?" or not host.has_network:
+        translate_source(state, _node_source(host, p), p.sport)
+        state.assume("the node masquerades with its own address (its interfaces were not read)")
+        return Verdict(ACCEPT, state)
+    next_hop = p.dst
+    if p.family == 4:
+        found = host.route(p, iif="lo")
+        if found.hops and found.hops[0].gateway is not None and found.hops[0].gateway.version == 4:
+            next_hop = int(found.hops[0].gateway)
+    source = host.select_source(p.family, p.oif, next_hop)
+    if source is None:
+        return Verdict(DROP, state, "MASQUERADE finds no address to give")
+    translate_source(state, source, p.sport)
+    return Verdict(ACCEPT, state)
+
+
+def _node_source(host: Host, p: Packet) -> int:
+    for family, number, _ in host.own_addresses():
+        if family == p.family:
+            return number
+    if p.ct is not None:
+        return p.ct.odst  # the dialled address is the one address of this node that is known
+    return p.dst
+
+
+def _masquerade(target: Target, program: Program) -> tuple[int, Any, str]:
+    return _END, lambda state, host, hook: masquerade(state, host), "masquerade"
+
+
+def redirect_address(state: State, host: Host, hook: str) -> int | None:
+    """REDIRECT's new destination: loopback for local output, else the first address of the incoming interface."""
+    p = state.packet
+    if hook == "OUTPUT":
+        return 0x7F000001 if p.family == 4 else 1
+    interface = host.interfaces.get(p.iif or "")
+    for a in interface.addresses if interface else ():
+        if a.ip.version == p.family and (p.family == 6 or not a.secondary):
+            return int(a.ip)
+    return None
+
+
+def _redirect(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    ports = target.value("--to-ports")
+    low, _, high = (ports or "").partition("-")
+    if high and high != low:
+        return None
+    dport = int(low) if low else None
+
+    def act(state: State, host: Host, hook: str) -> Verdict | None:
+        new = redirect_address(state, host, hook)
+        if new is None:
+            if not host.has_network:
+                return Verdict(UNKNOWN, state, "REDIRECT: the addresses of the interface were not read")
+            return Verdict(DROP, state, "REDIRECT finds no address on the interface")
+        translate_destination(state, new, dport if dport is not None else state.packet.dport)
+        return Verdict(ACCEPT, state)
+
+    return _END, act, f"redirect to port {ports}" if ports else "redirect"
+
+
+def _netmap(target: Target, program: Program) -> tuple[int, Any, str] | None:
+    text = target.value("--to")
+    if text is None:
+        return None
+    net = ip_network(text, strict=False)
+    mask = (1 << (net.max_prefixlen - net.prefixlen)) - 1
+    value = int(net.network_address)
+
+    def act(state: State, host: Host, hook: str) -> Verdict | None:
+        p = state.packet
+        if hook in ("PREROUTING", "OUTPUT"):
+            translate_destination(state, value | p.dst & mask, p.dport)
+        else:
+            translate_source(state, value | p.src & mask, p.sport)
+        return Verdict(ACCEPT, state)
+
+    return _END, act, f"netmap to {text}"
+
+
+def _unknown_target(why: str) -> Callable[[Target, Program], tuple[int, Any, str]]:
+    return lambda target, program: (_UNKNOWN, why, target.name)
+
+
+def _nfqueue(target: Target, program: Program) -> tuple[int, Any, str]:
+    return _UNKNOWN, "NFQUEUE hands the packet to a program of the node", "queue"
+
+
+_TARGETS: dict[str, tuple[Callable[[Target, Program], tuple[int, Any, str] | None], str, str]] = {
+    "ACCEPT": (_simple(_ACCEPT, "accept"), "exact", ""),
+    "DROP": (_simple(_DROP, "drop"), "exact", ""),
+    "RETURN": (_simple(_RETURN, "return"), "exact", ""),
+    "REJECT": (_reject, "exact", "each type with its symptom"),
+    "MARK": (_mark, "exact", ""),
+    "CONNMARK": (_connmark, "exact", "shifts are unknown"),
+    "CT": (_ct, "exact", "zones are unknown"),
+    "NOTRACK": (_notrack, "exact", ""),
+    "DNAT": (_dnat, "exact", "of a range of several addresses or ports the one drawn is unknown"),
+    "SNAT": (_snat, "exact", "of a range of several addresses the one drawn is unknown"),
+    "MASQUERADE": (_masquerade, "exact", "the source port is not modelled"),
+    "REDIRECT": (_redirect, "exact", "of several ports the one drawn is unknown"),
+    "NETMAP": (_netmap, "exact", ""),
+    "TOS": (_tos, "exact", ""),
+    "DSCP": (_dscp, "exact", ""),
+    "TTL": (_ttl, "exact", ""),
+    "HL": (_ttl, "exact", ""),
+    "LOG": (_nothing("logged"), "exact", ""),
+    "NFLOG": (_nothing("logged"), "exact", ""),
+    "ULOG": (_nothing("logged"), "exact", ""),
+    "TRACE": (_nothing("traced"), "exact", ""),
+    "CHECKSUM": (_nothing("checksum filled"), "exact", ""),
+    "TCPMSS": (_nothing("MSS set"), "exact", "does not change the packet's way"),
+    "TCPOPTSTRIP": (_nothing("TCP options removed"), "exact", "does not change the packet's way"),
+    "ECN": (_nothing("ECN bits removed"), "exact", "does not change the packet's way"),
+    "CLASSIFY": (_nothing("class set"), "exact", "does not change the packet's way"),
+    "AUDIT": (_nothing("audited"), "exact", ""),
+    "LED": (_nothing("LED triggered"), "exact", ""),
+    "RATEEST": (_nothing("rate estimated"), "exact", ""),
+    "IDLETIMER": (_nothing("idle timer reset"), "exact", ""),
+    "TEE": (_nothing("copied"), "exact", "the copy is not followed"),
+    "SECMARK": (_nothing("security mark set"), "exact", ""),
+    "CONNSECMARK": (_nothing("security mark copied"), "exact", ""),
+    "SET": (_set_target, "assumed", "additions made by the packet itself are not seen by later rules"),
+    "NFQUEUE": (_nfqueue, "unknown", "a program of the node decides"),
+    "QUEUE": (_nfqueue, "unknown", "a program of the node decides"),
+    "TPROXY": (_unknown_target("TPROXY hands the packet to a proxy of the node"), "unknown", "a proxy takes it"),
+    "SYNPROXY": (_unknown_target("SYNPROXY answers in the server's place"), "unknown", ""),
+    "DNPT": (_unknown_target("DNPT is not modelled"), "unknown", ""),
+    "SNPT": (_unknown_target("SNPT is not modelled"), "unknown", ""),
+    "HMARK": (_unknown_target("HMARK sets a mark by a hash"), "unknown", ""),
+    "CLUSTERIP": (_unknown_target("CLUSTERIP is not modelled"), "unknown", ""),
+}
+
+
+def supported_targets() -> tuple[tuple[str, str, str], ...]:
+    """(name, level, note) of every target that ktp knows by name, for the reference page."""
+    chains = ("user chains", "exact", "jump, goto, return, policy")
+    return (chains, *((n, level, note) for n, (_, level, note) in sorted(_TARGETS.items())))
+
+
+# -- the walk
+
+
+def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook: str) -> list[Verdict]:
+    """Every way through a base chain. Iterative: a Service may have thousands of endpoints, each a fork."""
+    out: list[Verdict] = []
+    table, backend = program.table, program.backend
+    # A frame is (chain, candidates, next index). The stack holds the callers' frames.
+    work: list[tuple[State, CompiledChain, Sequence[Compiled], int, tuple[Any, ...]]] = [
+        (first, base, base.candidates(first.packet), 0, ())
+    ]
+    while work:
+        state, chain, rules, index, stack = work.pop()
+        p = state.packet
+        while True:
+            if index >= len(rules):
+                if stack:  # the end of a user chain: back to the caller
+                    (chain, rules, index), stack = stack[-1], stack[:-1]
+                    continue
+                verdict = _policy(base, state, hook, table, backend)
+                out.append(verdict)
+                break
+            compiled = rules[index]
+            index += 1
+            answer: bool | None = True
+            for test in compiled.tests:
+                one = test(p, host, hook)
+                if one is False:
+                    answer = False
+                    break
+                if one is None:
+                    answer = None
+            if answer is False:
+                continue
+            if compiled.recent:
+                answer = _ask_recent(compiled, state, answer)
+                if answer is False:
+                    for sentence in compiled.assumptions:
+                        state.assume(sentence)
+                    continue
+            if answer is None or compiled.unknown is not None:
+                key = (host.name, backend, table, compiled.rule.text, p.flow_key())
+                known = state.asked.get(key) if state.asked else None
+                if known is False:
+                    continue
+                if known is None:
+                    other = state.fork()
+                    why = compiled.unknown or "a snapshot cannot tell whether it matches"
+                    _ask(other, key, False, compiled.rule, why)
+                    work.append((other, chain, rules, index, stack))
+                    _ask(state, key, True, compiled.rule, why)
+            if compiled.chance is not None and compiled.chance < 1:
+                if compiled.chance <= 0:
+                    continue
+                other = state.fork()
+                other.decide(Decision(RANDOM, compiled.rule, 1, 1 - compiled.chance, "", "", compiled.rule))
+                work.append((other, chain, rules, index, stack))
+                state.decide(Decision(RANDOM, compiled.rule, 0, compiled.chance, "", "", compiled.rule))
+            for sentence in compiled.assumptions:
+                state.assume(sentence)
+            if compiled.recent:
+                _enter_recent(compiled, state)
+            action = compiled.action
+            step = state.note(
+                "rule", compiled.effect, hook=hook, table=table, chain=chain.name, rule=compiled.rule, backend=backend
+            )
+            if action == _CONTINUE:
+                continue
+            if action == _CHANGE:
+                compiled.data(p, host)
+                continue
+            if action == _JUMP or action == _GOTO:
+                target = program.chain(compiled.data)
+                if target is None:
+                    out.append(Verdict(UNKNOWN, state, f"chain {compiled.data} is not in the dump", step))
+                    break
+                if action == _JUMP:
+                    stack = (*stack, (chain, rules, index))
+                    if len(stack) > 512:
+                        out.append(Verdict(UNKNOWN, state, "the chains jump in a circle", step))
+                        break
+                chain, rules, index = target, target.candidates(p), 0
+                continue
+            if action == _RETURN:
+                if stack:
+                    (chain, rules, index), stack = stack[-1], stack[:-1]
+                    continue
+                out.append(_policy(base, state, hook, table, backend))
+                break
+            if action == _ACCEPT:
+                out.append(Verdict(ACCEPT, state, "", step))
+                break
+            if action == _DROP:
+                out.append(Verdict(DROP, state, "", step))
+                break
+            if action == _UNKNOWN:
+                out.append(Verdict(UNKNOWN, state, compiled.data, step))
+                break
+            if table == "nat" and p.ct is None:
+                continue
+            verdict_or_none: Verdict | None = compiled.data(state, host, hook)
+            assert verdict_or_none is not None
+            if verdict_or_none.code == ACCEPT and p.ct is not None and p.ct.dst_done and hook in ("PREROUTING", "OUTPUT"):
+                state.nat_step = step
+            out.append(verdict_or_none._replace(step=step))
+            break
+    return out
+
+
+def _policy(base: CompiledChain, state: State, hook: str, table: str, backend: str) -> Verdict:
+    policy = base.source.policy or "ACCEPT"
+    if policy == "DROP":
+        step = state.note(
+            "policy", "drop", hook=hook, table=table, chain=base.name, backend=backend, text=f"policy {policy} of {base.name}"
+        )
+        return Verdict(DROP, state, "", step)
+    return Verdict(ACCEPT, state)
+
+
+def _ask(state: State, key: Any, answer: bool, rule: Rule, why: str) -> None:
+    state.asked = {**(state.asked or {}), key: answer}
+    state.decide(Decision(ASKED, key, 0 if answer else 1, 1.0, rule.text, why, rule))
+
+
+def _ask_recent(compiled: Compiled, state: State, answer: bool | None) -> bool | None:
+    p = state.packet
+    for name, side, enters in compiled.recent:
+        if enters:
+            continue
+        present = (name, p.src if side == "src" else p.dst) in state.recent
+        inverted = any(
+            o.negated
+            for m in compiled.rule.matches
+            if m.name == "recent"
+            for o in m.options
+            if o.flag in ("--rcheck", "--update", "--remove")
+        )
+        if present == inverted:
+            return False
+    return answer
+
+
+def _enter_recent(compiled: Compiled, state: State) -> None:
+    p = state.packet
+    for name, side, enters in compiled.recent:
+        if enters:
+            state.recent = state.recent | {(name, p.src if side == "src" else p.dst)}
+
+
+def nat_words(p: Packet, ct: Conn) -> str:
+    """`10.0.0.3:31015 → 10.244.1.10:80`: what a connection's destination was and is."""
+    return f"{endpoint_text(p.family, ct.odst, ct.odport)} → {endpoint_text(p.family, ct.dst, ct.dport)}"
+
+
+__all__ = [
+    "REJECT_TYPES",
+    "Program",
+    "compile_rule",
+    "masquerade",
+    "nat_words",
+    "supported_targets",
+    "to_text",
+    "translate_destination",
+    "translate_source",
+]

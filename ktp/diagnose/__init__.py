@@ -1,0 +1,1 @@
+"""Questions to a snapshot: the matrix, causes, findings, what-if. Pure."""

@@ -1,0 +1,94 @@
+"""Snapshot → Topology: who has which address, in the dataplane's words."""
+
+from __future__ import annotations
+
+from ktp.dataplane.packet import PROTOCOLS, to_int
+from ktp.dataplane.walk import Attached, Topology
+from ktp.model.cluster import Cluster, Service
+from ktp.model.snapshot import Snapshot
+
+
+def topology_of(snapshot: Snapshot) -> Topology:
+    """The topology of a snapshot: pods, host-network endpoints, nodes, and the sockets kube-proxy holds."""
+    cluster = snapshot.cluster
+    attached: dict[tuple[int, int], Attached] = {}
+    processes: dict[tuple[str, int, int], str] = {}
+    node_addresses: dict[tuple[int, int], str] = {}
+    for node in (cluster.nodes or {}).values():
+        for kind, address in node.addresses:
+            if kind in ("InternalIP", "ExternalIP"):
+                key = _key(address)
+                if key is not None:
+                    node_addresses[key] = node.name
+    for pod in cluster.pods or ():
+        if pod.node_name is None or pod.phase in ("Succeeded", "Failed"):
+            continue
+        if pod.host_network:
+            for port in pod.ports:
+                number = PROTOCOLS.get(port.protocol.lower())
+                if number is not None:
+                    processes.setdefault((pod.node_name, number, port.container_port), pod.key)
+            continue
+        for address in pod.pod_ips:
+            key = _key(address)
+            if key is not None:
+                attached.setdefault(key, Attached(name=pod.key, node=pod.node_name))
+    by_address = {k: n for k, n in node_addresses.items()}
+    for part in (*(cluster.slices or ()), *(cluster.endpoints or ())):
+        for endpoint in part.endpoints:
+            for address in endpoint.addresses:
+                key = _key(address)
+                if key is None or key in attached:
+                    continue
+                name = (
+                    f"{endpoint.target_namespace or part.namespace}/{endpoint.target_name}"
+                    if endpoint.target_name
+                    else f"{part.namespace}/{part.service_name}"
+                )
+                owner = by_address.get(key)
+                if owner is not None:
+                    for ep_port in part.ports:
+                        number = PROTOCOLS.get(ep_port.protocol.lower())
+                        if number is not None and ep_port.port is not None:
+                            processes.setdefault((owner, number, ep_port.port), name)
+                elif endpoint.target_kind == "Pod" and cluster.pods is not None and endpoint.node_name is not None:
+                    # A slice still lists a pod that is gone: nothing answers at its address.
+                    continue
+                else:
+                    attached[key] = Attached(name=name, node=endpoint.node_name)
+    return Topology(
+        nodes=snapshot.nodes,
+        attached=attached,
+        processes=processes,
+        silent=_held_by_kube_proxy(cluster, snapshot),
+        node_addresses=node_addresses,
+    )
+
+
+def _key(address: str) -> tuple[int, int] | None:
+    try:
+        return to_int(address)
+    except (ValueError, OSError):
+        return None
+
+
+def _held_by_kube_proxy(cluster: Cluster, snapshot: Snapshot) -> frozenset[tuple[str, int, int]]:
+    """Sockets that kube-proxy up to 1.23 opens on node ports to keep others from them; it never answers.
+
+    Told by the rules: a listener on a Service's node port of a node whose rules are of the family with KUBE-XLB,
+    or that hold none at all.
+    """
+    ports = {
+        (PROTOCOLS[p.protocol.lower()], p.node_port)
+        for s in cluster.services.values()
+        for p in s.ports
+        if p.node_port and p.protocol.lower() in PROTOCOLS
+    }
+    checks = {s.health_check_node_port for s in cluster.services.values() if isinstance(s, Service)}
+    held: set[tuple[str, int, int]] = set()
+    for name, state in snapshot.nodes.items():
+        for socket in state.sockets or ():
+            number = PROTOCOLS.get(socket.protocol)
+            if number is not None and (number, socket.port) in ports and socket.port not in checks:
+                held.add((name, number, socket.port))
+    return frozenset(held)

@@ -1,0 +1,256 @@
+"""Kubernetes objects, as far as they decide where a Service's traffic goes. Field names follow the API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ktp.model.host import IPAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePort:
+    """A port of a Service. `name` is "" where the API has none; `target_port` keeps int or name."""
+
+    name: str = ""
+    protocol: str = "TCP"
+    port: int
+    target_port: int | str | None = None
+    node_port: int = 0
+    app_protocol: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadBalancerIngress:
+    """One entry of status.loadBalancer.ingress."""
+
+    ip: str | None = None
+    hostname: str | None = None
+    ip_mode: str | None = None  # "VIP" or "Proxy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A v1 Service."""
+
+    namespace: str
+    name: str
+    type: str = "ClusterIP"
+    cluster_ips: tuple[str, ...] = ()  # "None" where headless
+    external_ips: tuple[str, ...] = ()
+    ports: tuple[ServicePort, ...] = ()
+    selector: Mapping[str, str] = field(default_factory=dict)
+    external_traffic_policy: str = "Cluster"
+    internal_traffic_policy: str = "Cluster"
+    session_affinity: str = "None"
+    session_affinity_timeout: int = 10800
+    health_check_node_port: int = 0
+    load_balancer_source_ranges: tuple[str, ...] = ()
+    load_balancer_class: str | None = None
+    load_balancer_ip: str | None = None
+    allocate_load_balancer_node_ports: bool = True
+    publish_not_ready_addresses: bool = False
+    ingress: tuple[LoadBalancerIngress, ...] = ()
+    ip_families: tuple[str, ...] = ()
+    ip_family_policy: str | None = None
+    traffic_distribution: str | None = None
+    external_name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointPort:
+    """A port of an EndpointSlice (or of an Endpoints subset)."""
+
+    name: str = ""
+    protocol: str = "TCP"
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One endpoint of a slice. Conditions keep the API's three values: None is "not said".
+
+    Defaults of the API: ready nil = true, serving nil = ready, terminating nil = false.
+    """
+
+    addresses: tuple[str, ...]
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+    node_name: str | None = None
+    zone: str | None = None
+    hints_for_zones: tuple[str, ...] = ()
+    hints_for_nodes: tuple[str, ...] = ()
+    target_kind: str | None = None
+    target_namespace: str | None = None
+    target_name: str | None = None
+    hostname: str | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """`ready`, nil taken as true (EndpointSlice API)."""
+        return self.ready is not False
+
+    @property
+    def is_serving(self) -> bool:
+        """`serving`, nil taken as `ready`."""
+        return self.is_ready if self.serving is None else self.serving
+
+    @property
+    def is_terminating(self) -> bool:
+        """`terminating`, nil taken as false."""
+        return bool(self.terminating)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSlice:
+    """A discovery.k8s.io EndpointSlice, or one subset of an Endpoints object in the same shape.
+
+    `origin` is "EndpointSlice" or "Endpoints".
+    """
+
+    namespace: str
+    name: str
+    service_name: str
+    address_type: str = "IPv4"
+    ports: tuple[EndpointPort, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    origin: str = "EndpointSlice"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerPort:
+    """A port that a container declares."""
+
+    container: str
+    name: str = ""
+    protocol: str = "TCP"
+    container_port: int
+    host_port: int = 0
+    host_ip: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerStatus:
+    """State of a container: whether ready, and why not where the kubelet says so."""
+
+    name: str
+    ready: bool
+    started: bool | None = None
+    restart_count: int = 0
+    state: str = ""  # running waiting terminated
+    reason: str = ""
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """A condition of a Pod or Node."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    last_transition_time: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """A v1 Pod."""
+
+    namespace: str
+    name: str
+    node_name: str | None = None
+    host_network: bool = False
+    phase: str = ""
+    pod_ips: tuple[str, ...] = ()
+    host_ip: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[ContainerPort, ...] = ()
+    containers: tuple[ContainerStatus, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    readiness_probes: tuple[tuple[str, str], ...] = ()  # (container, probe in words)
+    deletion_timestamp: str | None = None
+    owner_kind: str | None = None
+    owner_name: str | None = None
+    images: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def is_ready(self) -> bool:
+        """Condition Ready is True."""
+        return any(c.type == "Ready" and c.status == "True" for c in self.conditions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taint:
+    """A taint of a Node."""
+
+    key: str
+    value: str = ""
+    effect: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A v1 Node."""
+
+    name: str
+    addresses: tuple[tuple[str, str], ...] = ()  # (type, address)
+    pod_cidrs: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
+    taints: tuple[Taint, ...] = ()
+    unschedulable: bool = False
+    provider_id: str | None = None
+    kubelet_version: str = ""
+    kube_proxy_version: str = ""
+
+    def addresses_of(self, kind: str) -> tuple[str, ...]:
+        """Addresses of type `kind`: "InternalIP", "ExternalIP", "Hostname"."""
+        return tuple(a for k, a in self.addresses if k == kind)
+
+    @property
+    def zone(self) -> str | None:
+        """Label topology.kubernetes.io/zone."""
+        return self.labels.get("topology.kubernetes.io/zone")
+
+    @property
+    def is_ready(self) -> bool:
+        """Condition Ready is True."""
+        return any(c.type == "Ready" and c.status == "True" for c in self.conditions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The API objects of a snapshot. A list that is None was not read: not the same as empty."""
+
+    services: Mapping[str, Service] = field(default_factory=dict)  # by "namespace/name"
+    slices: tuple[EndpointSlice, ...] | None = None
+    endpoints: tuple[EndpointSlice, ...] | None = None  # Endpoints objects, in slice shape
+    pods: tuple[Pod, ...] | None = None
+    nodes: Mapping[str, Node] | None = None
+    version: str | None = None  # gitVersion of the API server
+
+
+def ip_of(text: str) -> IPAddress | None:
+    """The address that `text` spells, or None."""
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None

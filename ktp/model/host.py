@@ -1,0 +1,185 @@
+"""The state of one node that decides a packet's way: interfaces, routes, sockets, sysctls, sets, rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ktp.model.ipvs import IpvsTable
+    from ktp.model.nftables import NftRuleset
+    from ktp.model.ruleset import Ruleset
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceAddress:
+    """An address of an interface (`ip -j addr`, `addr_info`). `scope` is "global", "link", "host" or a number."""
+
+    ip: IPAddress
+    prefixlen: int
+    scope: str = "global"
+    secondary: bool = False
+    peer: IPAddress | None = None
+    deprecated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """A network device (`ip -j addr`)."""
+
+    name: str
+    index: int
+    flags: frozenset[str] = frozenset()
+    link_type: str = "ether"
+    master: str | None = None
+    kind: str | None = None  # linkinfo info_kind, where `ip -d` was used
+    mtu: int = 1500
+    addresses: tuple[InterfaceAddress, ...] = ()
+
+    @property
+    def is_up(self) -> bool:
+        """Administratively up."""
+        return "UP" in self.flags
+
+    @property
+    def is_loopback(self) -> bool:
+        """`lo`."""
+        return "LOOPBACK" in self.flags or self.link_type == "loopback"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextHop:
+    """One way out of a route."""
+
+    dev: str | None = None
+    gateway: IPAddress | None = None
+    weight: int = 1
+    dead: bool = False
+    linkdown: bool = False  # no carrier: skipped where sysctl ignore_routes_with_linkdown is 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A route (`ip -j route show table all`). `dst` is a network of prefix length 0 for "default"."""
+
+    dst: IPNetwork
+    type: str = (
+        "unicast"  # unicast local broadcast multicast blackhole unreachable prohibit throw anycast nat
+    )
+    table: str = "main"
+    nexthops: tuple[NextHop, ...] = ()
+    prefsrc: IPAddress | None = None
+    metric: int = 0
+    scope: str = "global"
+    protocol: str = "boot"
+    tos: int = 0
+    src: IPNetwork | None = None  # IPv6 source-specific routes ("from")
+
+    @property
+    def dev(self) -> str | None:
+        """Device of the first next hop."""
+        return self.nexthops[0].dev if self.nexthops else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingRule:
+    """A policy routing rule (`ip -j rule`), in words of ip-rule(8)."""
+
+    priority: int
+    table: str | None = None
+    action: str = "lookup"  # lookup blackhole unreachable prohibit goto nop
+    src: IPNetwork | None = None
+    dst: IPNetwork | None = None
+    iif: str | None = None
+    oif: str | None = None
+    fwmark: int | None = None
+    fwmask: int = 0xFFFFFFFF
+    tos: int | None = None
+    ipproto: str | None = None
+    sport: tuple[int, int] | None = None
+    dport: tuple[int, int] | None = None
+    uidrange: tuple[int, int] | None = None
+    suppress_prefixlength: int | None = None
+    goto: int | None = None
+    inverted: bool = False
+    l3mdev: bool = False
+    unsupported: tuple[str, ...] = ()  # conditions or actions that ktp does not model, e.g. "tun_id 5"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListeningSocket:
+    """A listening TCP or bound UDP/SCTP socket (`ss -lntuH`). `ip` None means every address of `family`.
+
+    `family` is 4, 6 or 0: 0 is a wildcard socket that takes both (`*:port`).
+    """
+
+    protocol: str
+    ip: IPAddress | None
+    port: int
+    family: int
+    interface: str | None = None
+    process: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IpSet:
+    """A set of `ipset save`. `type` e.g. "hash:ip,port"; `entries` keep the elements' text and options in order."""
+
+    name: str
+    type: str
+    family: str = "inet"
+    options: Mapping[str, str] = field(default_factory=dict)
+    entries: tuple[tuple[str, Mapping[str, str]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubeProxyConfig:
+    """What a node's KubeProxyConfiguration says, of what changes its rules. None is "not said"."""
+
+    mode: str | None = None
+    hostname_override: str | None = None
+    cluster_cidr: str | None = None
+    node_port_addresses: tuple[str, ...] | None = None
+    masquerade_all: bool = False
+    masquerade_bit: int = 14
+    localhost_node_ports: bool | None = None
+    detect_local_mode: str | None = None
+    bridge_interface: str | None = None
+    interface_name_prefix: str | None = None
+    feature_gates: Mapping[str, bool] = field(default_factory=dict)
+    healthz_bind_address: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """Everything that was read on one node. A field that is None was not read: not the same as empty."""
+
+    name: str
+    interfaces: tuple[Interface, ...] | None = None
+    routes: tuple[Route, ...] | None = None  # both families
+    rules4: tuple[RoutingRule, ...] | None = None
+    rules6: tuple[RoutingRule, ...] | None = None
+    sockets: tuple[ListeningSocket, ...] | None = None
+    sysctls: Mapping[str, str] | None = None
+    ipsets: Mapping[str, IpSet] | None = None
+    rulesets: tuple[Ruleset, ...] = ()
+    nft: NftRuleset | None = None
+    nft_hooks: str | None = None  # text of `nft list hooks`
+    ipvs: IpvsTable | None = None
+    kube_proxy: KubeProxyConfig | None = None
+    files: frozenset[str] = frozenset()  # names of the files that were read, without the node's folder
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether any packet filter rules of this node are known."""
+        return bool(self.rulesets) or self.nft is not None
+
+    def rulesets_of(self, family: str) -> tuple[Ruleset, ...]:
+        """The xtables rulesets of `family` ("ip" or "ip6"), legacy before nft."""
+        return tuple(r for r in self.rulesets if r.family == family)

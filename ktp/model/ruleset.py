@@ -1,0 +1,207 @@
+"""xtables rules (iptables, ip6tables): options, matches, targets, rules, chains, rulesets.
+
+A ruleset is a mapping from (table, chain) to rules. Who fills it (a whole dump read lazily, a node asked chain by
+chain) is not visible here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+class Backend(str, Enum):
+    """Which kernel interface holds the rules: x_tables (`iptables-legacy`) or nf_tables (`iptables-nft`)."""
+
+    LEGACY = "iptables-legacy"
+    NFT = "iptables-nft"
+    UNKNOWN = "iptables"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a match or target as `iptables-save` prints it, e.g. `! --dport 80`.
+
+    `quoted` has bit N set where argument N stood in double quotes.
+    """
+
+    flag: str
+    args: tuple[str, ...] = ()
+    negated: bool = False
+    quoted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One condition of a rule.
+
+    `name` is the extension (`-m NAME`), or "" for the conditions on the IP header that need none
+    (`-s -d -p -i -o -f`), of which each is one Match with one Option.
+    """
+
+    name: str
+    options: tuple[Option, ...]
+
+    def option(self, flag: str) -> Option | None:
+        """The first option spelled `flag`, or None."""
+        for option in self.options:
+            if option.flag == flag:
+                return option
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a rule does: a verdict, an extension or a user chain; `goto` where `-g` leads there."""
+
+    name: str
+    options: tuple[Option, ...] = ()
+    goto: bool = False
+
+    def option(self, flag: str) -> Option | None:
+        """The first option spelled `flag`, or None."""
+        for option in self.options:
+            if option.flag == flag:
+                return option
+        return None
+
+    def value(self, flag: str) -> str | None:
+        """The first argument of option `flag`, or None where it is absent or bare."""
+        option = self.option(flag)
+        return option.args[0] if option is not None and option.args else None
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Packets and bytes that a rule or policy has counted."""
+
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rule:
+    """One rule of a dump.
+
+    `text` is the line from `-A` on, verbatim; `line` its 1-based line in the source (0 where there is none);
+    `position` its 1-based place in its chain; `error` is set where the line could not be understood: such a rule
+    has no matches and no target, and whoever evaluates it must answer "unknown".
+    """
+
+    table: str
+    chain: str
+    text: str
+    matches: tuple[Match, ...] = ()
+    target: Target | None = None
+    counters: Counters | None = None
+    line: int = 0
+    position: int = 0
+    error: str | None = None
+
+    @property
+    def comment(self) -> str | None:
+        """The text of `-m comment --comment`, the first one."""
+        for match in self.matches:
+            if match.name == "comment" and match.options and match.options[0].args:
+                return match.options[0].args[0]
+        return None
+
+
+class Chain:
+    """A chain: its name, its policy where it is a base chain, and its rules, parsed when first asked for."""
+
+    __slots__ = ("_parse", "_raw", "_rules", "counters", "first_line", "name", "policy", "table")
+
+    def __init__(
+        self,
+        table: str,
+        name: str,
+        raw: Sequence[str],
+        parse: Callable[[str, str, str, int, int], Rule],
+        *,
+        policy: str | None = None,
+        counters: Counters | None = None,
+        first_line: int | Sequence[int] = 0,
+    ) -> None:
+        """Hold the raw lines `raw`; `parse(table, chain, text, line, position)` makes a Rule of one."""
+        self.table = table
+        self.name = name
+        self.policy = policy
+        self.counters = counters
+        self.first_line = first_line
+        self._raw = raw
+        self._parse = parse
+        self._rules: list[Rule | None] = [None] * len(raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def __iter__(self) -> Iterator[Rule]:
+        return (self.rule(i) for i in range(len(self._raw)))
+
+    def raw(self, index: int) -> str:
+        """Rule `index` (0-based) as the dump has it, counters included."""
+        return self._raw[index]
+
+    def raw_lines(self) -> Sequence[str]:
+        """All rules as the dump has them."""
+        return self._raw
+
+    def rule(self, index: int) -> Rule:
+        """Rule `index` (0-based), parsed once."""
+        rule = self._rules[index]
+        if rule is None:
+            if isinstance(self.first_line, int):
+                line = self.first_line + index if self.first_line else 0
+            else:
+                line = self.first_line[index]
+            rule = self._parse(self.table, self.name, self._raw[index], line, index + 1)
+            self._rules[index] = rule
+        return rule
+
+
+class Ruleset(Protocol):
+    """The xtables rules of one address family and one back end on one node."""
+
+    family: str  # "ip" or "ip6"
+    backend: Backend
+    source: str  # the file or command they were read from
+
+    def tables(self) -> Sequence[str]:
+        """Names of the tables that the source lists."""
+        ...
+
+    def chain_names(self, table: str) -> Iterable[str]:
+        """Names of the chains of `table`, in the source's order."""
+        ...
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        """The chain, or None where the table or the chain does not exist."""
+        ...
+
+
+class DictRuleset:
+    """A ruleset held in memory."""
+
+    def __init__(
+        self, family: str, backend: Backend, source: str, tables: Mapping[str, Mapping[str, Chain]]
+    ) -> None:
+        """Hold `tables`: table name → chain name → Chain."""
+        self.family = family
+        self.backend = backend
+        self.source = source
+        self._tables = tables
+
+    def tables(self) -> Sequence[str]:
+        """Names of the tables."""
+        return tuple(self._tables)
+
+    def chain_names(self, table: str) -> Iterable[str]:
+        """Names of the chains of `table`; empty where there is no such table."""
+        return tuple(self._tables.get(table, ()))
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        """The chain or None."""
+        return self._tables.get(table, {}).get(name)

@@ -1,0 +1,1 @@
+"""Stage two: raw text → model. Pure: no input or output, no knowledge of what the answers are for."""

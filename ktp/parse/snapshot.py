@@ -1,0 +1,277 @@
+"""A whole capture → Snapshot: the one place of this package that knows which file is parsed by what.
+
+What a node's file should have told and does not, because the file is unreadable or garbled, stays None and
+becomes an evidence gap; nothing of a node is a reason to give up. Of the cluster only services.json is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, TypeVar
+
+from ktp.errors import EvidenceError
+from ktp.model.capture import Capture, EvidenceGap
+from ktp.model.host import KubeProxyConfig, NodeState, Route
+from ktp.model.ruleset import Backend, Ruleset
+from ktp.model.snapshot import Snapshot
+from ktp.parse.ip_json import merge_routes, parse_interfaces, parse_routes, parse_rules
+from ktp.parse.ipset import parse_ipsets
+from ktp.parse.iptables_save import open_ruleset
+from ktp.parse.ipvs import parse_ipvs
+from ktp.parse.kube_proxy_config import parse_kube_proxy_config
+from ktp.parse.kubernetes import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES, parse_cluster_with_gaps
+from ktp.parse.ss import parse_sockets
+from ktp.parse.sysctl import parse_sysctls
+from ktp.parse.text import SHAPE_ERRORS, decode_text, gc_paused, load_json
+
+if TYPE_CHECKING:
+    from ktp.model.cluster import Cluster
+    from ktp.model.nftables import NftRuleset
+
+T = TypeVar("T")
+
+# (file, family, back end where the name tells it). Legacy before nft, the plain ones last.
+_RULESET_FILES = (
+    ("iptables-legacy-save.txt", "ip", Backend.LEGACY),
+    ("ip6tables-legacy-save.txt", "ip6", Backend.LEGACY),
+    ("iptables-nft-save.txt", "ip", Backend.NFT),
+    ("ip6tables-nft-save.txt", "ip6", Backend.NFT),
+    ("iptables-save.txt", "ip", None),
+    ("ip6tables-save.txt", "ip6", None),
+)
+_BACKEND_ORDER = (Backend.LEGACY, Backend.UNKNOWN, Backend.NFT)
+_KUBE_PROXY_CONFIGS = ("kube-proxy-config.yaml", "kube-proxy-config.json")
+_NFT_TABLE_START = re.compile(rb'"table"\s*:\s*\{')
+_NFT_END = re.compile(rb"\]\s*\}\s*$")
+_NFT_TABLE = re.compile(rb'"table"\s*:\s*(\{[^{}]*\})')
+
+
+def parse_snapshot(capture: Capture, *, nodes: Collection[str] | None = None) -> Snapshot:
+    """Everything that `capture` holds; of the nodes only those named in `nodes`, where given.
+
+    Gaps: the capture's own, then "cluster-file" (a garbled cluster/….json), "services", "endpoints", "pods" and
+    "nodes" (no such file), "node-file" (subject NODE/FILE) and "node-rules" (subject NODE: no packet filter rules).
+    Raises EvidenceError where cluster/services.json is garbled.
+    """
+    with gc_paused():
+        cluster, cluster_gaps = parse_cluster_with_gaps(capture)
+        gaps = _Gaps([*capture.gaps, *cluster_gaps])
+        _add_missing_lists(capture, gaps)
+        states = {
+            name: _NodeFiles(capture, name, gaps).parse()
+            for name in capture.node_names()
+            if nodes is None or name in nodes
+        }
+    _add_missing_rules(cluster, states, nodes, gaps)
+    return Snapshot(cluster=cluster, nodes=states, gaps=tuple(gaps.gaps), source=capture.source)
+
+
+class _Gaps:
+    """Gaps in the order met; what a collector has told already is not told again."""
+
+    def __init__(self, gaps: list[EvidenceGap]) -> None:
+        self.gaps = gaps
+        self._told = {(gap.kind, gap.subject) for gap in gaps}
+
+    def add(self, gap: EvidenceGap, *, same: Collection[str] = ()) -> None:
+        """Adds `gap`, unless there is one of its kind, or of a kind in `same`, about its subject."""
+        if self._told.isdisjoint((kind, gap.subject) for kind in (gap.kind, *same)):
+            self._told.add((gap.kind, gap.subject))
+            self.gaps.append(gap)
+
+
+def _add_missing_lists(capture: Capture, gaps: _Gaps) -> None:
+    for kind, files, lost in (
+        ("services", (SERVICES,), "there are no Services to ask about"),
+        ("endpoints", (ENDPOINT_SLICES, ENDPOINTS), "what should serve a Service is not known"),
+        ("pods", (PODS,), "why a pod is not an endpoint cannot be told"),
+        ("nodes", (NODES,), "the nodes and their addresses are not known"),
+    ):
+        if not any(capture.has(file) for file in files):
+            resource = files[0].rpartition("/")[2].partition(".")[0]
+            gap = EvidenceGap(
+                kind=kind,
+                subject=kind,
+                message=f"{files[0]} is missing; {lost}",
+                remedy=f"add it: kubectl get {resource} -A -o json > {files[0]}",
+            )
+            gaps.add(gap, same=("api-forbidden",))
+
+
+def _add_missing_rules(
+    cluster: Cluster, states: dict[str, NodeState], asked: Collection[str] | None, gaps: _Gaps
+) -> None:
+    names = dict.fromkeys([*(cluster.nodes or ()), *states])
+    for name in names:
+        if asked is not None and name not in asked:
+            continue
+        state = states.get(name)
+        if state is None:
+            message = (
+                f"nothing was read on {name}; what it does with packets is taken from the API objects alone"
+            )
+        elif not state.has_rules:
+            message = f"no packet filter rules of {name} were read; what they do with packets is not known"
+        else:
+            continue
+        remedy = f"add nodes/{name}/iptables-save.txt and nft-ruleset.json, or let ktp read the node"
+        gaps.add(EvidenceGap(kind="node-rules", subject=name, message=message, remedy=remedy))
+
+
+class _NodeFiles:
+    """The files of one node's folder; remembers which were read."""
+
+    def __init__(self, capture: Capture, node: str, gaps: _Gaps) -> None:
+        self._capture = capture
+        self._node = node
+        self._gaps = gaps
+        self._read: set[str] = set()
+
+    def parse(self) -> NodeState:
+        """All that the files tell of the node."""
+        rulesets = self._rulesets()
+        # Ruleset order decides nothing in the kernel; readers expect the older back end first.
+        rulesets.sort(key=lambda ruleset: _BACKEND_ORDER.index(ruleset.backend))
+        return NodeState(
+            name=self._node,
+            interfaces=self._parse("ip-addr.json", parse_interfaces),
+            routes=self._routes(),
+            rules4=self._parse("ip-rule.json", parse_rules),
+            rules6=self._parse(
+                "ip6-rule.json", lambda data, *, source: parse_rules(data, source=source, family=6)
+            ),
+            sockets=self._parse("ss.txt", parse_sockets),
+            sysctls=self._parse("sysctl.txt", parse_sysctls),
+            ipsets=self._parse("ipset-save.txt", parse_ipsets),
+            rulesets=tuple(rulesets),
+            nft=self._nft(rulesets),
+            nft_hooks=self._parse("nft-hooks.txt", lambda data, *, source: decode_text(data, source)),
+            ipvs=self._parse("ipvsadm.txt", parse_ipvs),
+            kube_proxy=self._kube_proxy(),
+            files=frozenset(self._read),
+        )
+
+    def _name(self, file: str) -> str:
+        return f"nodes/{self._node}/{file}"
+
+    def _attempt(self, file: str, read: Callable[[], T]) -> T | None:
+        """`read()`, or None with a gap where the file cannot be read or understood."""
+        remedy = None
+        try:
+            value = read()
+        except EvidenceError as error:
+            why, remedy = error.message, error.hint
+        except OSError as error:
+            why = f"{self._name(file)} cannot be read: {error.strerror or error}"
+        except SHAPE_ERRORS as error:
+            # A shape that no parser foresaw: said as such, with what there is to tell it by.
+            why = f"{self._name(file)} cannot be understood ({type(error).__name__}: {error})"
+        else:
+            self._read.add(file)
+            return value
+        subject = f"{self._node}/{file}"
+        self._gaps.add(EvidenceGap(kind="node-file", subject=subject, message=why, remedy=remedy))
+        return None
+
+    def _parse(self, file: str, parse: Callable[..., T]) -> T | None:
+        """`parse(data, source=…)` of a file, None where it is absent or garbled."""
+        name = self._name(file)
+        if not self._capture.has(name):
+            return None
+        return self._attempt(file, lambda: parse(self._capture.read(name), source=name))
+
+    def _routes(self) -> tuple[Route, ...] | None:
+        """Both families. None without ip-route.json: IPv6 routes alone would say that IPv4 has none."""
+        routes = self._parse("ip-route.json", parse_routes)
+        routes6 = self._parse(
+            "ip6-route.json", lambda data, *, source: parse_routes(data, source=source, family=6)
+        )
+        if routes is None:
+            if routes6 is not None and not self._capture.has(self._name("ip-route.json")):
+                subject = f"{self._node}/ip-route.json"
+                message = (
+                    f"{self._name('ip-route.json')} is missing; the routes of {self._node} are not known"
+                )
+                remedy = "add it: ip -j route show table all"
+                self._gaps.add(EvidenceGap(kind="node-file", subject=subject, message=message, remedy=remedy))
+            return None
+        return merge_routes(routes, routes6 or ())
+
+    def _kube_proxy(self) -> KubeProxyConfig | None:
+        for file in _KUBE_PROXY_CONFIGS:
+            config = self._parse(file, parse_kube_proxy_config)
+            if config is not None:
+                return config
+        return None
+
+    # ------------------------------------------------------------------------------------------------------ rules
+
+    def _rulesets(self) -> list[Ruleset]:
+        rulesets: list[Ruleset] = []
+        for file, family, backend in _RULESET_FILES:
+            ruleset = self._ruleset(file, family, backend)
+            if ruleset is None:
+                continue
+            others = {other.backend for other in rulesets if other.family == family}
+            # `iptables` on a node is one of the two commands: its dump repeats that one's.
+            if backend is None and (
+                ruleset.backend in others
+                or (ruleset.backend is Backend.UNKNOWN and others >= {Backend.LEGACY, Backend.NFT})
+            ):
+                continue
+            rulesets.append(ruleset)
+        return rulesets
+
+    def _ruleset(self, file: str, family: str, backend: Backend | None) -> Ruleset | None:
+        name = self._name(file)
+        if not self._capture.has(name):
+            return None
+
+        def read() -> Ruleset:
+            path = self._capture.path(name)
+            data = path if path is not None else self._capture.read(name)
+            return open_ruleset(data, source=name, family=family, backend=backend)
+
+        return self._attempt(file, read)
+
+    def _nft(self, rulesets: list[Ruleset]) -> NftRuleset | None:
+        """The nft ruleset, unless all of its tables are those that iptables-nft-save dumped as well.
+
+        Such a dump is large and would be parsed for nothing; `files` names it as read all the same.
+        """
+        dumped = {
+            (ruleset.family, table)
+            for ruleset in rulesets
+            if ruleset.backend is Backend.NFT
+            for table in ruleset.tables()
+        }
+
+        def read(data: bytes, *, source: str) -> NftRuleset | None:
+            from ktp.parse.nft import parse_nft_json
+
+            tables = _nft_tables(data)
+            if tables and tables <= dumped:
+                return None
+            return parse_nft_json(data, source)
+
+        def read_text(data: bytes, *, source: str) -> NftRuleset:
+            from ktp.parse.nft import parse_nft_text
+
+            return parse_nft_text(decode_text(data, source), source)
+
+        if self._capture.has(self._name("nft-ruleset.json")):
+            return self._parse("nft-ruleset.json", read)
+        return self._parse("nft-ruleset.txt", read_text)
+
+
+def _nft_tables(data: bytes) -> set[tuple[str, str]] | None:
+    """(family, name) of every table that `nft -j list ruleset` lists, found without parsing the whole.
+
+    None where that cannot be told: the text breaks off, or a table is written in a way not looked for.
+    """
+    matches = _NFT_TABLE.findall(data)
+    if len(matches) != len(_NFT_TABLE_START.findall(data)) or not _NFT_END.search(data[-64:]):
+        return None
+    tables = [load_json(match, "an nft table") for match in matches]
+    return {(table["family"], table["name"]) for table in tables}

@@ -1,0 +1,85 @@
+"""Fixtures and rules that every test shares."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+KERNEL_COMMANDS = ("ip", "ss", "iptables-save", "iptables-restore", "nft")
+
+settings.register_profile("ktp", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("ktp"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "ktp")
+
+
+@functools.cache
+def why_no_kernel() -> str | None:
+    """Says why kernel tests cannot run here, or None where they can."""
+    if sys.platform != "linux":
+        return "needs Linux"
+    if os.geteuid() != 0:
+        return "needs root"
+    if missing := [command for command in KERNEL_COMMANDS if shutil.which(command) is None]:
+        return f"needs the commands {', '.join(missing)}"
+    probe = f"ktp-probe-{uuid.uuid4().hex[:8]}"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        return f"needs network namespaces: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "delete", probe], capture_output=True, check=False)
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("kernel") is None or (reason := why_no_kernel()) is None:
+        return
+    if os.environ.get("KTP_REQUIRE_KERNEL"):
+        pytest.fail(f"kernel test {reason}", pytrace=False)
+    pytest.skip(f"kernel test {reason}")
+
+
+@pytest.fixture(autouse=True)
+def _no_real_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps every test away from the developer's clusters and from the look of his terminal."""
+    home = tmp_path_factory.getbasetemp() / "home"
+    home.mkdir(exist_ok=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("KUBECONFIG", str(home / "no-kubeconfig"))
+    for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def demo_snapshot() -> Path:
+    return REPOSITORY / "ktp" / "demo"
+
+
+@pytest.fixture
+def make_netns() -> Iterator[Callable[[str], str]]:
+    """Makes network namespaces with names of their own, loopback up, and deletes them after the test."""
+    names: list[str] = []
+
+    def make(role: str) -> str:
+        name = f"ktp-{role}-{uuid.uuid4().hex[:8]}"
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        names.append(name)
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        return name
+
+    yield make
+    for name in reversed(names):
+        subprocess.run(["ip", "netns", "delete", name], check=False)

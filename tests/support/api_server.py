@@ -1,0 +1,295 @@
+"""A small API server over real HTTP or HTTPS that serves the lists of a snapshot folder, and misbehaves on demand.
+
+What it does was taken from kube-apiserver: lists come as `ServiceList` with items that name neither kind nor
+version, `limit` and `continue`, label and field selectors, and v1 Status objects for errors.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+# resource → (API prefix, kind, file of a snapshot)
+RESOURCES = {
+    "services": ("/api/v1", "Service", "services.json"),
+    "endpoints": ("/api/v1", "Endpoints", "endpoints.json"),
+    "nodes": ("/api/v1", "Node", "nodes.json"),
+    "pods": ("/api/v1", "Pod", "pods.json"),
+    "namespaces": ("/api/v1", "Namespace", None),
+    "configmaps": ("/api/v1", "ConfigMap", None),
+    "endpointslices": ("/apis/discovery.k8s.io/v1", "EndpointSlice", "endpointslices.json"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What one request gets instead of its answer, or with it: a status, a delay, half of it, nothing."""
+
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    content_type: str = "application/json"
+    delay: float = 0.0
+    truncate: bool = False
+    hang_up: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request as it arrived."""
+
+    path: str
+    query: dict[str, str]
+    authorization: str | None
+    client_name: str | None
+
+
+class ApiServer:
+    """The server; `objects` holds the API objects by resource and may be changed before requests come."""
+
+    def __init__(self, folder: Path, *, token: str | None = None, pki: Pki | None = None) -> None:
+        self.objects: dict[str, list[dict[str, Any]]] = {resource: [] for resource in RESOURCES}
+        for resource, (_, _, file) in RESOURCES.items():
+            if file and (path := folder / "cluster" / file).exists():
+                self.objects[resource] = json.loads(path.read_text())["items"]
+        names = {item["metadata"].get("namespace") for items in self.objects.values() for item in items}
+        self.objects["namespaces"] = [
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+            for name in sorted(filter(None, names))
+        ]
+        self.version = json.loads((folder / "cluster/version.json").read_text())
+        self.token = token
+        self.forbidden: set[str] = set()
+        self.unknown: set[str] = set()
+        self.requests: list[Request] = []
+        self._faults: list[tuple[re.Pattern[str], list[Fault]]] = []
+        self._lock = threading.Lock()
+        handler = type("Handler", (_Handler,), {"owner": self})
+        self._http = _QuietServer(("127.0.0.1", 0), handler)
+        if pki:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pki.server_cert, pki.server_key)
+            context.load_verify_locations(pki.ca)
+            context.verify_mode = ssl.CERT_OPTIONAL
+            self._http.socket = context.wrap_socket(
+                self._http.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self.url = f"http{'s' if pki else ''}://127.0.0.1:{self._http.server_address[1]}"
+
+    def misbehave(self, pattern: str, *faults: Fault) -> None:
+        """Gives the next requests whose path and query match `pattern` one of `faults` each, in order."""
+        self._faults.append((re.compile(pattern), list(faults)))
+
+    def paths(self) -> list[str]:
+        """The paths asked for so far."""
+        return [request.path for request in self.requests]
+
+    def fault_for(self, target: str) -> Fault:
+        """The fault that this request is to get."""
+        with self._lock:
+            for pattern, faults in self._faults:
+                if faults and pattern.search(target):
+                    return faults.pop(0)
+        return Fault()
+
+    @contextmanager
+    def running(self) -> Iterator[ApiServer]:
+        """Serves until the block ends."""
+        thread = threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._http.shutdown()
+            self._http.server_close()
+            thread.join()
+
+    def answer(self, path: str, query: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        """Status and body of a request that nothing is wrong with."""
+        if path == "/version":
+            return 200, self.version
+        for resource, (prefix, kind, _) in RESOURCES.items():
+            match = re.fullmatch(
+                rf"{prefix}(?:/namespaces/(?P<namespace>[^/]+))?/{resource}(?:/(?P<name>[^/]+))?", path
+            )
+            if match is None or resource in self.unknown:
+                continue
+            namespace, name = match["namespace"], match["name"]
+            if resource in self.forbidden:
+                verb = "get" if name else "list"
+                where = f' in the namespace "{namespace}"' if namespace else " at the cluster scope"
+                group = "discovery.k8s.io" if "discovery" in prefix else ""
+                return 403, _status(
+                    403,
+                    "Forbidden",
+                    f'{resource} is forbidden: User "jane" cannot {verb} resource "{resource}" '
+                    f'in API group "{group}"{where}',
+                )
+            found = [
+                item
+                for item in self.objects[resource]
+                if namespace in {None, item["metadata"].get("namespace")}
+                and name in {None, item["metadata"]["name"]}
+            ]
+            if name:
+                if not found:
+                    return 404, _status(404, "NotFound", f'{resource} "{name}" not found')
+                return 200, found[0]
+            return 200, _page(found, kind, prefix, query)
+        return 404, _status(404, "NotFound", "the server could not find the requested resource")
+
+
+def _page(items: list[dict[str, Any]], kind: str, prefix: str, query: dict[str, str]) -> dict[str, Any]:
+    for requirement in filter(None, query.get("labelSelector", "").split(",")):
+        key, value = requirement.split("=")
+        items = [item for item in items if item["metadata"].get("labels", {}).get(key) == value]
+    for requirement in filter(None, query.get("fieldSelector", "").split(",")):
+        key, value = requirement.split("=")
+        assert key == "metadata.name", "only metadata.name is served"
+        items = [item for item in items if item["metadata"]["name"] == value]
+    start = int(base64.b64decode(query["continue"])) if "continue" in query else 0
+    limit = int(query.get("limit", 0)) or len(items)
+    metadata: dict[str, Any] = {"resourceVersion": "1000"}
+    if start + limit < len(items):
+        metadata["continue"] = base64.b64encode(str(start + limit).encode()).decode()
+        metadata["remainingItemCount"] = len(items) - start - limit
+    bare = [
+        {key: value for key, value in item.items() if key not in {"kind", "apiVersion"}}
+        for item in items[start : start + limit]
+    ]
+    version = prefix.removeprefix("/apis/").removeprefix("/api/")
+    return {"kind": f"{kind}List", "apiVersion": version, "metadata": metadata, "items": bare}
+
+
+def _status(code: int, reason: str, message: str) -> dict[str, Any]:
+    return {
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": code,
+    }  # fmt: skip
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that gives up in the middle is what some tests are about; a fault of this file is not."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    owner: ApiServer
+
+    def setup(self) -> None:
+        # In this connection's own thread: a client that breaks off the handshake must not stop the server.
+        if isinstance(self.request, ssl.SSLSocket):
+            self.request.settimeout(5)
+            self.request.do_handshake()
+        super().setup()
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        request = Request(
+            path=unquote(parts.path),
+            query=query,
+            authorization=self.headers.get("Authorization"),
+            client_name=self._client_name(),
+        )
+        self.owner.requests.append(request)
+        fault = self.owner.fault_for(self.path)
+        time.sleep(fault.delay)
+        if fault.hang_up:
+            self.close_connection = True
+            return
+        allowed = self.owner.token is None or request.client_name is not None
+        if not allowed and request.authorization != f"Bearer {self.owner.token}":
+            status, body = 401, _status(401, "Unauthorized", "Unauthorized")
+        elif fault.status is not None or fault.body is not None:
+            status = fault.status or 200
+            body = _status(status, "Fault", f"made to answer {status}")
+        else:
+            status, body = self.owner.answer(request.path, query)
+        content = json.dumps(body).encode() if fault.body is None else fault.body
+        self.send_response(status)
+        self.send_header("Content-Type", fault.content_type)
+        self.send_header("Content-Length", str(len(content)))
+        for key, value in fault.headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if fault.truncate else content)
+        if fault.truncate:
+            self.close_connection = True
+
+    def _client_name(self) -> str | None:
+        if not isinstance(self.connection, ssl.SSLSocket):
+            return None
+        subject = (self.connection.getpeercert() or {}).get("subject", ())
+        return next((value for part in subject for key, value in part if key == "commonName"), None)
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the base class's name
+        """Keeps the test output clean."""
+
+
+# ------------------------------------------------------------------------------------------------- certificates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pki:
+    """File names of a CA, a server certificate for 127.0.0.1, a client certificate, and a CA of nobody."""
+
+    ca: Path
+    other_ca: Path
+    server_cert: Path
+    server_key: Path
+    client_cert: Path
+    client_key: Path
+
+
+def make_pki(folder: Path) -> Pki:
+    """Makes the certificates with the openssl command."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    def key_arguments(name: str) -> list[str]:
+        return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key"]
+
+    for name in ("ca", "other-ca"):
+        openssl(
+            "req", "-x509", *key_arguments(name), "-out", f"{name}.crt", "-days", "2", "-subj", f"/CN={name}"
+        )
+    for name, extension in (
+        ("server", "subjectAltName=IP:127.0.0.1"),
+        ("client", "extendedKeyUsage=clientAuth"),
+    ):
+        (folder / f"{name}.ext").write_text(extension)
+        openssl("req", *key_arguments(name), "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        openssl(
+            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
+            "-out", f"{name}.crt", "-days", "2", "-extfile", f"{name}.ext",
+        )  # fmt: skip
+    return Pki(
+        ca=folder / "ca.crt",
+        other_ca=folder / "other-ca.crt",
+        server_cert=folder / "server.crt",
+        server_key=folder / "server.key",
+        client_cert=folder / "client.crt",
+        client_key=folder / "client.key",
+    )
