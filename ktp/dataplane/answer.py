@@ -6,12 +6,12 @@ stands; different, it is undetermined and names what was not known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ktp.dataplane.packet import Packet, to_text
+from ktp.dataplane.packet import Packet, Port, to_text
 from ktp.dataplane.state import ASKED, Decision, HopRecord, StepRecord
-from ktp.dataplane.walk import Delivery, Leaf, LimitExceededError, Walker
+from ktp.dataplane.walk import Attached, Delivery, Leaf, LimitExceededError, Walker
 from ktp.model.trace import (
     DecidedBy,
     Disposition,
@@ -52,11 +52,13 @@ def answer_flow(walker: Walker, flow: Flow, *, trace: bool = True) -> FlowAnswer
             reason=why,
             unknowns=(Unknown(node="", what="", why=why),),
         )
-    return fold(flow, leaves, trace=trace)
+    return fold(flow, leaves, trace=trace, names=walker.topology.attached)
 
 
-def fold(flow: Flow, leaves: Sequence[Leaf], *, trace: bool = True) -> FlowAnswer:
-    """Leaves of one walk → the answer."""
+def fold(
+    flow: Flow, leaves: Sequence[Leaf], *, trace: bool = True, names: Mapping[tuple[int, int], Attached] | None = None
+) -> FlowAnswer:
+    """Leaves of one walk → the answer. `names` tells whom an address belongs to."""
     unknowns: list[Unknown] = []
     forked = [(_decisions(leaf.state.decisions), leaf) for leaf in leaves]
     if any(d.kind == ASKED for decisions, _ in forked for d in decisions):
@@ -72,7 +74,7 @@ def fold(flow: Flow, leaves: Sequence[Leaf], *, trace: bool = True) -> FlowAnswe
             )  # fmt: skip
             if found not in unknowns:
                 unknowns.append(found)
-    paths = tuple(_path(w, trace) for w in weighted)
+    paths = tuple(_path(w, trace, names) for w in weighted)
     assumptions = tuple(dict.fromkeys(a for p in paths for a in p.assumptions))
     delivered = [w for w in weighted if _delivery(w.leaf) is not None and w.leaf.symptom is Symptom.CONNECTS]
     seen = tuple(dict.fromkeys(p.source_seen for p in paths if p.source_seen and p.symptom is Symptom.CONNECTS))
@@ -186,23 +188,52 @@ def _delivery(leaf: Leaf) -> Delivery | None:
     return d if isinstance(d, Delivery) else None
 
 
-def _path(weighted: _Weighted, trace: bool) -> Path:
+def _path(weighted: _Weighted, trace: bool, names: Mapping[tuple[int, int], Attached] | None) -> Path:
     leaf = weighted.leaf
     d = _delivery(leaf)
+    ip: str | None = None
+    port: int | None = None
+    name: str | None = None
+    node: str | None = None
+    if d is not None:
+        ip, port, name, node = to_text(d.family, d.ip), _port(d.port), d.name, d.node
+    else:
+        drawn = _drawn(leaf)
+        if drawn is not None:
+            family, number, drawn_port = drawn
+            ip, port = to_text(family, number), _port(drawn_port)
+            attached = names.get((family, number)) if names is not None else None
+            if attached is not None:
+                name, node = attached.name, attached.node
     return Path(
         probability=weighted.chance,
         disposition=leaf.disposition,
         symptom=leaf.symptom,
         reason=leaf.reason,
         hops=tuple(_hop(h) for h in leaf.state.hops) if trace else (),
-        endpoint_ip=to_text(d.family, d.ip) if d is not None else None,
-        endpoint_port=d.port if d is not None else None,
-        endpoint_name=d.name if d is not None else None,
-        endpoint_node=d.node if d is not None else None,
+        endpoint_ip=ip,
+        endpoint_port=port,
+        endpoint_name=name,
+        endpoint_node=node,
         source_seen=to_text(d.family, d.source) if d is not None else None,
         decided_by=_decided_by(leaf),
         assumptions=leaf.state.assumptions,
     )
+
+
+def _port(port: Port) -> int | None:
+    return port if isinstance(port, int) else None
+
+
+def _drawn(leaf: Leaf) -> tuple[int, int, Port] | None:
+    """The endpoint that a request was translated to which did not arrive there: (family, address, port)."""
+    requests = [h for h in leaf.state.hops if h.direction == "request"]
+    if not requests:
+        return None
+    first, last = requests[0].arrived, requests[-1].left
+    if (first.dst, first.dport) == (last.dst, last.dport):
+        return None
+    return last.family, last.dst, last.dport
 
 
 def _decided_by(leaf: Leaf) -> DecidedBy | None:
@@ -273,8 +304,8 @@ def _step(s: StepRecord) -> Step:
 def _header(p: Packet) -> Header:
     return Header(
         src=to_text(p.family, p.src),
-        sport=-1 if p.sport is None else p.sport,
+        sport=p.sport if isinstance(p.sport, int) else -1,
         dst=to_text(p.family, p.dst),
-        dport=-1 if p.dport is None else p.dport,
+        dport=p.dport if isinstance(p.dport, int) else -1,
         mark=p.mark,
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ipaddress import IPv6Address
 
 from ktp.dataplane.ipset import Tester, compile_set
-from ktp.dataplane.packet import PROTOCOL_NAMES, Packet
+from ktp.dataplane.packet import LOCAL_PORTS, PROTOCOL_NAMES, Packet, Port
 from ktp.dataplane.routing import LOCAL, Fib, Lookup
 from ktp.model.host import Interface, InterfaceAddress, ListeningSocket, NodeState, Route
 
@@ -165,6 +165,13 @@ class Host:
         except ValueError:
             return None
 
+    def local_ports(self) -> tuple[int, int]:
+        """The ports that the node's own processes connect from (net.ipv4.ip_local_port_range)."""
+        words = self._sysctls.get("net.ipv4.ip_local_port_range", "").split()
+        if len(words) == 2 and words[0].isdigit() and words[1].isdigit():
+            return int(words[0]), int(words[1])
+        return LOCAL_PORTS
+
     def conf(self, family: str, interface: str, name: str) -> int:
         """`net.FAMILY.conf.INTERFACE.NAME` joined with `all` as the kernel does (IN_DEV_*CONF).
 
@@ -271,7 +278,7 @@ class Host:
     # -- sockets and sets
 
     def listener(
-        self, family: int, proto: int, ip: int, port: int | None, iif: str | None
+        self, family: int, proto: int, ip: int, port: Port, iif: str | None
     ) -> ListeningSocket | bool | None:
         """The socket that takes a packet to ip:port; False where none does; None where sockets were not read."""
         if self.state.sockets is None:

@@ -138,7 +138,7 @@ class _Elements:
                     values.append((p.proto, t << 8 | c))
                 else:
                     port = p.sport if src else p.dport
-                    if port is None:
+                    if not isinstance(port, int):
                         return None if self._order or self._ranges else False
                     values.append((p.proto, port))
             elif field == "iface":

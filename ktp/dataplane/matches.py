@@ -12,16 +12,13 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from ktp.dataplane import packet as pk
-from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, SCTP, TCP, UDP, Packet, to_int
+from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, SCTP, TCP, UDP, Packet, Port, to_int
 from ktp.model.ruleset import Match, Option
 
 if TYPE_CHECKING:
     from ktp.dataplane.host import Host
 
 Test = Callable[[Packet, "Host", str], "bool | None"]
-
-# Ports from which a client's kernel may draw (net.ipv4.ip_local_port_range); clients outside may use any above 1023.
-_EPHEMERAL = (1024, 65535)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +81,17 @@ def _port(text: str, names: dict[str, int] | None) -> int:
         raise ValueError(text) from None
 
 
-def _port_in(port: int | None, ranges: list[tuple[int, int]]) -> bool | None:
-    if port is None:  # some ephemeral port
-        inside = False
-        for low, high in ranges:
-            if low <= _EPHEMERAL[0] and high >= _EPHEMERAL[1]:
-                return True
-            if high >= _EPHEMERAL[0] and low <= _EPHEMERAL[1]:
-                inside = True
-        return None if inside else False
-    return any(low <= port <= high for low, high in ranges)
+def _port_in(port: Port, ranges: list[tuple[int, int]]) -> bool | None:
+    if isinstance(port, int):
+        return any(low <= port <= high for low, high in ranges)
+    least, most = port
+    inside = False
+    for low, high in ranges:
+        if low <= least and high >= most:
+            return True
+        if high >= least and low <= most:
+            inside = True
+    return None if inside else False
 
 
 # -- conditions on the IP header (-s -d -p -i -o -f)

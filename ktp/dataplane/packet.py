@@ -39,6 +39,14 @@ NEW, ESTABLISHED, RELATED, INVALID, UNTRACKED, SNAT_BIT, DNAT_BIT = 1, 2, 4, 8, 
 
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 
+# A port, or the range of which a kernel has drawn an ephemeral one.
+Port = int | tuple[int, int]
+# Linux draws from 32768-60999 (net.ipv4.ip_local_port_range), Windows and the BSDs from 49152-65535.
+CLIENT_PORTS = (32768, 65535)
+LOCAL_PORTS = (32768, 60999)
+# What `MASQUERADE --random-fully` draws from for a port above 1023 (nf_nat_l4proto_unique_tuple).
+RANDOM_PORTS = (1024, 65535)
+
 
 @lru_cache(maxsize=65536)
 def to_int(text: str) -> tuple[int, int]:
@@ -57,7 +65,7 @@ def to_text(family: int, number: int) -> str:
 class Conn:
     """A conntrack entry as one node holds it: the tuple of each direction, status, mark.
 
-    Ports are None where the client's ephemeral port stands. `o*` is the original direction as it arrived,
+    A port is a range where an ephemeral port stands. `o*` is the original direction as it arrived,
     `src`…`dport` the packet's addresses after translation: the reply tuple is their inverse.
     """
 
@@ -126,7 +134,7 @@ class Conn:
 
 
 class Packet:
-    """A packet on its way through one node. Addresses are numbers, `sport` None an ephemeral port.
+    """A packet on its way through one node. Addresses are numbers, a port may be the range of an ephemeral one.
 
     `reply` is set for the way back; an ICMP error carries in `inner` the (src, sport, dst, dport, proto) of the
     packet that it speaks about, as that packet looked where the error now is.
@@ -160,7 +168,7 @@ class Packet:
     )
 
     def __init__(
-        self, family: int, proto: int, src: int, dst: int, sport: int | None, dport: int | None
+        self, family: int, proto: int, src: int, dst: int, sport: Port, dport: Port
     ) -> None:
         self.family = family
         self.proto = proto
@@ -177,7 +185,7 @@ class Packet:
         self.ct: Conn | None = None
         self.ctstate = INVALID
         self.icmp: tuple[int, int] | None = None
-        self.inner: tuple[int, int | None, int, int | None, int] | None = None
+        self.inner: tuple[int, Port, int, Port, int] | None = None
         self.tcp_flags = SYN
         self.ttl = 64
         self.tos = 0
@@ -208,10 +216,10 @@ class Packet:
         return f"{endpoint_text(f, self.src, self.sport)} → {endpoint_text(f, self.dst, self.dport)}"
 
 
-def endpoint_text(family: int, ip: int, port: int | None) -> str:
+def endpoint_text(family: int, ip: int, port: Port) -> str:
     """`10.0.0.1:80`, `[fd00::1]:80`; `*` for an ephemeral port; no port where it is 0."""
     text = to_text(family, ip)
     if port == 0:
         return text
-    shown = "*" if port is None else str(port)
+    shown = str(port) if isinstance(port, int) else "*"
     return f"[{text}]:{shown}" if family == 6 else f"{text}:{shown}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ktp.dataplane.packet import PROTOCOLS, Port
 from ktp.model.host import NextHop, Route, RoutingRule
 
 LOCAL, MAIN, DEFAULT = "local", "main", "default"
@@ -101,8 +102,8 @@ class Fib:
         oif: str | None = None,
         tos: int = 0,
         proto: int = 0,
-        sport: int | None = None,
-        dport: int | None = None,
+        sport: Port = 0,
+        dport: Port = 0,
     ) -> Lookup:
         """fib_lookup: the first rule whose table has a route for `dst`. `iif` is "lo" for local output."""
         if self.simple and oif is None and not tos:
@@ -165,9 +166,11 @@ class Fib:
         oif: str | None,
         tos: int,
         proto: int,
-        sport: int | None,
-        dport: int | None,
+        sport: Port,
+        dport: Port,
     ) -> bool | None:
+        if rule.unsupported:
+            return None
         unknown = False
         answer = True
         shift = self._bits
@@ -189,10 +192,10 @@ class Fib:
             answer = False
         elif rule.ipproto is not None and _protocol(rule.ipproto) != proto:
             answer = False
-        elif rule.dport is not None and (dport is None or not rule.dport[0] <= dport <= rule.dport[1]):
+        elif rule.dport is not None and not (isinstance(dport, int) and rule.dport[0] <= dport <= rule.dport[1]):
             answer = False
         elif rule.sport is not None:
-            if sport is None:
+            if not isinstance(sport, int):
                 unknown = True
             elif not rule.sport[0] <= sport <= rule.sport[1]:
                 answer = False
@@ -207,8 +210,6 @@ class Fib:
 
 
 def _protocol(word: str) -> int:
-    from ktp.dataplane.packet import PROTOCOLS
-
     return int(word) if word.isdigit() else PROTOCOLS.get(word, -1)
 
 
@@ -227,4 +228,6 @@ def _plain(rule: RoutingRule) -> bool:
         and rule.action == "lookup"
         and not rule.l3mdev
         and not rule.inverted
+        and not rule.unsupported
+        and rule.suppress_prefixlength is None
     )

@@ -14,7 +14,21 @@ from typing import Any
 from ktp.dataplane import packet as pk
 from ktp.dataplane.hooks import FORWARD, INPUT, OUTPUT, POSTROUTING, PREROUTING, Group, HookTable, NftBaseChain
 from ktp.dataplane.host import Host
-from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, TCP, UDP, Conn, Packet, endpoint_text, to_int, to_text
+from ktp.dataplane.packet import (
+    CLIENT_PORTS,
+    ICMP,
+    ICMP6,
+    LOCAL_PORTS,
+    PROTOCOLS,
+    TCP,
+    UDP,
+    Conn,
+    Packet,
+    Port,
+    endpoint_text,
+    to_int,
+    to_text,
+)
 from ktp.dataplane.routing import Lookup
 from ktp.dataplane.state import (
     ACCEPT,
@@ -69,7 +83,7 @@ class Delivery:
     """Where a request arrived."""
 
     ip: int
-    port: int | None
+    port: Port
     name: str | None
     node: str | None
     source: int
@@ -101,7 +115,7 @@ class _Client:
 
     __slots__ = ("dport", "dst", "ip", "node", "pod", "proto")
 
-    def __init__(self, ip: int, node: str | None, pod: bool, dst: int, dport: int, proto: int) -> None:
+    def __init__(self, ip: int, node: str | None, pod: bool, dst: int, dport: Port, proto: int) -> None:
         self.ip = ip
         self.node = node
         self.pod = pod
@@ -190,7 +204,8 @@ class Walker:
             src_family, src = to_int(flow.src)
             if src_family != family:
                 raise ValueError(f"{flow.src} and {flow.dst} are of different address families")
-        p = Packet(family, proto, src or 0, dst, None, flow.port)
+        ports = CLIENT_PORTS if flow.from_node is None else LOCAL_PORTS
+        p = Packet(family, proto, src or 0, dst, ports, flow.port)
         state = State(p)
         if flow.from_node is not None:
             host = self.host(flow.from_node)
@@ -215,6 +230,7 @@ class Walker:
     def _from_process(self, state: State, host: Host, src: int | None) -> None:
         p = state.packet
         p.local = True
+        p.sport = host.local_ports()
         found = self._first_route(state, host, src)
         if found is None:
             return
@@ -228,7 +244,7 @@ class Walker:
                 again = host.route(p, iif="lo")
                 if again.route is not None:
                     found = again
-        self._client = _Client(src, host.name, False, p.dst, p.dport or 0, p.proto)
+        self._client = _Client(src, host.name, False, p.dst, p.dport, p.proto)
         state.arrived = p.copy()
         self._local_out(state, host, found)
 
@@ -680,7 +696,7 @@ class Walker:
     def _through_unknown_node(self, state: State, host: Host, name: str) -> None:
         p = state.packet
         attached = self.topology.attached.get((p.family, p.dst))
-        process = (name, p.proto, p.dport or 0) in self.topology.processes
+        process = (name, p.proto, _number(p.dport)) in self.topology.processes
         if state.direction == "request" and attached is not None and attached.node == name and (not attached.host_network or process):
             state.assume(f"nothing on {name} stops the packet (no rules of {name} were read)")
             self._arrive_attached(state, None, attached)
@@ -798,10 +814,14 @@ class Walker:
                     f"the answer ends at {host.name}, which knows no connection it belongs to", host, "conntrack",
                 )  # fmt: skip
             return
-        name = self.topology.processes.get((host.name, p.proto, p.dport or 0))
+        name = self.topology.processes.get((host.name, p.proto, _number(p.dport)))
         socket = host.listener(p.family, p.proto, p.dst, p.dport, p.iif)
         where = endpoint_text(p.family, p.dst, p.dport)
         proto = pk.PROTOCOL_NAMES.get(p.proto, str(p.proto))
+        if socket is None and name is None:
+            # Most ports have no listener, and kube-proxy since 1.24 holds none. The answer says what it stands on.
+            state.assume(f"no process of {host.name} listens on {where}/{proto} (its sockets are not in the snapshot)")
+            socket = False
         if socket is False:
             step = state.note("socket", f"no process of {host.name} listens on {where}/{proto}", hook="LOCAL")
             kind = "tcp-reset" if p.proto == TCP else "icmp-port-unreachable" if p.family == 4 else "icmp6-port-unreachable"
@@ -811,10 +831,7 @@ class Walker:
                 state, host, kind, Disposition.NO_LISTENER, f"nothing on {host.name} listens on {where}/{proto}", step, "socket"
             )
             return
-        if socket is None and name is None:
-            self._end_unknown(state, host.name, f"whether a process of {host.name} listens on {where}/{proto} is not known (no ss.txt)")
-            return
-        silent = name is None and (host.name, p.proto, p.dport or 0) in self.topology.silent
+        silent = name is None and (host.name, p.proto, _number(p.dport)) in self.topology.silent
         state.note("socket", f"a process of {host.name} listens on {where}/{proto}", hook="LOCAL")
         state.delivery = Delivery(
             p.dst, p.dport, name, host.name, p.src, p.family, process=name is None, silent=silent
@@ -1247,6 +1264,10 @@ def _symptom_of(kind: str, proto: int) -> Symptom:
     if proto != TCP and kind in _SOFT:
         return Symptom.TIMES_OUT
     return Symptom.UNREACHABLE
+
+
+def _number(port: Port) -> int:
+    return port if isinstance(port, int) else 0
 
 
 def _same(a: Packet, b: Packet) -> bool:

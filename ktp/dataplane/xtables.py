@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ktp.dataplane import packet as pk
 from ktp.dataplane.host import Host
 from ktp.dataplane.matches import Test, compile_match, dscp_value
-from ktp.dataplane.packet import Conn, Packet, endpoint_text, to_int, to_text
+from ktp.dataplane.packet import RANDOM_PORTS, Conn, Packet, Port, endpoint_text, to_int, to_text
 from ktp.dataplane.state import ACCEPT, ASKED, DROP, RANDOM, REJECT, UNKNOWN, Decision, State, Verdict
 from ktp.model.ruleset import Chain, Rule, Ruleset, Target
 
@@ -84,7 +84,7 @@ class CompiledChain:
         self.name = source.name
         self.size = len(source)
         self._compiled: dict[int, Compiled] = {}
-        self._candidates: dict[tuple[int, int, int | None], Sequence[Compiled]] = {}
+        self._candidates: dict[tuple[int, int, Port], Sequence[Compiled]] = {}
         self._by_key: dict[Any, list[int]] | None = None
         self._other: list[int] = []
 
@@ -378,7 +378,7 @@ def _set_target(target: Target, program: Program) -> tuple[int, Any, str] | None
 # -- NAT
 
 
-def translate_destination(state: State, dst: int, dport: int | None) -> None:
+def translate_destination(state: State, dst: int, dport: Port) -> None:
     """Rewrite the packet's destination and note it in its connection (nf_nat_setup_info, DST)."""
     p = state.packet
     ct = p.ct
@@ -390,7 +390,7 @@ def translate_destination(state: State, dst: int, dport: int | None) -> None:
     ct.dst_done = True
 
 
-def translate_source(state: State, src: int, sport: int | None) -> None:
+def translate_source(state: State, src: int, sport: Port) -> None:
     """Rewrite the packet's source and note it in its connection (nf_nat_setup_info, SRC)."""
     p = state.packet
     ct = p.ct
@@ -442,9 +442,9 @@ def _dnat(target: Target, program: Program) -> tuple[int, Any, str] | None:
             return Verdict(UNKNOWN, state, f"DNAT to the range {text}: which of its addresses is drawn is not modelled")
         dport = p.dport
         if plow is not None and phigh is not None:
-            if base is not None and p.dport is not None:
+            if base is not None and isinstance(p.dport, int):
                 dport = plow + (p.dport - base) % (phigh - plow + 1)
-            elif plow == phigh or p.dport is None or not plow <= p.dport <= phigh:
+            elif plow == phigh or not isinstance(p.dport, int) or not plow <= p.dport <= phigh:
                 # nf_nat_l4proto_unique_tuple keeps a port that is in the range, else starts at the first free one
                 dport = plow
                 if plow != phigh:
@@ -470,17 +470,26 @@ def _snat(target: Target, program: Program) -> tuple[int, Any, str] | None:
                 src = p.src
             else:
                 return Verdict(UNKNOWN, state, f"SNAT to the range {text}: which of its addresses is not modelled")
-        translate_source(state, src, plow if plow is not None and plow == phigh else p.sport)
+        sport: Port = p.sport
+        if plow is not None and phigh is not None:
+            sport = plow if plow == phigh else (plow, phigh)
+        elif any(o.flag in ("--random", "--random-fully") for o in target.options):
+            sport = RANDOM_PORTS
+        translate_source(state, src, sport)
         return Verdict(ACCEPT, state)
 
     return _END, act, f"snat to {text}"
 
 
-def masquerade(state: State, host: Host) -> Verdict:
-    """MASQUERADE: the source that the kernel gives (nf_nat_masquerade_ipv4/6); dropped where it has none."""
+def masquerade(state: State, host: Host, sport: Port | None = None) -> Verdict:
+    """MASQUERADE: the source that the kernel gives (nf_nat_masquerade_ipv4/6); dropped where it has none.
+
+    `sport` is the new source port or range, None where the port is kept.
+    """
     p = state.packet
+    port = p.sport if sport is None else sport
     if p.oif == "?" or not host.has_network:
-        translate_source(state, _node_source(host, p), p.sport)
+        translate_source(state, _node_source(host, p), port)
         state.assume("the node masquerades with its own address (its interfaces were not read)")
         return Verdict(ACCEPT, state)
     next_hop = p.dst
@@ -491,7 +500,7 @@ def masquerade(state: State, host: Host) -> Verdict:
     source = host.select_source(p.family, p.oif, next_hop)
     if source is None:
         return Verdict(DROP, state, "MASQUERADE finds no address to give")
-    translate_source(state, source, p.sport)
+    translate_source(state, source, port)
     return Verdict(ACCEPT, state)
 
 
@@ -505,7 +514,14 @@ def _node_source(host: Host, p: Packet) -> int:
 
 
 def _masquerade(target: Target, program: Program) -> tuple[int, Any, str]:
-    return _END, lambda state, host, hook: masquerade(state, host), "masquerade"
+    sport: Port | None = None
+    if target.option("--random") is not None or target.option("--random-fully") is not None:
+        sport = RANDOM_PORTS
+    ports = target.value("--to-ports")
+    if ports is not None:
+        low, _, high = ports.partition("-")
+        sport = (int(low), int(high)) if high and high != low else int(low)
+    return _END, lambda state, host, hook: masquerade(state, host, sport), "masquerade"
 
 
 def redirect_address(state: State, host: Host, hook: str) -> int | None:

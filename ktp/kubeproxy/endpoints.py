@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ktp.kubeproxy.node import ProxyNode
 from ktp.model.cluster import Cluster, Endpoint, EndpointSlice, Service, ServicePort, ip_of
+from ktp.model.host import IPAddress
 
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 HINTS_ANNOTATION = "service.kubernetes.io/topology-aware-hints"
@@ -49,7 +50,8 @@ def index_slices(cluster: Cluster) -> SliceIndex:
 class ProxyEndpoint:
     """One endpoint of a service port as a node's kube-proxy sees it. `pod` is "namespace/name"."""
 
-    ip: str
+    address: IPAddress
+    ip: str  # the same, spelled out
     port: int
     node_name: str | None
     is_local: bool
@@ -179,7 +181,7 @@ def _listed(
             if address is None or address.version != ip_version:
                 continue
             for number in numbers:
-                new = _endpoint(endpoint, str(address), number, node)
+                new = _endpoint(endpoint, address, number, node)
                 old = found.get((new.ip, new.port))
                 if old is None or _wins(new, old, minor):
                     found[new.ip, new.port] = new
@@ -192,12 +194,13 @@ def _wins(new: ProxyEndpoint, old: ProxyEndpoint, minor: int) -> bool:
     return new.is_local and not old.is_local
 
 
-def _endpoint(endpoint: Endpoint, ip: str, port: int, node: ProxyNode) -> ProxyEndpoint:
+def _endpoint(endpoint: Endpoint, address: IPAddress, port: int, node: ProxyNode) -> ProxyEndpoint:
     pod = None
     if endpoint.target_kind == "Pod" and endpoint.target_name:
         pod = f"{endpoint.target_namespace}/{endpoint.target_name}"
     return ProxyEndpoint(
-        ip=ip,
+        address=address,
+        ip=str(address),
         port=port,
         node_name=endpoint.node_name,
         is_local=endpoint.node_name is not None and endpoint.node_name == node.known_as,

@@ -302,21 +302,22 @@ def _depends_on(
     outcomes: Sequence[tuple[World, Outcome]], aspect: Callable[[Outcome], str], *, values: bool = True
 ) -> tuple[str, ...]:
     """What an aspect of the outcomes depends on; where it is one thing, with its values, unless not `values`."""
+    keys = [tuple(value_of(world) for _, value_of in _DIMENSIONS) for world, _ in outcomes]
+    aspects = [aspect(outcome) for _, outcome in outcomes]
     involved = []
-    for words, value_of in _DIMENSIONS:
+    for i, (words, value_of) in enumerate(_DIMENSIONS):
         groups: dict[tuple[str, ...], set[str]] = {}
-        for world, outcome in outcomes:
-            others = tuple(other(world) for _, other in _DIMENSIONS if other is not value_of)
-            groups.setdefault(others, set()).add(aspect(outcome))
-        if any(len(found) > 1 for found in groups.values()):
+        for key, found in zip(keys, aspects, strict=True):
+            groups.setdefault(key[:i] + key[i + 1 :], set()).add(found)
+        if any(len(found_by_it) > 1 for found_by_it in groups.values()):
             involved.append((words, value_of))
     if len(involved) != 1 or not values:
         return tuple(words for words, _ in involved)
     words, value_of = involved[0]
     by_aspect: dict[str, dict[str, None]] = {}
-    for world, outcome in outcomes:
-        by_aspect.setdefault(aspect(outcome), {})[value_of(world)] = None
-    details = "; ".join(f"{_listed(tuple(found))}: {name}" for name, found in by_aspect.items())
+    for (world, _), found in zip(outcomes, aspects, strict=True):
+        by_aspect.setdefault(found, {})[value_of(world)] = None
+    details = "; ".join(f"{_listed(tuple(those))}: {found}" for found, those in by_aspect.items())
     return (f"{words} ({details})",)
 
 

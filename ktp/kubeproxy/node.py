@@ -52,7 +52,7 @@ class ProxyNode:
     name: str
     proxy_name: str = ""  # the node's name as kube-proxy knows it; "" is `name`
     zone: str | None = None
-    addresses: tuple[IPAddress, ...] = ()  # of every interface, or what the API lists
+    addresses: frozenset[IPAddress] = frozenset()  # of every interface, or what the API lists
     primary_ips: tuple[IPAddress, ...] = ()  # one a family: what kube-proxy takes for "primary"
     pod_cidrs: tuple[IPNetwork, ...] = ()
     cluster_cidrs: tuple[IPNetwork, ...] = ()
@@ -168,16 +168,16 @@ def proxy_node(
     )
 
 
-def _addresses(cluster: Cluster, name: str, state: NodeState | None) -> tuple[IPAddress, ...]:
+def _addresses(cluster: Cluster, name: str, state: NodeState | None) -> frozenset[IPAddress]:
     """The node's addresses: its interfaces' where they were read (less kube-ipvs0's), else the API's."""
     if state is not None and state.interfaces is not None:
-        return tuple(
+        return frozenset(
             address.ip
             for interface in state.interfaces
             if interface.name != IPVS_INTERFACE
             for address in interface.addresses
         )
-    return _api_addresses(cluster, name)
+    return frozenset(_api_addresses(cluster, name))
 
 
 def _api_addresses(cluster: Cluster, name: str) -> tuple[IPAddress, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from ipaddress import ip_address
 
 from ktp.kubeproxy.endpoints import (
     EndpointSelection,
@@ -306,7 +305,7 @@ def _fate(q: Question, endpoint: ProxyEndpoint, probability: float, *, rewritten
         symptom=Symptom.CONNECTS,
         source_kept=False,
     )
-    address = ip_address(endpoint.ip)
+    address = endpoint.address
     arrives_unchanged = not (q.client.vantage is Vantage.POD_OTHER_NODE and q.world.pods_masqueraded)
     if q.client.vantage is Vantage.LOCALHOST and not q.node.owns(address):
         # IPv4: __mkroute_output refuses a loopback source elsewhere without route_localnet; IPv6 has no such knob.

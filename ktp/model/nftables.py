@@ -527,15 +527,26 @@ def _render_typed(expression: Expression, datatypes: tuple[str | None, ...]) -> 
 
 
 def render_element(
-    element: SetElement, key_types: tuple[str | None, ...], value_types: tuple[str | None, ...]
+    element: SetElement,
+    key_types: tuple[str | None, ...],
+    value_types: tuple[str | None, ...],
+    *,
+    updating: bool = False,
 ) -> str:
-    """A set element with its options, and its value after `:` where it has one."""
-    words = [_render_typed(element.key, key_types)]
-    words += [str(statement) for statement in element.statements]
+    """A set element with its options, and its value after `:` where it has one.
+
+    `updating`: as `add @set { … }` spells it, with the timeout first and statements that have not counted yet.
+    """
+    words = []
     if element.timeout is not None:
         words.append(f"timeout {_duration(element.timeout)}")
     if element.expires is not None:
         words.append(f"expires {_duration(element.expires)}")
+    if updating:
+        words += [str(statement).removesuffix(" packets 0 bytes 0") for statement in element.statements]
+    else:
+        words[:0] = [str(statement) for statement in element.statements]
+    words.insert(0, _render_typed(element.key, key_types))
     if element.comment is not None:
         words.append(f'comment "{element.comment}"')
     if element.value is not None:
@@ -694,7 +705,7 @@ class SetUpdate:
 
     def __str__(self) -> str:
         types = datatypes_of(self.element.key)
-        return f"{self.operation} @{self.set} {{ {render_element(self.element, types, ())} }}"
+        return f"{self.operation} @{self.set} {{ {render_element(self.element, types, (), updating=True)} }}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,9 +74,10 @@ from ktp.model.nftables import (
     Vmap,
     Wildcard,
     Xt,
+    datatype_of,
     datatypes_of,
 )
-from ktp.parse.nft_text import binary, flags_of, make_reject, parse_nft_statements, parse_nft_type
+from ktp.parse.nft_text import binary, flags_of, make_reject, parse_nft_statements, parse_nft_type, typed
 
 _BYTES: Final = {"bytes": 1, "kbytes": 1024, "mbytes": 1024**2}
 _TABLE_FLAGS: Final = frozenset({"dormant", "owner", "persist"})
@@ -349,7 +350,7 @@ def _match(body: Json, _: str) -> Statement:
     operator = body.get("op", "==")
     if isinstance(left, Immediate):
         raise ValueError(body)
-    return Match(operator, left, right)
+    return Match(operator, left, typed(right, datatype_of(left)))
 
 
 def _jump(body: Json, _: str) -> Statement:

@@ -230,21 +230,23 @@ def make_match(operator: str | None, left: Expression, right: Expression) -> Mat
         is_set = isinstance(right, AnonymousSet | SetReference)
         any_bit = datatype in BITMASK_TYPES and not isinstance(left, Binary) and not is_set
         operator = "in" if any_bit else "=="
-    return Match(operator, left, _typed(right, datatype))
+    return Match(operator, left, typed(right, datatype))
 
 
-def _typed(expression: Expression, datatype: str | None) -> Expression:
-    """Constants of a type that nft prints in a way of its own."""
+def typed(expression: Expression, datatype: str | None) -> Expression:
+    """The same constants for types whose text and JSON differ: times, realms, interfaces by number."""
     if datatype == "interval_time":
         match expression:
             case Immediate(str(text)) if _DURATION.fullmatch(text):
                 return Immediate(parse_duration(text))
             case Range(low, high):
-                return Range(_typed(low, datatype), _typed(high, datatype))
+                return Range(typed(low, datatype), typed(high, datatype))
             case AnonymousSet(elements):
-                return AnonymousSet(tuple(replace(e, key=_typed(e.key, datatype)) for e in elements))
+                return AnonymousSet(tuple(replace(e, key=typed(e.key, datatype)) for e in elements))
     if datatype == "realm" and isinstance(expression, Immediate):
         return Immediate(str(expression.value))
+    if datatype == "iface_index" and isinstance(expression, Immediate) and str(expression.value).isdigit():
+        return Immediate(int(expression.value))
     return expression
 
 
@@ -855,7 +857,7 @@ class _Parser:
             value = self.concat()
             if self.is_operator(","):
                 value = self.constants(value)
-            return Mangle(left, _typed(value, datatype_of(left)))
+            return Mangle(left, typed(value, datatype_of(left)))
         if isinstance(left, Immediate | SetReference | Wildcard | Prefix | Range | Flags | AnonymousSet):
             self.fail("a statement")
         operator: str | None = None

@@ -48,7 +48,9 @@ KIND = {
     "clusterip": FrontEndKind.CLUSTER_IP,
     "clusterip6": FrontEndKind.CLUSTER_IP,
 }
-NEVER_ENOUGH = 1e-4  # a chance so small that an outcome predicted and never seen counts as wrong: of thousands of
+NEVER_ENOUGH = (
+    1e-4  # a chance so small that an outcome predicted and never seen counts as wrong: of thousands of
+)
 # flows, a few draw one of two endpoints ten times over
 
 Probe = Mapping[str, Any]
@@ -57,11 +59,13 @@ Probe = Mapping[str, Any]
 class Cluster:
     """A recorded cluster and what its kube-proxies are, or what is known of them where `change` takes some away."""
 
-    def __init__(self, case: Path, change: Callable[[ProxyNode], ProxyNode] = lambda node: node) -> None:
+    def __init__(
+        self, case: Path, change: Callable[[ProxyNode], ProxyNode] = lambda node: node, every: int = 1
+    ) -> None:
         self.snapshot = parse_snapshot(open_snapshot(case))
         self.index = index_slices(self.snapshot.cluster)
         self.nodes = {name: change(proxy_node(self.snapshot, name)) for name in self.snapshot.nodes}
-        self.probes: Sequence[Probe] = json.loads((case / "probes.json").read_text())
+        self.probes: Sequence[Probe] = json.loads((case / "probes.json").read_text())[::every]
         self._ports: dict[tuple[str, str], PortOnNode] = {}
 
     def ask(self, probe: Probe, *, pods_masqueraded: bool | None) -> Intent:
@@ -114,10 +118,16 @@ def judge(probe: Probe, intent: Intent) -> str | None:
         said[intent.symptom] = 1
     if not seen <= set(said):
         return f"{[s.value for s in said]} but {outcomes}"
-    missing = [s.value for s, chance in said.items() if s not in seen and (1 - min(chance, 1)) ** tries < NEVER_ENOUGH]
+    missing = [
+        s.value
+        for s, chance in said.items()
+        if s not in seen and (1 - min(chance, 1)) ** tries < NEVER_ENOUGH
+    ]
     if missing:
         return f"{missing} but {outcomes}"
-    good = {e.pod.replace("/", "-", 1): e for e in intent.endpoints if e.pod and e.symptom is Symptom.CONNECTS}
+    good = {
+        e.pod.replace("/", "-", 1): e for e in intent.endpoints if e.pod and e.symptom is Symptom.CONNECTS
+    }
     if not set(probe["backends"]) <= set(good):
         return f"endpoints {sorted(good)} but {probe['backends']}"
     for name, endpoint in good.items():
@@ -197,13 +207,13 @@ def forget_configuration(node: ProxyNode) -> ProxyNode:
 
 
 @pytest.mark.parametrize("forget", [forget_all, forget_version, forget_mode, forget_configuration])
-@pytest.mark.parametrize("name", [n for n in CASES if n != "core-1.20-iptables-legacy"])
+@pytest.mark.parametrize("name", CASES)
 def test_knowing_less_leaves_answers_open_and_never_makes_them_wrong(
     name: str, forget: Callable[[ProxyNode], ProxyNode]
 ) -> None:
-    found = list(answers(Cluster(recorded(name), forget), None))
+    found = list(answers(Cluster(recorded(name), forget, every=7), None))
     assert wrong(found) == []
-    assert all(intent.depends_on for _, intent, why in found if why == "unknown")
+    assert all(intent.depends_on or intent.passes for _, intent, why in found if why == "unknown")
 
 
 def test_reduced_cluster() -> None:
