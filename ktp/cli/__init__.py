@@ -1,0 +1,98 @@
+"""The command line: flags, streams, exit status; no logic.
+
+Each command is a module of its own, imported when it is called, so that `ktp --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+import ktp
+from ktp.cli.options import common_options
+from ktp.errors import ExitCode, KtpError
+
+_COMMANDS = {
+    "diagnose": ("ktp.cli.diagnose", "Is a Service reachable, on each node, from each kind of client; why not."),
+    "explain-rules": ("ktp.cli.explain_rules", "The rules that a Service's packets meet, each in plain words."),
+    "trace": ("ktp.cli.trace", "One packet's way through the nodes, every step."),
+    "snapshot": ("ktp.cli.snapshot", "Collect everything into a folder or archive."),
+    "codes": ("ktp.cli.codes", "The findings, and the page of one."),
+}
+
+
+class _Commands(click.Group):
+    """The commands, each imported when it is called; the list of them imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or None where there is none of that name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(ktp.__version__, "-V", "--version", prog_name="ktp")
+@common_options
+def cli() -> None:
+    """Tells why a NodePort or load-balancer port of a Kubernetes Service does not answer, and proves it.
+
+    ktp only reads: nothing is changed on a node or in the cluster.
+    """
+
+
+def main() -> None:
+    """Entry point: runs a command and turns every way of ending into the exit status of the design."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run ktp with `args`; the exit status (ktp.errors.ExitCode)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # an ASCII terminal gets "?" instead of a crash
+            stream.reconfigure(errors="replace")
+    try:
+        result = cli.main(args=args, prog_name="ktp", standalone_mode=False)
+        sys.stdout.flush()
+        return int(result) if isinstance(result, int) else int(ExitCode.OK)
+    except click.exceptions.Abort:
+        click.echo("ktp: interrupted", err=True)
+        return int(ExitCode.INTERRUPTED)
+    except click.ClickException as e:
+        e.show()
+        return int(ExitCode.USAGE)
+    except KtpError as e:
+        click.echo(f"ktp: {e.message}", err=True)
+        if e.hint:
+            click.echo(f"     {e.hint}", err=True)
+        return int(e.exit_code)
+    except KeyboardInterrupt:
+        click.echo("ktp: interrupted", err=True)
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has gone (`ktp … | head`): no more output, and Python must not try to flush it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.OK)
+    except Exception as e:  # noqa: BLE001 - the last line of defence: a bug is one sentence and status 70
+        if os.environ.get("KTP_DEBUG"):
+            raise
+        click.echo(
+            f"ktp: this is a bug of ktp: {type(e).__name__}: {e}\n"
+            "     run it again with KTP_DEBUG=1 and report what it prints",
+            err=True,
+        )
+        return int(ExitCode.BUG)

@@ -1,0 +1,71 @@
+"""Options that every command shares. They may stand before or behind the command; the later one counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ktp.app import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _store(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    if value in (None, (), False) or param.name is None:
+        return value
+    kept = ctx.find_root().ensure_object(dict)
+    kept[param.name] = value
+    return value
+
+
+def _option(*names: str, **attributes: Any) -> Callable[[F], F]:
+    return click.option(*names, expose_value=False, callback=_store, **attributes)
+
+
+_COMMON: tuple[Callable[[Any], Any], ...] = (
+    _option("--snapshot", metavar="PATH", help="Answer from a snapshot: a folder or a .tar.gz."),
+    _option("--demo", is_flag=True, help="Answer from the snapshot that ktp brings along."),
+    _option("--kubeconfig", metavar="FILE", help="The kubeconfig file to use."),
+    _option("--context", metavar="NAME", help="The kubeconfig context to use."),
+    _option("-n", "--namespace", metavar="NS", help="The namespace of the Service."),
+    _option("--node", "nodes", metavar="NODE", multiple=True, help="Only this node (may be repeated)."),
+    _option(
+        "--node-access",
+        type=click.Choice(["auto", "none", "local", "ssh", "kube-proxy"]),
+        help="How to read the nodes' rules (default: auto).",
+    ),
+    _option(
+        "-o",
+        "--output",
+        type=click.Choice(["text", "json", "yaml"]),
+        help="The form of the result (default: text).",
+    ),
+    _option("--color", type=click.Choice(["auto", "always", "never"]), help="Colour (default: auto)."),
+    _option("-v", "--verbose", is_flag=True, help="Say more about the evidence."),
+)
+
+
+def common_options(function: F) -> F:
+    """Add the options of design §5 to a command."""
+    for option in reversed(_COMMON):
+        function = option(function)
+    return function
+
+
+def settings() -> Settings:
+    """What the common options say, gathered from before and behind the command."""
+    kept = click.get_current_context().find_root().ensure_object(dict)
+    return Settings(
+        snapshot=kept.get("snapshot"),
+        demo=kept.get("demo", False),
+        kubeconfig=kept.get("kubeconfig"),
+        context=kept.get("context"),
+        namespace=kept.get("namespace"),
+        nodes=tuple(kept.get("nodes", ())),
+        node_access=kept.get("node_access", "auto"),
+        output=kept.get("output", "text"),
+        color=kept.get("color", "auto"),
+        verbose=kept.get("verbose", False),
+    )
