@@ -83,6 +83,9 @@ def run(args: list[str]) -> int:
     except KeyboardInterrupt:
         click.echo("ktp: interrupted", err=True)
         return int(ExitCode.INTERRUPTED)
+    except SystemExit:
+        # So click itself ends where the reader has gone (`ktp … | head`): not with the status of a finding.
+        return int(ExitCode.OK)
     except BrokenPipeError:
         # The reader has gone (`ktp … | head`): no more output, and Python must not try to flush it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,13 +20,23 @@ import os
 import re
 import shutil
 import socket
-import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from ktp.collect.children import run_child
+from ktp.collect.iptc_reader import read_legacy_tables
+from ktp.collect.nft_chains import (
+    BASE_CHAINS,
+    ChainReader,
+    NotReadableError,
+    Reach,
+    list_nft_tables,
+    read_reachable,
+)
 from ktp.collect.parallel import run_in_parallel
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
 
@@ -56,6 +66,12 @@ _NFT_TABLES = "iptables-nft"
 _IPTABLES_NFT_TABLE = re.compile(
     rb'"table": ?\{"family": ?"ip6?", ?"name": ?"(?:filter|nat|mangle|raw|security)"'
 )
+# What a shell says of a command that is not there (POSIX, 2.8.2).
+_NOT_FOUND = 127
+# A table name that nft reads as one word, and the elements that `nft -j` prints.
+_NFT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_NFT_LIST = re.compile(rb'\{"nftables": ?\[(.*)\]\}', re.DOTALL)
+_INCOMPATIBLE = re.compile(rb"^# Table `(\w+)' is incompatible", re.MULTILINE)
 _AS_ROOT = "run ktp as root on the node (sudo ktp …)"
 
 
@@ -107,19 +123,12 @@ class LocalRunner:
         """Run a command without a shell and with LC_ALL=C; killed if it takes longer than `timeout` seconds."""
         program = shutil.which(command[0], path=self._path) or command[0]
         try:
-            done = subprocess.run(
-                [program, *command[1:]],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=timeout,
-                env=self._environment,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return CommandResult(status=None)
+            done = run_child([program, *command[1:]], timeout=timeout, environment=self._environment)
         except OSError as error:
             return CommandResult(status=127, stderr=(error.strerror or str(error)).encode())
-        return CommandResult(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
+        return CommandResult(
+            status=done.status, stdout=b"" if done.status is None else done.stdout, stderr=done.stderr
+        )
 
     def has_command(self, name: str) -> bool:
         """Whether there is an executable of that name."""
@@ -240,12 +249,27 @@ class _Part:
     gaps: list[EvidenceGap] = field(default_factory=list)
 
 
-def collect_local_node(node: str, runner: CommandRunner | None = None) -> MemoryCapture:
-    """What this machine says about itself, as `nodes/NODE/…` of design §4, NODE being `node`.
+# Reads the legacy tables of "iptables" or "ip6tables" without the command that prints them.
+LegacyReader = Callable[[str], CommandResult]
 
+
+def collect_local_node(
+    node: str,
+    runner: CommandRunner | None = None,
+    *,
+    reach: Reach | None = None,
+    source: str | None = None,
+    legacy_reader: LegacyReader | None = None,
+) -> MemoryCapture:
+    """What a machine, without `runner` this one, says about itself, as `nodes/NODE/…` of design §4.
+
+    With `reach`, of a large node's rules in nf_tables only the chains that it reaches; a small one is read whole
+    all the same. `legacy_reader` is asked for legacy tables that no command can print.
     Nothing is raised for what cannot be read; each is a gap. The dumps are not taken at one instant.
     """
-    reader = _NodeReader(node, runner or LocalRunner())
+    if runner is None:
+        runner, legacy_reader = LocalRunner(), legacy_reader or _read_with_iptc
+    reader = _NodeReader(node, runner, reach, legacy_reader)
     parts = run_in_parallel(reader.reads())
     files = {name: content for part in parts for name, content in part.files.items()}
     gaps = [gap for part in parts for gap in part.gaps]
@@ -253,16 +277,32 @@ def collect_local_node(node: str, runner: CommandRunner | None = None) -> Memory
     return MemoryCapture(
         files={f"nodes/{node}/{name}": content for name, content in files.items()},
         gaps=tuple(gaps) if reader.is_root else reader.one_gap_for_root(gaps),
-        source=f"node {node} (this machine)",
+        source=source or f"node {node} (this machine)",
     )
+
+
+def _read_with_iptc(family: str) -> CommandResult:
+    done = read_legacy_tables(family, timeout=RULES_TIMEOUT)
+    return CommandResult(status=done.status, stdout=done.stdout, stderr=done.stderr)
 
 
 class _NodeReader:
     """The reads of one node; each method is one read and returns its files and gaps."""
 
-    def __init__(self, node: str, runner: CommandRunner) -> None:
+    def __init__(
+        self,
+        node: str,
+        runner: CommandRunner,
+        reach: Reach | None = None,
+        legacy_reader: LegacyReader | None = None,
+    ) -> None:
         self._node = node
         self._runner = runner
+        self._reach = reach
+        self._legacy_reader = legacy_reader
+        self._chain_readers: dict[str, ChainReader] = {}
+        self._sizes: dict[str, bool] = {}
+        self._lock = threading.Lock()
         self.is_root = runner.is_root()
         self._has_nf_tables = self._kernel_has("nf_tables", "nf_tables_newrule")
         self._has_ip_set = self._kernel_has("ip_set", "ip_set_create")
@@ -299,6 +339,8 @@ class _NodeReader:
                 f"`{line}` took longer than {timeout:g} s",
                 f"run `{line}` on the node and keep what it prints",
             )
+        if answer.status == _NOT_FOUND:
+            return self._gap(kind, f"the command {command[0]} is not installed", _how_to_install(command[0]))
         if answer.status != 0 and not _is_empty_route_table(answer):
             said = _first_line(answer.stderr) or f"exit status {answer.status}"
             remedy = f"see what `{line}` says on the node" if self.is_root else _AS_ROOT
@@ -343,12 +385,20 @@ class _NodeReader:
         if not tables:
             return _Part(files={f"{command}.txt": f"# {names_file} lists no legacy table\n".encode()})
         if not self._runner.has_command(command):
-            return self._gap(
-                "node-rules",
-                f"the kernel has the legacy {family} tables {', '.join(tables)}, but no {command} is installed",
-                f"install {command} on the node",
-            )
+            return self._legacy_without_command(command, family, tables)
         return self._command(f"{command}.txt", "node-rules", f"{command} -c", RULES_TIMEOUT)
+
+    def _legacy_without_command(self, command: str, family: str, tables: tuple[str, ...]) -> _Part:
+        """python-iptables reads them, where it is installed."""
+        why = f"the kernel has the legacy {family} tables {', '.join(tables)}, but no {command} is installed"
+        remedy = f"install {command} on the node"
+        if self._legacy_reader is None:
+            return self._gap("node-rules", why, remedy)
+        answer = self._legacy_reader(family)
+        if answer.status == 0:
+            return _Part(files={f"{command}.txt": answer.stdout})
+        said = _first_line(answer.stderr) or "python-iptables gave no answer"
+        return self._gap("node-rules", f"{why} ({said})", f"{remedy}, or python-iptables: pip install 'ktp[iptc]'")
 
     def _legacy_tables(self, family: str) -> tuple[str, ...] | None:
         """The legacy tables of this network namespace; None if that may not be read."""
@@ -372,16 +422,70 @@ class _NodeReader:
             )
         if not self._has_nf_tables:
             return _Part(files={f"{command}.txt": b"# the kernel has no nf_tables\n"})
+        if self._reach is not None and self._is_large(command):
+            reader = self._chain_readers[command]
+            text, gaps = read_reachable(reader, self._node, self._reach)
+            return _Part(files={} if text is None else {f"{command}.txt": text}, gaps=gaps)
         return self._command(f"{command}.txt", "node-rules", f"{command} -c", RULES_TIMEOUT)
+
+    def _is_large(self, command: str) -> bool:
+        """Whether dumping what `command` (iptables-nft-save) dumps would take long."""
+        with self._lock:
+            if command not in self._sizes:
+                self._sizes[command] = self._ask_size(command)
+            return self._sizes[command]
+
+    def _ask_size(self, command: str) -> bool:
+        single = command.removesuffix("-save")
+        if not self._has_nf_tables or not all(map(self._runner.has_command, (command, single))):
+            return False
+        reader = self._chain_readers[command] = ChainReader(self._runner, single)
+        try:
+            return reader.is_large()
+        except NotReadableError:
+            return False  # the dump, tried next, says why
+
+    def _is_large_node(self) -> bool:
+        return any(map(self._is_large, ("iptables-nft-save", "ip6tables-nft-save")))
 
     def _nft_ruleset(self) -> _Part:
         if not self._has_nf_tables:
             return _Part(files={"nft-ruleset.json": b'{"nftables": []}\n'})
+        if self._runner.has_command("nft") and self._is_large_node() and (part := self._own_nft_tables()):
+            return part
         return self._command("nft-ruleset.json", "nft", "nft -j list ruleset", RULES_TIMEOUT)
 
+    def _own_nft_tables(self) -> _Part | None:
+        """Every table but those of iptables-nft, which `nft -j` takes 15 s and 1.6 GB for and tells less of.
+
+        None where they cannot be told apart.
+        """
+        tables = list_nft_tables(self._runner)
+        if tables is None or not all(_NFT_NAME.fullmatch(name) for _, name in tables):
+            return None
+        dumped = {("ip", table) for table in BASE_CHAINS}
+        if self._runner.has_command("ip6tables-nft-save"):
+            dumped |= {("ip6", table) for table in BASE_CHAINS}
+        return self._nft_json(sorted(tables - dumped))
+
+    def _nft_json(self, tables: Sequence[tuple[str, str]]) -> _Part:
+        """nft-ruleset.json with these tables alone, joined from `nft -j list table` of each."""
+        joined, gaps = [], []
+        for family, name in tables:
+            part = self._command("table", "nft", f"nft -j list table {family} {name}", RULES_TIMEOUT)
+            gaps += part.gaps
+            joined += [found[1] for text in part.files.values() if (found := _NFT_LIST.fullmatch(text.strip()))]
+        return _Part(files={"nft-ruleset.json": b'{"nftables": [' + b", ".join(joined) + b"]}\n"}, gaps=gaps)
+
     def _nft_hooks(self) -> _Part:
-        """Optional: needs nft 1.0.1 and a kernel with CONFIG_NETFILTER_NETLINK_HOOK."""
+        """Optional: needs nft 1.0.1 and a kernel with CONFIG_NETFILTER_NETLINK_HOOK.
+
+        nft reads all rules for it (18 s for 115,000), so a large node is asked only where it matters: where
+        legacy tables are hooked in as well.
+        """
         if not self._runner.has_command("nft") or not self._has_nf_tables:
+            return _Part()
+        if self._is_large_node() and not (self._legacy_tables("iptables") or self._legacy_tables("ip6tables")):
             return _Part()
         answer = self._runner.run(("nft", "list", "hooks"), timeout=COMMAND_TIMEOUT)
         return (
@@ -412,7 +516,21 @@ class _NodeReader:
         return self._command("ipset-save.txt", "ipset", "ipset save")
 
     def settle(self, files: dict[str, bytes], gaps: list[EvidenceGap]) -> list[EvidenceGap]:
-        """The gaps that remain once all reads are known: a missing command matters only if it had work."""
+        """The gaps that remain once all reads are known: a missing command matters only if it had work.
+
+        Adds the tables to `files` that turned out not to be iptables' own.
+        """
+        foreign = [
+            (family, name.decode())
+            for family, file in (("ip", "iptables-nft-save.txt"), ("ip6", "ip6tables-nft-save.txt"))
+            for name in _INCOMPATIBLE.findall(files.get(file, b""))
+        ]
+        own = files.get("nft-ruleset.json")
+        if foreign and own is not None and self._is_large_node():
+            tables = [tuple(pair.decode().split()) for pair in _table_names(own)]
+            part = self._nft_json(sorted({*foreign, *((family, name) for family, name in tables)}))
+            files |= part.files
+            gaps = gaps + part.gaps
         ruleset = files.get("nft-ruleset.json")
         if ruleset is not None and not _IPTABLES_NFT_TABLE.search(ruleset):
             gaps = [gap for gap in gaps if gap.kind != _NFT_TABLES]

@@ -23,6 +23,8 @@ _TYPE_NAMES = {
     "throw": "THROW",
 }
 
+_ROUTED6 = frozenset(("LOCAL", "ANYCAST", "BLACKHOLE", "PROHIBIT", "UNREACHABLE"))
+
 
 class Host:
     """A node as the dataplane sees it.
@@ -86,7 +88,7 @@ class Host:
                 return "LOCAL"
             return "UNICAST"
         if family == 4:
-            if ip == 0 or ip == 0xFFFFFFFF:
+            if ip >> 24 == 0 or ip == 0xFFFFFFFF:
                 return "BROADCAST"
             if ip >> 28 == 0xE:
                 return "MULTICAST"
@@ -96,6 +98,33 @@ class Host:
         if found is None:
             return "UNICAST"
         return _TYPE_NAMES.get(found[0].type, "UNICAST")
+
+    def has_address_type6(self, ip: int, wanted: frozenset[str], dev: str | None) -> bool:
+        """The `addrtype` match in IPv6 (match_type6): UNICAST, MULTICAST and UNSPEC must hold, of the rest one."""
+        multicast = ip >> 120 == 0xFF
+        if "MULTICAST" in wanted and not multicast:
+            return False
+        if "UNICAST" in wanted and (multicast or ip == 0):
+            return False
+        if "UNSPEC" in wanted and ip != 0:
+            return False
+        routed = wanted & _ROUTED6
+        if not routed:
+            return True
+        if not self.has_network:
+            return "LOCAL" in routed and self.is_local(6, ip)
+        found = self.fib[6].lookup(ip, iif="lo", oif=dev)
+        kinds = set()
+        if dev is not None:
+            if self.interface_of(6, ip) == dev:
+                kinds.add("LOCAL")
+        elif found.type == "local":
+            kinds.add("LOCAL")
+        if found.type in ("unreachable", "hostunreach"):
+            kinds.add("UNREACHABLE")
+        elif found.type in ("anycast", "blackhole", "prohibit"):
+            kinds.add(found.type.upper())
+        return bool(routed & kinds)
 
     def is_local(self, family: int, ip: int) -> bool:
         """Whether a packet to this address is for this node."""
@@ -149,7 +178,7 @@ class Host:
                     int(not a.deprecated),
                     int(interface.name == dev),
                     int(_label6(number) == _label6(dst)),
-                    _common(number, dst),
+                    min(_common(number, dst), a.prefixlen),  # ipv6_get_saddr_eval: no further than the prefix
                 )
                 if best is None or rank > best[0]:
                     best = (rank, number)

@@ -376,10 +376,10 @@ def _addrtype(match: Match) -> Compiled | None:
             p: Packet, h: Host, hook: str, wanted: frozenset[str] = wanted, source: bool = source
         ) -> bool | None:
             dev = p.iif if limit_in else p.oif if limit_out else None
-            found = h.address_type(p.family, p.src if source else p.dst, dev)
-            if found is None:
-                return None
-            return found in wanted
+            ip = p.src if source else p.dst
+            if p.family == 6:
+                return h.has_address_type6(ip, wanted, dev)
+            return h.address_type(4, ip, dev) in wanted
 
         tests.append(_negate(test, option.negated))
     return Compiled(_all(tests)) if tests else None

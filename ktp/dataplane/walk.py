@@ -29,7 +29,7 @@ from ktp.dataplane.packet import (
     to_int,
     to_text,
 )
-from ktp.dataplane.routing import Lookup
+from ktp.dataplane.routing import MAIN, Lookup
 from ktp.dataplane.state import (
     ACCEPT,
     ASKED,
@@ -190,6 +190,11 @@ class Walker:
             table = self._hooks[key] = HookTable(host, family, native)
         return table.groups(hook)
 
+    def groups(self, node: str, family: int, hook: str) -> tuple[Group, ...]:
+        """What hangs at `hook` of a node, first to run first; () where nothing was read of the node."""
+        host = self.host(node)
+        return self._groups(host, family, hook) if host is not None else ()
+
     # -- one flow
 
     def walk(self, flow: Flow) -> list[Leaf]:
@@ -209,7 +214,12 @@ class Walker:
         state = State(p)
         if flow.from_node is not None:
             host = self.host(flow.from_node)
-            if host is None:
+            if host is None and src is not None:
+                # Of the client's own node nothing is known: its packet is taken to get out of it unchanged.
+                state.assume(f"nothing on {flow.from_node} stops or changes the packet (no rules of it were read)")
+                self._client = _Client(src, flow.from_node, True, dst, flow.port, proto)
+                self._from_outside(state, flow)
+            elif host is None:
                 self._end_unknown(state, flow.from_node, f"nothing was read of node {flow.from_node}, where the client runs")
             elif src is None or self._is_process(host, family, src):
                 self._from_process(state, host, src)
@@ -288,19 +298,31 @@ class Walker:
         if iif is None and host.has_network:
             self._end_unknown(state, host.name, f"{host.name} has no route to the client {to_text(p.family, src)}")
             return
-        if bridge and target is not None and target.node == host.name and not target.host_network:
-            self._bridged(state, host, iif or "?", self._arrived_at(target, p))
+        if bridge and target is not None and self._on_bridge(host, p.family, p.dst, iif):
+            self._bridged(state, host, iif or "?", target)
             return
         self._enter(state, host, iif or "?", "?" if bridge else None)
+
+    def _on_bridge(self, host: Host, family: int, ip: int, bridge: str | None) -> bool:
+        """Whether `ip` belongs to a pod of this node that hangs at `bridge`."""
+        attached = self.topology.attached.get((family, ip))
+        if attached is None or attached.node != host.name or attached.host_network:
+            return False
+        return self._interface_toward(host, family, ip)[0] == bridge
 
     def _interface_toward(self, host: Host, family: int, ip: int) -> tuple[str | None, bool]:
         """The interface by which the node reaches `ip` directly, and whether it is a bridge."""
         if not host.has_network:
             return None, False
-        found = host.fib[family].lookup(ip, iif="lo")
-        dev = found.hops[0].dev if found.hops else None
-        if found.type == "local":
-            return "lo", False
+        # What policy routing does with other packets to `ip` does not move the interface that leads there.
+        direct = host.fib[family].in_table(MAIN, ip)
+        if direct is not None and direct[0].dst.prefixlen > 0 and direct[1] and direct[1][0].gateway is None:
+            dev = direct[1][0].dev
+        else:
+            found = host.fib[family].lookup(ip, iif="lo")
+            dev = found.hops[0].dev if found.hops else None
+            if found.type == "local":
+                return "lo", False
         return dev, dev is not None and self._is_bridge(host, dev)
 
     @staticmethod
@@ -430,7 +452,7 @@ class Walker:
             state.note("route", f"for this node ({to_text(p.family, p.dst)} is one of its addresses)", hook="ROUTING")
             self._input(state, host)
             return
-        if bridged and found.hops and found.hops[0].dev == iif and self._same_bridge(host, p):
+        if bridged and found.hops and found.hops[0].dev == iif and self._on_bridge(host, p.family, p.dst, iif):
             # br_nf_pre_routing_finish: translated to another port of the same bridge, it stays on the bridge
             p.physin = "?"
             self._bridge_forward(state, host, iif)
@@ -530,7 +552,8 @@ class Walker:
             each.hop = hop
             why = self._leaves_loopback(host, p)
             if why is not None:
-                self._lost(each, host, why, "sysctl")
+                # connect() or sendto() fails with EINVAL
+                self._lost(each, host, why, "sysctl", symptom=Symptom.UNREACHABLE)
                 continue
             for verdict in self._run_hook(each, host, OUTPUT):
                 if self._passed(verdict, host, OUTPUT):
@@ -559,7 +582,10 @@ class Walker:
             self._end_unknown(state, host.name, found.unknown or "routing is unknown")
             return False
         if found.type not in ("unicast", "local") or (found.type == "unicast" and not found.hops):
-            self._lost(state, host, f"{host.name} has no route to {to_text(p.family, p.dst)} ({found.type})", "route")
+            self._lost(
+                state, host, f"{host.name} has no route to {to_text(p.family, p.dst)} ({found.type})", "route",
+                symptom=_send_symptom(p, OUTPUT),
+            )  # fmt: skip
             return False
         hop = found.hops[0] if found.hops else NextHop(dev="lo")
         p.oif = "lo" if found.type == "local" else hop.dev
@@ -567,7 +593,7 @@ class Walker:
         state.note("route", _hop_words(hop) if p.oif != "lo" else "for this node", hook="ROUTING", text=_route_text(found))
         why = self._leaves_loopback(host, p)
         if why is not None:
-            self._lost(state, host, why, "sysctl")
+            self._lost(state, host, why, "sysctl", symptom=_send_symptom(p, OUTPUT))
             return False
         return True
 
@@ -730,13 +756,6 @@ class Walker:
 
     # -- on a bridge
 
-    def _same_bridge(self, host: Host, p: Packet) -> bool:
-        attached = self.topology.attached.get((p.family, p.dst))
-        return attached is not None and attached.node == host.name and not attached.host_network
-
-    def _arrived_at(self, attached: Attached, p: Packet) -> Attached:
-        return attached
-
     def _bridged(self, state: State, host: Host, bridge: str, target: Attached) -> None:
         """Pod to pod over the bridge, without routing."""
         p = state.packet
@@ -789,17 +808,45 @@ class Walker:
                 )  # fmt: skip
             return
         state.delivery = Delivery(p.dst, p.dport, attached.name, attached.node, p.src, p.family)
-        if host is None or attached.node is None:
+        if p.src == p.dst:
+            # ip_route_input_slow calls it a martian; in IPv6 its answer goes to the pod itself and opens nothing
+            self._leaf(
+                state, Disposition.LOST, Symptom.TIMES_OUT,
+                f"{attached.name} gets its own packet back with itself as the sender, and cannot answer it", host, "route",
+            )  # fmt: skip
+            return
+        if host is None:
             self._delivered(state, host, "")
             return
         reply = self._reply_of(p)
         self._turn(state, reply, "reply")
+        if attached.node is None:
+            self._answer_from_outside(state, host, attached)
+            return
         client = self.topology.attached.get((p.family, reply.dst))
         iif, bridge = self._interface_toward(host, p.family, reply.src)
-        if bridge and client is not None and client.node == host.name and not client.host_network:
+        if bridge and client is not None and self._on_bridge(host, p.family, reply.dst, iif):
             self._bridged(state, host, iif or "?", client)
             return
         self._enter(state, host, iif or "?", "?" if bridge else None)
+
+    def _answer_from_outside(self, state: State, host: Host, attached: Attached) -> None:
+        """An endpoint outside the cluster answers: straight to the node or pod that it sees, else to the client."""
+        p = state.packet
+        owner = self._owners.get((p.family, p.dst))
+        if owner is None:
+            pod = self.topology.attached.get((p.family, p.dst))
+            if pod is not None and pod.node is not None:
+                owner = pod.node
+                state.assume(f"{attached.name} has a route to the pods by their nodes")
+        if owner is None:
+            self._answer_arrives(state, None)
+            return
+        target = self.host(owner)
+        if target is None:
+            self._through_unknown_node(state, host, owner)
+            return
+        self._enter(state, target, self._arrival_interface(target, p), None)
 
     def _deliver_here(self, state: State, host: Host) -> None:
         """The packet is for the node itself: a process takes it or the stack refuses."""
@@ -1007,9 +1054,15 @@ class Walker:
             else:
                 self._close_hop(state, host)
                 self._leaf(
-                    state, Disposition.DROPPED, Symptom.TIMES_OUT, f"{host.name} drops the packet: {words}", host,
+                    state, Disposition.DROPPED, _send_symptom(state.packet, hook), f"{host.name} drops the packet: {words}", host,
                     step.kind if step is not None else "rule", step,
                 )  # fmt: skip
+        elif code == REJECT and state.direction == "request" and _send_symptom(state.packet, hook) is Symptom.UNREACHABLE:
+            self._close_hop(state, host)
+            self._leaf(
+                state, Disposition.REJECTED, Symptom.UNREACHABLE,
+                f"{host.name} rejects the packet with {verdict.detail}: {_step_words(step)}", host, "rule", step,
+            )  # fmt: skip
         elif code == REJECT:
             self._send_error(
                 state, host, verdict.detail, Disposition.REJECTED,
@@ -1213,8 +1266,16 @@ class Walker:
             self._close_hop(state, host)
         self._leaves.append(Leaf(state, disposition, symptom, reason, step, host.name if host else "", kind))
 
-    def _lost(self, state: State, host: Host, reason: str, kind: str, step: StepRecord | None = None) -> None:
-        """The packet, or its answer or error, ends here without a word."""
+    def _lost(
+        self,
+        state: State,
+        host: Host,
+        reason: str,
+        kind: str,
+        step: StepRecord | None = None,
+        symptom: Symptom = Symptom.TIMES_OUT,
+    ) -> None:
+        """The packet, or its answer or error, ends here; a request whose sender is told at once has its `symptom`."""
         if step is None:
             step = state.note(kind, reason, hook="ROUTING" if kind in ("route", "sysctl") else "")
         self._close_hop(state, host)
@@ -1225,7 +1286,9 @@ class Walker:
                 Leaf(state, disposition, Symptom.TIMES_OUT, f"{why}; the error that says so is lost: {reason}", first, node, cause)
             )
             return
-        self._leaves.append(Leaf(state, Disposition.LOST, Symptom.TIMES_OUT, reason, step, host.name, kind))
+        if state.direction != "request":
+            symptom = Symptom.TIMES_OUT
+        self._leaves.append(Leaf(state, Disposition.LOST, symptom, reason, step, host.name, kind))
 
     def _end_unknown(self, state: State, node: str, why: str, what: str = "", step: StepRecord | None = None) -> None:
         host = self.host(node) if node else None
@@ -1264,6 +1327,17 @@ def _symptom_of(kind: str, proto: int) -> Symptom:
     if proto != TCP and kind in _SOFT:
         return Symptom.TIMES_OUT
     return Symptom.UNREACHABLE
+
+
+def _send_symptom(p: Packet, hook: str) -> Symptom:
+    """What the sending process sees of its packet's end at `hook`.
+
+    Where a packet of the node itself ends at OUTPUT or POSTROUTING, NF_HOOK's error (-EPERM for a dropped or rejected
+    packet, the route's where ip_route_me_harder finds none) returns through udp_sendmsg to sendto(): `unreachable`, as
+    every failure that is told at once and is not ECONNREFUSED. tcp_connect ignores it and waits: `times_out`.
+    """
+    at_once = p.local and p.proto == UDP and hook in (OUTPUT, POSTROUTING)
+    return Symptom.UNREACHABLE if at_once else Symptom.TIMES_OUT
 
 
 def _number(port: Port) -> int:

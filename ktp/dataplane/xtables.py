@@ -15,7 +15,7 @@ from ktp.dataplane.host import Host
 from ktp.dataplane.matches import Test, compile_match, dscp_value
 from ktp.dataplane.packet import RANDOM_PORTS, Conn, Packet, Port, endpoint_text, to_int, to_text
 from ktp.dataplane.state import ACCEPT, ASKED, DROP, RANDOM, REJECT, UNKNOWN, Decision, State, Verdict
-from ktp.model.ruleset import Chain, Rule, Ruleset, Target
+from ktp.model.ruleset import Chain, LineBlock, Rule, Ruleset, Target
 
 # Actions of a compiled rule.
 _CONTINUE, _ACCEPT, _DROP, _RETURN, _JUMP, _GOTO, _CHANGE, _END, _UNKNOWN = range(9)
@@ -27,6 +27,14 @@ _KEY = re.compile(
     r"(?:-m addrtype --dst-type LOCAL )?-m (?:tcp|udp|sctp) --dport (\d+) )"
 )
 _INDEX_FROM = 12  # rules; shorter chains are walked whole
+_SEARCHES = 8  # so many packets' candidates are searched for in a chain's text before the chain is indexed
+# As _KEY, for a whole chain's text: a line that does not match says nothing of one destination or port.
+_NOT_KEYED = (
+    rb"\n(?!-A %b -d [0-9a-f.:]+/(?:32|128) |(?:\[[^\]\n]*\] )?-A %b (?:(?:! )?-s \S+ )?"
+    rb"(?:-d [0-9a-f.:]+/(?:32|128) "
+    rb"|(?:-d \S+ )?-p (?:tcp|udp|sctp) (?:-m comment --comment (?:\"(?:[^\"\\\n]|\\.)*\"|[^\" \n]+) )?"
+    rb"(?:-m addrtype --dst-type LOCAL )?-m (?:tcp|udp|sctp) --dport \d+ ))"
+)
 
 
 class Compiled(NamedTuple):
@@ -76,7 +84,7 @@ class Program:
 class CompiledChain:
     """A chain whose rules are compiled when first met, with an index over exact destinations and ports."""
 
-    __slots__ = ("_by_key", "_candidates", "_compiled", "_other", "name", "program", "size", "source")
+    __slots__ = ("_by_key", "_candidates", "_compiled", "_other", "_searches", "name", "program", "size", "source")
 
     def __init__(self, program: Program, source: Chain) -> None:
         self.program = program
@@ -87,6 +95,7 @@ class CompiledChain:
         self._candidates: dict[tuple[int, int, Port], Sequence[Compiled]] = {}
         self._by_key: dict[Any, list[int]] | None = None
         self._other: list[int] = []
+        self._searches = 0
 
     def candidates(self, p: Packet) -> Sequence[Compiled]:
         """The rules that may match a packet of this destination, protocol and port, in order."""
@@ -101,6 +110,9 @@ class CompiledChain:
     def _positions(self, p: Packet) -> Sequence[int]:
         if self.size < _INDEX_FROM:
             return range(self.size)
+        block = self.source.raw_lines()
+        if isinstance(block, LineBlock) and self._by_key is None and self._searches < _SEARCHES:
+            return self._search(block, p)
         if self._by_key is None:
             self._index()
         assert self._by_key is not None
@@ -108,6 +120,17 @@ class CompiledChain:
         ports = self._by_key.get((pk.PROTOCOL_NAMES.get(p.proto, ""), p.dport), [])
         if not hits and not ports:
             return self._other
+        return sorted({*hits, *ports, *self._other})
+
+    def _search(self, block: LineBlock, p: Packet) -> Sequence[int]:
+        """As the index would answer, or more, from the chain's text: a few questions do not pay for an index."""
+        if not self._searches:
+            name = re.escape(self.name.encode("utf-8", "surrogateescape"))
+            self._other = block.matching(re.compile(_NOT_KEYED % (name, name)))
+        self._searches += 1
+        bits = 32 if p.family == 4 else 128
+        hits = block.containing(f" -d {to_text(p.family, p.dst)}/{bits} ".encode())
+        ports = block.containing(f" --dport {p.dport} ".encode()) if isinstance(p.dport, int) else []
         return sorted({*hits, *ports, *self._other})
 
     def _index(self) -> None:
@@ -193,7 +216,7 @@ def _compile_target(program: Program, rule: Rule) -> tuple[int, Any, str]:
     name = target.name
     if target.goto:
         return _GOTO, name, f"goto {name}"
-    if not target.options and program.ruleset.chain(program.table, name) is not None and name not in _TARGETS:
+    if name not in _TARGETS and not target.options and program.ruleset.chain(program.table, name) is not None:
         return _JUMP, name, f"jump {name}"
     entry = _TARGETS.get(name)
     if entry is None:

@@ -6,10 +6,11 @@ chain) is not visible here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, overload
 
 
 class Backend(str, Enum):
@@ -109,6 +110,83 @@ class Rule:
         return None
 
 
+class LineBlock(Sequence[str]):
+    """The lines of a large chain, held as one block of bytes and decoded when asked for.
+
+    The block begins with the newline before the first line and ends with the last line's. A search reads it once;
+    asking for a line by its number finds out where all of them begin.
+    """
+
+    __slots__ = ("_data", "_found", "_size", "_starts")
+
+    def __init__(self, data: bytes) -> None:
+        """Hold `data`, which begins and ends with a newline."""
+        self._data = data
+        self._size = data.count(b"\n") - 1
+        self._starts: list[int] | None = None
+        self._found: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._size))]
+        if index < 0:
+            index += self._size
+        if not 0 <= index < self._size:
+            raise IndexError(index)
+        found = self._found.get(index)
+        if found is None:
+            found = self._found[index] = self._line(self._start(index))
+        return found
+
+    def _start(self, index: int) -> int:
+        if index == 0:
+            return 1
+        if index == self._size - 1:
+            return self._data.rindex(b"\n", 0, len(self._data) - 1) + 1
+        if self._starts is None:
+            self._starts = [m.start() + 1 for m in re.finditer(b"\n", self._data)]
+        return self._starts[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data[1:-1].decode("utf-8", "surrogateescape").split("\n") if self._size else ())
+
+    def _line(self, start: int) -> str:
+        return self._data[start : self._data.index(b"\n", start)].decode("utf-8", "surrogateescape")
+
+    def containing(self, text: bytes) -> list[int]:
+        """Numbers (from 0) of the lines that contain `text`, which has no newline."""
+        return self._numbers(self._occurrences(text))
+
+    def matching(self, pattern: re.Pattern[bytes]) -> list[int]:
+        """Numbers of the lines at whose newline before them `pattern` matches."""
+        last = len(self._data) - 1
+        return self._numbers(m.start() + 1 for m in pattern.finditer(self._data) if m.start() != last)
+
+    def _occurrences(self, text: bytes) -> Iterator[int]:
+        data = self._data
+        at = data.find(text)
+        while at >= 0:
+            yield data.rfind(b"\n", 0, at) + 1
+            at = data.find(text, data.index(b"\n", at))
+
+    def _numbers(self, starts: Iterable[int]) -> list[int]:
+        numbers: list[int] = []
+        number, before = -1, 0
+        for start in starts:
+            number += self._data.count(b"\n", before, start)
+            before = start
+            numbers.append(number)
+            self._found[number] = self._line(start)
+        return numbers
+
+
 class Chain:
     """A chain: its name, its policy where it is a base chain, and its rules, parsed when first asked for."""
 
@@ -141,6 +219,11 @@ class Chain:
     def __iter__(self) -> Iterator[Rule]:
         return (self.rule(i) for i in range(len(self._raw)))
 
+    @property
+    def parser(self) -> Callable[[str, str, str, int, int], Rule]:
+        """What makes Rules of this chain's lines: (table, chain, text, line, position) → Rule."""
+        return self._parse
+
     def raw(self, index: int) -> str:
         """Rule `index` (0-based) as the dump has it, counters included."""
         return self._raw[index]
@@ -148,6 +231,12 @@ class Chain:
     def raw_lines(self) -> Sequence[str]:
         """All rules as the dump has them."""
         return self._raw
+
+    def containing(self, text: str) -> list[int]:
+        """Indexes of the rules whose line contains `text`."""
+        if isinstance(self._raw, LineBlock):
+            return self._raw.containing(text.encode("utf-8", "surrogateescape"))
+        return [i for i, line in enumerate(self._raw) if text in line]
 
     def rule(self, index: int) -> Rule:
         """Rule `index` (0-based), parsed once."""

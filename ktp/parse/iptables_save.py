@@ -20,6 +20,7 @@ from ktp.model.ruleset import (
     Chain,
     Counters,
     DictRuleset,
+    LineBlock,
     Match,
     Option,
     Rule,
@@ -78,6 +79,7 @@ _HEADER = re.compile(
 _XTABLES = frozenset(("filter", "nat", "mangle", "raw", "security"))
 _LARGE = 3_000_000  # bytes; below, one pass over the text is cheaper than being clever
 _CHUNK = 4 << 20
+_BLOCK = 1 << 18  # bytes; a larger chain is kept as one block of text
 
 
 def _tokens(text: str) -> list[tuple[str, bool]] | None:
@@ -611,31 +613,32 @@ class _BisectedRuleset:
             while not (line := self._line(at)).startswith(b":" + key + b" "):
                 at += len(line) + 1
             _, policy, counters = _declaration(self._line(at).decode("utf-8", "surrogateescape"))
-            start, stop = self._base_run(section, key)
+            lines: Sequence[str] = self._base_lines(section, key)
+            return Chain(table, name, lines, parse_rule, policy=policy, counters=counters)
+        start, stop = self._user_run(section, key)
+        if start == stop and self._find(b"\n:" + key + b" ", section.declarations - 1, section.rules) < 0:
+            return None
+        if stop - start > _BLOCK:
+            lines = LineBlock(bytes(self._buf[start - 1 : stop]))
         else:
-            start, stop = self._user_run(section, key)
-            if start == stop and self._find(b"\n:" + key + b" ", section.declarations - 1, section.rules) < 0:
-                return None
-        lines = bytes(self._buf[start:stop]).decode("utf-8", "surrogateescape").splitlines()
+            lines = bytes(self._buf[start:stop]).decode("utf-8", "surrogateescape").splitlines()
         if lines and not (_chain_of(lines[0]) == _chain_of(lines[-1]) == name):
             raise _OutOfOrderError
         return Chain(table, name, lines, parse_rule, policy=policy, counters=counters)
 
-    def _base_run(self, section: _Section, key: bytes) -> tuple[int, int]:
-        """Where the rules of base chain `key` lie: base chains are printed before all user chains."""
-        start = stop = at = section.rules
+    def _base_lines(self, section: _Section, key: bytes) -> list[str]:
+        """The rules of base chain `key`: base chains are printed before all user chains, in whatever order."""
+        lines: list[str] = []
+        at = section.rules
         while at < section.commit:
             line = self._line(at)
             kind, _, _ = self._rank(line, section.base)
             if kind:
                 break
-            after = at + len(line) + 1
             if self._name(line) == key:
-                if start == stop:
-                    start = at
-                stop = after
-            at = after
-        return start, stop
+                lines.append(line.decode("utf-8", "surrogateescape"))
+            at += len(line) + 1
+        return lines
 
     def _user_run(self, section: _Section, key: bytes) -> tuple[int, int]:
         """Where the rules of user chain `key` lie; equal offsets where it has none."""

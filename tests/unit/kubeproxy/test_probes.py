@@ -1,4 +1,4 @@
-"""The intended outcome against every connection that was really tried in recorded clusters with working nodes."""
+"""The intended outcome against every connection that was really tried in recorded clusters without faults."""
 
 from __future__ import annotations
 
@@ -31,8 +31,6 @@ CASES = {
     "core-1.36-iptables-nft": False,
     "core-1.36-iptables-nft-dual": False,
     "core-1.36-nftables": False,
-    # A fault of configuration, which intent knows: kube-proxy's name is no Node's.
-    "core-1.30-iptables-legacy-fault-wrong-node-name": False,
 }
 SEEN = {
     "ok": Symptom.CONNECTS,

@@ -444,7 +444,7 @@ class TestTheUnknown:
         ],
     )
     def test_json_that_is_none_of_nft(self, data: bytes) -> None:
-        with pytest.raises(EvidenceError, match="dump.json"):
+        with pytest.raises(EvidenceError, match=r"dump\.json"):
             parse_nft_json(data, "dump.json")
 
     @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ class TestTheUnknown:
         ],
     )
     def test_text_that_is_none_of_nft(self, text: str) -> None:
-        with pytest.raises(EvidenceError, match="dump.nft"):
+        with pytest.raises(EvidenceError, match=r"dump\.nft"):
             parse_nft_text(text, "dump.nft")
 
     def test_no_tables_at_all(self) -> None:
@@ -517,7 +517,8 @@ class TestTables:
 def test_priorities(family: str, hook: str, priority: int, text: str) -> None:
     assert render_priority(family, hook, priority) == text
     device = ' device "lo"' if family == "netdev" else ""
-    listing = f"table {family} t {{\n\tchain c {{\n\t\ttype filter hook {hook}{device} priority {text}; policy accept;\n\t}}\n}}\n"
+    line = f"type filter hook {hook}{device} priority {text}; policy accept;"
+    listing = f"table {family} t {{\n\tchain c {{\n\t\t{line}\n\t}}\n}}\n"
     chain = parse_nft_text(listing, "x").tables[0].chains["c"]
     assert (chain.priority, chain.policy) == (priority, "accept")
     assert render_nft(parse_nft_text(listing, "x")) == listing

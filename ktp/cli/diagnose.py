@@ -1,0 +1,38 @@
+"""`ktp diagnose svc`."""
+
+from __future__ import annotations
+
+import click
+
+from ktp.cli.options import common_options, settings
+from ktp.errors import UsageError
+
+
+@click.group("diagnose", short_help="Is a Service reachable, on each node, from each kind of client; why not.")
+@common_options
+def command() -> None:
+    """Is it reachable, on each node, from each kind of client; why not; what to do."""
+
+
+@command.command("svc")
+@click.argument("names", nargs=-1, metavar="[NAMESPACE/]NAME…")
+@click.option("-A", "--all-namespaces", is_flag=True, help="Every Service with an external front end.")
+@click.option("--client", metavar="IP", help="The outside client to ask for (default: one far away).")
+@common_options
+def svc(names: tuple[str, ...], all_namespaces: bool, client: str | None) -> int:
+    """Diagnose Services: those named, or all (-A, or -n NAMESPACE alone)."""
+    from ktp import app
+
+    chosen = settings()
+    if all_namespaces and names:
+        raise UsageError("-A means every Service; leave the names out")
+    if not names and not all_namespaces and chosen.namespace is None:
+        raise UsageError("name a Service (NAMESPACE/NAME), or ask for all of them with -A or -n NAMESPACE")
+    if names:
+        return int(app.diagnose_services(chosen, names, client))
+    return int(app.survey_services(chosen, None if all_namespaces else chosen.namespace))
+
+
+for _alias in ("service", "services"):
+    command.add_command(svc, _alias)
+    command.commands[_alias] = svc

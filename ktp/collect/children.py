@@ -1,0 +1,205 @@
+"""Child processes that never outlive the question: each has a process group of its own, and all can be ended.
+
+A group of its own, because `ssh` and `sudo` start further processes, and killing the first would leave those.
+The price is that Ctrl-C in the terminal no longer reaches the children: whoever waits for them ends them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+MAX_OUTPUT = 1 << 30  # a node of a million rules prints 170 MB
+_GRACE = 0.5
+_READ_SIZE = 1 << 16
+_MAX_STDERR = 1 << 20
+
+_lock = threading.Lock()
+_live: set[int] = set()
+_stopping = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildResult:
+    """How a child ended: `status` is None where it was ended for taking too long or printing too much.
+
+    What it had printed until then is kept.
+    """
+
+    status: int | None
+    stdout: bytes
+    stderr: bytes
+    overflowed: bool = False
+
+
+def run_child(
+    command: Sequence[str],
+    *,
+    timeout: float,
+    stdin: bytes = b"",
+    environment: Mapping[str, str] | None = None,
+    limit: int = MAX_OUTPUT,
+) -> ChildResult:
+    """Run a command without a shell in a session of its own; OSError where it cannot be started.
+
+    stderr goes to a nameless file and not to a pipe: a ControlPersist master that `ssh` leaves behind may keep
+    it open (OpenSSH before 8.5), and waiting for its end would be waiting for that master.
+    """
+    deadline = time.monotonic() + timeout
+    with tempfile.TemporaryFile() as errors:
+        child = _start(command, bool(stdin), environment, errors.fileno())
+        if child is None:
+            return ChildResult(status=None, stdout=b"", stderr=b"")
+        try:
+            stdout, end = _exchange(child, stdin, deadline, limit)
+            if end is None and not _has_ended(child, deadline):
+                end = "timeout"
+        finally:
+            _end_group(child)
+        errors.seek(0)
+        stderr = errors.read(_MAX_STDERR)
+    status = child.returncode if end is None and not _stopping else None
+    return ChildResult(status=status, stdout=stdout, stderr=stderr, overflowed=end == "overflow")
+
+
+def stop_children() -> None:
+    """End every child with its group, and start none any more until `allow_children`."""
+    global _stopping  # noqa: PLW0603 - processes are global too
+    with _lock:
+        _stopping = True
+        groups = tuple(_live)
+    _signal(groups, signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE
+    while time.monotonic() < deadline:
+        with _lock:
+            if not _live.intersection(groups):
+                return
+        time.sleep(0.01)
+    _signal(groups, signal.SIGKILL)
+
+
+def allow_children() -> None:
+    """Let children be started again."""
+    global _stopping  # noqa: PLW0603
+    with _lock:
+        _stopping = False
+
+
+@contextlib.contextmanager
+def ending_children() -> Iterator[None]:
+    """Within this block no way of ending ktp but SIGKILL leaves a child: Ctrl-C, SIGTERM, SIGHUP, an exception."""
+    allow_children()
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)} if in_main else {}
+    # A signal that was set to be ignored (nohup) stays so.
+    for number in [number for number, handler in before.items() if handler == signal.SIG_DFL]:
+        signal.signal(number, _exit)
+    try:
+        yield
+    except BaseException:
+        stop_children()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _start(
+    command: Sequence[str], with_stdin: bool, environment: Mapping[str, str] | None, errors: int
+) -> subprocess.Popen[bytes] | None:
+    with _lock:
+        if _stopping:
+            return None
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE if with_stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,
+        )
+        _live.add(child.pid)
+    return child
+
+
+def _exchange(
+    child: subprocess.Popen[bytes], stdin: bytes, deadline: float, limit: int
+) -> tuple[bytes, str | None]:
+    """What the child prints, and None, "timeout" or "overflow" for how that ended."""
+    assert child.stdout is not None
+    chunks: list[bytes] = []
+    size = 0
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        if child.stdin is not None:
+            os.set_blocking(child.stdin.fileno(), False)
+            selector.register(child.stdin, selectors.EVENT_WRITE)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return b"".join(chunks), "timeout"
+            for key, _ in selector.select(left):
+                if key.fileobj is child.stdin:
+                    try:
+                        stdin = stdin[os.write(key.fd, stdin[:_READ_SIZE]) :]
+                    except BlockingIOError:
+                        continue
+                    except OSError:
+                        stdin = b""  # it reads no more: what it prints tells why
+                    if not stdin:
+                        selector.unregister(key.fileobj)
+                        with contextlib.suppress(OSError):
+                            child.stdin.close()
+                    continue
+                chunk = os.read(key.fd, _READ_SIZE)
+                if not chunk:
+                    return b"".join(chunks), None
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    return b"".join(chunks), "overflow"
+
+
+def _has_ended(child: subprocess.Popen[bytes], deadline: float) -> bool:
+    """Whether the child ends before the deadline; it is not reaped, so that its number stays its own."""
+    pause = 0.0005
+    while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 2, 0.02)
+    return True
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """End the child and whatever it left in its group, and reap it last: until then nobody gets its number."""
+    if not _has_ended(child, 0.0):
+        _signal((child.pid,), signal.SIGTERM)
+        _has_ended(child, time.monotonic() + _GRACE)
+    _signal((child.pid,), signal.SIGKILL)
+    with _lock:
+        _live.discard(child.pid)
+    child.wait()
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+def _signal(groups: Sequence[int], number: int) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)

@@ -1,0 +1,440 @@
+"""iptables rules in nf_tables read chain by chain: only those that the asked packets can meet.
+
+`iptables-nft-save` takes time quadratic in the number of chains (24 s for 180,000 rules), while
+`iptables-nft -t TABLE -S CHAIN` answers in milliseconds whatever else there is. So the walk begins at the base
+chains and follows every jump but those that name another exact destination than the asked ones.
+
+What is left out is certain: only in the chains that nat/PREROUTING and nat/OUTPUT lead to, where a connection's
+first packet still has the destination it was sent to, and only by `-d` with a whole address, `--dport` with one
+port and `-p`. Everywhere else (replies, translated packets) all jumps are followed. A chain is read whole or not
+at all.
+
+The reads are not one transaction: a chain that is gone when its turn comes means that the rules were changed,
+and everything is read again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ktp.collect.parallel import run_in_parallel
+from ktp.model.capture import EvidenceGap, MemoryCapture
+from ktp.model.ruleset import Backend, Chain, Counters, Rule
+
+if TYPE_CHECKING:
+    from ktp.collect.local_node import CommandRunner
+
+PARTIAL_MARK = "# ktp: only the chains that the question can reach"
+# A node is read chain by chain from so many Services or chains on; below, the whole dump takes no time.
+LARGE_SERVICES = 1000
+LARGE_CHAINS = 4000
+CHAIN_TIMEOUT = 30.0
+MAX_ROUNDS = 3
+WORKERS = 4
+_PAUSE = 0.2
+
+# Base chains in hook order, as iptables-save prints them (iptables, nft.c: xtables_ipv4[]).
+BASE_CHAINS = {
+    "raw": ("PREROUTING", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "security": ("INPUT", "FORWARD", "OUTPUT"),
+}
+_UNTRANSLATED = frozenset({("nat", "PREROUTING"), ("nat", "OUTPUT")})
+# Targets that are no chains: the verdicts, the extensions of iptables 1.8, and common ones from elsewhere. A name
+# that is not here is asked for as a chain, which costs milliseconds where there is none.
+TARGETS = frozenset(
+    (
+        "ACCEPT DROP RETURN QUEUE AUDIT CHECKSUM CLASSIFY CLUSTERIP CONNMARK CONNSECMARK CT DNAT DNPT DSCP ECN HL "
+        "HMARK IDLETIMER LED LOG MARK MASQUERADE NAT NETMAP NFLOG NFQUEUE NOTRACK RATEEST REDIRECT REJECT SECMARK SET "
+        "SNAT SNPT SYNPROXY TCPMSS TCPOPTSTRIP TEE TOS TPROXY TRACE TTL ULOG MIRROR SAME "
+        "ACCOUNT CHAOS DELUDE DHCPMAC DNETMAP ECHO FULLCONENAT IPMARK IPV4OPTSSTRIP LOGMARK NETFLOW PROTO RTPENGINE "
+        "SYSRQ TARPIT"
+    ).split()
+)
+
+_JUMP = re.compile(r' -[jg] ([^\s"]+)$')
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_PORT = re.compile(r"(?<! !) --dport (\d+)(?= )")
+_ADDRESS = re.compile(r"(?<! !) -d ([0-9a-fA-F.:]+)/(?:32|128)(?= )")
+_PROTOCOL = re.compile(r"(?<! !) -p (tcp|udp|sctp)(?= )")
+_COUNTERS = re.compile(r" -c (\d+) (\d+)(?= -[jg] |$)")
+_POLICY = re.compile(r"-P (\S+) (\S+)(?: -c (\d+) (\d+))?")
+_TABLE = re.compile(rb"^table (ip6?) (raw|mangle|nat|filter|security) \{", re.MULTILINE)
+_VERSION = re.compile(rb" v(\d+)\.(\d+)\.(\d+)")
+# From 1.8.8 on, listing a base chain that is not there makes one up and not one in the kernel
+# (nft_xt_fake_builtin_chains).
+_LISTING_CREATES_NOTHING = (1, 8, 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where an asked packet goes, as a rule may see it. None: any."""
+
+    protocol: str | None = None
+    port: int | None = None
+    addresses: frozenset[str] | None = None
+
+    def may_match(self, protocol: str | None, port: int | None, address: str | None) -> bool:
+        """Whether a rule with these conditions (None: without one) can match packets to here."""
+        return (
+            (port is None or self.port is None or port == self.port)
+            and (protocol is None or self.protocol is None or protocol == self.protocol)
+            and (address is None or self.addresses is None or address in self.addresses)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """What a question can reach.
+
+    `destinations` are all that its packets may have when they enter a node or leave one of its processes: front
+    ends, and endpoints, which are the destination where another node has translated already. `chains` are
+    (table, chain) that are wanted in any case; one that is not there is no fault.
+    """
+
+    destinations: tuple[Destination, ...]
+    chains: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainText:
+    """One chain as `iptables-nft -S CHAIN -v` prints it, its lines as `iptables-save -c` would print them."""
+
+    policy: str | None
+    counters: tuple[int, int] | None
+    lines: tuple[str, ...]
+
+
+class NotReadableError(Exception):
+    """The rules cannot be read at all: not as this user, not in time; the sentence says which."""
+
+
+class ChainReader:
+    """Reads single chains of one address family (`command` is iptables-nft or ip6tables-nft) and keeps them."""
+
+    def __init__(self, runner: CommandRunner, command: str = "iptables-nft") -> None:
+        self.command = command
+        self.family = "ip6" if command.startswith("ip6") else "ip"
+        self._runner = runner
+        self._chains: dict[tuple[str, str], ChainText | None] = {}
+
+    def read(self, table: str, chain: str) -> ChainText | None:
+        """The chain, None if there is none (or none that iptables can print). Raises NotReadableError."""
+        key = (table, chain)
+        if key not in self._chains:
+            self._chains[key] = self._ask(table, chain)
+        return self._chains[key]
+
+    def forget(self) -> None:
+        """Read everything anew from here on."""
+        self._chains = {}
+
+    def tables(self) -> tuple[str, ...] | None:
+        """The xtables tables there are; None where that cannot be told without risk of making one."""
+        listed = list_nft_tables(self._runner)
+        if listed is not None:
+            return tuple(name for name in BASE_CHAINS if (self.family, name) in listed)
+        version = _VERSION.search(self._runner.run((self.command, "--version"), timeout=CHAIN_TIMEOUT).stdout)
+        known = version is not None and tuple(map(int, version.groups())) >= _LISTING_CREATES_NOTHING
+        return tuple(BASE_CHAINS) if known else None
+
+    def is_large(self) -> bool:
+        """Whether the node has so many chains that the whole dump would take long."""
+        services = self.read("nat", "KUBE-SERVICES")
+        if services is not None and len(services.lines) >= LARGE_SERVICES:
+            return True
+        if not self._runner.has_command("nft"):
+            return False
+        listed = self._runner.run(("nft", "list", "chains", self.family), timeout=CHAIN_TIMEOUT)
+        return listed.stdout.count(b"\tchain ") >= LARGE_CHAINS
+
+    def _ask(self, table: str, chain: str) -> ChainText | None:
+        line = (self.command, "-t", table, "-S", chain, "-v")
+        answer = self._runner.run(line, timeout=CHAIN_TIMEOUT)
+        if answer.status is None:
+            raise NotReadableError(f"`{' '.join(line)}` took longer than {CHAIN_TIMEOUT:g} s")
+        if answer.status != 0:
+            said = answer.stderr.decode(errors="replace").strip().partition("\n")[0].rstrip(".")[:200]
+            if _is_missing(said):
+                return None
+            raise NotReadableError(f"`{' '.join(line)}` failed: {said or f'exit status {answer.status}'}")
+        return _parse_listing(answer.stdout.decode("utf-8", "surrogateescape"))
+
+
+def list_nft_tables(runner: CommandRunner) -> frozenset[tuple[str, str]] | None:
+    """(family, name) of every nf_tables table; None where nft cannot tell.
+
+    By `nft list flowtables`, which prints the head of every table in milliseconds: `nft list tables` reads all
+    rules first (nft 1.0.6: 19 s for 115,000).
+    """
+    if not runner.has_command("nft"):
+        return None
+    answer = runner.run(("nft", "list", "flowtables"), timeout=CHAIN_TIMEOUT)
+    if answer.status != 0:
+        return None
+    found = re.findall(rb"^table (\S+) (\S+) \{", answer.stdout, re.MULTILINE)
+    return frozenset((family.decode(), name.decode(errors="surrogateescape")) for family, name in found)
+
+
+def collect_reachable(
+    runner: CommandRunner,
+    node: str,
+    reach: Reach,
+    *,
+    commands: Sequence[str] = ("iptables-nft", "ip6tables-nft"),
+    files: Sequence[str] = ("iptables-nft-save.txt", "ip6tables-nft-save.txt"),
+) -> MemoryCapture:
+    """`nodes/NODE/iptables-nft-save.txt` with only the chains that `reach` needs, read chain by chain.
+
+    Gaps of kind `node-rules` for what cannot be read. A family without tables has no file.
+    """
+    found: dict[str, bytes] = {}
+    gaps: list[EvidenceGap] = []
+    for command, file in zip(commands, files, strict=True):
+        if not runner.has_command(command):
+            continue
+        text, family_gaps = read_reachable(ChainReader(runner, command), node, reach)
+        gaps += family_gaps
+        if text is not None:
+            found[f"nodes/{node}/{file}"] = text
+    return MemoryCapture(files=found, gaps=tuple(gaps), source=f"node {node} (chain by chain)")
+
+
+def read_reachable(reader: ChainReader, node: str, reach: Reach) -> tuple[bytes | None, list[EvidenceGap]]:
+    """The dump of one family, None if it has no tables or cannot be read, and the gaps."""
+    settled = False
+    missing: frozenset[tuple[str, str]] = frozenset()
+    try:
+        tables = reader.tables()
+        if tables is None:
+            raise NotReadableError(f"{reader.command} is too old to be asked for single chains")
+        chains, missing = _walk(reader, tables, reach)
+        for attempt in range(1, MAX_ROUNDS):
+            if settled := not missing:
+                break
+            time.sleep(_PAUSE * (attempt - 1))
+            reader.forget()
+            before = missing
+            chains, missing = _walk(reader, tables, reach)
+            # What is missing twice is a target that is no chain: a chain that a rule leads to cannot be deleted.
+            if settled := missing == before:
+                break
+    except NotReadableError as error:
+        gap = EvidenceGap(
+            kind="node-rules",
+            subject=node,
+            message=f"{error} on node {node}",
+            remedy=f"see what `{reader.command} -t nat -S PREROUTING` says on the node",
+        )
+        return None, [gap]
+    gaps = []
+    if not settled and missing:
+        names = ", ".join(sorted(name for _, name in missing)[:3])
+        gaps.append(
+            EvidenceGap(
+                kind="node-rules",
+                subject=node,
+                message=f"the rules of node {node} changed again and again while they were read: {names} vanished",
+                remedy="ask again when kube-proxy has come to rest",
+            )
+        )
+    return render_dump(tables, chains).encode("utf-8", "surrogateescape"), gaps
+
+
+def _walk(
+    reader: ChainReader, tables: Iterable[str], reach: Reach
+) -> tuple[dict[tuple[str, str], ChainText], frozenset[tuple[str, str]]]:
+    """Every chain that can be reached, and those that were jumped to and are not there."""
+    destinations = _Destinations(reach.destinations)
+    # A chain may be reached both ways: once by all jumps is enough.
+    chains: dict[tuple[str, str], ChainText] = {}
+    missing: set[tuple[str, str]] = set()
+    tables = tuple(tables)
+    roots = [(table, chain) for table in tables for chain in BASE_CHAINS[table]]
+    wanted = [key for key in reach.chains if key[0] in tables]
+    whole = [key for key in roots if key not in _UNTRANSLATED] + wanted
+    followed: set[tuple[str, str]] = set()
+    # All jumps first, so that a chain that both ways lead to is followed the wider way.
+    for start, select in ((whole, None), ([key for key in roots if key in _UNTRANSLATED], destinations)):
+        wave = [key for key in dict.fromkeys(start) if key not in followed]
+        while wave:
+            followed.update(wave)
+            texts = run_in_parallel([partial(reader.read, *key) for key in wave], workers=WORKERS)
+            following: dict[tuple[str, str], None] = {}
+            for (table, name), text in zip(wave, texts, strict=True):
+                if text is None:
+                    if (table, name) not in reach.chains:
+                        missing.add((table, name))
+                    continue
+                chains[table, name] = text
+                for target in _jumps(text.lines, select):
+                    if (table, target) not in followed:
+                        following[table, target] = None
+            wave = list(following)
+    return chains, frozenset(missing)
+
+
+def _jumps(lines: Iterable[str], destinations: _Destinations | None) -> Iterable[str]:
+    """The chains that rules lead to, of all of them or of those that packets to `destinations` may match."""
+    for line in lines:
+        jump = _JUMP.search(line)
+        if jump is None or jump[1] in TARGETS:
+            continue
+        if destinations is None or destinations.may_match(line):
+            yield jump[1]
+
+
+class _Destinations:
+    """The asked destinations, quick to compare with tens of thousands of rules."""
+
+    def __init__(self, destinations: Iterable[Destination]) -> None:
+        self._destinations = tuple(
+            Destination(
+                protocol=one.protocol,
+                port=one.port,
+                addresses=None if one.addresses is None else frozenset(map(_spelling, one.addresses)),
+            )
+            for one in destinations
+        )
+        ports = {one.port for one in self._destinations}
+        self._ports = None if None in ports else {str(port) for port in ports}
+
+    def may_match(self, line: str) -> bool:
+        """Whether a rule can match packets to one of the destinations, by what of it is certain."""
+        bare = _QUOTED.sub('""', line) if '"' in line else line
+        port = _PORT.search(bare)
+        if port is not None and self._ports is not None and port[1] not in self._ports:
+            return False
+        address, protocol = _ADDRESS.search(bare), _PROTOCOL.search(bare)
+        return any(
+            one.may_match(
+                protocol[1] if protocol else None,
+                int(port[1]) if port else None,
+                _spelling(address[1]) if address else None,
+            )
+            for one in self._destinations
+        )
+
+
+def _spelling(address: str) -> str:
+    return str(ipaddress.ip_address(address)) if ":" in address else address
+
+
+def _is_missing(said: str) -> bool:
+    """What iptables says of a chain that is not there: `No chain/target/match by that name`, from 1.8.3 on also
+    `chain `X' in table `nat' is incompatible, use 'nft' tool`.
+    """
+    return "incompatible" in said or "No chain/target/match" in said or "does not exist" in said
+
+
+def _parse_listing(text: str) -> ChainText:
+    policy, counters, lines = None, None, []
+    for line in text.splitlines():
+        if line.startswith("-A "):
+            lines.append(_as_saved(line))
+        elif line.startswith("-P ") and (match := _POLICY.match(line)):
+            policy = match[2]
+            counters = (int(match[3]), int(match[4])) if match[3] else None
+    return ChainText(policy=policy, counters=counters, lines=tuple(lines))
+
+
+def _as_saved(line: str) -> str:
+    """`-A C … -c 3 180 -j T` as iptables-save -c has it: `[3:180] -A C … -j T`."""
+    for match in _COUNTERS.finditer(line):
+        if line.count('"', 0, match.start()) - line.count('\\"', 0, match.start()) & 1:
+            continue  # within a comment
+        return f"[{match[1]}:{match[2]}] {line[: match.start()]}{line[match.end() :]}"
+    return line
+
+
+def render_dump(tables: Iterable[str], chains: dict[tuple[str, str], ChainText]) -> str:
+    """Chains as `iptables-save -c` prints them: base chains in hook order, then the others by name."""
+    out = [PARTIAL_MARK]
+    for table in tables:
+        base = [name for name in BASE_CHAINS[table] if (table, name) in chains]
+        others = sorted(name for where, name in chains if where == table and name not in BASE_CHAINS[table])
+        out.append(f"*{table}")
+        for name in (*base, *others):
+            chain = chains[table, name]
+            packets, size = chain.counters or (0, 0)
+            out.append(f":{name} {chain.policy or '-'} [{packets}:{size}]")
+        for name in (*base, *others):
+            out.extend(chains[table, name].lines)
+        out.append("COMMIT")
+    return "\n".join(out) + "\n"
+
+
+class NftChainRuleset:
+    """A `ktp.model.ruleset.Ruleset` whose chains are read from the node when they are asked for.
+
+    `parse` makes a Rule of (table, chain, line, 1-based line number or 0, 1-based position). A chain that is not
+    there although a rule led to it may have been replaced since that rule was read: `changed` then tells to
+    begin anew, with a new object. Raises NotReadableError.
+    """
+
+    backend = Backend.NFT
+
+    def __init__(
+        self,
+        runner: CommandRunner,
+        parse: Callable[[str, str, str, int, int], Rule],
+        command: str = "iptables-nft",
+    ) -> None:
+        self._reader = ChainReader(runner, command)
+        self._runner = runner
+        self._parse = parse
+        self._chains: dict[tuple[str, str], Chain | None] = {}
+        self._tables: tuple[str, ...] | None = None
+        self._lock = threading.Lock()
+        self.family = self._reader.family
+        self.source = f"{command} -S"
+        self.changed = False
+
+    def tables(self) -> Sequence[str]:
+        """Names of the tables there are."""
+        if self._tables is None:
+            tables = self._reader.tables()
+            if tables is None:
+                raise NotReadableError(f"{self._reader.command} is too old to be asked for single chains")
+            self._tables = tables
+        return self._tables
+
+    def chain_names(self, table: str) -> Iterable[str]:
+        """Names of all chains of `table`, base chains first; the one slow question (`nft list chains`)."""
+        answer = self._runner.run(("nft", "list", "chains", self.family), timeout=CHAIN_TIMEOUT)
+        names: list[str] = []
+        here = False
+        for line in answer.stdout.decode("utf-8", "surrogateescape").splitlines():
+            if line.startswith("table "):
+                here = line == f"table {self.family} {table} {{"
+            elif here and line.startswith("\tchain "):
+                names.append(line.split()[1])
+        base = [name for name in BASE_CHAINS.get(table, ()) if name in names]
+        return (*base, *sorted(set(names) - set(base)))
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        """The chain or None; read from the node when first asked for."""
+        key = (table, name)
+        with self._lock:
+            if key not in self._chains:
+                self._chains[key] = self._read(table, name)
+            return self._chains[key]
+
+    def _read(self, table: str, name: str) -> Chain | None:
+        if table not in self.tables() or name in TARGETS:
+            return None
+        text = self._reader.read(table, name)
+        if text is None:
+            self.changed = self.changed or name not in BASE_CHAINS[table]
+            return None
+        counters = Counters(*text.counters) if text.counters else None
+        return Chain(table, name, text.lines, self._parse, policy=text.policy, counters=counters)

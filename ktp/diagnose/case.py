@@ -1,0 +1,159 @@
+"""One diagnosis under way: the cells that were asked, and the same questions asked again of a changed snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from ktp.diagnose.examine import Asked, Examiner
+from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
+from ktp.kubeproxy.outcome import Vantage
+from ktp.model.cluster import Service, ServicePort
+from ktp.model.diagnosis import Cell, Evidence
+from ktp.model.host import NodeState
+from ktp.model.ruleset import Chain, Rule, Ruleset
+from ktp.model.snapshot import Snapshot
+from ktp.model.trace import Symptom
+
+EXTERNAL_KINDS = frozenset((FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EXTERNAL_IP))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A cell of the matrix with its question and answers."""
+
+    port: ServicePort
+    front_end: FrontEnd
+    title: str
+    asked: Asked
+    cell: Cell
+
+    @property
+    def node(self) -> str:
+        """The node that is dialled."""
+        return self.asked.question.node
+
+    @property
+    def vantage(self) -> Vantage:
+        """The kind of client."""
+        return self.asked.question.vantage
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(front end, node, vantage)."""
+        return self.title, self.node, self.vantage.value
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the front end is one for clients outside the cluster."""
+        return self.front_end.kind in EXTERNAL_KINDS
+
+    @property
+    def fails(self) -> bool:
+        """Whether the client does not (always) get through."""
+        return self.cell.symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN)
+
+
+class Case:
+    """What the checks look at."""
+
+    def __init__(self, examiner: Examiner, service: Service, entries: Iterable[Entry], nodes: Iterable[str]) -> None:
+        """`nodes` are those that the diagnosis is about."""
+        self.examiner = examiner
+        self.service = service
+        self.entries = tuple(entries)
+        self.nodes = tuple(nodes)
+        self._worlds: dict[str, Examiner | None] = {}
+        self._answers: dict[tuple[str, tuple[str, str, str]], tuple[Asked, Cell]] = {}
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot as it was given."""
+        return self.examiner.original
+
+    def state(self, node: str) -> NodeState | None:
+        """What was read of a node."""
+        return self.snapshot.nodes.get(node)
+
+    def failing(self, node: str | None = None) -> Iterator[Entry]:
+        """Cells that do not connect."""
+        return (e for e in self.entries if e.fails and (node is None or e.node == node))
+
+    # -- counterfactuals
+
+    def world(self, label: str, make: Callable[[], Snapshot]) -> Examiner | None:
+        """An examiner over a changed snapshot, made once per label; None where the change cannot be made up."""
+        if label not in self._worlds:
+            try:
+                changed = make()
+            except ValueError:  # e.g. no podCIDR is known to take a pod's address from
+                self._worlds[label] = None
+            else:
+                self._worlds[label] = Examiner(changed, client=self.examiner.client)
+        return self._worlds[label]
+
+    def ask_again(self, entry: Entry, label: str, make: Callable[[], Snapshot]) -> Cell:
+        """The same cell in the changed snapshot; as it is where the change cannot be made up."""
+        key = (label, entry.key)
+        found = self._answers.get(key)
+        if found is None:
+            world = self.world(label, make)
+            if world is None:
+                return entry.cell
+            service = world.original.cluster.services.get(self.service.key, self.service)
+            port = next(
+                (p for p in service.ports if (p.name, p.port, p.protocol) == (entry.port.name, entry.port.port, entry.port.protocol)),
+                entry.port,
+            )
+            asked = world.ask(service, port, entry.asked.question)
+            found = self._answers[key] = (asked, world.cell(asked))
+        return found[1]
+
+    def mended(self, entries: Iterable[Entry], label: str, make: Callable[[], Snapshot]) -> list[Entry]:
+        """Those of the cells that connect (more often) in the changed snapshot."""
+        return [e for e in entries if is_better(e.cell, self.ask_again(e, label, make))]
+
+
+def is_better(before: Cell, after: Cell) -> bool:
+    """Whether more of the client's connections succeed."""
+    return share(after) > share(before) + 1e-9
+
+
+def share(cell: Cell) -> float:
+    """The share of connections that succeed."""
+    if cell.symptom is Symptom.CONNECTS:
+        return 1.0
+    if cell.symptom is not Symptom.INTERMITTENT:
+        return 0.0
+    return sum(e.probability or 0 for e in cell.endpoints if e.symptom is Symptom.CONNECTS)
+
+
+def parser_of(snapshot: Snapshot) -> Callable[[str, str, str, int, int], Rule] | None:
+    """What makes Rules of lines, taken from a chain that was read; None where no rules were."""
+    for state in snapshot.nodes.values():
+        for ruleset in state.rulesets:
+            chain = _any_chain(ruleset)
+            if chain is not None:
+                return chain.parser
+    return None
+
+
+def _any_chain(ruleset: Ruleset) -> Chain | None:
+    for table in ruleset.tables():
+        for name in ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"):
+            chain = ruleset.chain(table, name)
+            if chain is not None:
+                return chain
+    return None
+
+
+def decided_evidence(cell: Cell) -> tuple[Evidence, ...]:
+    """The rule (or other thing) that decided a cell, as evidence."""
+    d = cell.decided_by
+    if d is None or not d.rule:
+        return ()
+    where = f"{d.node} {d.backend} {d.table}".strip() if d.table else d.node
+    if d.line:
+        where += f" line {d.line}"
+    kind = d.kind if d.kind in ("rule", "policy", "route", "sysctl", "socket") else "rule"
+    return (Evidence(kind=kind, source=where, text=d.rule),)

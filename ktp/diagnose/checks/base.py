@@ -1,0 +1,71 @@
+"""What a check is. One check a file; `ALL_CHECKS` in the package lists them; codes are never used again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ktp.diagnose.case import Case, Entry
+from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+
+HEADINGS = ("What it means", "Why traffic fails", "Evidence", "Confirm by hand", "Fix", "Example")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A cause that ktp can name. `page` is the docstring of its module: one paragraph a heading."""
+
+    code: str
+    name: str
+    severity: Severity
+    page: str
+    run: Callable[[Case], Iterable[Finding]]
+
+    def finding(
+        self,
+        message: str,
+        *,
+        node: str | None = None,
+        nodes: Sequence[str] = (),
+        evidence: Iterable[Evidence] = (),
+        fixes: Iterable[Fix] = (),
+        cells: Iterable[Entry] = (),
+        severity: Severity | None = None,
+    ) -> Finding:
+        """A finding of this check."""
+        return Finding(
+            code=self.code,
+            name=self.name,
+            severity=severity or self.severity,
+            message=message,
+            node=node,
+            nodes=tuple(nodes) or ((node,) if node is not None else ()),
+            evidence=tuple(evidence),
+            fixes=tuple(fixes),
+            cells=tuple(e.key for e in cells),
+        )
+
+
+def title(page: str | None) -> str:
+    """The first line of a check's page."""
+    return (page or "").strip().splitlines()[0] if page else ""
+
+
+def field(source: str, text: str) -> Evidence:
+    """Evidence of an API field."""
+    return Evidence(kind="field", source=source, text=text)
+
+
+def counterfactual(text: str) -> Evidence:
+    """What the same engine answered to the changed snapshot."""
+    return Evidence(kind="counterfactual", source="ktp", text=text)
+
+
+def listed(names: Iterable[str], most: int = 4) -> str:
+    """`a, b and c`; long lists are cut."""
+    every = list(dict.fromkeys(names))
+    if len(every) > most:
+        return f"{', '.join(every[:most])} and {len(every) - most} more"
+    if len(every) < 2:
+        return "".join(every)
+    return f"{', '.join(every[:-1])} and {every[-1]}"

@@ -1,0 +1,67 @@
+"""What the checks on endpoints share: which endpoints a port has, as kube-proxy selects them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ktp.diagnose.case import Case, Entry
+from ktp.kubeproxy.endpoints import EndpointSelection
+from ktp.model.cluster import Pod
+
+
+def selection_of(case: Case, entry: Entry) -> EndpointSelection:
+    """The endpoints that the dialled node's kube-proxy uses for the entry's port."""
+    on_node = case.examiner.port_on(case.service, entry.port, entry.node)
+    return on_node.selection(ip_version=entry.front_end.ip_version)
+
+
+def without_endpoints(case: Case) -> list[Entry]:
+    """Failing cells of ports that have no usable endpoint anywhere."""
+    if not case.examiner.index.is_known:
+        return []
+    return [e for e in case.failing() if not selection_of(case, e).has_endpoints]
+
+
+def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether a pod's labels satisfy a Service's selector (equality, all of it)."""
+    return all(labels.get(k) == v for k, v in selector.items())
+
+
+def selected_pods(case: Case) -> list[Pod] | None:
+    """The pods that the Service selects; None where pods were not read or there is no selector."""
+    pods = case.snapshot.cluster.pods
+    if pods is None or not case.service.selector:
+        return None
+    return [p for p in pods if p.namespace == case.service.namespace and matches(case.service.selector, p.labels)]
+
+
+def selector_text(selector: Mapping[str, str]) -> str:
+    """`app=nginx,tier=web`."""
+    return ",".join(f"{k}={v}" for k, v in selector.items())
+
+
+def front_end_words(entries: Iterable[Entry]) -> str:
+    """The front ends that the cells are of, once each."""
+    return ", ".join(dict.fromkeys(e.title for e in entries))
+
+
+def why_not_ready(pod: Pod) -> str:
+    """Why a pod is not ready, in the kubelet's words."""
+    if pod.deletion_timestamp:
+        return f"terminating since {pod.deletion_timestamp}"
+    if pod.phase != "Running":
+        return f"phase {pod.phase or 'unknown'}"
+    for status in pod.containers:
+        if status.state == "waiting" and status.reason:
+            return f"container {status.name} waits: {status.reason}"
+        if status.state == "terminated":
+            return f"container {status.name} has ended: {status.reason or 'no reason given'}"
+    probes = dict(pod.readiness_probes)
+    for status in pod.containers:
+        if not status.ready and status.name in probes:
+            return f"container {status.name} fails its readiness probe ({probes[status.name]})"
+    for condition in pod.conditions:
+        if condition.type == "Ready" and condition.status != "True":
+            since = f" since {condition.last_transition_time}" if condition.last_transition_time else ""
+            return (condition.message or condition.reason or "condition Ready is not True") + since
+    return "condition Ready is not True"

@@ -1,0 +1,87 @@
+"""The node does not forward packets.
+
+# What it means
+net.ipv4.ip_forward (or the interface's forwarding, or net.ipv6.conf.all.forwarding) is 0.
+
+# Why traffic fails
+kube-proxy translates the packet to the pod's address; to bring it there the node must forward it, and drops it
+instead, silently. Only endpoints with the node's own address (hostNetwork) still answer.
+
+# Evidence
+The sysctl.
+
+# Confirm by hand
+    sysctl net.ipv4.ip_forward net.ipv4.conf.all.forwarding
+
+# Fix
+    sysctl -w net.ipv4.ip_forward=1      # and in /etc/sysctl.d/, so that it survives a restart
+
+# Example
+A hardening script or `systemctl restart systemd-sysctl` set ip_forward back to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ktp.diagnose.case import Case, Entry
+from ktp.diagnose.changes import sysctls_set
+from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires for each node on which turning forwarding on mends a failing cell."""
+    for node in involved_nodes(case):
+        state = case.state(node)
+        sysctls = (state.sysctls if state is not None else None) or {}
+        off = {
+            k: "1"
+            for k, v in sysctls.items()
+            if v.strip() == "0"
+            and (k == "net.ipv4.ip_forward" or (k.startswith(("net.ipv4.conf.", "net.ipv6.conf.")) and k.endswith(".forwarding")))
+        }
+        if not off:
+            continue
+        failing = [e for e in case.failing() if e.asked.fact is not None]
+        mended = case.mended(failing, f"forwarding on {node}", lambda node=node, off=off: sysctls_set(case.snapshot, node, off))  # type: ignore[misc]
+        if not mended:
+            continue
+        key = "net.ipv4.ip_forward" if "net.ipv4.ip_forward" in off else sorted(off)[0]
+        yield CHECK.finding(
+            f"{node} does not forward packets ({key} = 0): what it translates to a pod's address is dropped there",
+            node=node,
+            evidence=[
+                Evidence(kind="sysctl", source=node, text=f"{key} = 0"),
+                counterfactual(f"with {key} = 1, {mended[0].title} on {mended[0].node} connects"),
+            ],
+            fixes=[
+                Fix(
+                    summary=f"turn forwarding on at {node}",
+                    cost="none: every Kubernetes node forwards",
+                    command=f"sysctl -w {key}=1",
+                    verified=True,
+                    outcome=f"{len(mended)} of {len(failing)} failing cells then connect",
+                )
+            ],
+            cells=mended,
+        )
+
+
+def involved_nodes(case: Case) -> list[str]:
+    """Nodes whose state can explain a failing cell: those dialled, those of clients, those of endpoints."""
+    names: dict[str, None] = {}
+
+    def add(entry: Entry) -> None:
+        names.setdefault(entry.node)
+        fact = entry.asked.fact
+        for path in fact.paths if fact is not None else ():
+            for hop in path.hops:
+                names.setdefault(hop.node)
+
+    for entry in case.failing():
+        add(entry)
+    return [n for n in names if case.state(n) is not None]
+
+
+CHECK = Check(code="KTP201", name="ForwardingOff", severity=Severity.ERROR, page=__doc__ or "", run=run)

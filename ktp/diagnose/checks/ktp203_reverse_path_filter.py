@@ -1,0 +1,68 @@
+"""Strict reverse path filtering drops the packet.
+
+# What it means
+rp_filter is 1 on the interface by which the packet arrives, and the node's route back to the sender leads elsewhere.
+
+# Why traffic fails
+The kernel takes the source for forged and drops the packet before any filter rule sees it.
+
+# Evidence
+The sysctl (the larger of `all` and the interface counts), and the route to the sender.
+
+# Confirm by hand
+    sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.IFACE.rp_filter
+    ip route get CLIENT from NODE-IP
+    nstat -az TcpExtIPReversePathFilter
+
+# Fix
+Loose mode (2) on the interface, or a routing rule that sends answers back the way the questions came.
+
+# Example
+A node with two networks whose default route leaves by the other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ktp.diagnose.case import Case, decided_evidence
+from ktp.diagnose.changes import sysctls_set
+from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.ktp201_forwarding_off import involved_nodes
+from ktp.model.diagnosis import Finding, Fix, Severity
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires for each node on which loose filtering mends a failing cell."""
+    for node in involved_nodes(case):
+        state = case.state(node)
+        sysctls = (state.sysctls if state is not None else None) or {}
+        strict = {k: "2" for k, v in sysctls.items() if k.endswith(".rp_filter") and v.strip() == "1"}
+        if not strict:
+            continue
+        failing = [e for e in case.failing() if e.asked.fact is not None]
+        mended = case.mended(failing, f"loose rp_filter on {node}", lambda node=node, strict=strict: sysctls_set(case.snapshot, node, strict))  # type: ignore[misc]
+        if not mended:
+            continue
+        first = mended[0]
+        yield CHECK.finding(
+            f"{node} drops packets by strict reverse path filtering: {first.cell.reason}",
+            node=node,
+            evidence=[
+                *decided_evidence(first.cell),
+                counterfactual(f"with rp_filter = 2, {first.title} on {first.node} connects"),
+            ],
+            fixes=[
+                Fix(
+                    summary=f"set rp_filter to 2 (loose) on the interface at {node}",
+                    cost="packets with forged sources are checked less strictly",
+                    command="; ".join(f"sysctl -w {k}=2" for k in sorted(strict)),
+                    verified=True,
+                    outcome=f"{len(mended)} failing cells then connect",
+                )
+            ],
+            cells=mended,
+        )
+
+
+CHECK = Check(code="KTP203", name="ReversePathFilter", severity=Severity.ERROR, page=__doc__ or "", run=run)

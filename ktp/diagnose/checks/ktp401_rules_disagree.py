@@ -1,0 +1,114 @@
+"""The rules on the node are not what kube-proxy would write from the API objects.
+
+# What it means
+For this Service the node's rules and the API objects say different things: endpoints are missing from the rules, or
+rules lead to endpoints that are gone.
+
+# Why traffic fails
+The kernel follows the rules. kube-proxy may be stopped, unable to reach the API server, running under a name that is
+no Node's, or have failed to load its rules.
+
+# Evidence
+The rules of the Service beside those that kube-proxy would write; with the latter the cell answers as the API says.
+
+# Confirm by hand
+    kubectl get pods -n kube-system -l k8s-app=kube-proxy -o wide
+    kubectl logs -n kube-system KUBE-PROXY-POD | tail
+    curl -s http://NODE-IP:10256/healthz
+
+# Fix
+Make kube-proxy run and sync on this node; restarting its pod makes it write all rules anew.
+
+# Example
+kube-proxy on node-b has been stopped for an hour; a pod that started there since gets no traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ktp.diagnose.case import Case, Entry, decided_evidence, share
+from ktp.diagnose.changes import rules_renewed
+from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
+from ktp.model.trace import Symptom
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires for each node whose rules, written anew from the API objects, answer a cell differently."""
+    if not case.examiner.index.is_known:
+        return
+    for node in case.nodes:
+        state = case.state(node)
+        if state is None or not state.has_rules:
+            continue
+        entries = [e for e in case.entries if e.node == node and e.asked.fact is not None]
+        changed = [e for e in entries if _differs(e.cell, _renewed(case, e, node))]
+        if not changed:
+            continue
+        worse = [e for e in changed if share(_renewed(case, e, node)) > share(e.cell) + 1e-9]
+        first = (worse or changed)[0]
+        after = _renewed(case, first, node)
+        config = state.kube_proxy
+        evidence: list[Evidence] = [
+            Evidence(kind="field", source=f"API objects of {case.service.key}", text=_words(after)),
+            Evidence(kind="rule", source=f"rules of {node}", text=_words(first.cell)),
+            *decided_evidence(first.cell),
+            counterfactual(f"with the rules that kube-proxy would write, {first.title} on {node}: {after.symptom.value}"),
+        ]
+        name = config.hostname_override if config is not None else None
+        known = case.snapshot.cluster.nodes
+        if name and known is not None and name not in known:
+            evidence.append(
+                Evidence(
+                    kind="field",
+                    source=f"kube-proxy's configuration on {node}",
+                    text=f"hostnameOverride: {name} is no Node's name: every endpoint counts as remote",
+                )
+            )
+        yield CHECK.finding(
+            f"the rules on {node} disagree with the API objects of {case.service.key}: "
+            f"by the API {_words(after)}, by the rules {_words(first.cell)}; kube-proxy there has not synced",
+            node=node,
+            evidence=evidence,
+            severity=Severity.ERROR if worse else Severity.WARNING,
+            fixes=[
+                Fix(
+                    summary=f"make kube-proxy on {node} sync (is it running, can it reach the API server?)",
+                    cost="none",
+                    command="kubectl delete pod -n kube-system -l k8s-app=kube-proxy "
+                    f"--field-selector spec.nodeName={node}",
+                    verified=True,
+                    outcome=f"{len(changed)} cells then answer as the API says",
+                )
+            ],
+            cells=worse or changed,
+        )
+
+
+def _renewed(case: Case, entry: Entry, node: str) -> Cell:
+    return case.ask_again(entry, f"rules of {node} renewed", lambda: rules_renewed(case, node))
+
+
+def _differs(before: Cell, after: Cell) -> bool:
+    if Symptom.UNKNOWN in (before.symptom, after.symptom):
+        return False
+    if before.symptom is not after.symptom:
+        return True
+    return {(e.ip, e.port) for e in before.endpoints} != {(e.ip, e.port) for e in after.endpoints}
+
+
+def _words(cell: Cell) -> str:
+    words = {
+        Symptom.CONNECTS: "it connects",
+        Symptom.TIMES_OUT: "it times out",
+        Symptom.REFUSED: "it is refused",
+        Symptom.UNREACHABLE: "it is unreachable",
+        Symptom.INTERMITTENT: "it connects now and then",
+    }.get(cell.symptom, "it is not known what happens")
+    if cell.endpoints:
+        words += " (" + ", ".join(f"{e.ip}:{e.port}" for e in cell.endpoints[:4]) + ")"
+    return words
+
+
+CHECK = Check(code="KTP401", name="RulesDisagreeWithApi", severity=Severity.ERROR, page=__doc__ or "", run=run)

@@ -1,0 +1,114 @@
+"""A jump into kube-proxy's chains is missing.
+
+# What it means
+kube-proxy's chains are there, but PREROUTING, OUTPUT or POSTROUTING of nat no longer lead to them.
+
+# Why traffic fails
+Packets are not translated: they end at the node itself, where nothing listens on the port ("refused"), or go astray.
+kube-proxy 1.27 and later restores the jumps only at a full sync.
+
+# Evidence
+The base chain without the jump, and that the cell connects with it.
+
+# Confirm by hand
+    iptables -t nat -S PREROUTING | grep KUBE-SERVICES
+
+# Fix
+Restart kube-proxy on the node: it makes the jumps anew. Find what flushed the chain (a firewall script with
+`iptables -t nat -F`).
+
+# Example
+A firewall was restarted on the node and flushed nat PREROUTING.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ktp.diagnose.case import Case
+from ktp.diagnose.changes import EditedRuleset, like, with_state
+from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.host import NodeState
+from ktp.model.ruleset import Chain, Ruleset
+from ktp.model.snapshot import Snapshot
+
+_JUMPS = (
+    ("PREROUTING", "KUBE-SERVICES", "kubernetes service portals"),
+    ("OUTPUT", "KUBE-SERVICES", "kubernetes service portals"),
+    ("POSTROUTING", "KUBE-POSTROUTING", "kubernetes postrouting rules"),
+)
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires for each node on which restored jumps mend a failing cell."""
+    for node in case.nodes:
+        state = case.state(node)
+        if state is None:
+            continue
+        missing = _missing(state)
+        if not missing:
+            continue
+        failing = [e for e in case.failing() if e.asked.fact is not None]
+        mended = case.mended(failing, f"jumps on {node}", lambda state=state: _restored(case.snapshot, state))  # type: ignore[misc]
+        if not mended:
+            continue
+        words = listed(f"{base} → {chain}" for _, base, chain, _ in missing)
+        yield CHECK.finding(
+            f"on {node} nat lacks the jump {words}: packets never reach kube-proxy's rules",
+            node=node,
+            evidence=[
+                *(
+                    Evidence(
+                        kind="rule",
+                        source=f"{node} {ruleset.backend.value} nat",
+                        text=f"no rule of {base} jumps to {chain}, though {chain} exists",
+                    )
+                    for ruleset, base, chain, _ in missing
+                ),
+                counterfactual(f"with the jump, {mended[0].title} on {mended[0].node} connects"),
+            ],
+            fixes=[
+                Fix(
+                    summary=f"restart kube-proxy on {node}: it makes the jumps anew at its start",
+                    cost="none",
+                    command="kubectl delete pod -n kube-system -l k8s-app=kube-proxy "
+                    f"--field-selector spec.nodeName={node}",
+                    verified=True,
+                    outcome=f"{len(mended)} of {len(failing)} failing cells then connect",
+                )
+            ],
+            cells=mended,
+        )
+
+
+def _missing(state: NodeState) -> list[tuple[Ruleset, str, str, str]]:
+    out = []
+    for ruleset in state.rulesets:
+        if ruleset.chain("nat", "KUBE-SERVICES") is None or not len(ruleset.chain("nat", "KUBE-SERVICES") or ()):
+            continue
+        for base, target, comment in _JUMPS:
+            chain = ruleset.chain("nat", base)
+            if ruleset.chain("nat", target) is not None and not (chain is not None and _jumps(chain, target)):
+                out.append((ruleset, base, target, comment))
+    return out
+
+
+def _jumps(chain: Chain, target: str) -> bool:
+    return any(f"-j {target}" in line for line in chain.raw_lines())
+
+
+def _restored(snapshot: Snapshot, state: NodeState) -> Snapshot:
+    chains: dict[int, dict[tuple[str, str], Chain]] = {}
+    for ruleset, base, target, comment in _missing(state):
+        chain = ruleset.chain("nat", base)
+        if chain is None:
+            continue
+        line = f'-A {base} -m comment --comment "{comment}" -j {target}'
+        chains.setdefault(id(ruleset), {})["nat", base] = like(chain, [line, *chain.raw_lines()])
+    rulesets = tuple(EditedRuleset(r, chains[id(r)]) if id(r) in chains else r for r in state.rulesets)
+    return with_state(snapshot, replace(state, rulesets=rulesets))
+
+
+CHECK = Check(code="KTP404", name="MissingJump", severity=Severity.ERROR, page=__doc__ or "", run=run)

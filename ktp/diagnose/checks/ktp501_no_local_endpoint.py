@@ -1,0 +1,166 @@
+"""externalTrafficPolicy is Local and no usable endpoint runs on this node.
+
+# What it means
+The Service asks nodes to hand external traffic to their own pods only, so that the pods see the client's address. This
+node has no usable endpoint of it.
+
+# Why traffic fails
+kube-proxy drops the packet on such a node (it does not send it on to another): the client gets no answer and times
+out. Processes of the node itself and, in ClusterCIDR mode, pods are exempt: a curl on the node proves nothing.
+
+# Evidence
+spec.externalTrafficPolicy, the EndpointSlices' nodeName, and the rule that drops: "has no local endpoints" in
+KUBE-EXTERNAL-SERVICES (kube-proxy 1.25 and later), KUBE-MARK-DROP in KUBE-XLB-… or KUBE-SVL-… (before), or the element
+of the map no-endpoint-nodeports (nftables mode).
+
+# Confirm by hand
+    kubectl get svc -n NAMESPACE NAME -o jsonpath='{.spec.externalTrafficPolicy}'
+    kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o wide
+    iptables-save -c | grep 'NAMESPACE/NAME.*has no local endpoints'     # on the node
+
+# Fix
+Send traffic only to nodes that hold a pod (a load balancer learns them from healthCheckNodePort); or run a pod on
+every node that gets traffic (DaemonSet, topologySpreadConstraints); or set externalTrafficPolicy: Cluster, which
+costs the client's address and adds a hop.
+
+# Example
+One pod on node-a, node port 31015: node-a answers, node-b and node-c time out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ktp.diagnose.case import Case, Entry, decided_evidence
+from ktp.diagnose.changes import pod_added, policy_changed
+from ktp.diagnose.checks.base import Check, counterfactual, field, listed
+from ktp.diagnose.checks.endpoints_common import selection_of
+from ktp.kubeproxy.endpoints import EndpointSelection, external_policy_local
+from ktp.kubeproxy.frontends import FrontEndKind
+from ktp.kubeproxy.outcome import Vantage
+from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.trace import Symptom
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires for each port and node on which both counterfactuals, or one of them, mend a failing cell."""
+    if case.service.external_traffic_policy != "Local" or not case.examiner.index.is_known:
+        return
+    for node in case.nodes:
+        by_port: dict[tuple[str, int], list[Entry]] = {}
+        for entry in case.failing(node):
+            if entry.is_external and _is_local(case, entry):
+                selection = selection_of(case, entry)
+                if selection.has_endpoints and not selection.local:
+                    by_port.setdefault((entry.port.protocol, entry.port.port), []).append(entry)
+        for entries in by_port.values():
+            yield from _explain(case, node, entries)
+
+
+def _is_local(case: Case, entry: Entry) -> bool:
+    proxy = case.examiner.proxy(entry.node)
+    external_ip = entry.front_end.kind is FrontEndKind.EXTERNAL_IP
+    return external_policy_local(case.service, proxy.versions.minors()[-1], proxy, external_ip=external_ip)
+
+
+def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
+    service = case.service
+    by_policy = case.mended(entries, "policy Cluster", lambda: policy_changed(case, "Cluster"))
+    by_pod = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node))
+    cells = [e for e in entries if e in by_policy or e in by_pod]
+    if not cells:
+        return
+    selection = selection_of(case, entries[0])
+    there = sorted({e.node_name or "no node" for e in selection.usable})
+    first = next((e for e in cells if e.vantage is Vantage.EXTERNAL), cells[0])
+    evidence: list[Evidence] = [
+        field(f"Service {service.key}", "spec.externalTrafficPolicy: Local"),
+        field(
+            f"EndpointSlices of {service.key}",
+            f"{len(selection.usable)} usable, on {listed(there)}; none with nodeName={case.examiner.proxy(node).known_as}"
+            + _not_ready_here(selection, case.examiner.proxy(node).known_as),
+        ),
+        *_marking_rule(first),
+        *decided_evidence(first.cell),
+    ]
+    if by_policy:
+        evidence.append(counterfactual(f"with externalTrafficPolicy: Cluster, {first.title} on {node} connects"))
+    if by_pod:
+        evidence.append(counterfactual(f"with a ready pod on {node}, {first.title} on {node} connects"))
+    symptom = {Symptom.TIMES_OUT: "time out", Symptom.REFUSED: "are refused"}.get(first.cell.symptom, "fail")
+    curl = [e for e in case.entries if e.node == node and e.vantage is Vantage.NODE and e.is_external and not e.fails]
+    message = (
+        f"externalTrafficPolicy is Local and no usable endpoint of {service.key} runs on {node}: "
+        f"clients outside {symptom} at {first.title}"
+    )
+    if curl:
+        message += "; a curl on the node itself connects and proves nothing"
+    yield CHECK.finding(message, node=node, evidence=evidence, fixes=_fixes(case, node, cells, by_policy, by_pod), cells=cells)
+
+
+def _marking_rule(entry: Entry) -> list[Evidence]:
+    """kube-proxy up to 1.24 marks the packet in nat and leaves the drop to KUBE-FIREWALL: the rule that marks it."""
+    fact = entry.asked.fact
+    for path in fact.paths if fact is not None else ():
+        for hop in path.hops:
+            for step in hop.steps:
+                if step.rule is not None and step.rule.target is not None and step.rule.target.name == "KUBE-MARK-DROP":
+                    where = f"{hop.node} {step.backend} {step.table}" + (f" line {step.line}" if step.line else "")
+                    return [Evidence(kind="rule", source=where, text=step.text)]
+    return []
+
+
+def _not_ready_here(selection: EndpointSelection, name: str) -> str:
+    here = [e for e in selection.listed if e.node_name == name and e not in selection.usable]
+    return f" ({len(here)} there not ready)" if here else ""
+
+
+def _fixes(case: Case, node: str, cells: list[Entry], by_policy: list[Entry], by_pod: list[Entry]) -> list[Fix]:
+    service = case.service
+    good = sorted(
+        {
+            e.node
+            for e in case.entries
+            if e.is_external and e.vantage is Vantage.EXTERNAL and e.cell.symptom is Symptom.CONNECTS
+        }
+    )
+    fixes = []
+    if good:
+        check = (
+            f"; the load balancer learns them from healthCheckNodePort {service.health_check_node_port}"
+            if service.health_check_node_port
+            else ""
+        )
+        fixes.append(
+            Fix(
+                summary=f"send traffic only to the nodes that hold a pod: {listed(good)}{check}",
+                cost="none; the client's address stays",
+                verified=True,
+                outcome=f"clients outside connect at {listed(good)}",
+            )
+        )
+    fixes.append(
+        Fix(
+            summary=f"run a ready pod on {node} (a DaemonSet, or topologySpreadConstraints over the hostname)",
+            cost="pods on more nodes; the client's address stays",
+            verified=len(by_pod) == len(cells),
+            outcome=f"{len(by_pod)} of {len(cells)} failing cells of {node} then connect",
+        )
+    )
+    fixes.append(
+        Fix(
+            summary="set externalTrafficPolicy: Cluster",
+            cost="the pods see a node's address instead of the client's, and packets may take one hop more",
+            patch={"spec": {"externalTrafficPolicy": "Cluster"}},
+            command=(
+                f"kubectl patch service -n {service.namespace} {service.name} "
+                "-p '{\"spec\":{\"externalTrafficPolicy\":\"Cluster\"}}'"
+            ),
+            verified=len(by_policy) == len(cells),
+            outcome=f"{len(by_policy)} of {len(cells)} failing cells of {node} then connect",
+        )
+    )
+    return fixes
+
+
+CHECK = Check(code="KTP501", name="NoLocalEndpoint", severity=Severity.ERROR, page=__doc__ or "", run=run)

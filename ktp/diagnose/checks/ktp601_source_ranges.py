@@ -1,0 +1,76 @@
+"""loadBalancerSourceRanges keep clients out.
+
+# What it means
+The Service lists the client networks that may use its load-balancer IP; all others are dropped on the nodes.
+
+# Why traffic fails
+kube-proxy drops packets to the load-balancer IP from other sources (1.25 and later; before, only where the address is
+the node's own). Node ports and external IPs are not restricted. Pods are not exempt.
+
+# Evidence
+spec.loadBalancerSourceRanges, and the rule that drops.
+
+# Confirm by hand
+    kubectl get svc -n NAMESPACE NAME -o jsonpath='{.spec.loadBalancerSourceRanges}'
+
+# Fix
+Add the client's network to spec.loadBalancerSourceRanges.
+
+# Example
+The office got a new address range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ktp.diagnose.case import Case, decided_evidence
+from ktp.diagnose.changes import reprogrammed
+from ktp.diagnose.checks.base import Check, counterfactual, field
+from ktp.kubeproxy.frontends import FrontEndKind
+from ktp.model.diagnosis import Finding, Fix, Severity
+from ktp.model.snapshot import Snapshot
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires where the load-balancer IP answers a client once its ranges are taken away."""
+    ranges = case.service.load_balancer_source_ranges
+    if not ranges:
+        return
+    failing = [e for e in case.failing() if e.front_end.kind is FrontEndKind.LOAD_BALANCER]
+    if not failing:
+        return
+    mended = case.mended(failing, "no source ranges", lambda: _open(case))
+    if not mended:
+        return
+    first = mended[0]
+    who = sorted({e.asked.question.client_name for e in mended})
+    yield CHECK.finding(
+        f"loadBalancerSourceRanges ({', '.join(ranges)}) keep out {', '.join(who[:3])}: {first.title} does not answer there",
+        nodes=list(dict.fromkeys(e.node for e in mended)),
+        evidence=[
+            field(f"Service {case.service.key}", f"spec.loadBalancerSourceRanges: {', '.join(ranges)}"),
+            *decided_evidence(first.cell),
+            counterfactual(f"without source ranges, {first.title} answers {first.asked.question.client_name}"),
+        ],
+        fixes=[
+            Fix(
+                summary="add the client's network to spec.loadBalancerSourceRanges",
+                cost="those clients may then use the load balancer",
+                verified=True,
+                outcome=f"{len(mended)} failing cells then connect",
+            )
+        ],
+        cells=mended,
+    )
+
+
+def _open(case: Case) -> Snapshot:
+    cluster = case.snapshot.cluster
+    service = replace(case.service, load_balancer_source_ranges=())
+    changed = replace(cluster, services={**cluster.services, service.key: service})
+    return reprogrammed(case.snapshot, changed, service.key)
+
+
+CHECK = Check(code="KTP601", name="SourceRangesExclude", severity=Severity.INFO, page=__doc__ or "", run=run)

@@ -1,0 +1,286 @@
+"""Asking both sides: what the API objects call for (intent) and what the nodes do (fact), for every cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ktp.dataplane.answer import answer_flow
+from ktp.dataplane.walk import Walker
+from ktp.diagnose.questions import (
+    PodsByNode,
+    Question,
+    external_client,
+    node_addresses,
+    with_supposed_pods,
+)
+from ktp.diagnose.topology import topology_of
+from ktp.kubeproxy.endpoints import SliceIndex, index_slices
+from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, FrontEnds, front_ends
+from ktp.kubeproxy.intent import Intent, PortOnNode
+from ktp.kubeproxy.node import ProxyNode, proxy_node
+from ktp.kubeproxy.outcome import Client, Vantage
+from ktp.model.cluster import EndpointSlice, Service, ServicePort, ip_of
+from ktp.model.diagnosis import Cell, CellEndpoint
+from ktp.model.host import IPAddress
+from ktp.model.snapshot import Snapshot
+from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
+
+_LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+_NODE_PORT_VANTAGES = tuple(Vantage)
+# Virtual addresses are captured on the client's own node: clients of other nodes are in their own rows.
+_VIP_VANTAGES = (Vantage.EXTERNAL, Vantage.NODE, Vantage.POD_SAME_NODE)
+_CLUSTER_IP_VANTAGES = (Vantage.NODE, Vantage.POD_SAME_NODE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A question with both answers. `fact` is None where the node's rules were not read."""
+
+    question: Question
+    intent: Intent
+    fact: FlowAnswer | None
+
+
+class Examiner:
+    """Answers questions about one snapshot; keeps what it has computed."""
+
+    def __init__(self, snapshot: Snapshot, *, client: IPAddress | None = None) -> None:
+        """`client` is the outside client to ask for, where the user named one."""
+        self.original = snapshot
+        self.client = client
+        self.pods = PodsByNode(snapshot.cluster)
+        prepared, self.supposed4 = with_supposed_pods(snapshot, self.pods, 4)
+        prepared, self.supposed6 = with_supposed_pods(prepared, self.pods, 6)
+        self.snapshot = prepared
+        self.index: SliceIndex = index_slices(snapshot.cluster)
+        self._walker: Walker | None = None
+        self._proxies: dict[str, ProxyNode] = {}
+        self._ports: dict[tuple[str, str, int, str, str], PortOnNode] = {}
+
+    @property
+    def walker(self) -> Walker:
+        """The packet walker, made when first needed."""
+        if self._walker is None:
+            self._walker = Walker(topology_of(self.snapshot), _nft_compiler())
+        return self._walker
+
+    def node_names(self) -> tuple[str, ...]:
+        """All nodes that the API or the snapshot names."""
+        names = dict.fromkeys(self.snapshot.cluster.nodes or {})
+        names.update(dict.fromkeys(self.snapshot.nodes))
+        return tuple(names)
+
+    def proxy(self, name: str) -> ProxyNode:
+        """What is known of the node's kube-proxy."""
+        found = self._proxies.get(name)
+        if found is None:
+            cluster = replace(self.snapshot.cluster, pods=self.pods.kube_proxies(name))
+            found = self._proxies[name] = proxy_node(replace(self.snapshot, cluster=cluster), name)
+        return found
+
+    def port_on(self, service: Service, port: ServicePort, node: str) -> PortOnNode:
+        """One service port on one node, as kube-proxy means it."""
+        key = (service.key, port.name, port.port, port.protocol, node)
+        found = self._ports.get(key)
+        if found is None:
+            found = self._ports[key] = PortOnNode(self.index, service, port, self.proxy(node))
+        return found
+
+    def front_ends(self, service: Service, port: ServicePort) -> FrontEnds:
+        """The front ends of a service port, as the first node's kube-proxy has them."""
+        names = self.node_names()
+        return front_ends(service, port, self.proxy(names[0]) if names else ProxyNode(name=""))
+
+    def slices_of(self, service: Service) -> tuple[EndpointSlice, ...]:
+        """The Service's EndpointSlices, or its Endpoints in their place."""
+        key = (service.namespace, service.name)
+        found = (self.index.slices or {}).get(key) or (self.index.endpoints or {}).get(key) or ()
+        return tuple(found)
+
+    def has_rules(self, node: str) -> bool:
+        """Whether the node's rules and network were read."""
+        state = self.snapshot.nodes.get(node)
+        return state is not None and state.has_rules
+
+    # -- questions
+
+    def questions(self, service: Service, front_end: FrontEnd, node: str) -> list[Question]:
+        """The questions of one row of the matrix."""
+        if front_end.kind is FrontEndKind.NODE_PORT:
+            address = next(
+                (a for a in node_addresses(self.snapshot, node) if a.version == front_end.ip_version), None
+            )
+            if address is None:
+                return []
+            vantages = _NODE_PORT_VANTAGES
+            front_end = front_end.on(address)
+        else:
+            vantages = _CLUSTER_IP_VANTAGES if front_end.kind is FrontEndKind.CLUSTER_IP else _VIP_VANTAGES
+        out = []
+        for vantage in vantages:
+            question = self._question(service, front_end, node, vantage)
+            if question is not None:
+                out.append(question)
+        return out
+
+    def _question(self, service: Service, front_end: FrontEnd, node: str, vantage: Vantage) -> Question | None:
+        family = front_end.ip_version
+        dialled = front_end
+        flow = Flow(dst=str(front_end.ip), port=front_end.port, protocol=front_end.protocol.lower())
+        name = ""
+        ip: IPAddress | None
+        if vantage is Vantage.EXTERNAL:
+            ip = external_client(self.snapshot, service, front_end, node, self.client)
+            flow = replace(flow, src=str(ip), via=node)
+            name = f"a client at {ip}"
+        elif vantage is Vantage.NODE:
+            ip = None
+            flow = replace(flow, from_node=node)
+            name = f"a process on {node}"
+        elif vantage is Vantage.LOCALHOST:
+            ip = ip_of(_LOOPBACK[family])
+            assert ip is not None
+            dialled = front_end.on(ip)
+            flow = replace(flow, dst=str(ip), from_node=node)
+            name = f"a process on {node} by {ip}"
+        elif vantage in (Vantage.POD_SAME_NODE, Vantage.POD_OTHER_NODE):
+            home = node if vantage is Vantage.POD_SAME_NODE else self._other_node(service, node)
+            pod = self._pod_of(home, family, service) if home is not None else None
+            if pod is None or home is None:
+                return None
+            name, ip = pod
+            flow = replace(flow, src=str(ip), from_node=home)
+        else:
+            home = self._other_node(service, node)
+            if home is None:
+                return None
+            ip = next((a for a in node_addresses(self.snapshot, home) if a.version == family), None)
+            if ip is None:
+                return None
+            flow = replace(flow, from_node=home)
+            if not self.has_rules(home):
+                flow = replace(flow, src=str(ip))
+            name = f"a process on {home}"
+        return Question(
+            front_end=dialled,
+            node=node,
+            vantage=vantage,
+            client=Client(vantage=vantage, ip=ip),
+            flow=flow,
+            client_name=name,
+        )
+
+    def _other_node(self, service: Service, node: str) -> str | None:
+        """Another node to ask from: one with rules read and without endpoints of the Service, if possible."""
+        holders = {e.node_name for s in self.slices_of(service) for e in s.endpoints if e.node_name is not None}
+        best: tuple[bool, bool, str] | None = None
+        for name in self.node_names():
+            if name == node or not node_addresses(self.snapshot, name):
+                continue
+            rank = (not self.has_rules(name), name in holders, name)
+            if best is None or rank < best:
+                best = rank
+                if not rank[0] and not rank[1]:
+                    break
+        return best[2] if best is not None else None
+
+    def _pod_of(self, node: str, family: int, service: Service) -> tuple[str, IPAddress] | None:
+        supposed = (self.supposed4 if family == 4 else self.supposed6).get(node)
+        if supposed is not None:
+            return f"a pod on {node}", supposed
+        avoid = (a for s in self.slices_of(service) for e in s.endpoints for a in e.addresses)
+        found = self.pods.client(node, family, avoid)
+        return (f"pod {found[0]}", found[1]) if found is not None else None
+
+    # -- answers
+
+    def ask(self, service: Service, port: ServicePort, question: Question) -> Asked:
+        """Both answers to one question."""
+        on_node = self.port_on(service, port, question.node)
+        asked_node = question.node
+        intent = self.intent(on_node, question)
+        fact: FlowAnswer | None = None
+        if self.has_rules(asked_node) or (
+            question.flow.from_node is not None and self.has_rules(question.flow.from_node)
+        ):
+            fact = answer_flow(self.walker, question.flow)
+        return Asked(question=question, intent=intent, fact=fact)
+
+    @staticmethod
+    def intent(on_node: PortOnNode, question: Question) -> Intent:
+        """What the API objects call for."""
+        return on_node.outcome(question.front_end, question.client)
+
+    def cell(self, asked: Asked) -> Cell:
+        """The answers as a cell: the fact where it is known, else the intent."""
+        question, intent, fact = asked.question, asked.intent, asked.fact
+        if fact is not None:
+            return Cell(
+                vantage=question.vantage.value,
+                symptom=fact.symptom,
+                disposition=fact.disposition,
+                reason=fact.reason,
+                basis="rules",
+                endpoints=_fact_endpoints(fact),
+                source_kept=fact.source_preserved,
+                sources_seen=fact.sources_seen,
+                decided_by=fact.decided_by,
+                client=question.client_name,
+                intended=None if intent.passes else intent.symptom,
+                intended_by=intent.decided_by,
+                assumptions=fact.assumptions,
+            )
+        return Cell(
+            vantage=question.vantage.value,
+            symptom=intent.symptom,
+            disposition=intent.disposition,
+            reason=_intent_reason(intent),
+            basis="api" if intent.symptom is not Symptom.UNKNOWN else "none",
+            endpoints=tuple(
+                CellEndpoint(
+                    ip=e.ip, port=e.port, name=e.pod, node=e.node, probability=e.probability, symptom=e.symptom
+                )
+                for e in intent.endpoints
+            ),
+            source_kept=intent.source_kept,
+            client=question.client_name,
+            intended=intent.symptom,
+            intended_by=intent.decided_by,
+            assumptions=intent.assumptions,
+        )
+
+
+def _intent_reason(intent: Intent) -> str:
+    if intent.symptom is Symptom.CONNECTS:
+        return intent.decided_by
+    if intent.disposition is Disposition.UNDETERMINED and intent.depends_on:
+        return "it depends on " + " and on ".join(intent.depends_on)
+    return intent.decided_by
+
+
+def _fact_endpoints(fact: FlowAnswer) -> tuple[CellEndpoint, ...]:
+    merged: dict[tuple[str, int, Symptom], CellEndpoint] = {}
+    for path in fact.paths:
+        if path.endpoint_ip is None or path.disposition is Disposition.HOST_PROCESS:
+            continue
+        key = (path.endpoint_ip, path.endpoint_port or 0, path.symptom)
+        old = merged.get(key)
+        merged[key] = CellEndpoint(
+            ip=path.endpoint_ip,
+            port=path.endpoint_port or 0,
+            name=path.endpoint_name,
+            node=path.endpoint_node,
+            probability=path.probability + ((old.probability or 0) if old is not None else 0),
+            symptom=path.symptom,
+        )
+    return tuple(merged.values())
+
+
+def _nft_compiler() -> object | None:
+    return None
+
+
+def walk_all(examiner: Examiner, flows: Iterable[Flow]) -> list[FlowAnswer]:
+    """Answers to many flows, without traces."""
+    return [answer_flow(examiner.walker, flow, trace=False) for flow in flows]

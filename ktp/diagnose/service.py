@@ -1,0 +1,296 @@
+"""The diagnosis of one Service: the matrix, the causes, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+from ktp.diagnose.case import EXTERNAL_KINDS, Case, Entry
+from ktp.diagnose.checks import ALL_CHECKS
+from ktp.diagnose.checks.ktp901_unexplained import CHECK as UNEXPLAINED
+from ktp.diagnose.examine import Examiner
+from ktp.diagnose.questions import node_addresses
+from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason
+from ktp.kubeproxy.outcome import Vantage
+from ktp.model.capture import EvidenceGap
+from ktp.model.cluster import Service, ServicePort
+from ktp.model.diagnosis import Evidence, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
+from ktp.model.host import IPAddress
+from ktp.model.snapshot import Snapshot
+from ktp.model.trace import Symptom
+
+_ORDER = (FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EXTERNAL_IP, FrontEndKind.CLUSTER_IP)
+
+
+def diagnose_service(
+    snapshot: Snapshot,
+    service: Service,
+    *,
+    nodes: Collection[str] = (),
+    client: IPAddress | None = None,
+) -> ServiceDiagnosis:
+    """Everything that ktp can say about one Service.
+
+    `nodes` restricts the rows (default: all); `client` is the outside client to ask for (default: one far away).
+    """
+    examiner = Examiner(snapshot, client=client)
+    names = [n for n in examiner.node_names() if not nodes or n in nodes]
+    reason = ignored_reason(service)
+    entries: list[Entry] = []
+    if not reason:
+        for port in service.ports:
+            for front_end in sorted(
+                examiner.front_ends(service, port).programmed, key=lambda f: (_ORDER.index(f.kind), f.ip_version)
+            ):
+                entries += _entries(examiner, service, port, front_end, names)
+    case = Case(examiner, service, entries, names)
+    findings = _findings(case)
+    findings, causes = _assign(case, findings)
+    matrices = _matrices(case, names, causes)
+    undetermined = any(e.cell.symptom is Symptom.UNKNOWN for e in entries)
+    return ServiceDiagnosis(
+        namespace=service.namespace,
+        name=service.name,
+        type=service.type,
+        external_traffic_policy=service.external_traffic_policy,
+        internal_traffic_policy=service.internal_traffic_policy,
+        verdict=_verdict(case, findings, reason),
+        frontends=tuple(matrices),
+        findings=tuple(findings),
+        evidence_nodes={n: evidence_of(snapshot, n) for n in names},
+        gaps=_gaps(snapshot, names),
+        source=snapshot.source,
+        versions={n: str(examiner.proxy(n).versions) for n in names},
+        undetermined=undetermined,
+    )
+
+
+def _entries(
+    examiner: Examiner, service: Service, port: ServicePort, front_end: FrontEnd, names: Iterable[str]
+) -> list[Entry]:
+    out = []
+    for node in names:
+        for question in examiner.questions(service, front_end, node):
+            asked = examiner.ask(service, port, question)
+            out.append(
+                Entry(
+                    port=port,
+                    front_end=front_end,
+                    title=_title(front_end, port),
+                    asked=asked,
+                    cell=examiner.cell(asked),
+                )
+            )
+    return out
+
+
+def _title(front_end: FrontEnd, port: ServicePort) -> str:
+    return _matrix_head(front_end, port).title + (" (IPv6)" if front_end.ip_version == 6 and front_end.ip is None else "")
+
+
+def _matrix_head(front_end: FrontEnd, port: ServicePort) -> FrontEndMatrix:
+    return FrontEndMatrix(
+        kind=front_end.kind.value,
+        protocol=port.protocol,
+        port=port.port,
+        port_name=port.name,
+        node_port=port.node_port,
+        address=str(front_end.ip) if front_end.ip is not None else None,
+    )
+
+
+def evidence_of(snapshot: Snapshot, node: str) -> tuple[str, ...]:
+    """What was read of a node, in short words: "iptables-nft", "nftables", "routes"; empty where nothing."""
+    state = snapshot.nodes.get(node)
+    if state is None:
+        return ()
+    out = [r.backend.value for r in state.rulesets if r.family == "ip" and r.tables()]
+    if state.nft is not None:
+        out.append("nftables")
+    if state.ipvs is not None and state.ipvs.services:
+        out.append("ipvs")
+    return tuple(dict.fromkeys(out))
+
+
+def _findings(case: Case) -> list[Finding]:
+    found: list[Finding] = []
+    for check in ALL_CHECKS:
+        found.extend(check.run(case))
+    return found
+
+
+def _assign(case: Case, findings: list[Finding]) -> tuple[list[Finding], dict[tuple[str, str, str], str]]:
+    """The cause of each failing cell: the first finding that explains it. Cells left over are KTP901."""
+    causes: dict[tuple[str, str, str], str] = {}
+    failing = {e.key for e in case.failing()}
+    for finding in findings:
+        for key in finding.cells:
+            if key in failing:
+                causes.setdefault(key, finding.code)
+    left: dict[tuple[str, str], list[Entry]] = {}
+    for entry in case.failing():
+        if entry.key not in causes:
+            left.setdefault((entry.node, entry.cell.reason), []).append(entry)
+    for (node, reason), entries in left.items():
+        first = entries[0]
+        basis = first.cell.decided_by
+        findings.append(
+            UNEXPLAINED.finding(
+                f"{first.title} on {node} ({_vantages(entries)}): {first.cell.symptom.value}: {reason}",
+                node=node,
+                evidence=[Evidence(kind=basis.kind, source=basis.node, text=basis.rule)] if basis is not None else [],
+                cells=entries,
+                severity=Severity.WARNING if first.vantage is Vantage.EXTERNAL else Severity.INFO,
+            )
+        )
+        for entry in entries:
+            causes[entry.key] = UNEXPLAINED.code
+    # A finding about a failing cell that an earlier finding explains already is still true, but not the cause.
+    order = {check.code: i for i, check in enumerate(ALL_CHECKS)}
+    findings.sort(key=lambda f: (f.severity.rank, order.get(f.code, 99)))
+    return findings, causes
+
+
+def _vantages(entries: Iterable[Entry]) -> str:
+    return ", ".join(dict.fromkeys(e.vantage.value for e in entries))
+
+
+def _matrices(case: Case, names: list[str], causes: dict[tuple[str, str, str], str]) -> list[FrontEndMatrix]:
+    grouped: dict[str, dict[str, list[Entry]]] = {}
+    heads: dict[str, FrontEndMatrix] = {}
+    for entry in case.entries:
+        heads.setdefault(entry.title, _matrix_head(entry.front_end, entry.port))
+        grouped.setdefault(entry.title, {}).setdefault(entry.node, []).append(entry)
+    out = []
+    for title, by_node in grouped.items():
+        rows = []
+        for node in names:
+            entries = by_node.get(node)
+            if not entries:
+                continue
+            cells = {e.vantage.value: replace(e.cell, cause=causes.get(e.key)) for e in entries}
+            first = entries[0]
+            selection = case.examiner.port_on(case.service, first.port, node).selection(
+                ip_version=first.front_end.ip_version
+            )
+            addresses = [str(a) for a in node_addresses(case.snapshot, node) if a.version == first.front_end.ip_version]
+            rows.append(
+                NodeRow(
+                    node=node,
+                    addresses=tuple(addresses),
+                    local_endpoints=_local_count(selection.usable, selection.local) if case.examiner.index.is_known else None,
+                    cells=cells,
+                    evidence=evidence_of(case.snapshot, node),
+                )
+            )
+        out.append(replace(heads[title], nodes=tuple(rows)))
+    return out
+
+
+def _local_count(usable: Iterable[object], local: Iterable[object]) -> int:
+    here = {(getattr(e, "ip", ""), getattr(e, "port", 0)) for e in usable if getattr(e, "is_local", False)}
+    here |= {(getattr(e, "ip", ""), getattr(e, "port", 0)) for e in local}
+    return len(here)
+
+
+def _gaps(snapshot: Snapshot, names: Iterable[str]) -> tuple[EvidenceGap, ...]:
+    known = {(g.kind, g.subject) for g in snapshot.gaps}
+    extra = []
+    for name in names:
+        state = snapshot.nodes.get(name)
+        if (state is None or not state.has_rules) and ("node-rules", name) not in known:
+            extra.append(
+                EvidenceGap(
+                    kind="node-rules",
+                    subject=name,
+                    message=f"the rules of {name} were not read",
+                    remedy="run ktp on the node, or use --node-access ssh or kube-proxy",
+                )
+            )
+        elif state is not None and state.has_rules and state.sockets is None and (
+            "node-sockets",
+            name,
+        ) not in known:
+            extra.append(
+                EvidenceGap(
+                    kind="node-sockets",
+                    subject=name,
+                    message=f"the listening sockets of {name} were not read (no ss.txt)",
+                    remedy="save `ss -lntuH` of the node",
+                )
+            )
+    return (*snapshot.gaps, *extra)
+
+
+# -- the verdict
+
+
+def _verdict(case: Case, findings: list[Finding], ignored: str) -> str:
+    service = case.service
+    if ignored:
+        return f"{service.key} has no front end for kube-proxy: {ignored}"
+    external = [e for e in case.entries if e.is_external and e.vantage is Vantage.EXTERNAL]
+    if not external:
+        if not case.entries:
+            return f"{service.key} has no front end on any node that ktp knows"
+        inside = [e for e in case.entries if e.fails]
+        state = "its cluster IP does not answer everywhere inside" if inside else "its cluster IP answers inside the cluster"
+        return f"{service.key} is of type {service.type} and has no external front end: nothing outside can dial it; {state}"
+    parts = []
+    for title in dict.fromkeys(e.title for e in external):
+        mine = [e for e in external if e.title == title]
+        parts.append(_title_verdict(title, mine))
+    main = next((f for f in findings if f.severity is Severity.ERROR), None)
+    verdict = "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more front ends" if len(parts) > 3 else "")
+    return verdict + (f". Cause: {main.code} {_cause_words(main)}" if main is not None else "")
+
+
+def _title_verdict(title: str, entries: list[Entry]) -> str:
+    good = [e.node for e in entries if e.cell.symptom is Symptom.CONNECTS]
+    bad = [e.node for e in entries if e.fails]
+    unknown = [e.node for e in entries if e.cell.symptom is Symptom.UNKNOWN]
+    every = len(entries)
+    if len(good) == every:
+        kept = {e.cell.source_kept for e in entries}
+        source = ", the client's address is kept" if kept == {True} else ", the client's address is rewritten" if kept == {False} else ""
+        return f"{title} answers outside clients on all {every} nodes{source}"
+    if unknown and not bad and not good:
+        return f"{title}: what outside clients get is not known"
+    words = {
+        Symptom.TIMES_OUT: "times out",
+        Symptom.REFUSED: "is refused",
+        Symptom.UNREACHABLE: "is unreachable",
+        Symptom.INTERMITTENT: "fails now and then",
+    }
+    by_symptom: dict[str, list[str]] = {}
+    for e in entries:
+        if e.fails:
+            by_symptom.setdefault(words.get(e.cell.symptom, "fails"), []).append(e.node)
+    said = []
+    if good:
+        said.append(f"answers outside clients on {_some(good)}")
+    said += [f"{w} on {'all ' + str(every) + ' nodes' if len(n) == every else _some(n)}" for w, n in by_symptom.items()]
+    if unknown:
+        said.append(f"is not known on {_some(unknown)}")
+    return f"{title} " + ", ".join(said)
+
+
+def _some(names: list[str]) -> str:
+    if len(names) > 4:
+        return f"{', '.join(names[:3])} and {len(names) - 3} more nodes"
+    return ", ".join(names)
+
+
+def _cause_words(finding: Finding) -> str:
+    return {
+        "KTP501": "externalTrafficPolicy is Local and no usable endpoint runs there",
+        "KTP101": "no usable endpoint anywhere",
+        "KTP102": "pods exist, none is ready",
+        "KTP103": "the selector matches no pod",
+        "KTP401": "the node's rules disagree with the API",
+    }.get(finding.code, finding.message)
+
+
+def is_external(entry: Entry) -> bool:
+    """Whether a cell is of a front end for clients outside."""
+    return entry.front_end.kind in EXTERNAL_KINDS

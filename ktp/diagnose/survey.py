@@ -1,0 +1,230 @@
+"""All Services at a glance: who answers outside clients, on how many nodes, worst first.
+
+Nodes that kube-proxy treats alike are asked once for all of them: with 5,000 nodes and 10,000 Services the matrix would
+have 50 million rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+
+from ktp.diagnose.examine import Examiner
+from ktp.diagnose.questions import node_addresses
+from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason
+from ktp.kubeproxy.node import ProxyNode
+from ktp.kubeproxy.outcome import Client, Vantage
+from ktp.model.cluster import Service, ServicePort
+from ktp.model.host import IPAddress
+from ktp.model.snapshot import Snapshot
+from ktp.model.trace import Symptom
+
+_EXTERNAL = (FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EXTERNAL_IP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurveyRow:
+    """One front end of one Service. `symptoms` counts the nodes by what an outside client gets there."""
+
+    namespace: str
+    name: str
+    type: str
+    policy: str
+    front_end: str
+    symptoms: dict[str, int] = field(default_factory=dict)
+    failing_nodes: tuple[str, ...] = ()
+    cause: str | None = None
+    reason: str = ""
+    basis: str = "api"
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def total(self) -> int:
+        """How many nodes were asked for."""
+        return sum(self.symptoms.values())
+
+    @property
+    def failing(self) -> int:
+        """Nodes on which outside clients do not (always) get through."""
+        return sum(n for s, n in self.symptoms.items() if s not in (Symptom.CONNECTS.value, Symptom.UNKNOWN.value))
+
+    @property
+    def unknown(self) -> int:
+        """Nodes of which it is not known."""
+        return self.symptoms.get(Symptom.UNKNOWN.value, 0)
+
+
+def survey(snapshot: Snapshot, *, namespace: str | None = None, nodes: Collection[str] = ()) -> list[SurveyRow]:
+    """Every front end for outside clients, worst first."""
+    examiner = Examiner(snapshot)
+    names = [n for n in examiner.node_names() if not nodes or n in nodes]
+    classes = _classes(examiner, names)
+    rows: list[SurveyRow] = []
+    for service in snapshot.cluster.services.values():
+        if (namespace is not None and service.namespace != namespace) or ignored_reason(service):
+            continue
+        for port in service.ports:
+            for front_end in examiner.front_ends(service, port).programmed:
+                if front_end.kind in _EXTERNAL:
+                    rows.append(_row(examiner, service, port, front_end, names, classes))
+    rows.sort(key=lambda r: (-(r.failing / r.total if r.total else 0), r.unknown == 0, r.key, r.front_end))
+    return rows
+
+
+class _Class:
+    """Nodes that differ in name only."""
+
+    __slots__ = ("first", "members")
+
+    def __init__(self, first: str) -> None:
+        self.first = first
+        self.members: set[str] = set()
+
+
+def _classes(examiner: Examiner, names: Iterable[str]) -> list[_Class]:
+    found: dict[object, _Class] = {}
+    for name in names:
+        proxy = examiner.proxy(name)
+        key = _without_identity(proxy)
+        if key not in found:
+            found[key] = _Class(name)
+        found[key].members.add(name)
+    return list(found.values())
+
+
+def _without_identity(proxy: ProxyNode) -> object:
+    own = proxy.proxy_name not in ("", proxy.name)
+    return (
+        proxy.versions, proxy.modes, proxy.detectors, proxy.node_port_addresses, proxy.masquerade_all,
+        proxy.localhost_node_ports, proxy.route_localnet, tuple(sorted(proxy.feature_gates.items())),
+        tuple(sorted({ip.version for ip in proxy.primary_ips})), proxy.name if own else "",
+    )  # fmt: skip
+
+
+def _row(
+    examiner: Examiner,
+    service: Service,
+    port: ServicePort,
+    front_end: FrontEnd,
+    names: list[str],
+    classes: list[_Class],
+) -> SurveyRow:
+    symptoms: dict[str, int] = {}
+    failing: list[str] = []
+    reason = ""
+    cause: str | None = None
+    asked = {n for n in names if examiner.has_rules(n)}
+    holders = {
+        e.node_name
+        for s in examiner.slices_of(service)
+        for e in s.endpoints
+        if e.node_name is not None and (e.is_ready or e.is_serving)
+    }
+    for name in names if asked else ():
+        if name not in asked:
+            continue
+        question = next(
+            (q for q in examiner.questions(service, front_end, name) if q.vantage is Vantage.EXTERNAL), None
+        )
+        if question is None:
+            continue
+        both = examiner.ask(service, port, question)
+        cell = examiner.cell(both)
+        symptoms[cell.symptom.value] = symptoms.get(cell.symptom.value, 0) + 1
+        if cell.symptom is not Symptom.CONNECTS:
+            failing.append(name)
+            if not reason or cause is None:
+                reason = cell.reason
+                cause = _cause(examiner, service, port, front_end, name)
+    for each in classes:
+        here = each.members - asked
+        for members in (here & holders, here - holders):
+            if not members:
+                continue
+            first = each.first if each.first in members else min(members)
+            symptom, why = _intended(examiner, service, port, front_end, first)
+            if symptom is None:
+                continue
+            symptoms[symptom.value] = symptoms.get(symptom.value, 0) + len(members)
+            if symptom is not Symptom.CONNECTS:
+                failing += sorted(members)[: 20 - len(failing)] if len(failing) < 20 else []
+                reason = reason or why
+                cause = cause or _cause(examiner, service, port, front_end, first)
+    return SurveyRow(
+        namespace=service.namespace,
+        name=service.name,
+        type=service.type,
+        policy=service.external_traffic_policy,
+        front_end=_title(front_end),
+        symptoms=symptoms,
+        failing_nodes=tuple(failing),
+        cause=cause,
+        reason=reason,
+        basis="rules" if asked and len(asked) == len(names) else "rules and api" if asked else "api",
+    )
+
+
+def _intended(
+    examiner: Examiner, service: Service, port: ServicePort, front_end: FrontEnd, node: str
+) -> tuple[Symptom | None, str]:
+    dialled = front_end
+    if front_end.kind is FrontEndKind.NODE_PORT:
+        address = _address(examiner, node, front_end.ip_version)
+        if address is None:
+            return None, ""
+        dialled = front_end.on(address)
+    client = Client(vantage=Vantage.EXTERNAL, ip=_inside(service, front_end))
+    intent = examiner.port_on(service, port, node).outcome(dialled, client)
+    return intent.symptom, intent.decided_by
+
+
+def _inside(service: Service, front_end: FrontEnd) -> IPAddress:
+    from ktp.diagnose.questions import FAR_CLIENTS, client_within
+
+    if front_end.kind is FrontEndKind.LOAD_BALANCER and service.load_balancer_source_ranges:
+        found = client_within(service.load_balancer_source_ranges, front_end.ip_version, set())
+        if found is not None:
+            return found
+    return FAR_CLIENTS[front_end.ip_version]
+
+
+def _address(examiner: Examiner, node: str, family: int) -> IPAddress | None:
+    return next((a for a in node_addresses(examiner.snapshot, node) if a.version == family), None)
+
+
+def _cause(
+    examiner: Examiner, service: Service, port: ServicePort, front_end: FrontEnd, node: str
+) -> str | None:
+    """The code that `diagnose svc NAME` would likely name; the survey itself runs no counterfactual but this one."""
+    selection = examiner.port_on(service, port, node).selection(ip_version=front_end.ip_version)
+    if not examiner.index.is_known:
+        return None
+    if not selection.has_endpoints:
+        pods = examiner.snapshot.cluster.pods
+        if pods is not None and service.selector:
+            mine = [
+                p
+                for p in examiner.pods.in_namespace(service.namespace)
+                if all(p.labels.get(k) == v for k, v in service.selector.items())
+            ]
+            if not mine:
+                return "KTP103"
+            if not any(p.is_ready for p in mine):
+                return "KTP102"
+        return "KTP101"
+    if service.external_traffic_policy == "Local" and not selection.local:
+        cluster = replace(service, external_traffic_policy="Cluster")
+        symptom, _ = _intended(examiner, cluster, port, front_end, node)
+        return "KTP501" if symptom is Symptom.CONNECTS else None
+    return None
+
+
+def _title(front_end: FrontEnd) -> str:
+    if front_end.kind is FrontEndKind.NODE_PORT:
+        return f"nodePort {front_end.port}/{front_end.protocol}" + (" (IPv6)" if front_end.ip_version == 6 else "")
+    where = f"[{front_end.ip}]" if front_end.ip_version == 6 else str(front_end.ip)
+    return f"{front_end.kind.value} {where}:{front_end.port}/{front_end.protocol}"

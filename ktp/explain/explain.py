@@ -1,0 +1,214 @@
+"""One front end, asked by one client at one node, or one chain → the whole explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from ktp.dataplane.answer import answer_flow
+from ktp.dataplane.packet import to_int
+from ktp.dataplane.walk import Topology, Walker
+from ktp.explain.front_end import NodePortRules, family_of, node_address, pod_network
+from ktp.explain.kube import FAMILY_WORDS, explain_rule
+from ktp.explain.tree import chain_tree, rule_node, stages_of
+from ktp.explain.verdict import verdict_of
+from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES, RuleFamily
+from ktp.model.explanation import Explanation
+from ktp.model.host import NodeState
+from ktp.model.ruleset import Chain, Rule, Ruleset
+from ktp.model.trace import Flow
+
+# A dump tells no addresses. These stand for them (RFC 5737, RFC 3849) and are shown by name only.
+_NODE_IP = {4: "192.0.2.253", 6: "2001:db8:fd:1::253"}
+_CLIENT_IP = {4: "198.51.100.253", 6: "2001:db8:fd:2::253"}
+_POD_IP = {4: "203.0.113.253", 6: "2001:db8:fd:3::253"}
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+
+EXTERNAL, NODE, LOCALHOST, POD = "external", "node", "localhost", "pod"
+VANTAGES = (EXTERNAL, NODE, LOCALHOST, POD)
+VANTAGE_WORDS = {
+    EXTERNAL: "a client outside the cluster",
+    NODE: "a process of the node itself, to the node's own address",
+    LOCALHOST: "a process of the node itself, to a loopback address",
+    POD: "a pod on this node",
+}
+_FAMILY_CHAINS = {RuleFamily.LE_1_23: "KUBE-XLB", RuleFamily.V1_24: "KUBE-EXT, KUBE-SVL", RuleFamily.GE_1_25: "KUBE-EXT"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One question. `names` says what to call addresses that only stand for unknown ones."""
+
+    subject: str
+    node: str
+    vantage: str
+    flow: Flow
+    source: str = ""
+    rules_of: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    rules: NodePortRules | None = None
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """A ruleset that finds the rules that lead to a chain faster than by looking at all of them."""
+
+    def jumps_to(self, table: str, name: str) -> Sequence[Rule]:
+        """Every rule of `table` whose target is `name`, in the source's order."""
+        ...
+
+
+def explain_flow(walker: Walker, asked: Asked, *, every_rule: bool = False) -> Explanation:
+    """The rules that the flow meets on the asked node, and where it ends."""
+    answer = answer_flow(walker, asked.flow)
+    return Explanation(
+        subject=asked.subject,
+        node=asked.node,
+        vantage=VANTAGE_WORDS[asked.vantage],
+        source=asked.source,
+        rules_of=asked.rules_of,
+        verdict=verdict_of(answer, asked.node, asked.names, asked.rules),
+        stages=stages_of(walker, asked.node, answer, every_rule=every_rule),
+        notes=asked.notes,
+    )
+
+
+def ask_dump(
+    ruleset: Ruleset, node: str, protocol: str, port: int, vantage: str, rules: NodePortRules
+) -> tuple[Walker, Asked]:
+    """The question to a dump alone: nothing but rules is known, so addresses are placeholders."""
+    family = 4 if ruleset.family == "ip" else 6
+    own = node_address(ruleset)
+    names: dict[str, str] = {}
+    if own is None:
+        own = _NODE_IP[family]
+        names[own] = "NODE-IP"
+    notes: list[str] = []
+    client: str | None = None
+    if vantage == EXTERNAL:
+        client = _CLIENT_IP[family]
+        names[client] = "CLIENT-IP"
+    elif vantage == POD:
+        network = pod_network(ruleset, rules.nat)
+        client = _address_in(network) if network is not None else _POD_IP[family]
+        names[client] = "POD-IP"
+        if network is None:
+            notes.append(
+                "the rules do not tell the pods' network, so a pod is to them like any client from outside"
+            )
+        else:
+            notes.append(f"the pod is taken to have an address of {network}, the pods' network by these rules")
+    elif vantage == LOCALHOST and family == 4:
+        notes.append("needs net.ipv4.conf.all.route_localnet = 1 as well, which rules do not tell")
+    flow = Flow(
+        dst=LOOPBACK[family] if vantage == LOCALHOST else own,
+        port=port,
+        protocol=protocol,
+        src=LOOPBACK[family] if vantage == LOCALHOST else client,
+        from_node=node if vantage != EXTERNAL else None,
+        via=node if vantage == EXTERNAL else None,
+    )
+    topology = Topology(
+        nodes={node: NodeState(name=node, rulesets=(ruleset,))},
+        node_addresses={to_int(own): node},
+        assumed_local={node: frozenset((to_int(own),))},
+    )
+    asked = Asked(
+        subject=node_port_words(protocol, port, rules),
+        node=node,
+        vantage=vantage,
+        flow=flow,
+        source=ruleset.source,
+        rules_of=rules_of(ruleset, rules.nat),
+        names=names,
+        rules=rules,
+        notes=tuple(notes),
+    )
+    return Walker(topology), asked
+
+
+def node_port_words(protocol: str, port: int, rules: NodePortRules | None, service: str | None = None) -> str:
+    """`node port 31015/tcp of test/nginx:http`."""
+    service = service or (rules.service if rules is not None else None)
+    return f"node port {port}/{protocol}" + (f" of {service}" if service else "")
+
+
+def rules_of(ruleset: Ruleset, rules: Iterable[Rule] = ()) -> str:
+    """Who wrote the rules, and in which back end they are."""
+    family = family_of(ruleset, rules)
+    if family is not None:
+        words = f"{FAMILY_WORDS[family]} ({_FAMILY_CHAINS[family]} chains)"
+    elif ruleset.chain("nat", KUBE_SERVICES) is not None:
+        words = "kube-proxy, of a version that these rules do not tell"
+    else:
+        words = "no kube-proxy"
+    return f"{words}, {ruleset.backend.value}" + (", IPv6" if ruleset.family == "ip6" else "")
+
+
+def explain_chain_alone(ruleset: Ruleset, node: str, name: str, *, every_rule: bool = False) -> Explanation | None:
+    """What a chain is, who jumps to it, and its rules; None where no table of the ruleset has it."""
+    chains: list[Chain] = [c for t in ruleset.tables() if (c := ruleset.chain(t, name)) is not None]
+    if not chains:
+        return None
+    callers: list[Rule] = [r for c in chains for r in jumps_to(ruleset, c.table, name)]
+    notes: list[str] = []
+    shown = callers if every_rule else callers[:_CALLERS]
+    if len(shown) < len(callers):
+        notes.append(f"{len(callers) - len(shown)} more rules lead here (-v shows them)")
+    if not callers and all(c.policy is None for c in chains):
+        notes.append("no rule leads here: no packet gets to this chain")
+    empty = [c.table for c in chains if not len(c)]
+    if len(empty) == len(chains):
+        notes.append("the chain is empty")
+    return Explanation(
+        subject=f"chain {name}",
+        node=node,
+        vantage="",
+        source=ruleset.source,
+        rules_of=rules_of(ruleset),
+        chains=tuple(chain_tree(ruleset, c.table, c, every_rule=every_rule) for c in chains),
+        jumps_here=tuple(rule_node(r, f"{r.table} {r.chain}: {explain_rule(r, ruleset)}") for r in shown),
+        notes=tuple(notes),
+    )
+
+
+_CALLERS = 20
+
+
+def jumps_to(ruleset: Ruleset, table: str, name: str) -> Sequence[Rule]:
+    """The rules of `table` that lead to chain `name`."""
+    if isinstance(ruleset, Searchable):
+        return ruleset.jumps_to(table, name)
+    found: list[Rule] = []
+    for other in ruleset.chain_names(table):
+        chain = ruleset.chain(table, other)
+        for index in chain.containing(f" {name}") if chain is not None else ():
+            rule = chain.rule(index) if chain is not None else None
+            if rule is not None and rule.target is not None and rule.target.name == name:
+                found.append(rule)
+    return found
+
+
+def near_chains(ruleset: Ruleset, name: str) -> tuple[str, ...]:
+    """Chains with names like `name`. Of a huge ruleset only those that begin alike are compared."""
+    from difflib import get_close_matches
+
+    upper = name.upper()
+    head = upper[:10]
+    names = list(dict.fromkeys(n for t in ruleset.tables() for n in ruleset.chain_names(t)))
+    alike = [n for n in names if n.upper().startswith(head)] if len(names) > 2000 else names
+    exact = [n for n in names if n.upper() == upper]
+    if exact:
+        return tuple(exact)
+    if upper in (KUBE_NODEPORTS + "S", "KUBE-NODEPORT"):
+        return (KUBE_NODEPORTS,)
+    return tuple(get_close_matches(upper, alike[:5000], n=3, cutoff=0.5))
+
+
+def _address_in(network: str) -> str:
+    from ipaddress import ip_network
+
+    net = ip_network(network, strict=False)
+    return str(net[max(0, net.num_addresses - 2)])

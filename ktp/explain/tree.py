@@ -1,0 +1,339 @@
+"""The rules that a packet meets, as a tree: which chains, which rules, whom each concerns, which the packet takes.
+
+The walker decides what is taken; the chains show what else is there and why it does not matter to this packet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ktp.dataplane.hooks import FORWARD, HOOKS, INPUT, OUTPUT, POSTROUTING, PREROUTING
+from ktp.dataplane.packet import PROTOCOLS, Packet, to_int
+from ktp.dataplane.walk import Walker
+from ktp.dataplane.xtables import Program
+from ktp.explain.kube import (
+    explain_chain,
+    explain_rule,
+    is_kube_chain,
+    is_service_chain,
+)
+from ktp.kubeproxy.names import (
+    KUBE_EXTERNAL_SERVICES,
+    KUBE_MARK_DROP,
+    KUBE_MARK_MASQ,
+    KUBE_NODEPORTS,
+    KUBE_PROXY_FIREWALL,
+    KUBE_SERVICES,
+)
+from ktp.model.explanation import ChainNode, RuleNode, StageNode
+from ktp.model.ruleset import Chain, Rule, Ruleset
+from ktp.model.trace import FlowAnswer, Path
+
+# Chains that hold rules of every Service: only those that may concern the packet are shown.
+_DISPATCH = frozenset((KUBE_SERVICES, KUBE_NODEPORTS, KUBE_EXTERNAL_SERVICES, KUBE_PROXY_FIREWALL))
+_MARKS = frozenset((KUBE_MARK_MASQ, KUBE_MARK_DROP))
+_LARGE = 64  # rules; a longer chain is shown as far as the packet takes it
+_DEPTH = 24
+_HOOK_WORDS = {
+    PREROUTING: "as the packet arrives",
+    OUTPUT: "as this node's own process sends it",
+    INPUT: "on its way to this node's own processes",
+    FORWARD: "on its way through this node",
+    POSTROUTING: "as it leaves",
+}
+
+Taken = Mapping[tuple[str, int], float]
+
+
+def stages_of(
+    walker: Walker, node: str, answer: FlowAnswer, *, every_rule: bool = False
+) -> tuple[StageNode, ...]:
+    """The tables that the flow's request meets on `node`, in the kernel's order."""
+    family, dst = to_int(answer.flow.dst)
+    taken, hooks = _taken(answer, node)
+    heads = _packets(answer, node)
+    packet_in = Packet(family, PROTOCOLS[answer.flow.protocol.lower()], 0, dst, 0, answer.flow.port)
+    stages: list[StageNode] = []
+    for hook in hooks:
+        again = hook == PREROUTING and hooks[0] == OUTPUT  # over loopback: translated already, no nat rule sees it
+        for group in walker.groups(node, family, hook):
+            for program in group.programs:
+                if not isinstance(program, Program) or (again and program.table == "nat"):
+                    continue
+                early = hook in (PREROUTING, OUTPUT) and program.table != "filter" and not again
+                packets = [packet_in] if early or not heads else heads
+                base = program.chain(hook)
+                if base is None:
+                    continue
+                builder = _Builder(program, hook, taken, packets, every_rule)
+                stages.append(
+                    StageNode(
+                        hook=hook,
+                        words=_HOOK_WORDS[hook],
+                        backend=program.backend,
+                        chain=builder.chain(base.source, 0),
+                    )
+                )
+    return tuple(stages)
+
+
+def chain_tree(ruleset: Ruleset, table: str, chain: Chain, *, every_rule: bool = False) -> ChainNode:
+    """A chain and all that it leads to, without a packet."""
+    return _Bare(ruleset, table, every_rule).chain(chain, 0)
+
+
+def rule_node(rule: Rule, words: str, share: float | None = None) -> RuleNode:
+    """A rule without what lies behind it."""
+    target = rule.target
+    return RuleNode(
+        position=rule.position,
+        line=rule.line,
+        text=rule.text,
+        words=words,
+        packets=rule.counters.packets if rule.counters is not None else None,
+        bytes=rule.counters.bytes if rule.counters is not None else None,
+        share=share,
+        goes_to=target.name if target is not None else None,
+    )
+
+
+def request_steps(path: Path, node: str) -> list[tuple[str, Rule]]:
+    """(hook, rule) of every rule that the request took on `node`, in order."""
+    return [
+        (step.hook, step.rule)
+        for hop in path.hops
+        if hop.node == node and hop.direction == "request"
+        for step in hop.steps
+        if step.rule is not None
+    ]
+
+
+def _taken(answer: FlowAnswer, node: str) -> tuple[Taken, list[str]]:
+    """Which rules are taken by which part of the packets, and which hooks are passed."""
+    taken: dict[tuple[str, int], float] = {}
+    hooks: set[str] = set()
+    local = False
+    for path in answer.paths:
+        for hook, rule in dict.fromkeys((hook, id(rule)) for hook, rule in request_steps(path, node)):
+            taken[hook, rule] = taken.get((hook, rule), 0.0) + path.probability
+        for hop in path.hops:
+            if hop.node != node or hop.direction != "request":
+                continue
+            hooks.update(s.hook for s in hop.steps if s.hook in HOOKS)
+            local = local or hop.in_interface is None
+            stopped = path.decided_by.hook if path.decided_by is not None and not _arrived(path) else ""
+            if stopped in HOOKS:
+                continue
+            if hop.out_interface is not None or _arrived(path):
+                hooks.update((FORWARD, POSTROUTING) if hop.in_interface is not None else (POSTROUTING,))
+            else:
+                hooks.add(INPUT)
+    if local:
+        order: tuple[str, ...] = (OUTPUT, POSTROUTING, PREROUTING, INPUT)
+        hooks.add(OUTPUT)
+    else:
+        order = (PREROUTING, INPUT, FORWARD, POSTROUTING)
+        hooks.add(PREROUTING)
+    return taken, [h for h in order if h in hooks]
+
+
+def _arrived(path: Path) -> bool:
+    return path.source_seen is not None
+
+
+def _packets(answer: FlowAnswer, node: str) -> list[Packet]:
+    """The packets as they are after translation, one for each different destination (a few of them)."""
+    found: dict[tuple[str, int], Packet] = {}
+    number = PROTOCOLS[answer.flow.protocol.lower()]
+    for path in answer.paths:
+        for hop in path.hops:
+            if hop.node == node and hop.direction == "request" and len(found) < 4:
+                family, dst = to_int(hop.left.dst)
+                found.setdefault(
+                    (hop.left.dst, hop.left.dport), Packet(family, number, 0, dst, 0, hop.left.dport)
+                )
+    return list(found.values())
+
+
+class _Builder:
+    """The tree of one table at one hook."""
+
+    def __init__(
+        self, program: Program, hook: str, taken: Taken, packets: Sequence[Packet], every_rule: bool
+    ) -> None:
+        self._program = program
+        self._hook = hook
+        self._taken = taken
+        self._packets = packets
+        self._every_rule = every_rule
+        self._shown: set[str] = set()
+        self._reached: set[str] | None = None
+
+    def chain(self, chain: Chain, depth: int) -> ChainNode:
+        """`chain` with its rules, each with what lies behind it."""
+        self._shown.add(chain.name)
+        rules = self._rules_of(chain)
+        nodes = tuple(self._rule(rule, depth) for rule in rules)
+        left_out = len(chain) - len(rules)
+        return ChainNode(
+            table=chain.table,
+            name=chain.name,
+            words=explain_chain(chain.table, chain.name),
+            policy=chain.policy,
+            rules=nodes,
+            left_out=left_out,
+            left_out_words=_left_out_words(chain, left_out),
+        )
+
+    def _rules_of(self, chain: Chain) -> list[Rule]:
+        """Those rules of the chain that the tree shows."""
+        dispatch = chain.name in _DISPATCH
+        if not dispatch and (self._every_rule or (_is_own(chain) and len(chain) <= _LARGE)):
+            return list(chain)
+        compiled = self._program.chain(chain.name)
+        if compiled is None:
+            return list(chain)
+        found: dict[int, Rule] = {}
+        for packet in self._packets:
+            for candidate in compiled.candidates(packet):
+                rule = candidate.rule
+                if self._share(rule) or (dispatch and _may_concern(rule, packet)):
+                    found[rule.position] = rule
+        return [found[position] for position in sorted(found)]
+
+    def _share(self, rule: Rule) -> float:
+        return min(1.0, self._taken.get((self._hook, id(rule)), 0.0))
+
+    def _rule(self, rule: Rule, depth: int) -> RuleNode:
+        share = self._share(rule)
+        words = explain_rule(rule, self._program.ruleset)
+        node = rule_node(rule, words, share)
+        name = node.goes_to
+        if name is None or rule.target is None or (rule.target.options and not rule.target.goto):
+            return node
+        expands = share > 0 or (is_service_chain(name) and name not in self._reached_chains())
+        if not expands and not is_service_chain(name):
+            return node
+        found = self._program.ruleset.chain(self._program.table, name)
+        if found is None:
+            return node
+        if not expands or name in self._shown or depth >= _DEPTH:
+            return _replaced(node, None, name not in _MARKS)
+        return _replaced(node, self.chain(found, depth + 1), False)
+
+    def _reached_chains(self) -> set[str]:
+        """Chains that the packet gets to in this table: shown where it does, not where it does not."""
+        if self._reached is None:
+            self._reached = set()
+            names = [self._hook]
+            while names:
+                compiled = self._program.chain(names.pop())
+                if compiled is None:
+                    continue
+                for packet in self._packets:
+                    for candidate in compiled.candidates(packet):
+                        target = candidate.rule.target
+                        if target is not None and self._share(candidate.rule) and target.name not in self._reached:
+                            if self._program.ruleset.chain(self._program.table, target.name) is not None:
+                                self._reached.add(target.name)
+                                names.append(target.name)
+        return self._reached
+
+
+class _Bare:
+    """The tree behind a chain, without a packet."""
+
+    def __init__(self, ruleset: Ruleset, table: str, every_rule: bool) -> None:
+        self._ruleset = ruleset
+        self._table = table
+        self._every_rule = every_rule
+        self._shown: set[str] = set()
+
+    def chain(self, chain: Chain, depth: int) -> ChainNode:
+        self._shown.add(chain.name)
+        size = len(chain)
+        # A chain with rules of every Service is a list of them; what lies behind each is asked for by its own name.
+        listed = size if self._every_rule else min(size, _LARGE)
+        nodes = tuple(
+            self._rule(chain.rule(i), depth, chain.name not in _DISPATCH) for i in range(listed)
+        )
+        return ChainNode(
+            table=chain.table,
+            name=chain.name,
+            words=explain_chain(chain.table, chain.name),
+            policy=chain.policy,
+            rules=nodes,
+            left_out=size - listed,
+            left_out_words="more rules (-v shows them)" if size > listed else "",
+        )
+
+    def _rule(self, rule: Rule, depth: int, deeper: bool) -> RuleNode:
+        node = rule_node(rule, explain_rule(rule, self._ruleset))
+        name = node.goes_to
+        if name is None or rule.target is None or rule.target.options or not deeper or depth >= _DEPTH:
+            return node
+        if name in _DISPATCH:
+            return node
+        found = self._ruleset.chain(self._table, name) if not name.isupper() or "-" in name or "_" in name else None
+        if found is None:
+            return node
+        if name in self._shown:
+            return _replaced(node, None, name not in _MARKS)
+        return _replaced(node, self.chain(found, depth + 1), False)
+
+
+def _replaced(node: RuleNode, chain: ChainNode | None, elsewhere: bool) -> RuleNode:
+    return RuleNode(
+        position=node.position, line=node.line, text=node.text, words=node.words, packets=node.packets,
+        bytes=node.bytes, share=node.share, goes_to=node.goes_to, chain=chain, shown_elsewhere=elsewhere,
+    )  # fmt: skip
+
+
+def _is_own(chain: Chain) -> bool:
+    return is_kube_chain(chain.name) or chain.policy is not None
+
+
+def _may_concern(rule: Rule, packet: Packet) -> bool:
+    """Whether the rule's destination, protocol and port leave room for the packet: it may match for other clients."""
+    from ktp.dataplane.packet import PROTOCOL_NAMES
+
+    for match in rule.matches:
+        for option in match.options:
+            if option.negated or len(option.args) != 1:
+                continue
+            value = option.args[0]
+            if option.flag == "-p" and value != PROTOCOL_NAMES.get(packet.proto):
+                return False
+            if option.flag == "--dport" and value.isdigit() and int(value) != packet.dport:
+                return False
+            if option.flag == "-d" and not _covers(value, packet):
+                return False
+    return True
+
+
+def _covers(network: str, packet: Packet) -> bool:
+    address, _, bits = network.partition("/")
+    try:
+        family, number = to_int(address)
+    except (ValueError, OSError):
+        return True
+    width = 32 if family == 4 else 128
+    if bits and not bits.isdigit():
+        return True
+    shift = width - int(bits) if bits else 0
+    return family == packet.family and number >> shift == packet.dst >> shift
+
+
+def _left_out_words(chain: Chain, count: int) -> str:
+    if not count:
+        return ""
+    if chain.name in _DISPATCH:
+        return "rules of other ports, addresses and Services"
+    return "rules that this packet does not take (-v shows them)"
+
+
+def chains_of(nodes: Iterable[ChainNode]) -> Iterable[ChainNode]:
+    """All chains of a tree, each once."""
+    for node in nodes:
+        yield node
+        yield from chains_of(rule.chain for rule in node.rules if rule.chain is not None)

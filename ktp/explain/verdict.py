@@ -1,0 +1,251 @@
+"""Where a packet ends and why, in a sentence or two. The fate is the walker's; the words are made here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ktp.explain.front_end import NodePortRules
+from ktp.explain.kube import explain_rule, is_kube_chain, is_service_chain, service_of
+from ktp.explain.tree import request_steps
+from ktp.explain.words import percent
+from ktp.kubeproxy.names import (
+    FW_PREFIX,
+    KUBE_EXTERNAL_SERVICES,
+    KUBE_FIREWALL,
+    KUBE_MARK_DROP,
+    KUBE_NODEPORTS,
+    KUBE_PROXY_FIREWALL,
+    KUBE_SERVICES,
+    SEP_PREFIX,
+)
+from ktp.model.explanation import EndpointShare, Verdict
+from ktp.model.ruleset import Rule
+from ktp.model.trace import Disposition, FlowAnswer, Path, Symptom
+
+_SYMPTOM_WORDS = {
+    Symptom.CONNECTS: "the client connects",
+    Symptom.TIMES_OUT: "the client's connection attempts time out",
+    Symptom.REFUSED: "the client sees 'connection refused'",
+    Symptom.UNREACHABLE: "the client sees 'host unreachable'",
+    Symptom.INTERMITTENT: "some connections work and some do not",
+    Symptom.UNKNOWN: "what the client sees is not known",
+}
+_HEADS = {
+    Disposition.DROPPED: "dropped",
+    Disposition.REJECTED: "rejected",
+    Disposition.DELIVERED: "delivered",
+    Disposition.HOST_PROCESS: "taken by a process of the node",
+    Disposition.NO_LISTENER: "refused by the node itself",
+    Disposition.LOST: "lost",
+    Disposition.UNDETERMINED: "undetermined",
+}
+
+
+def verdict_of(
+    answer: FlowAnswer, node: str, names: Mapping[str, str], rules: NodePortRules | None = None
+) -> Verdict:
+    """The verdict on a flow that reached the cluster, or was sent, at `node`.
+
+    `names` says what to call addresses that stand for unknown ones; `rules` are those that the node port has here.
+    """
+    endpoints = _endpoints(answer, names)
+    worst = _worst(answer)
+    decided = worst.decided_by if worst is not None else answer.decided_by
+    steps = request_steps(worst, node) if worst is not None else []
+    by = _deciding_rule(worst)
+    if answer.disposition is Disposition.UNDETERMINED:
+        why = "; ".join(dict.fromkeys(u.why for u in answer.unknowns)) or answer.reason
+    elif answer.symptom is Symptom.CONNECTS and answer.disposition is not Disposition.HOST_PROCESS:
+        why = _delivered(answer, endpoints, node)
+    else:
+        why = _failed(worst, by, steps, rules, answer, node)
+    head = _HEADS[answer.disposition]
+    if answer.symptom is Symptom.INTERMITTENT:
+        head = f"sometimes {head}"
+    source = ""
+    if answer.source_preserved is not None:
+        source = "kept" if answer.source_preserved else "replaced"
+    return Verdict(
+        disposition=answer.disposition.value,
+        symptom=answer.symptom.value,
+        headline=f"{head}: {_SYMPTOM_WORDS[answer.symptom]}",
+        why=shown(why, names),
+        node=decided.node if decided is not None else "",
+        table=decided.table if decided is not None else "",
+        chain=decided.chain if decided is not None else "",
+        rule=decided.rule if decided is not None and decided.kind in ("rule", "policy") else "",
+        position=by.position if by is not None else 0,
+        line=by.line if by is not None else 0,
+        endpoints=endpoints,
+        client_source=source,
+        assumptions=tuple(shown(a, names) for a in answer.assumptions),
+    )
+
+
+def shown(text: str, names: Mapping[str, str]) -> str:
+    """`text` with the placeholders called by their names."""
+    for address, name in names.items():
+        text = text.replace(address, name)
+    return text
+
+
+def is_fine(verdict: Verdict) -> bool:
+    """Whether nothing is wrong: every connection reaches an endpoint."""
+    return verdict.symptom == Symptom.CONNECTS.value and verdict.disposition == Disposition.DELIVERED.value
+
+
+def _worst(answer: FlowAnswer) -> Path | None:
+    """The path that stands for the answer: of several the likeliest that does not connect."""
+    if not answer.paths:
+        return None
+    bad = [p for p in answer.paths if p.symptom is not Symptom.CONNECTS]
+    return max(bad or answer.paths, key=lambda p: p.probability)
+
+
+def _deciding_rule(path: Path | None) -> Rule | None:
+    """The rule that decided, found again among the steps."""
+    if path is None or path.decided_by is None or path.decided_by.kind != "rule":
+        return None
+    d = path.decided_by
+    for hop in reversed(path.hops):
+        for step in reversed(hop.steps):
+            if step.rule is not None and (step.table, step.chain, step.text) == (d.table, d.chain, d.rule):
+                return step.rule
+    return None
+
+
+def _endpoints(answer: FlowAnswer, names: Mapping[str, str]) -> tuple[EndpointShare, ...]:
+    found: dict[tuple[str, str, str | None, str | None], float] = {}
+    for path in answer.paths:
+        if path.endpoint_ip is None:
+            continue
+        host = f"[{path.endpoint_ip}]" if ":" in path.endpoint_ip else path.endpoint_ip
+        address = f"{host}:{path.endpoint_port}" if path.endpoint_port is not None else host
+        key = (shown(address, names), path.symptom.value, path.endpoint_name, path.endpoint_node)
+        found[key] = found.get(key, 0.0) + path.probability
+    return tuple(
+        EndpointShare(address=address, share=share, symptom=symptom, pod=pod, node=where)
+        for (address, symptom, pod, where), share in found.items()
+    )
+
+
+def _delivered(answer: FlowAnswer, endpoints: tuple[EndpointShare, ...], node: str) -> str:
+    strange = [
+        rule
+        for path in answer.paths
+        for _, rule in request_steps(path, node)
+        if rule.target is not None and rule.target.name in ("DNAT", "REDIRECT") and not rule.chain.startswith(SEP_PREFIX)
+    ]
+    if len(endpoints) == 1:
+        words = f"all connections go to {_endpoint_words(endpoints[0])}"
+    elif len({round(e.share, 4) for e in endpoints}) == 1:
+        words = f"balanced over {len(endpoints)} endpoints, {percent(endpoints[0].share)} each"
+    else:
+        words = f"balanced over {len(endpoints)} endpoints"
+    if strange:
+        words += (
+            f"; by a rule that is not kube-proxy's, in chain {strange[0].chain} of table {strange[0].table}, which "
+            "comes before kube-proxy's"
+        )
+    if answer.source_preserved is True:
+        words += "; the endpoint sees the client's own address"
+    elif answer.source_preserved is False:
+        seen = ", ".join(answer.sources_seen[:3])
+        words += f"; the client's address is replaced: the endpoint sees {seen}"
+    return words
+
+
+def _endpoint_words(endpoint: EndpointShare) -> str:
+    where = [w for w in (endpoint.pod, f"on {endpoint.node}" if endpoint.node else None) if w]
+    return endpoint.address + (f" ({' '.join(where)})" if where else "")
+
+
+def _failed(
+    path: Path | None,
+    by: Rule | None,
+    steps: list[tuple[str, Rule]],
+    rules: NodePortRules | None,
+    answer: FlowAnswer,
+    node: str,
+) -> str:
+    service = next((s for _, rule in steps if (s := service_of(rule)) is not None), None)
+    service = service or (rules.service if rules is not None else None) or "the Service"
+    if path is None:
+        return answer.reason
+    lead = ""
+    if answer.symptom is Symptom.INTERMITTENT and path.endpoint_ip is not None:
+        good = sum(p.probability for p in answer.paths if p.symptom is Symptom.CONNECTS)
+        lead = f"connects in {percent(good)} of tries; those that draw {path.endpoint_ip} fail: "
+    if by is not None and path.disposition in (Disposition.DROPPED, Disposition.REJECTED):
+        words = _by_rule(by, steps, service)
+        if path.decided_by is not None and path.decided_by.node != node:
+            words = f"on {path.decided_by.node}: {words}"
+        return lead + words
+    if path.disposition is Disposition.DROPPED and path.decided_by is not None and path.decided_by.kind == "policy":
+        d = path.decided_by
+        return f"{lead}no rule of table {d.table} accepts the packet, and {d.rule} applies"
+    if path.disposition in (Disposition.NO_LISTENER, Disposition.HOST_PROCESS) and path.endpoint_ip is None:
+        return lead + _untranslated(steps, rules, service)
+    return lead + path.reason
+
+
+def _by_rule(by: Rule, steps: list[tuple[str, Rule]], service: str) -> str:
+    name = service_of(by) or service
+    if by.chain == KUBE_FIREWALL and by.table == "filter":
+        marking = next(
+            (r for _, r in reversed(steps) if r.target is not None and r.target.name == KUBE_MARK_DROP), None
+        )
+        if marking is not None and marking.chain.startswith(FW_PREFIX):
+            return (
+                f"loadBalancerSourceRanges of {name} do not allow this client: {marking.chain} marks the packet, "
+                "KUBE-FIREWALL drops it"
+            )
+        if marking is not None:
+            return _no_local(service_of(marking) or name) + f": {marking.chain} marks the packet, KUBE-FIREWALL drops it"
+    if by.chain == KUBE_EXTERNAL_SERVICES and by.target is not None:
+        if by.target.name == "DROP":
+            return _no_local(name)
+        if by.target.name == "REJECT":
+            return f"{name} has no usable endpoint on any node"
+    if by.chain == KUBE_SERVICES and by.table == "filter" and by.target is not None:
+        if by.target.name == "DROP":
+            return f"internalTrafficPolicy of {name} is Local, and no usable endpoint of it runs on this node"
+        if by.target.name == "REJECT":
+            return f"{name} has no usable endpoint on any node"
+    if by.chain == KUBE_PROXY_FIREWALL:
+        return f"loadBalancerSourceRanges of {name} do not allow this client"
+    words = explain_rule(by)
+    if is_kube_chain(by.chain):
+        return words
+    return f"a rule that is not kube-proxy's, in chain {by.chain} of table {by.table}: {words}"
+
+
+def _no_local(service: str) -> str:
+    return f"externalTrafficPolicy of {service} is Local, and no usable endpoint of it runs on this node"
+
+
+def _untranslated(steps: list[tuple[str, Rule]], rules: NodePortRules | None, service: str) -> str:
+    """Why no rule sent the packet to an endpoint, and the node itself answered."""
+    taken = [rule for _, rule in steps]
+    if any(r.target is not None and r.target.name == KUBE_MARK_DROP for r in taken):
+        return (
+            _no_local(service) + "; the packet is marked to be dropped, but no rule drops marked packets (the "
+            "kubelet's in KUBE-FIREWALL is missing), so the node itself answers"
+        )
+    own = [r for r in taken if is_service_chain(r.chain)]
+    if own:
+        return f"the chains of {service} lead to no endpoint, so the packet stays with the node itself"
+    entered = any(r.chain == KUBE_NODEPORTS and r.table == "nat" for r in taken)
+    asked = any(r.chain == KUBE_SERVICES and r.table == "nat" for r in taken)
+    if rules is not None and rules.nat and not entered:
+        if not any(r.target is not None and r.target.name == KUBE_SERVICES and r.table == "nat" for r in taken):
+            return (
+                "the node port has its rules, but no packet gets to them: the built-in nat chain does not jump to "
+                "KUBE-SERVICES any more (something flushed it; kube-proxy puts it back when it restarts)"
+            )
+        if not asked:
+            return "the node port has its rules, but KUBE-SERVICES does not lead this packet to KUBE-NODEPORTS"
+    return "no rule sends the packet to an endpoint, so it stays with the node itself"
+
+
+__all__ = ["is_fine", "shown", "verdict_of"]

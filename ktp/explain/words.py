@@ -1,0 +1,433 @@
+"""One rule in a sentence, from its matches and target alone, whoever wrote it.
+
+A sentence is "conditions: action". What is not known is quoted, never left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ktp.model.ruleset import Match, Option, Rule, Target
+
+_PROTOCOL_WORDS = {"icmpv6": "ICMPv6", "ipv6-icmp": "ICMPv6", "icmp": "ICMP"}
+_TYPE_WORDS = {
+    "LOCAL": "an address of this node",
+    "BROADCAST": "a broadcast address",
+    "MULTICAST": "a multicast address",
+    "UNICAST": "a unicast address that is not this node's",
+    "ANYCAST": "an anycast address",
+    "UNSPEC": "the unspecified address",
+    "BLACKHOLE": "a blackholed address",
+    "UNREACHABLE": "an unreachable address",
+    "PROHIBIT": "a prohibited address",
+}
+_REJECT_WORDS = {
+    "icmp-port-unreachable": "the client sees 'connection refused'",
+    "icmp6-port-unreachable": "the client sees 'connection refused'",
+    "port-unreach": "the client sees 'connection refused'",
+    "tcp-reset": "the client sees 'connection refused'",
+}
+
+
+def rule_words(rule: Rule) -> str:
+    """`rule` in a sentence. Never empty, never raises."""
+    if rule.error is not None:
+        return f"not understood ({rule.error}); whether it matches is not known"
+    conditions = condition_words(rule)
+    return f"{conditions or 'every packet'}: {target_words(rule.target)}"
+
+
+def condition_words(rule: Rule) -> str:
+    """The rule's conditions, comma separated; "" where it has none."""
+    parts: list[str] = []
+    protocol = ""
+    for match in rule.matches:
+        if match.name == "" and match.options and match.options[0].flag == "-p":
+            option = match.options[0]
+            name = option.args[0] if option.args else "?"
+            protocol = _not(option) + _PROTOCOL_WORDS.get(name, name)
+            parts.append(protocol)
+        else:
+            parts.extend(words for words in match_words(match) if words)
+    return ", ".join(dict.fromkeys(parts))
+
+
+def match_words(match: Match) -> list[str]:
+    """One match, as one phrase for each of its conditions."""
+    if match.name == "":
+        return [_header(o) for o in match.options]
+    special = _MATCHES.get(match.name)
+    if special is not None:
+        return special(match)
+    return [f"{match.name} matches ({' '.join(_raw(o) for o in match.options)})" if match.options else match.name]
+
+
+def target_words(target: Target | None) -> str:
+    """What the rule does with a packet that meets its conditions."""
+    if target is None:
+        return "only counted"
+    special = _TARGETS.get(target.name)
+    if special is not None and not target.goto:
+        return special(target)
+    if target.goto:
+        return f"on to {target.name}, not to come back here"
+    if not target.options:
+        return f"on to {target.name}"
+    return f"{target.name} ({' '.join(_raw(o) for o in target.options)})"
+
+
+# -- matches
+
+
+def _not(option: Option) -> str:
+    return "not " if option.negated else ""
+
+
+def _first(option: Option) -> str:
+    return " ".join(option.args) if option.args else "?"
+
+
+def _raw(option: Option) -> str:
+    return " ".join([*(["!"] if option.negated else []), option.flag, *option.args])
+
+
+def host_words(text: str) -> str:
+    """An address without the prefix length that says nothing."""
+    return text.removesuffix("/32") if "." in text else text.removesuffix("/128")
+
+
+def _header(option: Option) -> str:
+    words = _first(option)
+    if option.flag == "-s":
+        return f"{_not(option)}from {host_words(words)}"
+    if option.flag == "-d":
+        return f"{_not(option)}to {host_words(words)}"
+    if option.flag == "-i":
+        return f"{_not(option)}in by {words}"
+    if option.flag == "-o":
+        return f"{_not(option)}out by {words}"
+    if option.flag == "-f":
+        return "first fragments and whole packets" if option.negated else "later fragments"
+    return _raw(option)
+
+
+def _by_flag(table: dict[str, str]) -> Callable[[Match], list[str]]:
+    """Phrases by flag; `{}` stands for the arguments, a leading "not " for the negation."""
+
+    def words(match: Match) -> list[str]:
+        out = []
+        for option in match.options:
+            phrase = table.get(option.flag)
+            out.append(_raw(option) if phrase is None else _not(option) + phrase.format(_first(option)))
+        return out
+
+    return words
+
+
+def _tcp(match: Match) -> list[str]:
+    out = []
+    for o in match.options:
+        if o.flag in ("--dport", "--destination-port"):
+            out.append(f"{_not(o)}to port {_first(o)}")
+        elif o.flag in ("--sport", "--source-port"):
+            out.append(f"{_not(o)}from port {_first(o)}")
+        elif o.flag == "--tcp-flags" and len(o.args) == 2:
+            if o.args == ("FIN,SYN,RST,ACK", "SYN"):
+                out.append(f"{_not(o)}opening a connection (SYN)")
+            else:
+                out.append(f"{_not(o)}with TCP flags {o.args[1]} set of {o.args[0]}")
+        elif o.flag == "--syn":
+            out.append(f"{_not(o)}opening a connection (SYN)")
+        else:
+            out.append(_raw(o))
+    return out
+
+
+def _addrtype(match: Match) -> list[str]:
+    out = []
+    for o in match.options:
+        kinds = " or ".join(_TYPE_WORDS.get(k, k) for k in (o.args[0].split(",") if o.args else ()))
+        if o.flag == "--dst-type":
+            out.append(f"{_not(o)}to {kinds}")
+        elif o.flag == "--src-type":
+            out.append(f"{_not(o)}from {kinds}")
+        elif o.flag == "--limit-iface-in":
+            out.append("(of the interface it came in by)")
+        elif o.flag == "--limit-iface-out":
+            out.append("(of the interface it goes out by)")
+        else:
+            out.append(_raw(o))
+    return out
+
+
+def _statistic(match: Match) -> list[str]:
+    for o in match.options:
+        if o.flag == "--probability":
+            try:
+                chance = float(o.args[0])
+            except (ValueError, IndexError):
+                break
+            return [f"{'all but ' if o.negated else ''}{percent(chance)} of what gets here, drawn at random"]
+        if o.flag == "--every":
+            return [f"{'all but ' if o.negated else ''}one in {_first(o)} of what gets here, in turn"]
+    return [f"statistic ({' '.join(_raw(o) for o in match.options)})"]
+
+
+def percent(share: float) -> str:
+    """`33%`, `12.5%`, `<0.1%`."""
+    value = share * 100
+    if 0 < value < 0.1:
+        return "<0.1%"
+    text = f"{value:.1f}"
+    return (text[:-2] if text.endswith(".0") else text) + "%"
+
+
+def _recent(match: Match) -> list[str]:
+    name = next((_first(o) for o in match.options if o.flag == "--name"), "DEFAULT")
+    seconds = next((_first(o) for o in match.options if o.flag == "--seconds"), None)
+    hits = next((_first(o) for o in match.options if o.flag == "--hitcount"), None)
+    within = (f" within {seconds} s" if seconds else "") + (f" {hits} times" if hits else "")
+    out = []
+    for o in match.options:
+        if o.flag in ("--rcheck", "--update"):
+            out.append(f"{'client not' if o.negated else 'client'} seen before{within} (list {name})")
+        elif o.flag == "--set":
+            out.append(f"client noted in list {name}")
+        elif o.flag == "--remove":
+            out.append(f"client taken off list {name}")
+    return out or [f"recent ({' '.join(_raw(o) for o in match.options)})"]
+
+
+def _set(match: Match) -> list[str]:
+    out = []
+    sides = {"src": "source", "dst": "destination"}
+    for o in match.options:
+        if o.flag == "--match-set" and len(o.args) >= 2:
+            what = " and ".join(sides.get(s, s) for s in o.args[1].split(","))
+            out.append(f"{what} {'not ' if o.negated else ''}in ipset {o.args[0]}")
+        elif not o.flag.startswith(("--return-nomatch", "!")):
+            out.append(_raw(o))
+    return out
+
+
+def _limit(match: Match) -> list[str]:
+    rate = next((_first(o) for o in match.options if o.flag == "--limit"), "3/hour")
+    burst = next((_first(o) for o in match.options if o.flag == "--limit-burst"), None)
+    return [f"while below {rate}" + (f" (burst {burst})" if burst else "")]
+
+
+def _hashlimit(match: Match) -> list[str]:
+    upto = next((o for o in match.options if o.flag in ("--hashlimit-upto", "--hashlimit-above")), None)
+    per = next((_first(o) for o in match.options if o.flag == "--hashlimit-mode"), None)
+    if upto is None:
+        return [f"hashlimit ({' '.join(_raw(o) for o in match.options)})"]
+    side = "below" if upto.flag.endswith("upto") != upto.negated else "above"
+    return [f"while {side} {_first(upto)}" + (f" for each {per}" if per else "")]
+
+
+def _mark(what: str) -> Callable[[Match], list[str]]:
+    def words(match: Match) -> list[str]:
+        return [f"{_not(o)}{what} {_first(o)}" if o.flag == "--mark" else _raw(o) for o in match.options]
+
+    return words
+
+
+def _physdev(match: Match) -> list[str]:
+    table = {
+        "--physdev-in": "in by bridge port {}",
+        "--physdev-out": "out by bridge port {}",
+        "--physdev-is-in": "in by a bridge port",
+        "--physdev-is-out": "out by a bridge port",
+        "--physdev-is-bridged": "bridged, not routed",
+    }
+    return _by_flag(table)(match)
+
+
+def _rpfilter(match: Match) -> list[str]:
+    inverted = any(o.flag == "--invert" for o in match.options)
+    return [f"the way back to the source {'is not' if inverted else 'is'} the interface it came in by (rpfilter)"]
+
+
+def _silent(match: Match) -> list[str]:
+    return []
+
+
+def _nfacct(match: Match) -> list[str]:
+    return [f"counted as {_first(o)}" for o in match.options if o.flag == "--nfacct-name"]
+
+
+_MATCHES: dict[str, Callable[[Match], list[str]]] = {
+    "tcp": _tcp,
+    "udp": _tcp,
+    "sctp": _tcp,
+    "dccp": _tcp,
+    "udplite": _tcp,
+    "comment": _silent,
+    "nfacct": _nfacct,
+    "addrtype": _addrtype,
+    "statistic": _statistic,
+    "recent": _recent,
+    "set": _set,
+    "limit": _limit,
+    "hashlimit": _hashlimit,
+    "mark": _mark("marked"),
+    "connmark": _mark("of a connection marked"),
+    "physdev": _physdev,
+    "rpfilter": _rpfilter,
+    "conntrack": _by_flag(
+        {
+            "--ctstate": "in state {}",
+            "--ctproto": "of a connection of protocol {}",
+            "--ctorigsrc": "of a connection that came from {}",
+            "--ctorigdst": "of a connection that dialled {}",
+            "--ctreplsrc": "of a connection answered from {}",
+            "--ctrepldst": "of a connection answered to {}",
+            "--ctorigsrcport": "of a connection that came from port {}",
+            "--ctorigdstport": "of a connection that dialled port {}",
+            "--ctreplsrcport": "of a connection answered from port {}",
+            "--ctrepldstport": "of a connection answered to port {}",
+            "--ctstatus": "of a connection with status {}",
+            "--ctexpire": "of a connection that ends in {} s",
+            "--ctdir": "of direction {}",
+        }
+    ),
+    "state": _by_flag({"--state": "in state {}"}),
+    "multiport": _by_flag(
+        {
+            "--dports": "to ports {}",
+            "--destination-ports": "to ports {}",
+            "--sports": "from ports {}",
+            "--source-ports": "from ports {}",
+            "--ports": "from or to ports {}",
+        }
+    ),
+    "iprange": _by_flag({"--src-range": "from {}", "--dst-range": "to {}"}),
+    "icmp": _by_flag({"--icmp-type": "ICMP type {}"}),
+    "icmp6": _by_flag({"--icmpv6-type": "ICMPv6 type {}"}),
+    "pkttype": _by_flag({"--pkt-type": "{} packets"}),
+    "length": _by_flag({"--length": "of length {}"}),
+    "ttl": _by_flag({"--ttl-eq": "TTL {}", "--ttl-lt": "TTL below {}", "--ttl-gt": "TTL above {}"}),
+    "hl": _by_flag({"--hl-eq": "hop limit {}", "--hl-lt": "hop limit below {}", "--hl-gt": "hop limit above {}"}),
+    "mac": _by_flag({"--mac-source": "from hardware address {}"}),
+    "tos": _by_flag({"--tos": "TOS {}"}),
+    "dscp": _by_flag({"--dscp": "DSCP {}", "--dscp-class": "DSCP class {}"}),
+    "owner": _by_flag(
+        {
+            "--uid-owner": "sent by user {}",
+            "--gid-owner": "sent by group {}",
+            "--socket-exists": "sent by a process of this node",
+        }
+    ),
+    "helper": _by_flag({"--helper": "of a connection with helper {}"}),
+    "socket": _by_flag(
+        {
+            "--transparent": "its socket is transparent",
+            "--nowildcard": "also for wildcard sockets",
+            "--restore-skmark": "mark taken from the socket",
+        }
+    ),
+    "quota": _by_flag({"--quota": "until {} bytes have passed"}),
+    "connlimit": _by_flag(
+        {
+            "--connlimit-upto": "client has at most {} connections",
+            "--connlimit-above": "client has more than {} connections",
+            "--connlimit-mask": "(clients counted by /{})",
+            "--connlimit-saddr": "(by source)",
+            "--connlimit-daddr": "(by destination)",
+        }
+    ),
+    "cgroup": _by_flag({"--path": "sent from cgroup {}", "--cgroup": "sent from cgroup {}"}),
+}
+
+
+# -- targets
+
+
+def _fixed(words: str) -> Callable[[Target], str]:
+    return lambda target: words
+
+
+def _reject(target: Target) -> str:
+    kind = target.value("--reject-with") or "icmp-port-unreachable"
+    return f"refused with {kind}" + (f" ({_REJECT_WORDS[kind]})" if kind in _REJECT_WORDS else "")
+
+
+def _with(words: str, flag: str, default: str = "?") -> Callable[[Target], str]:
+    return lambda target: words.format(target.value(flag) or default)
+
+
+def _mark_target(target: Target) -> str:
+    if len(target.options) != 1 or not target.options[0].args:
+        return f"mark changed ({' '.join(_raw(o) for o in target.options)})"
+    option = target.options[0]
+    value, _, mask = option.args[0].partition("/")
+    if option.flag == "--set-xmark" and mask:
+        if mask == value:
+            return f"marked {value}"
+        if mask == "0x0":
+            return f"mark {value} taken off again"
+        if value == "0x0":
+            return f"mark cleared in bits {mask}"
+        if mask == "0xffffffff":
+            return f"mark set to {value}"
+    return f"mark changed ({_raw(option)})"
+
+
+def _connmark(target: Target) -> str:
+    flags = {o.flag for o in target.options}
+    if "--save-mark" in flags:
+        return "packet's mark saved in its connection"
+    if "--restore-mark" in flags:
+        return "packet's mark restored from its connection"
+    return f"connection's mark changed ({' '.join(_raw(o) for o in target.options)})"
+
+
+def _ct(target: Target) -> str:
+    if target.option("--notrack") is not None:
+        return "not tracked: no NAT rule sees it"
+    return f"conntrack: {' '.join(_raw(o) for o in target.options)}"
+
+
+def _log(target: Target) -> str:
+    prefix = target.value("--log-prefix") or target.value("--nflog-prefix")
+    return f"logged as '{prefix.strip()}', then on" if prefix else "logged, then on"
+
+
+def _redirect(target: Target) -> str:
+    ports = target.value("--to-ports")
+    return f"taken by a process of this node, port {ports}" if ports else "taken by a process of this node"
+
+
+_TARGETS: dict[str, Callable[[Target], str]] = {
+    "ACCEPT": _fixed("accepted"),
+    "DROP": _fixed("dropped without an answer (the client times out)"),
+    "RETURN": _fixed("back to the chain before"),
+    "REJECT": _reject,
+    "DNAT": _with("sent to {} instead (DNAT)", "--to-destination"),
+    "SNAT": _with("source replaced by {} (SNAT)", "--to-source"),
+    "MASQUERADE": _fixed("source replaced by this node's address (masquerading)"),
+    "REDIRECT": _redirect,
+    "NETMAP": _with("network part of the address replaced by {} (NETMAP)", "--to"),
+    "MARK": _mark_target,
+    "CONNMARK": _connmark,
+    "CT": _ct,
+    "NOTRACK": _fixed("not tracked: no NAT rule sees it"),
+    "LOG": _log,
+    "NFLOG": _log,
+    "ULOG": _log,
+    "TRACE": _fixed("traced in the kernel's log, then on"),
+    "TCPMSS": _fixed("TCP segment size lowered, then on"),
+    "CHECKSUM": _fixed("checksum filled in, then on"),
+    "NFQUEUE": _fixed("handed to a program of this node, which decides (NFQUEUE)"),
+    "QUEUE": _fixed("handed to a program of this node, which decides (QUEUE)"),
+    "TPROXY": _fixed("handed to a proxy of this node (TPROXY)"),
+    "TEE": _with("copied to {}, then on", "--gateway"),
+    "SET": lambda t: f"ipset changed ({' '.join(_raw(o) for o in t.options)}), then on",
+    "TOS": lambda t: f"TOS changed ({' '.join(_raw(o) for o in t.options)}), then on",
+    "DSCP": lambda t: f"DSCP changed ({' '.join(_raw(o) for o in t.options)}), then on",
+    "TTL": lambda t: f"TTL changed ({' '.join(_raw(o) for o in t.options)}), then on",
+    "HL": lambda t: f"hop limit changed ({' '.join(_raw(o) for o in t.options)}), then on",
+    "CLASSIFY": lambda t: f"traffic class set ({' '.join(_raw(o) for o in t.options)}), then on",
+}
+
+__all__ = ["condition_words", "host_words", "match_words", "percent", "rule_words", "target_words"]

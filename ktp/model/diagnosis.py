@@ -1,0 +1,167 @@
+"""What a diagnosis says: cells of the matrix, findings with evidence and fixes, and the whole report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ktp.model.capture import EvidenceGap
+from ktp.model.trace import DecidedBy, Disposition, Symptom
+
+VANTAGES = ("external", "node", "localhost", "podSameNode", "podOtherNode", "otherNode")
+
+
+class Severity(str, Enum):
+    """How much a finding matters: `error` traffic fails, `warning` it may or loses something, `info` good to know."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+    @property
+    def rank(self) -> int:
+        """0 for the gravest."""
+        return ("error", "warning", "info").index(self.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellEndpoint:
+    """An endpoint that may be drawn, and what becomes of the client then."""
+
+    ip: str
+    port: int
+    name: str | None
+    node: str | None
+    probability: float | None
+    symptom: Symptom
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One answer of the matrix: a kind of client, a front end, a node.
+
+    `basis` tells what it stands on: "rules" (fact, and the API agrees or was not there), "api" (intent alone), or
+    "none". `source_kept` is None where nothing arrives. `intended` is the symptom that the API objects call for.
+    """
+
+    vantage: str
+    symptom: Symptom
+    disposition: Disposition
+    reason: str
+    basis: str
+    endpoints: tuple[CellEndpoint, ...] = ()
+    source_kept: bool | None = None
+    sources_seen: tuple[str, ...] = ()
+    decided_by: DecidedBy | None = None
+    cause: str | None = None
+    client: str | None = None
+    intended: Symptom | None = None
+    intended_by: str = ""
+    assumptions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRow:
+    """A node of the matrix. `local_endpoints` counts the usable ones on it, None where that is not known."""
+
+    node: str
+    addresses: tuple[str, ...]
+    local_endpoints: int | None
+    cells: Mapping[str, Cell]
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontEndMatrix:
+    """All nodes of one front end. `address` is None for a node port (each node has its own)."""
+
+    kind: str
+    protocol: str
+    port: int
+    port_name: str = ""
+    node_port: int = 0
+    address: str | None = None
+    nodes: tuple[NodeRow, ...] = ()
+
+    @property
+    def dialled(self) -> int:
+        """The port that a client dials."""
+        return self.node_port if self.kind == "nodePort" else self.port
+
+    @property
+    def title(self) -> str:
+        """`nodePort 31015/TCP`, `loadBalancer 10.99.0.10:80/TCP`."""
+        if self.kind == "nodePort":
+            return f"nodePort {self.node_port}/{self.protocol}"
+        where = f"[{self.address}]" if self.address and ":" in self.address else self.address
+        return f"{self.kind} {where}:{self.port}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """A piece of proof. `kind`: rule, field, sysctl, route, socket, policy, map-element, counterfactual."""
+
+    kind: str
+    source: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fix:
+    """A cure: what to do, what it costs, and, where it changes an object, the patch for kubectl.
+
+    `verified` is True where the engine was asked about the snapshot with the fix applied and the cells concerned
+    then connect; `outcome` says what it answered.
+    """
+
+    summary: str
+    cost: str
+    patch: Mapping[str, Any] | None = None
+    command: str | None = None
+    verified: bool = False
+    outcome: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A named cause with its proof.
+
+    `cells` lists (front end title, node, vantage) of what it explains.
+    """
+
+    code: str
+    name: str
+    severity: Severity
+    message: str
+    node: str | None = None
+    nodes: tuple[str, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    fixes: tuple[Fix, ...] = ()
+    cells: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceDiagnosis:
+    """The diagnosis of one Service."""
+
+    namespace: str
+    name: str
+    type: str
+    external_traffic_policy: str
+    internal_traffic_policy: str
+    verdict: str
+    frontends: tuple[FrontEndMatrix, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    evidence_api: bool = True
+    evidence_nodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    gaps: tuple[EvidenceGap, ...] = ()
+    source: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)  # node → kube-proxy version in words
+    undetermined: bool = False
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"

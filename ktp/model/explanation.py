@@ -1,0 +1,95 @@
+"""Rules as a tree in words: what `ktp explain-rules` answers with. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleNode:
+    """One rule of the tree.
+
+    `share` is the part of the asked packets that take the rule: None where no packet was asked about, 0 where
+    none does, less than 1 where lots are drawn. `goes_to` is the chain that it leads to; `chain` that chain's rules
+    where they are shown here, else `shown_elsewhere` tells that another place of the tree has them.
+    """
+
+    position: int
+    line: int
+    text: str
+    words: str
+    packets: int | None = None
+    bytes: int | None = None
+    share: float | None = None
+    goes_to: str | None = None
+    chain: ChainNode | None = None
+    shown_elsewhere: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainNode:
+    """One chain: what it is for, its rules, and how many of them were left out as concerning other packets."""
+
+    table: str
+    name: str
+    words: str
+    policy: str | None = None
+    rules: tuple[RuleNode, ...] = ()
+    left_out: int = 0
+    left_out_words: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageNode:
+    """One table at one hook, in the kernel's order; `quiet` names the tables before it that have no rules there."""
+
+    hook: str
+    words: str
+    backend: str
+    chain: ChainNode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointShare:
+    """An endpoint and the part of the connections that it gets. `symptom` is what those connections see."""
+
+    address: str
+    share: float
+    symptom: str
+    pod: str | None = None
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Where the asked packet ends, and why. `table`…`line` name the rule that decided, where one did."""
+
+    disposition: str
+    symptom: str
+    headline: str
+    why: str = ""
+    node: str = ""
+    table: str = ""
+    chain: str = ""
+    rule: str = ""
+    position: int = 0
+    line: int = 0
+    endpoints: tuple[EndpointShare, ...] = ()
+    client_source: str = ""  # "kept", "replaced", "some kept", or "" where nothing is delivered
+    assumptions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """The answer for one front end on one node, or for one chain (`verdict` None)."""
+
+    subject: str
+    node: str
+    vantage: str
+    source: str
+    rules_of: str
+    verdict: Verdict | None = None
+    stages: tuple[StageNode, ...] = ()
+    chains: tuple[ChainNode, ...] = ()
+    jumps_here: tuple[RuleNode, ...] = ()
+    notes: tuple[str, ...] = ()

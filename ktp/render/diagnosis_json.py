@@ -1,0 +1,142 @@
+"""A diagnosis as plain data, in the shape of design §5 (`apiVersion: ktp.dev/v1`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ktp.model.capture import EvidenceGap
+from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis
+from ktp.model.trace import DecidedBy
+
+API_VERSION = "ktp.dev/v1"
+
+
+def diagnosis_object(d: ServiceDiagnosis) -> dict[str, Any]:
+    """One Service: kind ServiceDiagnosis."""
+    return {"apiVersion": API_VERSION, "kind": "ServiceDiagnosis", **_body(d)}
+
+
+def diagnosis_list(items: Iterable[ServiceDiagnosis]) -> dict[str, Any]:
+    """Several Services: kind ServiceDiagnosisList."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ServiceDiagnosisList",
+        "items": [diagnosis_object(d) for d in items],
+    }
+
+
+def _body(d: ServiceDiagnosis) -> dict[str, Any]:
+    return {
+        "service": {
+            "namespace": d.namespace,
+            "name": d.name,
+            "type": d.type,
+            "externalTrafficPolicy": d.external_traffic_policy,
+            "internalTrafficPolicy": d.internal_traffic_policy,
+        },
+        "verdict": d.verdict,
+        "frontends": [_matrix(m) for m in d.frontends],
+        "findings": [_finding(f) for f in d.findings],
+        "evidence": {
+            "api": d.evidence_api,
+            "source": d.source,
+            "nodes": {n: list(kinds) for n, kinds in d.evidence_nodes.items()},
+            "kubeProxy": dict(d.versions),
+        },
+        "gaps": [gap_object(g) for g in d.gaps],
+    }
+
+
+def _matrix(m: FrontEndMatrix) -> dict[str, Any]:
+    out: dict[str, Any] = {"kind": m.kind, "protocol": m.protocol, "port": m.port}
+    if m.port_name:
+        out["portName"] = m.port_name
+    if m.node_port:
+        out["nodePort"] = m.node_port
+    if m.address is not None:
+        out["address"] = m.address
+    out["nodes"] = [_row(r) for r in m.nodes]
+    return out
+
+
+def _row(row: NodeRow) -> dict[str, Any]:
+    return {
+        "node": row.node,
+        "addresses": list(row.addresses),
+        "localEndpoints": row.local_endpoints,
+        **{vantage: _cell(cell) for vantage, cell in row.cells.items()},
+    }
+
+
+def _cell(c: Cell) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "symptom": c.symptom.value,
+        "cause": c.cause,
+        "disposition": c.disposition.value,
+        "reason": c.reason,
+        "basis": c.basis,
+        "client": c.client,
+        "clientSourcePreserved": c.source_kept,
+        "sourcesSeen": list(c.sources_seen),
+        "endpoints": [
+            {
+                "ip": e.ip,
+                "port": e.port,
+                "pod": e.name,
+                "node": e.node,
+                "probability": round(e.probability, 6) if e.probability is not None else None,
+                "symptom": e.symptom.value,
+            }
+            for e in c.endpoints
+        ],
+    }
+    if c.decided_by is not None:
+        out["decidedBy"] = decided_object(c.decided_by)
+    if c.intended is not None and c.intended is not c.symptom:
+        out["intended"] = {"symptom": c.intended.value, "decidedBy": c.intended_by}
+    if c.assumptions:
+        out["assumptions"] = list(c.assumptions)
+    return out
+
+
+def decided_object(d: DecidedBy) -> dict[str, Any]:
+    """What decided a fate."""
+    out: dict[str, Any] = {"node": d.node, "kind": d.kind}
+    if d.table:
+        out |= {"table": d.table, "chain": d.chain}
+    out["rule"] = d.rule
+    if d.line:
+        out["line"] = d.line
+    if d.backend:
+        out["backend"] = d.backend
+    return out
+
+
+def _finding(f: Finding) -> dict[str, Any]:
+    return {
+        "code": f.code,
+        "name": f.name,
+        "severity": f.severity.value,
+        "node": f.node,
+        "nodes": list(f.nodes),
+        "message": f.message,
+        "evidence": [{"kind": e.kind, "source": e.source, "text": e.text} for e in f.evidence],
+        "fixes": [
+            {
+                "summary": x.summary,
+                "cost": x.cost,
+                "patch": dict(x.patch) if x.patch is not None else None,
+                "command": x.command,
+                "verified": x.verified,
+                "outcome": x.outcome,
+            }
+            for x in f.fixes
+        ],
+        "explains": [{"frontend": t, "node": n, "vantage": v} for t, n, v in f.cells],
+    }
+
+
+def gap_object(g: EvidenceGap) -> dict[str, Any]:
+    """A gap in the evidence."""
+    return {"kind": g.kind, "subject": g.subject, "message": g.message, "remedy": g.remedy}

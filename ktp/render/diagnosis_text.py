@@ -1,0 +1,201 @@
+"""A diagnosis for people: one line of verdict, the matrix, the causes with proof and cure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ktp.model.capture import EvidenceGap
+from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
+from ktp.model.trace import Symptom
+
+_HEADINGS = {
+    "external": "outside",
+    "node": "node itself",
+    "localhost": "127.0.0.1",
+    "podSameNode": "pod here",
+    "podOtherNode": "pod else-where",
+    "otherNode": "other node",
+}
+_WORDS = {
+    Symptom.TIMES_OUT: ("times out", "red"),
+    Symptom.REFUSED: ("refused", "red"),
+    Symptom.UNREACHABLE: ("unreach-able", "red"),
+    Symptom.UNKNOWN: ("unknown", "yellow"),
+}
+_SEVERITY = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}
+_MAX_ROWS = 40
+
+
+def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = False) -> None:
+    """Write the report of one Service."""
+    bad = any(f.severity is Severity.ERROR for f in d.findings)
+    style = "bold red" if bad else "bold yellow" if d.undetermined or d.findings else "bold green"
+    _write(console, Text(d.verdict, style=style))
+    console.print()
+    _write(console, Text(f"Service   {d.key}, type {d.type}, externalTrafficPolicy {d.external_traffic_policy}"), 0, 10)
+    _write(console, Text(f"Evidence  {_evidence(d)}"), 0, 10)
+    for matrix in _shown(d, verbose):
+        console.print()
+        _print_matrix(matrix, console)
+    shown_cells = any(c.source_kept is not None for m in d.frontends for r in m.nodes for c in r.cells.values())
+    if shown_cells:
+        console.print(Text("kept: the pod sees the client's address; SNAT: it sees a node's", style="dim"))
+    for group in _groups(d.findings):
+        console.print()
+        _print_finding(group, console, verbose=verbose)
+    _print_gaps(d.gaps, console, verbose=verbose)
+
+
+def _write(console: Console, text: Text, indent: int = 0, hang: int | None = None) -> None:
+    """Print `text` folded to the console's width, without trailing blanks; `hang` indents its further lines."""
+    width = console.width
+    first, *rest = text.wrap(console, width - indent)
+    lines = [(indent, first)]
+    if rest:
+        hang = indent if hang is None else hang
+        remainder = text[len(first.plain) :]
+        while remainder.plain[:1] == " ":
+            remainder = remainder[1:]
+        lines += [(hang, line) for line in remainder.wrap(console, width - hang)]
+    for margin, line in lines:
+        line.rstrip()
+        console.print(Text(" " * margin).append_text(line), soft_wrap=True)
+
+
+def _evidence(d: ServiceDiagnosis) -> str:
+    read = [n for n, kinds in d.evidence_nodes.items() if kinds]
+    missing = [n for n, kinds in d.evidence_nodes.items() if not kinds]
+    if not read:
+        return "API objects alone (what should happen); no node's rules were read"
+    kinds = sorted({k for n in read for k in d.evidence_nodes[n]})
+    words = f"API objects, and the rules of {_some(read)} ({', '.join(kinds)})"
+    if missing:
+        words += f"; API objects alone for {_some(missing)}"
+    versions = sorted({d.versions[n] for n in read if n in d.versions})
+    if len(versions) == 1:
+        words += f"; kube-proxy {versions[0]}"
+    return words
+
+
+def _some(names: Sequence[str]) -> str:
+    if len(names) > 6:
+        return f"{len(names)} nodes ({', '.join(names[:3])}, …)"
+    return ", ".join(names)
+
+
+def _shown(d: ServiceDiagnosis, verbose: bool) -> list[FrontEndMatrix]:
+    """Front ends worth a table: those for the outside, and a cluster IP that fails or is all there is."""
+    outside = [m for m in d.frontends if m.kind != "clusterIP"]
+    inside = [m for m in d.frontends if m.kind == "clusterIP"]
+    if verbose or not outside:
+        return [*outside, *inside]
+    return [*outside, *(m for m in inside if any(c.symptom is not Symptom.CONNECTS for r in m.nodes for c in r.cells.values()))]
+
+
+def _print_matrix(m: FrontEndMatrix, console: Console) -> None:
+    vantages = [v for v in _HEADINGS if any(v in r.cells for r in m.nodes)]
+    table = Table(
+        title=Text(m.title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 1), expand=False
+    )
+    table.add_column(Text("node"), overflow="fold", min_width=6)
+    table.add_column(Text("pods"), justify="right", min_width=4)
+    for vantage in vantages:
+        table.add_column(Text(_HEADINGS[vantage]), overflow="fold", min_width=8)
+    rows = list(m.nodes) if len(m.nodes) <= _MAX_ROWS else _worst(m)
+    for row in rows:
+        address = f" {row.addresses[0]}" if row.addresses and console.width >= 100 else ""
+        count = "?" if row.local_endpoints is None else str(row.local_endpoints)
+        table.add_row(
+            Text(row.node + address),
+            Text(count, style="dim" if count == "0" else ""),
+            *(_cell_text(row.cells.get(v)) for v in vantages),
+        )
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        console.out(line.rstrip(), highlight=False)
+    if len(m.nodes) > len(rows):
+        console.print(Text(f"and {len(m.nodes) - len(rows)} more nodes (-o json has all)", style="dim"))
+
+
+def _worst(m: FrontEndMatrix) -> list[NodeRow]:
+    ranked = sorted(m.nodes, key=lambda r: sum(c.symptom is Symptom.CONNECTS for c in r.cells.values()))
+    keep = {r.node for r in ranked[:_MAX_ROWS]}
+    return [r for r in m.nodes if r.node in keep]
+
+
+def _cell_text(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("-", style="dim")
+    intent = "~" if cell.basis == "api" else ""
+    if cell.symptom is Symptom.CONNECTS:
+        kept = {True: " kept", False: " SNAT", None: ""}[cell.source_kept]
+        return Text(f"{intent}ok{kept}", style="green")
+    if cell.symptom is Symptom.INTERMITTENT:
+        good = sum(e.probability or 0 for e in cell.endpoints if e.symptom is Symptom.CONNECTS)
+        return Text(f"{intent}{good:.0%} ok", style="yellow")
+    words, style = _WORDS[cell.symptom]
+    return Text(f"{intent}{words}", style=style)
+
+
+def _groups(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """Findings of one code together: their evidence and cures are alike."""
+    by_code: dict[tuple[str, str], list[Finding]] = {}
+    for f in findings:
+        key = (f.code, "" if f.node is not None and f.code in ("KTP501", "KTP502") else f.message)
+        by_code.setdefault(key, []).append(f)
+    return list(by_code.values())
+
+
+def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> None:
+    first = group[0]
+    nodes = list(dict.fromkeys(n for f in group for n in f.nodes))
+    head = Text(f"{first.code} {first.severity.value}", style=_SEVERITY[first.severity])
+    if nodes:
+        head.append(f"  {_some(nodes)}", style="bold")
+    console.print(head)
+    message = first.message
+    if len(group) > 1:
+        message += f" (the same on {_some([n for n in nodes if n != first.node])})"
+    _write(console, Text(message), 2)
+    for e in first.evidence:
+        _write(console, _labelled(f"{e.kind}:", f"{e.source}: {e.text}"), 2, 4)
+    if first.fixes:
+        _write(console, Text("What to do", style="bold"), 2)
+    for number, fix in enumerate(first.fixes, 1):
+        mark = "checked" if fix.verified else "not checked by ktp"
+        _write(console, Text(f"{number}. {fix.summary}"), 4, 7)
+        price = f"price: {fix.cost}" + (f"; {mark}: {fix.outcome}" if fix.outcome else f"; {mark}")
+        _write(console, Text(price, style="dim"), 7)
+        if fix.command:
+            _write(console, Text(fix.command), 7)
+    if verbose:
+        _write(console, Text(f"more: ktp codes {first.code}", style="dim"), 2)
+
+
+def _labelled(label: str, text: str) -> Text:
+    out = Text(label + " ", style="dim")
+    out.append(text, style="default")
+    return out
+
+
+def _print_gaps(gaps: Sequence[EvidenceGap], console: Console, *, verbose: bool) -> None:
+    if not gaps:
+        return
+    console.print()
+    console.print(Text("Not known", style="bold"))
+    by_kind: dict[str, list[EvidenceGap]] = {}
+    for g in gaps:
+        by_kind.setdefault(g.kind, []).append(g)
+    for group in by_kind.values():
+        shown = group if verbose else group[:3]
+        for g in shown:
+            _write(console, Text(g.message), 2)
+        if len(group) > len(shown):
+            _write(console, Text(f"and {len(group) - len(shown)} more of this kind (-v shows them)"), 2)
+        if group[0].remedy:
+            _write(console, Text(f"to know it: {group[0].remedy}", style="dim"), 2)

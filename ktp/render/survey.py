@@ -1,0 +1,112 @@
+"""The list of all Services, for people and as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ktp.model.snapshot import Snapshot
+
+
+class Row(Protocol):
+    """What a survey knows of one front end (ktp.diagnose.survey.SurveyRow)."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def policy(self) -> str: ...
+    @property
+    def front_end(self) -> str: ...
+    @property
+    def symptoms(self) -> dict[str, int]: ...
+    @property
+    def failing_nodes(self) -> tuple[str, ...]: ...
+    @property
+    def cause(self) -> str | None: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def basis(self) -> str: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def failing(self) -> int: ...
+    @property
+    def unknown(self) -> int: ...
+
+
+def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> None:
+    """One line a front end, worst first; those that are fine are counted only, unless `verbose`."""
+    bad = [r for r in rows if r.failing or r.unknown]
+    fine = len(rows) - len(bad)
+    if not rows:
+        console.print(Text("no Service with an external front end", style="bold"))
+        return
+    services = len({r.key for r in rows})
+    broken = len({r.key for r in rows if r.failing})
+    console.print(
+        Text(
+            f"{broken} of {services} Services with an external front end fail on some node"
+            if broken
+            else f"all {services} Services with an external front end answer on every node",
+            style="bold red" if broken else "bold green",
+        )
+    )
+    shown = rows if verbose else bad
+    if shown:
+        console.print()
+        table = Table(box=None, pad_edge=False, padding=(0, 1))
+        for title in ("Service", "front end", "policy", "outside clients", "cause"):
+            table.add_column(Text(title), overflow="fold")
+        for r in shown:
+            style = "red" if r.failing == r.total else "yellow" if r.failing else ""
+            table.add_row(
+                Text(r.key), Text(r.front_end), Text(r.policy), Text(_counts(r), style=style), Text(r.cause or "")
+            )
+        console.print(table)
+    if fine and not verbose:
+        console.print()
+        console.print(Text(f"{fine} more front ends answer on every node (-v shows them)", style="dim"))
+    if bad:
+        console.print(Text(f"ktp diagnose svc {bad[0].key} tells why and what to do", style="dim"))
+
+
+def _counts(r: Row) -> str:
+    words = {
+        "connects": "ok", "times_out": "time out", "refused": "refused", "unreachable": "unreachable",
+        "intermittent": "now and then", "unknown": "unknown",
+    }  # fmt: skip
+    order = ("times_out", "refused", "unreachable", "intermittent", "unknown", "connects")
+    return ", ".join(f"{r.symptoms[s]} {words[s]}" for s in order if r.symptoms.get(s)) or "no nodes"
+
+
+def survey_object(rows: Sequence[Row], snapshot: Snapshot) -> dict[str, Any]:
+    """kind ServiceSurvey: one item a front end, worst first."""
+    return {
+        "apiVersion": "ktp.dev/v1",
+        "kind": "ServiceDiagnosisList",
+        "source": snapshot.source,
+        "items": [
+            {
+                "service": {
+                    "namespace": r.key.split("/", 1)[0],
+                    "name": r.key.split("/", 1)[1],
+                    "type": r.type,
+                    "externalTrafficPolicy": r.policy,
+                },
+                "frontend": r.front_end,
+                "nodes": dict(r.symptoms),
+                "failingNodes": list(r.failing_nodes),
+                "cause": r.cause,
+                "reason": r.reason,
+                "basis": r.basis,
+            }
+            for r in rows
+        ],
+    }

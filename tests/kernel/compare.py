@@ -1,0 +1,215 @@
+"""A case on the kernel and in ktp, side by side."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kernel.generator import Case, Packet, flow_of
+from kernel.lab import NODES, Lab, LabError, topology_of_lab
+from ktp.dataplane.answer import answer_flow
+from ktp.dataplane.walk import Walker
+from ktp.model.trace import Flow, FlowAnswer, Path, Symptom
+
+_FAILED_LINE = re.compile(r"line:? (\d+)")
+_COUNTED = re.compile(r"^\[(\d+):\d+\] (-A \S+)")
+# Behind this the client's patience: a local client learns of an error in answer to its second SYN, after one second.
+_PATIENCE = 2.4
+
+
+@dataclass
+class Outcome:
+    """What one packet did, and what ktp says."""
+
+    packet: Packet
+    kernel: dict[str, Any]
+    answer: FlowAnswer
+    agrees: bool
+    why: str = ""
+    moved: dict[tuple[str, str, str, str, int], int] = field(default_factory=dict)
+
+
+def load(lab: Lab, case: Case) -> Case:
+    """Put a case on the nodes. Lines that this kernel does not know are taken out; the case as it was loaded."""
+    rules = {}
+    for node in NODES:
+        lab.clear(node)
+    for node, text in case.sets.items():
+        lab.agents[node].run("ipset", "restore", "-exist", text=text)
+    for (node, backend), text in case.rules.items():
+        rules[node, backend] = _load_rules(lab, node, case.family, backend, text)
+    for node, values in case.sysctls.items():
+        lab.sysctl(node, values)
+    for node, commands in case.commands.items():
+        for words in commands:
+            lab.agents[node].run("ip", *words.split(), check=False)
+    return replace(case, rules=rules)
+
+
+def unload(lab: Lab, case: Case) -> None:
+    """Take back what `clear` does not: routes of the main table."""
+    for node, commands in case.commands.items():
+        for words in commands:
+            lab.agents[node].run("ip", *words.replace(" add ", " del ").split(), check=False)
+
+
+def _load_rules(lab: Lab, node: str, family: int, backend: str, text: str) -> str:
+    for _ in range(40):
+        try:
+            lab.restore(node, family, backend, text)
+        except LabError as error:
+            lines = text.splitlines()
+            found = _FAILED_LINE.search(str(error))
+            number = int(found.group(1)) if found else 0
+            if not 0 < number <= len(lines):
+                raise
+            if lines[number - 1] == "COMMIT":  # the kernel refused one rule of the table: without any, then
+                start = max(i for i in range(number) if lines[i].startswith("*"))
+                lines = [x for i, x in enumerate(lines) if not (start < i < number - 1 and x.startswith("-A"))]
+            else:
+                del lines[number - 1]
+            text = "\n".join(lines) + "\n"
+        else:
+            return text
+    raise LabError("no line of the ruleset can be loaded")
+
+
+def walker_of(lab: Lab) -> Walker:
+    """ktp's walker over what the nodes say now."""
+    return Walker(topology_of_lab(lab.capture()))
+
+
+def run_case(lab: Lab, case: Case, *, counted: bool = False) -> list[Outcome]:
+    """Load a case, send its packets, ask ktp. `counted` compares the rules' counters as well, one packet at a time."""
+    case = load(lab, case)
+    try:
+        walker = walker_of(lab)
+        answers = [answer_flow(walker, Flow(**flow_of(p, case.family))) for p in case.packets]
+        if counted:
+            return [_count(lab, case, p, answer) for p, answer in zip(case.packets, answers, strict=True)]
+        results = lab.probe([_wire(p) for p in case.packets])
+        out = [_judge(p, kernel, answer) for p, kernel, answer in zip(case.packets, results, answers, strict=True)]
+        for number, each in enumerate(out):
+            if not each.agrees:  # alone, and with patience
+                for node in NODES:
+                    lab.agents[node].run("conntrack", "-F", check=False)
+                again = lab.probe([{**_wire(each.packet), "timeout": _PATIENCE}])[0]
+                out[number] = _judge(each.packet, again, each.answer)
+        return out
+    finally:
+        unload(lab, case)
+
+
+def _wire(p: Packet) -> dict[str, Any]:
+    return {"host": p.host, "dst": p.dst, "port": p.port, "proto": p.proto, "src": p.src, "timeout": 0.3}
+
+
+def _judge(p: Packet, kernel: dict[str, Any], answer: FlowAnswer) -> Outcome:
+    if answer.symptom is Symptom.UNKNOWN:
+        return Outcome(p, kernel, answer, True, "undetermined")
+    reasons = [_differs(kernel, path) for path in answer.paths]
+    if any(r is None for r in reasons):
+        return Outcome(p, kernel, answer, True)
+    return Outcome(p, kernel, answer, False, "; ".join(dict.fromkeys(r for r in reasons if r)))
+
+
+def _differs(kernel: dict[str, Any], path: Path) -> str | None:
+    if kernel["outcome"] != path.symptom.value:
+        return f"kernel {kernel}, ktp {path.symptom.value} ({path.reason})"
+    if kernel["outcome"] != "connects" or "ip" not in kernel:
+        return None
+    said = (path.endpoint_ip, path.endpoint_port, path.source_seen)
+    real = (kernel["ip"], kernel["port"], kernel["source"])
+    if said != real:
+        return f"kernel {real}, ktp {said}"
+    if path.endpoint_name not in (None, kernel["name"]):
+        return f"kernel {kernel['name']}, ktp {path.endpoint_name}"
+    return None
+
+
+# -- counters
+
+
+def read_counters(lab: Lab, case: Case) -> dict[tuple[str, str, str, str, int], int]:
+    """(node, back end, table, chain, position) → packets."""
+    out = {}
+    for node, backend in case.rules:
+        table, at = "", Counter[str]()
+        for line in lab.counters(node, case.family, backend).splitlines():
+            if line.startswith("*"):
+                table, at = line[1:], Counter()
+            elif found := _COUNTED.match(line):
+                chain = found.group(2)[3:]
+                at[chain] += 1
+                out[node, backend, table, chain, at[chain]] = int(found.group(1))
+    return out
+
+
+def expected_counters(path: Path) -> Counter[tuple[str, str, str, str, int]]:
+    """The rules that ktp says matched, request, answer and error alike."""
+    out: Counter[tuple[str, str, str, str, int]] = Counter()
+    for hop in path.hops:
+        for step in hop.steps:
+            if step.kind == "rule":
+                out[hop.node, step.backend.removeprefix("iptables-"), step.table, step.chain, step.position] += 1
+    return out
+
+
+def _count(lab: Lab, case: Case, p: Packet, answer: FlowAnswer) -> Outcome:
+    for node in NODES:
+        lab.agents[node].run("conntrack", "-F", check=False)
+    before = read_counters(lab, case)
+    kernel = lab.probe([_wire(p)])[0]
+    after = read_counters(lab, case)
+    moved = {k: n - before.get(k, 0) for k, n in after.items() if n != before.get(k, 0)}
+    judged = _judge(p, kernel, answer)
+    if not judged.agrees:
+        again = lab.probe([{**_wire(p), "timeout": _PATIENCE}])[0]
+        return _judge(p, again, answer)
+    if answer.symptom is Symptom.UNKNOWN or any(u for u in answer.unknowns):
+        return judged
+    whole = case.family == 4 and (p.proto == "udp" or kernel["outcome"] != "connects")
+    tries = []
+    for path in answer.paths:
+        if _differs(kernel, path) is not None:
+            continue
+        said = expected_counters(path)
+        if whole and dict(said) == moved:
+            return replace(judged, moved=moved)
+        if not whole and _contained(said, moved):
+            return replace(judged, moved=moved)
+        tries.append(dict(said))
+    return replace(judged, agrees=False, why=f"counters: kernel {moved}, ktp {tries}", moved=moved)
+
+
+def _contained(said: Counter[Any], moved: dict[Any, int]) -> bool:
+    """A TCP connection has more packets than ktp walks: what it says must be there; of nat, that and nothing else."""
+    if any(moved.get(k, 0) < n for k, n in said.items()):
+        return False
+    return {k: n for k, n in moved.items() if k[2] == "nat"} == {k: n for k, n in said.items() if k[2] == "nat"}
+
+
+def tell(case: Case, outcome: Outcome) -> str:
+    """A disagreement for people: the case, the packet, what each side says."""
+    parts = [f"seed {case.seed} IPv{case.family} {outcome.packet}", outcome.why]
+    parts += [f"  kernel: {outcome.kernel}"]
+    for path in outcome.answer.paths[:4]:
+        parts.append(f"  ktp {path.probability:.2f} {path.symptom.value}: {path.reason}")
+        for hop in path.hops:
+            parts.append(f"    {hop.node} {hop.direction}: {hop.arrived} -> {hop.left} {hop.in_interface} {hop.out_interface}")
+            parts += [f"      {s.hook} {s.table} {s.text} | {s.effect}" for s in hop.steps]
+    for key, text in case.rules.items():
+        parts.append(f"  rules {key}:")
+        parts += [f"    {line}" for line in text.splitlines()]
+    for what in (case.sets, case.sysctls, case.commands):
+        if any(what.values()):
+            parts.append(f"  {what}")
+    return "\n".join(parts)
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """How many pairs, of what symptom, and how many that ktp leaves open."""
+    return dict(Counter(o.answer.symptom.value for o in outcomes))

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Makes a test's copy of a recorded cluster: `tools/reduce_case.py CASE OUT [--namespace NS]`.
+
+Rules, addresses, routes and sysctls stay byte for byte; objects lose what no answer reads; the nft
+listing of rules that the iptables dump has already is left out. With --namespace only its objects and the flows to
+its Services are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+NAMESPACED = ("services", "endpointslices", "endpoints", "pods")
+LEFT_OUT = ("nft-ruleset.json",)
+NOISE = ("managedFields", "uid", "resourceVersion", "generation", "creationTimestamp", "selfLink")
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+def main() -> None:
+    """Write the copy."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("case", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--namespace")
+    arguments = parser.parse_args()
+    case, out, namespace = arguments.case, arguments.out, arguments.namespace
+    if out.exists():
+        shutil.rmtree(out)
+    (out / "cluster").mkdir(parents=True)
+    for name in (*NAMESPACED, "nodes"):
+        items = json.loads((case / "cluster" / f"{name}.json").read_text())["items"]
+        if namespace is not None and name != "nodes":
+            items = [i for i in items if i["metadata"]["namespace"] == namespace]
+        written = ",\n".join(json.dumps(_without_noise(i), separators=(",", ":")) for i in items)
+        (out / "cluster" / f"{name}.json").write_text(
+            f'{{"apiVersion":"v1","kind":"List","items":[\n{written}\n]}}\n'
+        )
+    for name in ("cluster/version.json", "case.json"):
+        shutil.copyfile(case / name, out / name)
+    for node in sorted((case / "nodes").iterdir()):
+        (out / "nodes" / node.name).mkdir(parents=True)
+        for file in sorted(node.iterdir()):
+            if file.name not in LEFT_OUT:
+                shutil.copyfile(file, out / "nodes" / node.name / file.name)
+    probes = json.loads((case / "probes.json").read_text())
+    if namespace is not None:
+        probes = [p for p in probes if p["service"].startswith(f"{namespace}/")]
+    written = ",\n".join(json.dumps(p, separators=(",", ":")) for p in probes)
+    (out / "probes.json").write_text(f"[\n{written}\n]\n")
+
+
+def _without_noise(item: dict[str, Any]) -> dict[str, Any]:
+    meta = {key: value for key, value in item["metadata"].items() if key not in NOISE}
+    annotations = {k: v for k, v in meta.pop("annotations", {}).items() if k != LAST_APPLIED}
+    if annotations:
+        meta["annotations"] = annotations
+    return {**item, "metadata": meta}
+
+
+if __name__ == "__main__":
+    main()
