@@ -52,7 +52,8 @@ imports: $(DEV) ## the import contract
 fmt: $(DEV) ## let ruff format and repair what it can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(DEV) ## the slow tests: big dumps and timings
+bench: $(DEV) ## big dumps and timings, as ratios (BENCH_ARGS='--only batch'), then the slow tests
+	@$(BIN)/python bench/run.py $(BENCH_ARGS)
 	@$(BIN)/python -m pytest -m slow -s --durations=0 $(PYTEST_ARGS)
 
 clean: ## remove the virtual environment, caches and builds

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,13 @@ from ktp.model.trace import Flow, Symptom
 
 if TYPE_CHECKING:
     from ktp.dataplane.walk import Walker
-    from ktp.model.capture import Capture
+    from ktp.kubeproxy.frontends import FrontEndKind
+    from ktp.collect.redact import ChainNaming
+    from ktp.model.capture import Capture, EvidenceGap
     from ktp.model.cluster import Cluster, Service
     from ktp.model.diagnosis import ServiceDiagnosis
+    from ktp.model.explanation import Explanation
+    from ktp.model.ruleset import Ruleset
     from ktp.model.snapshot import Snapshot
     from ktp.model.trace import FlowAnswer
 
@@ -512,3 +516,462 @@ def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
     if any(r.failing for r in rows):
         return ExitCode.FINDINGS
     return ExitCode.UNDETERMINED if any(r.unknown for r in rows) else ExitCode.OK
+
+
+# ---------------------------------------------------------------------------------------------- explain-rules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """What `ktp explain-rules` shows, and its exit status."""
+
+    explanations: tuple[Explanation, ...]
+    status: ExitCode
+
+
+def open_rules(file: str | None, stdin: Any) -> Ruleset | None:
+    """The dump of `--rules`, "-" being standard input; None where the option is not given."""
+    if file is None:
+        return None
+    # Imported before the pipe is read: its writer is at work meanwhile.
+    import ktp.explain.explain  # noqa: F401
+    from ktp.parse.iptables_save import open_ruleset
+
+    if file == "-":
+        if stdin.isatty():
+            raise UsageError("nothing is piped in", hint="iptables-save | ktp explain-rules … --rules -")
+        return open_ruleset(stdin.buffer.read(), source="standard input")
+    return open_ruleset(Path(file), source=file)
+
+
+def explain_node_port(settings: Settings, text: str, vantage: str, dump: Ruleset | None) -> Explained:
+    """`ktp explain-rules --node-port`: from a dump, a snapshot, or this machine."""
+    from ktp.explain.explain import ask_dump, explain_flow
+    from ktp.explain.front_end import node_port_rules
+
+    port, protocol = _node_port(text)
+    if dump is None:
+        return _explain_snapshot_port(settings, port, protocol, vantage)
+    rules = node_port_rules(dump, protocol, port)
+    if not rules:
+        raise _no_such_node_port([dump], protocol, port, ())
+    node = settings.nodes[0] if settings.nodes else "this node"
+    walker, asked = ask_dump(dump, node, protocol, port, vantage, rules)
+    return _explained([explain_flow(walker, asked, every_rule=settings.verbose)])
+
+
+def explain_chain(settings: Settings, name: str, dump: Ruleset | None) -> Explained:
+    """`ktp explain-rules --chain`: from a dump, a snapshot, or this machine."""
+    from ktp.explain.explain import explain_chain_alone, near_chains
+
+    rulesets = [(settings.nodes[0] if settings.nodes else "this node", dump)] if dump is not None else []
+    if dump is None:
+        snapshot = _rules_snapshot(settings)
+        rulesets = [(node, r) for node, state in snapshot.nodes.items() for r in state.rulesets]
+        _require_rules(snapshot, settings)
+    found = [
+        e
+        for node, ruleset in rulesets
+        if ruleset is not None
+        and (e := explain_chain_alone(ruleset, node, name, every_rule=settings.verbose)) is not None
+    ]
+    if not found:
+        near = dict.fromkeys(n for _, r in rulesets if r is not None for n in near_chains(r, name))
+        words = f"; did you mean {' or '.join(list(near)[:3])}?" if near else ""
+        where = rulesets[0][1].source if len(rulesets) == 1 and rulesets[0][1] is not None else "these rules"
+        raise NotFoundError(f"there is no chain {name!r} in {where}{words}")
+    with_rules = [e for e in found if any(c.rules or c.left_out for c in e.chains)]
+    return Explained(explanations=tuple(with_rules or found), status=ExitCode.OK)
+
+
+def explain_service(settings: Settings, text: str, vantage: str) -> Explained:
+    """`ktp explain-rules NAMESPACE/NAME`: every front end on each node with rules."""
+    from ktp.explain.explain import EXTERNAL, NODE
+    from ktp.kubeproxy.frontends import FrontEndKind, ignored_reason
+    from ktp.model.cluster import ip_of
+
+    snapshot, service = snapshot_for_service(settings, text)
+    _require_rules(snapshot, settings)
+    if reason := ignored_reason(service):
+        raise UsageError(f"kube-proxy makes no rules for {service.key}: {reason}")
+    found: list[Explanation] = []
+    for port in service.ports:
+        protocol = port.protocol.lower()
+        ends = [(FrontEndKind.NODE_PORT, None, port.node_port, vantage)] if port.node_port else []
+        outside = [(FrontEndKind.LOAD_BALANCER, i.ip) for i in service.ingress]
+        outside += [(FrontEndKind.EXTERNAL_IP, ip) for ip in service.external_ips]
+        asker = NODE if vantage != "pod" else vantage
+        ends += [(kind, ip, port.port, EXTERNAL if vantage == EXTERNAL else asker) for kind, ip in outside if ip]
+        ends += [(FrontEndKind.CLUSTER_IP, ip, port.port, asker) for ip in service.cluster_ips]
+        named = f"{service.key}{':' + port.name if port.name else ''}"
+        for kind, address, number, who in ends:
+            for node in _nodes_with_rules(snapshot, settings):
+                ip = ip_of(address) if address is not None else None
+                found += _explain_end(settings, snapshot, node, who, protocol, number, kind, ip, named, service)
+    return _explained(found)
+
+
+def _node_port(text: str) -> tuple[int, str]:
+    number, slash, protocol = text.partition("/")
+    protocol = protocol.lower() if slash else "tcp"
+    if not number.isdigit() or not 0 < int(number) < 65536 or protocol not in ("tcp", "udp", "sctp"):
+        raise UsageError(f"{text!r} is not a node port; write 31015 or 31015/udp")
+    return int(number), protocol
+
+
+def _rules_snapshot(settings: Settings) -> Snapshot:
+    """The snapshot, the cluster where one is named, else this machine alone: it needs no API server."""
+    if offline(settings) or settings.kubeconfig is not None or settings.context is not None:
+        return snapshot_for_all(settings, None)
+    import socket
+
+    from ktp.collect.local_node import collect_local_node
+    from ktp.parse.snapshot import parse_snapshot
+
+    name = settings.nodes[0] if settings.nodes else socket.gethostname()
+    return parse_snapshot(collect_local_node(name))
+
+
+def _nodes_with_rules(snapshot: Snapshot, settings: Settings) -> list[str]:
+    names = settings.nodes or tuple(snapshot.nodes)
+    return [n for n in names if n in snapshot.nodes and snapshot.nodes[n].rulesets]
+
+
+def _require_rules(snapshot: Snapshot, settings: Settings) -> None:
+    if _nodes_with_rules(snapshot, settings):
+        return
+    where = " and ".join(settings.nodes) or "any node"
+    if any(n.nft is not None for n in snapshot.nodes.values()):
+        raise EvidenceError(
+            f"no iptables rules of {where} were read, only native nftables, which explain-rules does not show",
+            hint="`ktp diagnose svc` and `ktp trace` follow nftables",
+        )
+    gap = next((g for g in snapshot.gaps if "rules" in g.kind), None)
+    raise EvidenceError(
+        f"no packet filter rules of {where} were read" + (f": {gap.message}" if gap is not None else ""),
+        hint=(gap.remedy if gap is not None and gap.remedy else None)
+        or "run ktp on the node as root, or `iptables-save | ktp explain-rules … --rules -`",
+    )
+
+
+def _no_such_node_port(
+    rulesets: list[Ruleset], protocol: str, port: int, known: tuple[tuple[int, str, str], ...]
+) -> Exception:
+    from ktp.explain.front_end import is_ipvs, near_node_ports, node_ports
+
+    if not known and not any(r.chain("nat", "KUBE-SERVICES") for r in rulesets):
+        return EvidenceError(
+            f"{rulesets[0].source} holds no rules of kube-proxy at all",
+            hint="a node may have rules in both back ends: try iptables-nft-save and iptables-legacy-save",
+        )
+    if not known and any(is_ipvs(r) for r in rulesets):
+        return EvidenceError(
+            "kube-proxy runs in IPVS mode here: node ports are in ipsets and IPVS, not in rules",
+            hint="use a snapshot that has ipset-save.txt and ipvsadm.txt",
+        )
+    ports = sorted({*known, *(p for r in rulesets for p in node_ports(r))})
+    near = [
+        f"{n}/{its}" + (f" ({service})" if service else "") for n, its, service in near_node_ports(ports, protocol, port)
+    ]
+    words = f"; near it there are {', '.join(near)}" if near else "; there are no node ports at all"
+    return NotFoundError(f"no rule names node port {port}/{protocol}{words}")
+
+
+def _explain_snapshot_port(settings: Settings, port: int, protocol: str, vantage: str) -> Explained:
+    from ktp.explain.front_end import node_port_rules
+    from ktp.kubeproxy.frontends import FrontEndKind
+
+    snapshot = _rules_snapshot(settings)
+    _require_rules(snapshot, settings)
+    services = [
+        (service, f"{service.key}{':' + p.name if p.name else ''}")
+        for service in snapshot.cluster.services.values()
+        for p in service.ports
+        if p.node_port == port and p.protocol.lower() == protocol
+    ]
+    nodes = _nodes_with_rules(snapshot, settings)
+    rulesets = [r for n in nodes for r in snapshot.nodes[n].rulesets]
+    if not services and not any(node_port_rules(r, protocol, port) for r in rulesets):
+        known = tuple(
+            (p.node_port, p.protocol.lower(), s.key)
+            for s in snapshot.cluster.services.values()
+            for p in s.ports
+            if p.node_port
+        )
+        raise _no_such_node_port(rulesets, protocol, port, known)
+    service, named = services[0] if services else (None, None)
+    found: list[Explanation] = []
+    for node in nodes:
+        found += _explain_end(
+            settings, snapshot, node, vantage, protocol, port, FrontEndKind.NODE_PORT, None, named, service
+        )
+    return _explained(found)
+
+
+def _explain_end(
+    settings: Settings,
+    snapshot: Snapshot,
+    node: str,
+    vantage: str,
+    protocol: str,
+    port: int,
+    kind: FrontEndKind,
+    address: IPv4Address | IPv6Address | None,
+    named: str | None,
+    service: Service | None,
+) -> list[Explanation]:
+    """One front end on one node: one explanation for each address family it is served in."""
+    from ktp.diagnose.questions import PodsByNode, external_client, node_addresses, with_supposed_pods
+    from ktp.explain.explain import EXTERNAL, LOCALHOST, LOOPBACK, POD, Asked, explain_flow, rules_of
+    from ktp.explain.front_end import node_port_rules
+    from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ip_versions_of
+    from ktp.model.cluster import Service as AnyService
+
+    out: list[Explanation] = []
+    own = node_addresses(snapshot, node)
+    versions = (address.version,) if address is not None else ip_versions_of(service) if service is not None else (4, 6)
+    for version in versions:
+        word = "ip" if version == 4 else "ip6"
+        rulesets = snapshot.nodes[node].rulesets_of(word)
+        rules = [node_port_rules(r, protocol, port) for r in rulesets]
+        target = address or next((ip for ip in own if ip.version == version), None)
+        if target is None or not rulesets or (service is None and not any(rules)):
+            continue
+        end = FrontEnd(kind=kind, ip=target, port=port, protocol=protocol.upper(), ip_version=version)
+        flow = {"dst": str(target), "port": port, "protocol": protocol}
+        notes: list[str] = []
+        asked_of = snapshot
+        if vantage == EXTERNAL:
+            client = external_client(snapshot, service or AnyService(namespace="", name=""), end, node)
+            flow |= {"src": str(client), "via": node}
+            notes.append(f"the client is taken to be {client}")
+        elif vantage == POD:
+            pods = PodsByNode(snapshot.cluster)
+            asked_of, supposed = with_supposed_pods(snapshot, pods, version)
+            pod = pods.client(node, version)
+            pod = pod or (("a supposed pod", supposed[node]) if node in supposed else None)
+            if pod is None:
+                raise EvidenceError(f"no pod of {node} is known, and no podCIDR of it either")
+            flow |= {"src": str(pod[1]), "from_node": node}
+            notes.append(f"the pod is {pod[0]}, {pod[1]}")
+        elif vantage == LOCALHOST and kind is FrontEndKind.NODE_PORT:
+            flow |= {"dst": LOOPBACK[version], "src": LOOPBACK[version], "from_node": node}
+        else:
+            flow |= {"from_node": node}
+        best = next((i for i, r in enumerate(rulesets) if r.chain("nat", "KUBE-SERVICES") is not None), 0)
+        words = {FrontEndKind.LOAD_BALANCER: "load-balancer IP", FrontEndKind.EXTERNAL_IP: "external IP"}
+        subject = f"node port {port}/{protocol}"
+        if kind is not FrontEndKind.NODE_PORT:
+            shown = f"[{target}]" if version == 6 else target
+            subject = f"{words.get(kind, 'cluster IP')} {shown}:{port}/{protocol}"
+        named = named or rules[best].service
+        asked = Asked(
+            subject=subject + (f" of {named}" if named else ""),
+            node=node,
+            vantage=vantage,
+            flow=Flow(**flow),
+            source=", ".join(r.source for r in rulesets),
+            rules_of=", and ".join(dict.fromkeys(rules_of(r, rules[i].nat) for i, r in enumerate(rulesets))),
+            rules=rules[best] if kind is FrontEndKind.NODE_PORT else None,
+            notes=tuple(notes),
+        )
+        out.append(explain_flow(walker_for(asked_of), asked, every_rule=settings.verbose))
+    return out
+
+
+def _explained(explanations: list[Explanation]) -> Explained:
+    from ktp.explain.verdict import is_fine
+
+    if not explanations:
+        raise EvidenceError("no node with rules has an address to ask about")
+    verdicts = [e.verdict for e in explanations if e.verdict is not None]
+    status = ExitCode.OK
+    if any(v.symptom == Symptom.UNKNOWN.value for v in verdicts):
+        status = ExitCode.UNDETERMINED
+    if any(not is_fine(v) and v.symptom != Symptom.UNKNOWN.value for v in verdicts):
+        status = ExitCode.FINDINGS
+    return Explained(explanations=tuple(explanations), status=status)
+
+
+# --------------------------------------------------------------------------------------------------- snapshots
+
+# Nodes that are read before anything is written: what an interrupted run loses at most.
+_NODES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What `ktp snapshot` wrote. `nodes_with_rules` counts those whose packet filter rules are in it."""
+
+    path: str
+    services: int | None
+    nodes: int
+    nodes_with_rules: int
+    resumed: int
+    redacted: bool
+    gaps: tuple[EvidenceGap, ...]
+
+
+def take_snapshot(
+    settings: Settings,
+    out: str,
+    *,
+    resume: bool = False,
+    redact: bool = False,
+    redact_map: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Taken:
+    """`ktp snapshot OUT`: collect a cluster, or take over --snapshot, and write it.
+
+    `progress` is told in words what is going on. Raises EvidenceError where nothing could be had.
+    """
+    from ktp.collect.snapshot import is_archive_name, write_snapshot
+    from ktp.collect.strip import strip_capture
+
+    archive = is_archive_name(out)
+    if redact_map is not None and not redact:
+        raise UsageError("--redact-map says where to keep the pseudonyms of --redact; give both")
+    if resume and (archive or redact or offline(settings)):
+        what = "an archive" if archive else "a redacted snapshot" if redact else "a copy of a snapshot"
+        raise UsageError(
+            f"--resume takes up a folder that is read from a live cluster, and not {what}",
+            hint="collect into a folder first, then convert it: ktp snapshot --snapshot FOLDER OUT",
+        )
+    if not offline(settings) and not archive and not redact:
+        return _take_into_folder(settings, out, resume=resume, progress=progress)
+    if offline(settings):
+        capture: Capture = open_offline(settings)
+        nodes = settings.nodes or None
+        known = set(capture.node_names())
+        for name in settings.nodes:
+            if name not in known:
+                raise NotFoundError(f"there is nothing of a node {name!r} in the snapshot" + _near(name, known))
+        capture = strip_capture(capture, namespace=settings.namespace, nodes=nodes)
+    else:
+        progress("reading the API server")
+        cluster = _cluster_capture(settings)
+        progress("reading the nodes")
+        capture = strip_capture(_with_nodes(settings, cluster), nodes=settings.nodes or None)
+    if redact:
+        progress("replacing names and addresses")
+        capture = _redacted(capture, redact_map)
+    progress(f"writing {out}")
+    write_snapshot(capture, out)
+    return _taken(out, capture, redacted=redact)
+
+
+def _cluster_capture(settings: Settings) -> Capture:
+    from ktp.collect.cluster import collect_services
+    from ktp.collect.kube_api import connect
+
+    return collect_services(connect(settings.kubeconfig, settings.context), settings.namespace)
+
+
+def _take_into_folder(
+    settings: Settings, out: str, *, resume: bool, progress: Callable[[str], None]
+) -> Taken:
+    """Node by node, so that what was read is kept where the run is interrupted."""
+    from ktp.collect.snapshot import SnapshotFolder, open_snapshot
+    from ktp.collect.strip import strip_capture
+
+    progress("reading the API server")
+    cluster = strip_capture(_cluster_capture(settings))
+    folder = SnapshotFolder(out, resume=resume)
+    files = {name: cluster.read(name) for name in cluster.names()}
+    folder.write_cluster(files)
+    in_cluster = {name.split("/")[1] for name in files if name.startswith("nodes/")} | _node_objects(files)
+    for name in settings.nodes:
+        if in_cluster and name not in in_cluster:
+            raise NotFoundError(f"there is no node {name!r} in the cluster" + _near(name, in_cluster))
+    wanted = sorted(settings.nodes or in_cluster)
+    done = folder.complete_nodes()
+    gaps = [*cluster.gaps, *(gap for gap in folder.gaps if gap.subject.partition("/")[0] in done)]
+    left = [name for name in wanted if name not in done]
+    for name in left:
+        folder.write_node(name, files)
+    remote = settings.node_access in {"ssh", "kube-proxy"}
+    batches = [left] if not remote else [left[i : i + _NODES_AT_ONCE] for i in range(0, len(left), _NODES_AT_ONCE)]
+    for number, batch in enumerate(batches):
+        if wanted and not batch:
+            continue  # every node is there already
+        if remote:
+            progress(f"reading nodes {number * _NODES_AT_ONCE + 1} to {number * _NODES_AT_ONCE + len(batch)} of {len(left)}")
+        else:
+            progress("reading this machine")
+        asked = replace(settings, nodes=tuple(batch) if remote or resume or settings.nodes else ())
+        read = strip_capture(_with_nodes(asked, cluster))
+        new = {name: read.read(name) for name in read.names() if name.startswith("nodes/")}
+        for name in read.node_names():
+            if name not in done:
+                folder.write_node(name, new)
+        gaps += [gap for gap in read.gaps if gap not in gaps]
+        folder.write_gaps(gaps)
+    folder.write_gaps(gaps)
+    return _taken(out, open_snapshot(out), resumed=len(done.intersection(wanted)))
+
+
+def _node_objects(files: Mapping[str, bytes]) -> set[str]:
+    if "cluster/nodes.json" not in files:
+        return set()
+    return {item["metadata"]["name"] for item in json.loads(files["cluster/nodes.json"])["items"]}
+
+
+def _taken(out: str, capture: Capture, *, redacted: bool = False, resumed: int = 0) -> Taken:
+    nodes = capture.node_names()
+    rules = {name.split("/")[1] for name in capture.names() if "tables" in name or "nft-ruleset" in name}
+    services = json.loads(capture.read("cluster/services.json"))["items"] if capture.has("cluster/services.json") else None
+    return Taken(
+        path=out,
+        services=None if services is None else len(services),
+        nodes=len(nodes),
+        nodes_with_rules=len(rules.intersection(nodes)),
+        resumed=resumed,
+        redacted=redacted,
+        gaps=tuple(capture.gaps),
+    )
+
+
+def _redacted(capture: Capture, redact_map: str | None) -> Capture:
+    """The capture with pseudonyms; those of an existing `redact_map` are used again."""
+    import secrets
+
+    from ktp.collect.redact import redact_capture
+    from ktp.collect.snapshot import write_private_file
+
+    known: dict[str, Any] = {}
+    if redact_map is not None and Path(redact_map).exists():
+        try:
+            known = json.loads(Path(redact_map).read_bytes())
+            key, names = bytes.fromhex(known["key"]), dict(known["names"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"{redact_map} exists and is not a map that --redact-map wrote", hint="choose another name"
+            ) from None
+    else:
+        key, names = secrets.token_bytes(32), {}
+    redaction = redact_capture(capture, chain_naming(), key=key, known=names)
+    if redact_map is not None:
+        content = json.dumps(redaction.mapping(), indent=1, ensure_ascii=False).encode() + b"\n"
+        write_private_file(redact_map, content)
+    return redaction.capture
+
+
+def chain_naming() -> ChainNaming:
+    """How kube-proxy names chains, for the redactor: collect knows nothing of kube-proxy."""
+    from ktp.collect.redact import ChainNaming
+    from ktp.kubeproxy import names
+
+    def nft_service(namespace: str, service: str, protocol: str, port: str) -> str:
+        chains = names.nft_service_chains(namespace, service, protocol, port)
+        return chains.service.removeprefix(names.NFT_SERVICE_PREFIX)
+
+    def nft_endpoint(namespace: str, service: str, protocol: str, port: str, ip: str, number: int) -> str:
+        found = names.nft_endpoint_names(namespace, service, protocol, port, ip, number)
+        return found.chain.removeprefix(names.NFT_ENDPOINT_PREFIX)
+
+    return ChainNaming(
+        service_suffix=names.service_suffix,
+        endpoint_suffix=names.endpoint_suffix,
+        nft_service=nft_service,
+        nft_endpoint=nft_endpoint,
+    )

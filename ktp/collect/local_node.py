@@ -71,7 +71,6 @@ _NOT_FOUND = 127
 # A table name that nft reads as one word, and the elements that `nft -j` prints.
 _NFT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _NFT_LIST = re.compile(rb'\{"nftables": ?\[(.*)\]\}', re.DOTALL)
-_INCOMPATIBLE = re.compile(rb"^# Table `(\w+)' is incompatible", re.MULTILINE)
 _AS_ROOT = "run ktp as root on the node (sudo ktp …)"
 
 
@@ -466,6 +465,9 @@ class _NodeReader:
         dumped = {("ip", table) for table in BASE_CHAINS}
         if self._runner.has_command("ip6tables-nft-save"):
             dumped |= {("ip6", table) for table in BASE_CHAINS}
+        for family in {family for family, _ in tables & dumped}:
+            listed = self._runner.run(("nft", "list", "chains", family), timeout=COMMAND_TIMEOUT)
+            dumped -= foreign_hooks(listed.stdout)
         return self._nft_json(sorted(tables - dumped))
 
     def _nft_json(self, tables: Sequence[tuple[str, str]]) -> _Part:
@@ -516,21 +518,7 @@ class _NodeReader:
         return self._command("ipset-save.txt", "ipset", "ipset save")
 
     def settle(self, files: dict[str, bytes], gaps: list[EvidenceGap]) -> list[EvidenceGap]:
-        """The gaps that remain once all reads are known: a missing command matters only if it had work.
-
-        Adds the tables to `files` that turned out not to be iptables' own.
-        """
-        foreign = [
-            (family, name.decode())
-            for family, file in (("ip", "iptables-nft-save.txt"), ("ip6", "ip6tables-nft-save.txt"))
-            for name in _INCOMPATIBLE.findall(files.get(file, b""))
-        ]
-        own = files.get("nft-ruleset.json")
-        if foreign and own is not None and self._is_large_node():
-            tables = [tuple(pair.decode().split()) for pair in _table_names(own)]
-            part = self._nft_json(sorted({*foreign, *((family, name) for family, name in tables)}))
-            files |= part.files
-            gaps = gaps + part.gaps
+        """The gaps that remain once all reads are known: a missing command matters only if it had work."""
         ruleset = files.get("nft-ruleset.json")
         if ruleset is not None and not _IPTABLES_NFT_TABLE.search(ruleset):
             gaps = [gap for gap in gaps if gap.kind != _NFT_TABLES]

@@ -185,6 +185,24 @@ def list_nft_tables(runner: CommandRunner) -> frozenset[tuple[str, str]] | None:
     return frozenset((family.decode(), name.decode(errors="surrogateescape")) for family, name in found)
 
 
+def foreign_hooks(listed: bytes) -> frozenset[tuple[str, str]]:
+    """The tables in `nft list chains` that hold a base chain which is not one of iptables' own.
+
+    `iptables-nft-save` leaves such a chain out with a comment, although packets pass through it.
+    """
+    found = set()
+    table, chain = ("", ""), ""
+    for line in listed.decode("utf-8", "surrogateescape").splitlines():
+        words = line.split()
+        if line.startswith("table ") and len(words) >= 3:
+            table = (words[1], words[2])
+        elif line.startswith("\tchain ") and len(words) >= 2:
+            chain = words[1]
+        elif line.startswith("\t\ttype ") and chain not in BASE_CHAINS.get(table[1], ()):
+            found.add(table)
+    return frozenset(found)
+
+
 def collect_reachable(
     runner: CommandRunner,
     node: str,

@@ -301,7 +301,7 @@ def _without_top_folder(files: Mapping[str, bytes]) -> dict[str, bytes]:
 def write_snapshot(capture: Capture, path: str | Path) -> None:
     """Write a capture as an archive if `path` ends in .tar.gz or .tgz, else as a folder; see below."""
     path = Path(path)
-    if path.name.endswith((".tar.gz", ".tgz")):
+    if is_archive_name(path):
         write_archive(capture, path)
     else:
         write_folder(capture, path)
@@ -368,11 +368,14 @@ def _contents(capture: Capture) -> Iterator[tuple[str, bytes]]:
             raise SnapshotError(f"{name!r} is not the name of a snapshot's file")
         yield name, capture.read(name)
     if capture.gaps:
-        gaps = [
-            {"kind": gap.kind, "subject": gap.subject, "message": gap.message, "remedy": gap.remedy}
-            for gap in capture.gaps
-        ]
-        yield GAPS_FILE, json.dumps(gaps, indent=1, ensure_ascii=False).encode()
+        yield GAPS_FILE, _gaps_json(capture.gaps)
+
+
+def _gaps_json(gaps: Iterable[EvidenceGap]) -> bytes:
+    entries = [
+        {"kind": gap.kind, "subject": gap.subject, "message": gap.message, "remedy": gap.remedy} for gap in gaps
+    ]
+    return json.dumps(entries, indent=1, ensure_ascii=False).encode()
 
 
 def _make_private_folders(folder: Path, root: Path) -> None:
@@ -392,3 +395,99 @@ def _refuse_existing(path: Path) -> None:
 
 def _unwritable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"the snapshot cannot be written to {path}: {_reason(error)}")
+
+
+class SnapshotFolder:
+    """A snapshot folder that is written node by node and can be taken up again where it broke off.
+
+    Each node's files appear at once or not at all, so that a node that has a folder with rules is done.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool) -> None:
+        """Raises UsageError if there is something at `path` and `resume` is not set, or it cannot be written."""
+        self.path = Path(path).absolute()
+        self.gaps: tuple[EvidenceGap, ...] = ()
+        if not resume:
+            _refuse_existing(self.path)
+        try:
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            (self.path / "nodes").mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        if resume and (self.path / GAPS_FILE).is_file():
+            self.gaps = _parse_gaps(_read_file(self.path / GAPS_FILE), self.path)
+
+    def complete_nodes(self) -> frozenset[str]:
+        """The nodes whose packet filter rules are there already."""
+        return frozenset(
+            folder.name
+            for folder in _subfolders(self.path / "nodes")
+            if any(_holds_rules(file.name) for file in folder.iterdir())
+        )
+
+    def write_cluster(self, files: Mapping[str, bytes]) -> None:
+        """Replace `cluster/`; the names are those of a capture."""
+        self._replace("cluster", {name: files[name] for name in files if name.startswith("cluster/")})
+
+    def write_node(self, node: str, files: Mapping[str, bytes]) -> None:
+        """Replace `nodes/NODE/`."""
+        folder = f"nodes/{node}"
+        self._replace(folder, {name: files[name] for name in files if name.startswith(folder + "/")})
+
+    def write_gaps(self, gaps: Iterable[EvidenceGap]) -> None:
+        """Replace `gaps.json`."""
+        content = _gaps_json(gaps)
+        try:
+            descriptor, building = tempfile.mkstemp(prefix=".gaps.", dir=self.path)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            Path(building).replace(self.path / GAPS_FILE)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def _replace(self, folder: str, files: Mapping[str, bytes]) -> None:
+        for name in files:
+            if not _is_snapshot_name(name) or PurePosixPath(name).parent.as_posix() != folder:
+                raise SnapshotError(f"{name!r} is not the name of a snapshot's file")
+        if not files:
+            return
+        try:
+            building = Path(tempfile.mkdtemp(prefix=".building.", dir=self.path))
+            try:
+                for name, content in files.items():
+                    target = building / PurePosixPath(name).name
+                    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                        file.write(content)
+                if (self.path / folder).exists():
+                    (self.path / folder).rename(building.with_name(building.name + ".old"))
+                building.rename(self.path / folder)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+                shutil.rmtree(building.with_name(building.name + ".old"), ignore_errors=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+
+def _holds_rules(file: str) -> bool:
+    return file.endswith("tables-save.txt") or "tables-legacy-" in file or "tables-nft-" in file or "nft-rules" in file
+
+
+def is_archive_name(path: str | Path) -> bool:
+    """Whether a snapshot of this name is an archive."""
+    return Path(path).name.endswith((".tar.gz", ".tgz"))
+
+
+def write_private_file(path: str | Path, content: bytes) -> None:
+    """Write a file that only its owner may read, at once or not at all. Raises UsageError where that fails."""
+    path = Path(path).absolute()
+    try:
+        descriptor, building = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            Path(building).replace(path)
+        except BaseException:
+            Path(building).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {_reason(error)}") from None

@@ -23,6 +23,12 @@ _TYPE_NAMES = {
     "throw": "THROW",
 }
 
+
+def interface_matches(pattern: str, name: str) -> bool:
+    """Whether `name` is `pattern`, or begins with it where it ends in "+"."""
+    return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
+
+
 _ROUTED6 = frozenset(("LOCAL", "ANYCAST", "BLACKHOLE", "PROHIBIT", "UNREACHABLE"))
 
 
@@ -66,6 +72,11 @@ class Host:
         """The interface that holds the address."""
         found = self._addresses.get((family, ip))
         return found[0].name if found else None
+
+    def port_matches(self, bridge: str | None, pattern: str) -> bool | None:
+        """Whether the ports of a bridge match an interface pattern; None where some do and some do not."""
+        answers = {interface_matches(pattern, i.name) for i in self.interfaces.values() if i.master == bridge}
+        return answers.pop() if len(answers) == 1 else None
 
     def own_addresses(self) -> list[tuple[int, int, str]]:
         """(family, number, interface) of every address."""

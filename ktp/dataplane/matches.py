@@ -12,6 +12,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from ktp.dataplane import packet as pk
+from ktp.dataplane.host import interface_matches
 from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, SCTP, TCP, UDP, Packet, Port, to_int
 from ktp.model.ruleset import Match, Option
 
@@ -134,11 +135,6 @@ def _protocol_test(option: Option) -> Test | None:
     if option.negated:
         return lambda p, h, hook: p.proto != number
     return lambda p, h, hook: p.proto == number
-
-
-def interface_matches(pattern: str, name: str) -> bool:
-    """Whether `name` is `pattern`, or begins with it where it ends in "+"."""
-    return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
 
 
 def _interface_test(option: Option, incoming: bool) -> Test:
@@ -658,7 +654,6 @@ def _set(match: Match) -> Compiled | None:
 
 
 def _physdev(match: Match) -> Compiled | None:
-    # xt_physdev.c: without bridge information only the negated flags can match.
     tests: list[Test] = []
     for option in match.options:
         flag, negated = option.flag, option.negated
@@ -675,10 +670,15 @@ def _physdev(match: Match) -> Compiled | None:
             def test(
                 p: Packet, h: Host, hook: str, arg: str = arg, incoming: bool = incoming, negated: bool = negated
             ) -> bool | None:
-                name = p.physin if incoming else p.physout
-                if name is None:
-                    return negated
-                return interface_matches(arg, name) != negated
+                if p.physin is None:
+                    return negated  # physdev_mt: without the bridge's note every condition is taken as not met
+                if incoming:
+                    answer = h.port_matches(p.iif, arg)
+                elif p.physout is None:
+                    return False
+                else:
+                    answer = h.port_matches(p.oif, arg)
+                return None if answer is None else answer != negated
 
             tests.append(test)
         else:
@@ -705,10 +705,10 @@ def _length(match: Match) -> Compiled | None:
     def test(p: Packet, h: Host, hook: str) -> bool | None:
         if p.length is not None:
             return low <= p.length <= high
-        # A SYN with options is 44 to 60 bytes long (20 more over IPv6); a datagram may have any length.
-        if p.proto != TCP:
-            return None if high >= 28 and low <= 65535 and (low > 28 or high < 65535) else low <= 28
-        least, most = (40, 60) if p.family == 4 else (60, 80)
+        # A SYN with options is 44 to 60 bytes long; a datagram may have any length. IPv6 headers are 20 bytes longer.
+        least, most = (40, 60) if p.proto == TCP else (28, 65515)
+        if p.family == 6:
+            least, most = least + 20, most + 20
         if low <= least and most <= high:
             return True
         return False if high < least or low > most else None
@@ -927,7 +927,7 @@ _TABLE: dict[str, tuple[Callable[[Match], Compiled | None], str, str]] = {
     "hashlimit": (_hashlimit, "assumed", "below the limit"),
     "connlimit": (_connlimit, "assumed", "below the limit"),
     "quota": (_quota, "assumed", "not used up"),
-    "physdev": (_physdev, "exact", ""),
+    "physdev": (_physdev, "exact", "where some ports of the bridge match and some do not, which one it is is unknown"),
     "pkttype": (_pkttype, "exact", "unicast"),
     "length": (_length, "exact", "known for a SYN within its options, unknown for datagrams"),
     "ttl": (_ttl, "exact", "of packets from outside it is unknown"),

@@ -314,16 +314,21 @@ class Walker:
         """The interface by which the node reaches `ip` directly, and whether it is a bridge."""
         if not host.has_network:
             return None, False
-        # What policy routing does with other packets to `ip` does not move the interface that leads there.
-        direct = host.fib[family].in_table(MAIN, ip)
-        if direct is not None and direct[0].dst.prefixlen > 0 and direct[1] and direct[1][0].gateway is None:
-            dev = direct[1][0].dev
-        else:
+        dev = self._direct_interface(host, family, ip)
+        if dev is None:
             found = host.fib[family].lookup(ip, iif="lo")
             dev = found.hops[0].dev if found.hops else None
             if found.type == "local":
                 return "lo", False
         return dev, dev is not None and self._is_bridge(host, dev)
+
+    @staticmethod
+    def _direct_interface(host: Host, family: int, ip: int) -> str | None:
+        """The interface on whose link `ip` is by the main table, whatever policy routing does with packets to it."""
+        direct = host.fib[family].in_table(MAIN, ip)
+        if direct is None or direct[0].dst.prefixlen == 0 or not direct[1] or direct[1][0].gateway is not None:
+            return None
+        return direct[1][0].dev
 
     @staticmethod
     def _is_bridge(host: Host, dev: str) -> bool:
@@ -369,8 +374,10 @@ class Walker:
         """
         if not host.has_network:
             return "?"
-        back = host.fib[p.family].lookup(p.src, src=p.dst, iif="lo")
-        toward = back.hops[0].dev if back.hops and back.type == "unicast" else None
+        toward = self._direct_interface(host, p.family, p.src)
+        if toward is None:
+            back = host.fib[p.family].lookup(p.src, src=p.dst, iif="lo")
+            toward = back.hops[0].dev if back.hops and back.type == "unicast" else None
         holder = host.interface_of(p.family, p.dst)
         if holder is not None and holder != toward and self._is_uplink(host, p.family, holder):
             return holder
@@ -422,8 +429,6 @@ class Walker:
         """The routing decision for what came in (ip_route_input_slow, ip6_route_input)."""
         p = state.packet
         iif = p.iif or ""
-        bridged = p.physin is not None
-        p.physin = None  # ip_sabotage_in frees the bridge's note before routing
         if not host.has_network:
             if host.is_local(p.family, p.dst):
                 self._input(state, host)
@@ -452,9 +457,8 @@ class Walker:
             state.note("route", f"for this node ({to_text(p.family, p.dst)} is one of its addresses)", hook="ROUTING")
             self._input(state, host)
             return
-        if bridged and found.hops and found.hops[0].dev == iif and self._on_bridge(host, p.family, p.dst, iif):
+        if p.physin is not None and found.hops and found.hops[0].dev == iif and self._on_bridge(host, p.family, p.dst, iif):
             # br_nf_pre_routing_finish: translated to another port of the same bridge, it stays on the bridge
-            p.physin = "?"
             self._bridge_forward(state, host, iif)
             return
         if not forwards:
@@ -626,13 +630,16 @@ class Walker:
         hop: NextHop = state.hop
         next_ip = int(hop.gateway) if hop.gateway is not None and hop.gateway.version == p.family else p.dst
         attached = self.topology.attached.get(dst_key)
+        client = self._client
+        if attached is None and p.reply and client.pod and p.dst == client.ip:
+            attached = Attached(name="the client", node=client.node)
         if bridge and attached is not None:
             self._arrive_attached(state, host, attached)
             return
         if hop.gateway is None and attached is not None and attached.node == host.name and not attached.host_network:
             self._arrive_attached(state, host, attached)
             return
-        if p.reply and not self._client.pod and self._client.node is None and p.dst == self._client.ip:
+        if p.reply and not client.pod and client.node is None and p.dst == client.ip:
             owner = self._owners.get((p.family, next_ip)) if hop.gateway is not None else None
             if owner is None:
                 self._answer_arrives(state, host)
@@ -655,9 +662,6 @@ class Walker:
         if owner is not None and owner != host.name and hop.gateway is not None:
             state.assume("the router between the nodes delivers packets for nodes' addresses")
             self._to_node(state, host, owner, hop.dev or "?", p.dst)
-            return
-        if p.reply and p.dst == self._client.ip:
-            self._answer_arrives(state, host)
             return
         self._leave_cluster(state, host, hop, next_ip)
 
@@ -994,6 +998,10 @@ class Walker:
         self._close_hop(state, host)
         self._turn(state, error, "error")
         state.delivery = (disposition, kind, reason, step, cause, host.name, p.proto)
+        if kind == "tcp-reset" and disposition is Disposition.REJECTED and p.physin is not None:
+            # nf_send_reset puts it straight on the bridge port: no hook sees it, nothing is translated back
+            self._answer_arrives(state, host)
+            return
         if ct is not None:
             error.ct, error.ctstate = ct.copy(), pk.RELATED
         self._answer_out(state, host)

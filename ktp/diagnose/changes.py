@@ -72,7 +72,8 @@ class EditedRuleset:
 
     def chain(self, table: str, name: str) -> Chain | None:
         """The changed chain, else the recorded one."""
-        return self._chains.get((table, name)) or self._base.chain(table, name)
+        changed = self._chains.get((table, name))
+        return self._base.chain(table, name) if changed is None else changed
 
 
 def ruleset_edited(state: NodeState, ruleset: Ruleset, chains: dict[tuple[str, str], Chain]) -> NodeState:

@@ -49,7 +49,7 @@ def node_addresses(snapshot: Snapshot, name: str) -> tuple[IPAddress, ...]:
 def near_client(snapshot: Snapshot, name: str, family: int) -> IPAddress | None:
     """A client on the node's own network: an address of its subnet that nobody in the snapshot has."""
     state = snapshot.nodes.get(name)
-    taken = _taken(snapshot)
+    taken = taken_addresses(snapshot)
     for address in node_addresses(snapshot, name):
         if address.version != family:
             continue
@@ -70,7 +70,8 @@ def near_client(snapshot: Snapshot, name: str, family: int) -> IPAddress | None:
     return None
 
 
-def _taken(snapshot: Snapshot) -> set[IPAddress]:
+def taken_addresses(snapshot: Snapshot) -> set[IPAddress]:
+    """Addresses that nodes, gateways and endpoints of the snapshot have."""
     out: set[IPAddress] = set()
     for node in (snapshot.cluster.nodes or {}).values():
         out.update(ip for _, a in node.addresses if (ip := ip_of(a)) is not None)
@@ -93,7 +94,7 @@ def external_client(
     if wanted is not None and wanted.version == family:
         return wanted
     if front_end.kind is FrontEndKind.LOAD_BALANCER:
-        inside = client_within(service.load_balancer_source_ranges, family, _taken(snapshot))
+        inside = client_within(service.load_balancer_source_ranges, family, taken_addresses(snapshot))
         if inside is not None:
             return inside
     if has_default_route(snapshot.nodes.get(node), family):

@@ -105,7 +105,7 @@ def evidence_of(snapshot: Snapshot, node: str) -> tuple[str, ...]:
     if state is None:
         return ()
     out = [r.backend.value for r in state.rulesets if r.family == "ip" and r.tables()]
-    if state.nft is not None:
+    if state.nft is not None and state.nft.tables:
         out.append("nftables")
     if state.ipvs is not None and state.ipvs.services:
         out.append("ipvs")

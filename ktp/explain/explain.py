@@ -11,7 +11,7 @@ from ktp.dataplane.packet import to_int
 from ktp.dataplane.walk import Topology, Walker
 from ktp.explain.front_end import NodePortRules, family_of, node_address, pod_network
 from ktp.explain.kube import FAMILY_WORDS, explain_rule
-from ktp.explain.tree import chain_tree, rule_node, stages_of
+from ktp.explain.tree import chain_tree, quiet_tables, rule_node, stages_of
 from ktp.explain.verdict import verdict_of
 from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES, RuleFamily
 from ktp.model.explanation import Explanation
@@ -63,15 +63,22 @@ class Searchable(Protocol):
 def explain_flow(walker: Walker, asked: Asked, *, every_rule: bool = False) -> Explanation:
     """The rules that the flow meets on the asked node, and where it ends."""
     answer = answer_flow(walker, asked.flow)
+    stages = stages_of(walker, asked.node, answer, every_rule=every_rule)
+    quiet = quiet_tables(walker, asked.node, answer, stages)
+    notes = asked.notes
+    if quiet:
+        notes = (*notes, f"no rules on this packet's way in table{'s' * (len(quiet) > 1)} {', '.join(quiet)}")
     return Explanation(
         subject=asked.subject,
         node=asked.node,
         vantage=VANTAGE_WORDS[asked.vantage],
         source=asked.source,
         rules_of=asked.rules_of,
-        verdict=verdict_of(answer, asked.node, asked.names, asked.rules),
-        stages=stages_of(walker, asked.node, answer, every_rule=every_rule),
-        notes=asked.notes,
+        verdict=verdict_of(
+            answer, asked.node, asked.names, asked.rules, by_node=asked.vantage in (NODE, LOCALHOST)
+        ),
+        stages=stages,
+        notes=notes,
     )
 
 

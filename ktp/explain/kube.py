@@ -50,13 +50,14 @@ _BASE_WORDS = {
 }
 
 
-def explain_rule(rule: Rule, ruleset: Ruleset | None = None) -> str:
+def explain_rule(rule: Rule, ruleset: Ruleset | None = None, *, brief: bool = False) -> str:
     """What `rule` is there for, in plain words. Never empty, never raises.
 
-    `ruleset` tells which endpoint a KUBE-SEP chain stands for.
+    `ruleset` tells which endpoint a KUBE-SEP chain stands for; `brief` leaves out what the chain that the rule leads to
+    is for, as its own line tells it.
     """
     if rule.error is None:
-        words = _kube_words(rule, ruleset)
+        words = _kube_words(rule, ruleset, brief)
         if words is not None:
             return words
     return rule_words(rule)
@@ -193,10 +194,10 @@ def _bare(rule: Rule) -> bool:
     return all(m.name == "comment" for m in rule.matches)
 
 
-def _kube_words(rule: Rule, ruleset: Ruleset | None) -> str | None:
+def _kube_words(rule: Rule, ruleset: Ruleset | None, brief: bool) -> str | None:
     chain, table = rule.chain, rule.table
     if not chain.startswith("KUBE-"):
-        return _jump_in(rule)
+        return _jump_in(rule, brief)
     target = rule.target.name if rule.target is not None else ""
     if table == "nat":
         if chain == KUBE_SERVICES:
@@ -249,7 +250,7 @@ def _dialled(rule: Rule) -> str:
     return address + (f":{port}" if port is not None else "") + (f"/{protocol_of(rule)}" if protocol_of(rule) else "")
 
 
-def _jump_in(rule: Rule) -> str | None:
+def _jump_in(rule: Rule, brief: bool) -> str | None:
     """A base chain's jump into Kubernetes' chains."""
     target = rule.target
     if target is None or target.options or not is_kube_chain(target.name):
@@ -263,7 +264,7 @@ def _jump_in(rule: Rule) -> str | None:
     every = f"packets {conditions}" if conditions else "every packet"
     if target.name == KUBE_SERVICES and rule.table == "nat":
         every = "every new connection"
-    return f"{every}: on to {target.name}, which {role.words}"
+    return f"{every}: on to {target.name}" + ("" if brief else f", which {role.words}")
 
 
 def _services(rule: Rule, target: str) -> str | None:
@@ -358,7 +359,7 @@ def _external(rule: Rule, target: str, ruleset: Ruleset | None) -> str | None:
         return "everyone else: externalTrafficPolicy Local, only endpoints on this node serve"
     if target == KUBE_MARK_DROP:
         return (
-            f"everyone else: externalTrafficPolicy Local, and no usable endpoint of {_service(rule)} runs on this node: "
+            "everyone else: externalTrafficPolicy Local, and no usable endpoint of the Service runs on this node: "
             "marked to be dropped"
         )
     if target.startswith(SEP_PREFIX):
@@ -383,8 +384,8 @@ def _balance(rule: Rule, target: str, ruleset: Ruleset | None) -> str | None:
         return _draw(rule, target, ruleset)
     if target == KUBE_MARK_DROP:
         return (
-            f"externalTrafficPolicy Local, and no usable endpoint of {_service(rule)} runs on this node: "
-            "marked to be dropped"
+            "externalTrafficPolicy Local, and no usable endpoint of the Service runs on this node: marked to be "
+            "dropped"
         )
     if target != KUBE_MARK_MASQ:
         return None

@@ -6,6 +6,7 @@ The walker decides what is taken; the chains show what else is there and why it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from ktp.dataplane.hooks import FORWARD, HOOKS, INPUT, OUTPUT, POSTROUTING, PREROUTING
 from ktp.dataplane.packet import PROTOCOLS, Packet, to_int
@@ -75,6 +76,15 @@ def stages_of(
                     )
                 )
     return tuple(stages)
+
+
+def quiet_tables(walker: Walker, node: str, answer: FlowAnswer, stages: Sequence[StageNode]) -> tuple[str, ...]:
+    """Tables of the node that have nothing to say on the packet's way, in the kernel's order."""
+    state = walker.topology.nodes.get(node)
+    word = "ip6" if ":" in answer.flow.dst else "ip"
+    tables = {t for r in (state.rulesets_of(word) if state is not None else ()) for t in r.tables()}
+    tables -= {s.chain.table for s in stages}
+    return tuple(t for t in ("raw", "mangle", "nat", "filter", "security") if t in tables)
 
 
 def chain_tree(ruleset: Ruleset, table: str, chain: Chain, *, every_rule: bool = False) -> ChainNode:
@@ -206,8 +216,7 @@ class _Builder:
 
     def _rule(self, rule: Rule, depth: int) -> RuleNode:
         share = self._share(rule)
-        words = explain_rule(rule, self._program.ruleset)
-        node = rule_node(rule, words, share)
+        node = rule_node(rule, explain_rule(rule, self._program.ruleset), share)
         name = node.goes_to
         if name is None or rule.target is None or (rule.target.options and not rule.target.goto):
             return node
@@ -218,8 +227,9 @@ class _Builder:
         if found is None:
             return node
         if not expands or name in self._shown or depth >= _DEPTH:
-            return _replaced(node, None, name not in _MARKS)
-        return _replaced(node, self.chain(found, depth + 1), False)
+            return replace(node, shown_elsewhere=name not in _MARKS)
+        brief = explain_rule(rule, self._program.ruleset, brief=True)
+        return replace(node, words=brief, chain=self.chain(found, depth + 1))
 
     def _reached_chains(self) -> set[str]:
         """Chains that the packet gets to in this table: shown where it does, not where it does not."""
@@ -278,15 +288,9 @@ class _Bare:
         if found is None:
             return node
         if name in self._shown:
-            return _replaced(node, None, name not in _MARKS)
-        return _replaced(node, self.chain(found, depth + 1), False)
-
-
-def _replaced(node: RuleNode, chain: ChainNode | None, elsewhere: bool) -> RuleNode:
-    return RuleNode(
-        position=node.position, line=node.line, text=node.text, words=node.words, packets=node.packets,
-        bytes=node.bytes, share=node.share, goes_to=node.goes_to, chain=chain, shown_elsewhere=elsewhere,
-    )  # fmt: skip
+            return replace(node, shown_elsewhere=name not in _MARKS)
+        brief = explain_rule(rule, self._ruleset, brief=True)
+        return replace(node, words=brief, chain=self.chain(found, depth + 1))
 
 
 def _is_own(chain: Chain) -> bool:
@@ -318,10 +322,9 @@ def _covers(network: str, packet: Packet) -> bool:
     except (ValueError, OSError):
         return True
     width = 32 if family == 4 else 128
-    if bits and not bits.isdigit():
-        return True
-    shift = width - int(bits) if bits else 0
-    return family == packet.family and number >> shift == packet.dst >> shift
+    if bits and bits != str(width):
+        return True  # a network: the rule concerns other addresses of this node, such as 127.0.0.0/8
+    return family == packet.family and number == packet.dst
 
 
 def _left_out_words(chain: Chain, count: int) -> str:

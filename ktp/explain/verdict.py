@@ -42,11 +42,17 @@ _HEADS = {
 
 
 def verdict_of(
-    answer: FlowAnswer, node: str, names: Mapping[str, str], rules: NodePortRules | None = None
+    answer: FlowAnswer,
+    node: str,
+    names: Mapping[str, str],
+    rules: NodePortRules | None = None,
+    *,
+    by_node: bool = False,
 ) -> Verdict:
     """The verdict on a flow that reached the cluster, or was sent, at `node`.
 
-    `names` says what to call addresses that stand for unknown ones; `rules` are those that the node port has here.
+    `names` says what to call addresses that stand for unknown ones; `rules` are those that the node port has here;
+    `by_node` tells that a process of the node itself asks.
     """
     endpoints = _endpoints(answer, names)
     worst = _worst(answer)
@@ -56,14 +62,14 @@ def verdict_of(
     if answer.disposition is Disposition.UNDETERMINED:
         why = "; ".join(dict.fromkeys(u.why for u in answer.unknowns)) or answer.reason
     elif answer.symptom is Symptom.CONNECTS and answer.disposition is not Disposition.HOST_PROCESS:
-        why = _delivered(answer, endpoints, node)
+        why = _delivered(answer, endpoints, node, by_node=by_node, placeholders=bool(names))
     else:
         why = _failed(worst, by, steps, rules, answer, node)
     head = _HEADS[answer.disposition]
     if answer.symptom is Symptom.INTERMITTENT:
         head = f"sometimes {head}"
     source = ""
-    if answer.source_preserved is not None:
+    if answer.source_preserved is not None and not (by_node and names):
         source = "kept" if answer.source_preserved else "replaced"
     return Verdict(
         disposition=answer.disposition.value,
@@ -129,7 +135,9 @@ def _endpoints(answer: FlowAnswer, names: Mapping[str, str]) -> tuple[EndpointSh
     )
 
 
-def _delivered(answer: FlowAnswer, endpoints: tuple[EndpointShare, ...], node: str) -> str:
+def _delivered(
+    answer: FlowAnswer, endpoints: tuple[EndpointShare, ...], node: str, *, by_node: bool, placeholders: bool
+) -> str:
     strange = [
         rule
         for path in answer.paths
@@ -147,10 +155,12 @@ def _delivered(answer: FlowAnswer, endpoints: tuple[EndpointShare, ...], node: s
             f"; by a rule that is not kube-proxy's, in chain {strange[0].chain} of table {strange[0].table}, which "
             "comes before kube-proxy's"
         )
-    if answer.source_preserved is True:
+    if by_node and placeholders:
+        words += "; the endpoint sees an address of this node"
+    elif answer.source_preserved is True:
         words += "; the endpoint sees the client's own address"
     elif answer.source_preserved is False:
-        seen = ", ".join(answer.sources_seen[:3])
+        seen = "an address of this node" if placeholders else ", ".join(answer.sources_seen[:3])
         words += f"; the client's address is replaced: the endpoint sees {seen}"
     return words
 

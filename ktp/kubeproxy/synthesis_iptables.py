@@ -189,8 +189,8 @@ def _comment(text: str) -> str:
     return f'-m comment --comment "{text}"'
 
 
-class _Writer:
-    """Collects the rules of one service port."""
+class PortFacts:
+    """What a service port has in one address family on a node: addresses, node port, policies, source ranges."""
 
     def __init__(
         self,
@@ -203,6 +203,7 @@ class _Writer:
         minor: int,
         knobs: RuleKnobs,
     ) -> None:
+        """`selection` is what kube-proxy 1.`minor` on `node` chose of the endpoints."""
         self.service = service
         self.port = port
         self.node = node
@@ -214,7 +215,6 @@ class _Writer:
         self.name = service_port_string(
             service.namespace, service.name, port.name, legacy_unnamed=minor <= 18
         )
-        self.chains: ServiceChains = service_chains(self.name, self.protocol)
         ends = front_ends(service, port, node, minor=minor)
 
         def addresses(kind: FrontEndKind) -> tuple[IPAddress, ...]:
@@ -229,6 +229,66 @@ class _Writer:
         self.node_port = node_ports[0].port if node_ports else 0
         self.external_local = external_policy_local(service, minor, node)
         self.internal_local = internal_policy_local(service, minor, node)
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the port has an external front end in this family (`ExternallyAccessible`)."""
+        return bool(self.node_port or self.external_ips or self.lb_ips)
+
+    @property
+    def has_affinity(self) -> bool:
+        """Whether clients stick to the endpoint that they drew first."""
+        return self.service.session_affinity == "ClientIP"
+
+    def reachable(self) -> tuple[ProxyEndpoint, ...]:
+        """The endpoints that either policy uses on this node (`allLocallyReachableEndpoints`)."""
+        everywhere, here = self.selection.cluster, self.selection.local
+        return (*everywhere, *(e for e in here if e not in everywhere))
+
+    def source_ranges(self) -> tuple[IPNetwork, ...]:
+        """spec.loadBalancerSourceRanges of this family; since 1.34 a range of everything restricts nothing."""
+        found = []
+        for text in self.service.load_balancer_source_ranges:
+            try:
+                network = ip_network(text.strip(), strict=False)
+            except ValueError:
+                continue
+            if network.version == self.version:
+                found.append(network)
+        if self.minor >= 34 and any(n.prefixlen == 0 for n in found):
+            return ()
+        return tuple(found)
+
+    def ranges_hold_node(self, ranges: Sequence[IPNetwork]) -> bool:
+        """Whether the node's own address is in a range: then the load balancer's addresses are let through too."""
+        own = [ip for ip in self.node.primary_ips if ip.version == self.version]
+        return any(ip in network for ip in own[:1] for network in ranges)
+
+
+class _Writer(PortFacts):
+    """Collects the rules of one service port."""
+
+    def __init__(
+        self,
+        *,
+        service: Service,
+        port: ServicePort,
+        node: ProxyNode,
+        selection: EndpointSelection,
+        family: str,
+        minor: int,
+        knobs: RuleKnobs,
+    ) -> None:
+        super().__init__(
+            service=service,
+            port=port,
+            node=node,
+            selection=selection,
+            family=family,
+            minor=minor,
+            knobs=knobs,
+        )
+        self.chains: ServiceChains = service_chains(self.name, self.protocol)
         self.own: dict[str, list[str]] = {}
         self.shared: dict[tuple[str, str], list[str]] = {}
 
@@ -317,10 +377,6 @@ class _Writer:
 
     # -- endpoints
 
-    @property
-    def has_affinity(self) -> bool:
-        return self.service.session_affinity == "ClientIP"
-
     def chain_of(self, endpoint: ProxyEndpoint) -> str:
         return endpoint_chain(self.name, self.protocol, endpoint.ip, endpoint.port)
 
@@ -368,24 +424,6 @@ class _Writer:
             self.add(chain, comment, recent, f"-m {self.protocol}", proto=True, target=target)
 
     # -- source ranges and health checks
-
-    def source_ranges(self) -> tuple[IPNetwork, ...]:
-        """spec.loadBalancerSourceRanges of this family; since 1.34 a range of everything restricts nothing."""
-        found = []
-        for text in self.service.load_balancer_source_ranges:
-            try:
-                network = ip_network(text.strip(), strict=False)
-            except ValueError:
-                continue
-            if network.version == self.version:
-                found.append(network)
-        if self.minor >= 34 and any(n.prefixlen == 0 for n in found):
-            return ()
-        return tuple(found)
-
-    def ranges_hold_node(self, ranges: Sequence[IPNetwork]) -> bool:
-        own = [ip for ip in self.node.primary_ips if ip.version == self.version]
-        return any(ip in network for ip in own[:1] for network in ranges)
 
     def firewall(self, ranges: Sequence[IPNetwork], vips: Sequence[IPAddress], target: str) -> None:
         """The rules of KUBE-FW that let the ranges through."""
@@ -593,7 +631,7 @@ def _write_ge_1_24(w: _Writer) -> None:
     marks = w.minor == 24
     everywhere, here = w.selection.cluster, w.selection.local
     chains = w.chains
-    externally = bool(w.node_port or w.external_ips or w.lb_ips)
+    externally = w.is_external
     uses_cluster = bool(everywhere) or (marks and (externally or not w.internal_local))
     uses_local = bool(here) or (marks and (w.internal_local or (externally and w.external_local)))
     has_internal = marks or not w.internal_local or bool(here)
@@ -646,7 +684,7 @@ def _write_ge_1_24(w: _Writer) -> None:
             w.balance(chains.svl, here, named=True)
         else:
             w.add(chains.svl, _comment(f"{w.name} has no local endpoints"), target=KUBE_MARK_DROP)
-    w.endpoint_chains((*everywhere, *(e for e in here if e not in everywhere)))
+    w.endpoint_chains(w.reachable())
 
 
 def _node_port_ge_1_24(w: _Writer) -> None:

@@ -497,6 +497,30 @@ class _BisectedRuleset:
         self._chains[key] = chain
         return chain
 
+    def jumps_to(self, table: str, name: str) -> Sequence[Rule]:
+        """Every rule of `table` whose target is `name`, in the dump's order, found by its text."""
+        section = self._sections.get(table)
+        found: list[Rule] = []
+        if section is None:
+            return found
+        needle = b" " + name.encode("utf-8", "surrogateescape")
+        at = self._find(needle, section.rules, section.commit)
+        while at >= 0:
+            start = self._line_start(at, section.rules)
+            line = self._line(start)
+            of = self._name(line).decode("utf-8", "surrogateescape")
+            if of != name and self._buf[at - 2 : at] in (b"-j", b"-g"):
+                rule = self._rule_at(table, of, line.decode("utf-8", "surrogateescape"))
+                if rule is not None and rule.target is not None and rule.target.name == name:
+                    found.append(rule)
+            at = self._find(needle, start + len(line), section.commit)
+        return found
+
+    def _rule_at(self, table: str, name: str, line: str) -> Rule | None:
+        chain = self.chain(table, name)
+        numbers = chain.containing(line) if chain is not None else []
+        return chain.rule(numbers[0]) if chain is not None and numbers else None
+
     # -- where things lie
 
     def _find_sections(self) -> None:

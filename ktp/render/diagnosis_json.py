@@ -60,12 +60,16 @@ def _matrix(m: FrontEndMatrix) -> dict[str, Any]:
     return out
 
 
+# A row's "node" is the node's name, as everywhere in the report: the vantage of that name needs another key.
+_KEYS = {"node": "nodeItself"}
+
+
 def _row(row: NodeRow) -> dict[str, Any]:
     return {
         "node": row.node,
         "addresses": list(row.addresses),
         "localEndpoints": row.local_endpoints,
-        **{vantage: _cell(cell) for vantage, cell in row.cells.items()},
+        **{_KEYS.get(vantage, vantage): _cell(cell) for vantage, cell in row.cells.items()},
     }
 
 

@@ -1,0 +1,106 @@
+"""`ktp snapshot`: a cluster in a folder or archive, to ask later, elsewhere, or by somebody else."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import click
+
+from ktp.app import Taken, take_snapshot
+from ktp.cli.options import common_options, settings
+from ktp.errors import ExitCode
+
+_GAPS_SHOWN = 10
+
+
+@click.command("snapshot", short_help="Collect everything into a folder or archive.")
+@click.argument("out")
+@click.option("--resume", is_flag=True, help="Go on with a folder: nodes that are in it already are not read again.")
+@click.option("--redact", is_flag=True, help="Replace names, addresses and labels by pseudonyms.")
+@click.option("--redact-map", metavar="FILE", help="Keep the pseudonyms in FILE; an existing one is used again.")
+@common_options
+def command(out: str, resume: bool, redact: bool, redact_map: str | None) -> int:
+    """Writes what ktp can read of a cluster to OUT: a folder, or an archive if OUT ends in .tar.gz.
+
+    \b
+      ktp snapshot cluster.tar.gz --node-access ssh        everything, all nodes
+      ktp snapshot cluster/ -n shop --node worker-3        one namespace, one node
+      ktp --snapshot cluster/ snapshot public.tar.gz --redact
+
+    Secrets, environment variables, command lines and copies of manifests are never in it. OUT can be read by
+    its owner only. What could not be had is listed at the end and in OUT.
+
+    Exit status: 0 written, 3 nothing could be had.
+    """
+    chosen = settings()
+    try:
+        with _progress() as progress:
+            taken = take_snapshot(
+                chosen, out, resume=resume, redact=redact, redact_map=redact_map, progress=progress
+            )
+    except KeyboardInterrupt:
+        click.echo(f"ktp: interrupted; if {out} is there, --resume goes on with it", err=True)
+        return int(ExitCode.INTERRUPTED)
+    if chosen.output == "text":
+        for line in _lines(taken, verbose=chosen.verbose):
+            click.echo(line)
+    else:
+        from ktp.render.structured import dump
+
+        dump(_document(taken), chosen.output, sys.stdout)
+    return int(ExitCode.OK)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """What is going on, on one line of the terminal; nothing where standard error is none."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True, highlight=False, markup=False).status("") as status:
+        yield lambda words: status.update(words)
+
+
+def _lines(taken: Taken, *, verbose: bool) -> Iterator[str]:
+    services = "" if taken.services is None else f"{_count(taken.services, 'Service')}, "
+    what = "redacted snapshot" if taken.redacted else "snapshot"
+    yield f"{taken.path}: {what} of {services}{_count(taken.nodes, 'node')}, {taken.nodes_with_rules} with rules"
+    if taken.resumed:
+        yield f"  {_count(taken.resumed, 'node')} had been read before"
+    if not taken.nodes_with_rules:
+        yield "  No packet filter rules were read: --node-access ssh or kube-proxy reads them from here."
+    if not taken.gaps:
+        return
+    kinds = Counter(gap.kind for gap in taken.gaps)
+    yield f"  Not had ({', '.join(f'{kind} {number}' for kind, number in kinds.most_common())}):"
+    shown = taken.gaps if verbose else taken.gaps[:_GAPS_SHOWN]
+    for gap in shown:
+        yield f"  - {gap.message}"
+        if gap.remedy:
+            yield f"    {gap.remedy}"
+    if len(shown) < len(taken.gaps):
+        yield f"  … and {len(taken.gaps) - len(shown)} more in gaps.json (-v lists them)"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+def _document(taken: Taken) -> dict[str, object]:
+    return {
+        "apiVersion": "ktp.dev/v1",
+        "kind": "SnapshotTaken",
+        "path": taken.path,
+        "redacted": taken.redacted,
+        "services": taken.services,
+        "nodes": {"total": taken.nodes, "withRules": taken.nodes_with_rules, "resumed": taken.resumed},
+        "gaps": [
+            {"kind": gap.kind, "subject": gap.subject, "message": gap.message, "remedy": gap.remedy}
+            for gap in taken.gaps
+        ],
+    }

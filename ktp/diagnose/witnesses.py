@@ -1,0 +1,85 @@
+"""Outside clients that a node's own rules single out: one address for each network that they name.
+
+"A client outside" is many clients. Where a rule asks for the source, one address inside its network and the answer to
+it show whether the rule keeps some of them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+
+from ktp.diagnose.examine import Examiner
+from ktp.model.host import IPAddress, NodeState
+from ktp.model.ruleset import Rule
+
+_MAX = 16
+_MAX_RULES = 4000
+
+
+def witnesses(examiner: Examiner, node: str, family: int) -> list[tuple[IPAddress, str]]:
+    """(address, the words that it stands for): clients outside the cluster that rules of the node name."""
+    state = examiner.snapshot.nodes.get(node)
+    if state is None:
+        return []
+    inside = _cluster_networks(examiner)
+    out: dict[IPAddress, str] = {}
+    for text in _networks(state, family):
+        try:
+            net = ip_network(text, strict=False)
+        except ValueError:
+            continue
+        if net.version != family or net.prefixlen == 0 or net.is_loopback or net.is_multicast:
+            continue
+        start = int(net.network_address)
+        for number in range(min(net.num_addresses, 256)):
+            candidate = ip_address(start + (number + 1 if net.num_addresses > 1 else 0) % net.num_addresses)
+            if candidate not in inside[0] and not any(candidate in n for n in inside[1]):
+                out.setdefault(candidate, text)
+                break
+        if len(out) >= _MAX:
+            break
+    return list(out.items())
+
+
+def _cluster_networks(examiner: Examiner) -> tuple[set[IPAddress], list[object]]:
+    from ktp.diagnose.questions import taken_addresses
+
+    nets: list[object] = []
+    for node in (examiner.snapshot.cluster.nodes or {}).values():
+        for text in node.pod_cidrs:
+            try:
+                nets.append(ip_network(text, strict=False))
+            except ValueError:
+                continue
+    return taken_addresses(examiner.snapshot), nets
+
+
+def _networks(state: NodeState, family: int) -> Iterator[str]:
+    """Source networks of the rules that are not kube-proxy's, and the members of the sets that they ask for."""
+    count = 0
+    for ruleset in state.rulesets_of("ip" if family == 4 else "ip6"):
+        for table in ruleset.tables():
+            for name in ruleset.chain_names(table):
+                if name.startswith(("KUBE-", "cali-")):
+                    continue
+                chain = ruleset.chain(table, name)
+                for rule in chain if chain is not None else ():
+                    count += 1
+                    if count > _MAX_RULES:
+                        return
+                    yield from _sources(rule, state)
+
+
+def _sources(rule: Rule, state: NodeState) -> Iterator[str]:
+    for match in rule.matches:
+        for option in match.options:
+            if match.name == "" and option.flag == "-s":
+                yield option.args[0]
+            elif match.name == "iprange" and option.flag == "--src-range":
+                yield option.args[0].split("-")[0]
+            elif match.name == "set" and option.flag == "--match-set" and len(option.args) == 2:
+                if option.args[1].split(",")[0] == "src":
+                    found = (state.ipsets or {}).get(option.args[0])
+                    for entry, _ in (found.entries if found is not None else ())[:4]:
+                        yield entry.split(",")[0].split("-")[0]
