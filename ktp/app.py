@@ -17,6 +17,7 @@ from ktp.model.trace import Flow, Symptom
 if TYPE_CHECKING:
     from ktp.dataplane.walk import Walker
     from ktp.kubeproxy.frontends import FrontEndKind
+    from ktp.collect.auth import Allowed, Permission
     from ktp.collect.redact import ChainNaming
     from ktp.model.capture import Capture, EvidenceGap
     from ktp.model.cluster import Cluster, Service
@@ -974,4 +975,62 @@ def chain_naming() -> ChainNaming:
         endpoint_suffix=names.endpoint_suffix,
         nft_service=nft_service,
         nft_endpoint=nft_endpoint,
+    )
+
+
+# -- ktp what-if
+
+
+def what_if_service(settings: Settings, name: str, changes: list[Change]) -> ExitCode:
+    """The matrix before and after the changes, to stdout; the exit status."""
+    from ktp.diagnose.whatif import what_if
+
+    snapshot, service = snapshot_for_service(settings, name)
+    answer = what_if(snapshot, service, changes, nodes=settings.nodes)
+    if settings.output != "text":
+        from ktp.render.structured import dump
+        from ktp.render.whatif import what_if_object
+
+        dump(what_if_object(answer), settings.output, sys.stdout)
+    else:
+        from ktp.render.terminal import make_console
+        from ktp.render.whatif import print_what_if
+
+        print_what_if(answer, make_console(settings.color, sys.stdout))
+    return ExitCode.FINDINGS if answer.darkens else ExitCode.OK
+
+
+# ------------------------------------------------------------------------------------------------- credentials
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rights:
+    """What the current user may do for ktp. `manifest` adds what is missing for the access mode asked about."""
+
+    source: str
+    user: str | None
+    answers: tuple[Allowed, ...]
+    missing: tuple[Permission, ...]
+    manifest: tuple[dict[str, Any], ...]
+
+    @property
+    def status(self) -> ExitCode:
+        """FINDINGS where something is missing without which ktp cannot answer, or says less."""
+        return ExitCode.FINDINGS if self.missing else ExitCode.OK
+
+
+def ask_rights(settings: Settings) -> Rights:
+    """`ktp auth`: the rights of the current user, for the API and for --node-access kube-proxy."""
+    from ktp.collect.auth import ask_permissions, manifest, permissions, who_am_i
+    from ktp.collect.kube_api import connect
+
+    if offline(settings):
+        raise UsageError("ktp auth asks an API server; a snapshot has none")
+    api = connect(settings.kubeconfig, settings.context)
+    user = who_am_i(api)
+    answers = ask_permissions(api, permissions(settings.namespace))
+    modes = {"api", settings.node_access}
+    missing = tuple(a.permission for a in answers if not a.allowed and a.permission.mode in modes)
+    return Rights(
+        source=api.source, user=user.name, answers=answers, missing=missing, manifest=tuple(manifest(missing, user))
     )

@@ -19,7 +19,9 @@ _COMMANDS = {
     "diagnose": ("ktp.cli.diagnose", "Is a Service reachable, on each node, from each kind of client; why not."),
     "explain-rules": ("ktp.cli.explain_rules", "The rules that a Service's packets meet, each in plain words."),
     "trace": ("ktp.cli.trace", "One packet's way through the nodes, every step."),
+    "what-if": ("ktp.cli.what_if", "The matrix before and after a change, without changing anything."),
     "snapshot": ("ktp.cli.snapshot", "Collect everything into a folder or archive."),
+    "auth": ("ktp.cli.auth", "What the current user may read, and the manifest that adds the rest."),
     "codes": ("ktp.cli.codes", "The findings, and the page of one."),
 }
 

@@ -1,4 +1,4 @@
-"""The live API server: authenticated GET requests for JSON, and nothing else.
+"""The live API server: authenticated requests for JSON that read, and nothing else.
 
 Of the `kubernetes` package only configuration, authentication and the connection pool are used. Its typed
 models take 5 to 20 times as long to fill as plain JSON takes to read, and importing them takes longer than
@@ -135,6 +135,13 @@ class KubeApi:
         """The JSON object at `path` (`/api/v1/…`)."""
         return self._request(path, dict(params or {}))
 
+    def review(self, path: str, question: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a review object (SelfSubjectAccessReview and its like), which the server does not keep.
+
+        Reviews are POSTed, and are nevertheless questions: nothing in the cluster changes.
+        """
+        return self._request(path, {}, json.dumps(question).encode())
+
     def list_pages(
         self, path: str, params: Mapping[str, str] | None = None, *, limit: int = PAGE_SIZE
     ) -> ObjectList:
@@ -183,13 +190,13 @@ class KubeApi:
 
     # ------------------------------------------------------------------------------------------ one request
 
-    def _request(self, path: str, params: dict[str, str]) -> dict[str, Any]:
-        """The JSON object that `path` answers with, asked for again where that may help."""
+    def _request(self, path: str, params: dict[str, str], body: bytes | None = None) -> dict[str, Any]:
+        """The JSON object that `path` answers with, asked for again where that may help; POST with a `body`."""
         url = self.host + path + ("?" + urlencode(params) if params else "")
         failures = unanswered = 0
         while True:
             try:
-                return self._answer(url, path, "continue" in params)
+                return self._answer(url, path, "continue" in params, body)
             except _RetryableError as error:
                 failures += 1
                 unanswered += isinstance(error.reason, ApiUnreachableError)
@@ -198,16 +205,19 @@ class KubeApi:
                 wait = FIRST_RETRY_WAIT * 2 ** (failures - 1) if error.wait is None else error.wait
                 self._sleep(min(wait, MAX_RETRY_WAIT))
 
-    def _answer(self, url: str, path: str, continued: bool) -> dict[str, Any]:
+    def _answer(self, url: str, path: str, continued: bool, body: bytes | None = None) -> dict[str, Any]:
         import urllib3
 
         headers = {"Accept": "application/json", "User-Agent": "ktp"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         if (authorization := self._authorization()) is not None:
             headers["Authorization"] = authorization
         try:
             response = self._pool.request(
-                "GET",
+                "GET" if body is None else "POST",
                 url,
+                body=body,
                 headers=headers,
                 timeout=urllib3.Timeout(connect=self._connect_timeout, read=self._read_timeout),
                 retries=False,
@@ -215,7 +225,7 @@ class KubeApi:
             )
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise self._connection_error(error) from None
-        if response.status != 200:
+        if response.status != 200 and not (body is not None and response.status == 201):
             raise self._status_error(response, path, continued)
         return self._decode(response, path)
 

@@ -1,4 +1,4 @@
-"""API objects, and where it must be a node's routes, with one thing changed: what counterfactuals and what-if ask about.
+"""API objects, and where need be a node's routes, with one thing changed: what counterfactuals and what-if ask about.
 
 Every function returns a new value and leaves its argument as it is. The rules that kube-proxy makes of the change are
 `ktp.kubeproxy.synthesis.reprogram`'s business.

@@ -10,10 +10,11 @@ from base64 import b32encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from hashlib import sha256
+from typing import TYPE_CHECKING
 
-from ktp.model.cluster import Service, ServicePort
-from ktp.model.ruleset import Ruleset
+if TYPE_CHECKING:
+    from ktp.model.cluster import Service, ServicePort
+    from ktp.model.ruleset import Ruleset
 
 # Chains with fixed names, `pkg/proxy/iptables/proxier.go` and `pkg/proxy/ipvs/proxier.go`.
 KUBE_SERVICES = "KUBE-SERVICES"
@@ -73,6 +74,8 @@ def host_port(ip: str, port: int) -> str:
 
 
 def _suffix(text: str) -> str:
+    from hashlib import sha256  # OpenSSL, which most questions to a dump never need
+
     return b32encode(sha256(text.encode()).digest()).decode()[:_SUFFIX_LENGTH]
 
 
@@ -145,6 +148,8 @@ def split_service_chain(chain: str) -> tuple[str, str] | None:
 
 
 def _hash_and_truncate(base: str) -> str:
+    from hashlib import sha256
+
     name = b32encode(sha256(base.encode()).digest()).decode()[:_NFT_HASH_LENGTH] + "-" + base
     return name if len(name) <= _NFT_BASE_MAX else name[: _NFT_BASE_MAX - 3] + "..."
 

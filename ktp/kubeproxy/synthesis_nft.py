@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from ktp.kubeproxy.endpoints import ProxyEndpoint, SliceIndex, select_endpoints
 from ktp.kubeproxy.names import (
@@ -365,7 +366,7 @@ def table_minor(table: NftTable, minor: int) -> int:
 
 
 def observed_knobs_nft(table: NftTable) -> RuleKnobs | None:
-    """The knobs that the table's own rules show: the detector of a chain for external traffic, None where none has one."""
+    """The knobs that the table's own rules show: the detector of external traffic's chains, None where none has one."""
     for name, chain in table.chains.items():
         if not name.startswith(NFT_EXTERNAL_PREFIX):
             continue
@@ -452,21 +453,27 @@ def replace_ports(
     return replace(table, chains=chains, sets=sets, maps=maps)
 
 
-def _edited(
-    one: NftMap | NftSet, new: Sequence[SetElement], is_old: Callable[[SetElement], bool]
-) -> NftMap | NftSet:
+_AnySet = TypeVar("_AnySet", NftSet, NftMap)
+
+
+def _edited(one: _AnySet, new: Sequence[SetElement], is_old: Callable[[SetElement], bool]) -> _AnySet:
     """A set or map without old elements and with new ones; its own elements where those say the same."""
+    elements = _merged(one.elements, new, is_old)
+    return one if elements == one.elements else replace(one, elements=elements)
+
+
+def _merged(
+    recorded: Sequence[SetElement], new: Sequence[SetElement], is_old: Callable[[SetElement], bool]
+) -> tuple[SetElement, ...]:
     by_key = {element.key: element for element in new}
-    kept = []
-    for element in one.elements:
-        same = by_key.get(element.key)
+    kept: list[SetElement] = []
+    for element in recorded:
+        same = by_key.pop(element.key, None)
         if same is not None:
             kept.append(element if (element.value, element.comment) == (same.value, same.comment) else same)
-            del by_key[element.key]
         elif not is_old(element):
             kept.append(element)
-    elements = (*kept, *by_key.values())
-    return one if elements == one.elements else replace(one, elements=elements)
+    return (*kept, *by_key.values())
 
 
 class _OldPorts:

@@ -78,7 +78,7 @@ _HEADER = re.compile(
 )
 _XTABLES = frozenset(("filter", "nat", "mangle", "raw", "security"))
 _LARGE = 3_000_000  # bytes; below, one pass over the text is cheaper than being clever
-_CHUNK = 4 << 20
+_CHUNK = 1 << 16  # bytes; what is copied stays in the processor's cache
 _BLOCK = 1 << 18  # bytes; a larger chain is kept as one block of text
 
 

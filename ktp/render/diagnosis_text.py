@@ -34,23 +34,28 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
     """Write the report of one Service."""
     bad = any(f.severity is Severity.ERROR for f in d.findings)
     style = "bold red" if bad else "bold yellow" if d.undetermined or d.findings else "bold green"
-    _write(console, Text(d.verdict, style=style))
+    write(console, Text(d.verdict, style=style))
     console.print()
-    _write(console, Text(f"Service   {d.key}, type {d.type}, externalTrafficPolicy {d.external_traffic_policy}"), 0, 10)
-    _write(console, Text(f"Evidence  {_evidence(d)}"), 0, 10)
-    for matrix in _shown(d, verbose):
-        console.print()
-        _print_matrix(matrix, console)
-    shown_cells = any(c.source_kept is not None for m in d.frontends for r in m.nodes for c in r.cells.values())
-    if shown_cells:
-        console.print(Text("kept: the pod sees the client's address; SNAT: it sees a node's", style="dim"))
+    write(console, Text(f"Service   {d.key}, type {d.type}, externalTrafficPolicy {d.external_traffic_policy}"), 0, 10)
+    write(console, Text(f"Evidence  {_evidence(d)}"), 0, 10)
+    print_matrices(d, console, verbose=verbose)
     for group in _groups(d.findings):
         console.print()
         _print_finding(group, console, verbose=verbose)
     _print_gaps(d.gaps, console, verbose=verbose)
 
 
-def _write(console: Console, text: Text, indent: int = 0, hang: int | None = None) -> None:
+def print_matrices(d: ServiceDiagnosis, console: Console, *, verbose: bool = False) -> None:
+    """The matrices of the front ends worth a table, and the legend."""
+    for matrix in _shown(d, verbose):
+        console.print()
+        _print_matrix(matrix, console)
+    shown_cells = any(c.source_kept is not None for m in d.frontends for r in m.nodes for c in r.cells.values())
+    if shown_cells:
+        console.print(Text("kept: the pod sees the client's address; SNAT: it sees a node's", style="dim"))
+
+
+def write(console: Console, text: Text, indent: int = 0, hang: int | None = None) -> None:
     """Print `text` folded to the console's width, without trailing blanks; `hang` indents its further lines."""
     width = console.width
     first, *rest = text.wrap(console, width - indent)
@@ -161,20 +166,20 @@ def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> 
     message = first.message
     if len(group) > 1:
         message += f" (the same on {_some([n for n in nodes if n != first.node])})"
-    _write(console, Text(message), 2)
+    write(console, Text(message), 2)
     for e in first.evidence:
-        _write(console, _labelled(f"{e.kind}:", f"{e.source}: {e.text}"), 2, 4)
+        write(console, _labelled(f"{e.kind}:", f"{e.source}: {e.text}"), 2, 4)
     if first.fixes:
-        _write(console, Text("What to do", style="bold"), 2)
+        write(console, Text("What to do", style="bold"), 2)
     for number, fix in enumerate(first.fixes, 1):
         mark = "checked" if fix.verified else "not checked by ktp"
-        _write(console, Text(f"{number}. {fix.summary}"), 4, 7)
+        write(console, Text(f"{number}. {fix.summary}"), 4, 7)
         price = f"price: {fix.cost}" + (f"; {mark}: {fix.outcome}" if fix.outcome else f"; {mark}")
-        _write(console, Text(price, style="dim"), 7)
+        write(console, Text(price, style="dim"), 7)
         if fix.command:
-            _write(console, Text(fix.command), 7)
+            write(console, Text(fix.command), 7)
     if verbose:
-        _write(console, Text(f"more: ktp codes {first.code}", style="dim"), 2)
+        write(console, Text(f"more: ktp codes {first.code}", style="dim"), 2)
 
 
 def _labelled(label: str, text: str) -> Text:
@@ -194,8 +199,8 @@ def _print_gaps(gaps: Sequence[EvidenceGap], console: Console, *, verbose: bool)
     for group in by_kind.values():
         shown = group if verbose else group[:3]
         for g in shown:
-            _write(console, Text(g.message), 2)
+            write(console, Text(g.message), 2)
         if len(group) > len(shown):
-            _write(console, Text(f"and {len(group) - len(shown)} more of this kind (-v shows them)"), 2)
+            write(console, Text(f"and {len(group) - len(shown)} more of this kind (-v shows them)"), 2)
         if group[0].remedy:
-            _write(console, Text(f"to know it: {group[0].remedy}", style="dim"), 2)
+            write(console, Text(f"to know it: {group[0].remedy}", style="dim"), 2)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,6 +73,8 @@ class ApiServer:
         self.version = json.loads((folder / "cluster/version.json").read_text())
         self.token = token
         self.forbidden: set[str] = set()
+        self.user = "jane"
+        self.tells_user = True
         self.unknown: set[str] = set()
         self.requests: list[Request] = []
         self._faults: list[tuple[re.Pattern[str], list[Fault]]] = []
@@ -154,6 +156,19 @@ class ApiServer:
         return 404, _status(404, "NotFound", "the server could not find the requested resource")
 
 
+    def review(self, path: str, question: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and body of a POSTed review: `forbidden` holds resources, or "VERB RESOURCE"."""
+        if path == "/apis/authentication.k8s.io/v1/selfsubjectreviews" and self.tells_user:
+            user = {"username": self.user, "groups": ["system:authenticated"]}
+            return 201, {**question, "status": {"userInfo": user}}
+        if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+            asked = question["spec"]["resourceAttributes"]
+            resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+            allowed = not self.forbidden & {resource, f"{asked['verb']} {resource}"}
+            return 201, {**question, "status": {"allowed": allowed}}
+        return 404, _status(404, "NotFound", "the server could not find the requested resource")
+
+
 def _page(items: list[dict[str, Any]], kind: str, prefix: str, query: dict[str, str]) -> dict[str, Any]:
     for requirement in filter(None, query.get("labelSelector", "").split(",")):
         key, value = requirement.split("=")
@@ -203,7 +218,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.request.do_handshake()
         super().setup()
 
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self._respond(lambda path, _query: self.owner.review(path, json.loads(content)))
+
     def do_GET(self) -> None:
+        self._respond(self.owner.answer)
+
+    def _respond(self, answer: Callable[[str, dict[str, str]], tuple[int, dict[str, Any]]]) -> None:
         parts = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         request = Request(
@@ -225,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = fault.status or 200
             body = _status(status, "Fault", f"made to answer {status}")
         else:
-            status, body = self.owner.answer(request.path, query)
+            status, body = answer(request.path, query)
         content = json.dumps(body).encode() if fault.body is None else fault.body
         self.send_response(status)
         self.send_header("Content-Type", fault.content_type)

@@ -1,0 +1,38 @@
+"""`ktp what-if`: the matrix before and after a change."""
+
+from __future__ import annotations
+
+import click
+
+from ktp.cli.options import common_options, settings
+from ktp.errors import UsageError
+
+
+@click.command("what-if", short_help="The matrix before and after a change, without changing anything.")
+@click.argument("name", metavar="[NAMESPACE/]NAME")
+@click.option("--policy", metavar="Cluster|Local", help="Another externalTrafficPolicy.")
+@click.option("--drain", metavar="NODE", multiple=True, help="A node drained of its pods.")
+@click.option("--cordon", metavar="NODE", multiple=True, help="A node that takes no new pods.")
+@click.option("--scale", metavar="N", help="So many pods behind the Service.")
+@click.option("--pod-on", metavar="NODE", multiple=True, help="One more ready pod on a node.")
+@click.option("--delete-pod", metavar="POD", multiple=True, help="A pod gone.")
+@click.option("--forward-policy", metavar="ACCEPT", help="Another policy of the FORWARD chains.")
+@common_options
+def command(name: str, **asked: object) -> int:
+    """Shows what a change would do to a Service, by the same engine that diagnoses. Nothing is changed.
+
+    Several changes are made in the order: policy, drain, cordon, delete-pod, scale, pod-on, forward-policy.
+    Exit status: 0 no client loses anything, 1 some client that gets through now would not.
+    """
+    from ktp import app
+    from ktp.diagnose.whatif import Change
+
+    changes = []
+    for kind in ("policy", "drain", "cordon", "delete-pod", "scale", "pod-on", "forward-policy"):
+        given = asked[kind.replace("-", "_")]
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None:
+                changes.append(Change(kind=kind, value=str(value)))
+    if not changes:
+        raise UsageError("nothing to change: say for instance --policy Cluster, --drain NODE or --scale N")
+    return int(app.what_if_service(settings(), name, changes))

@@ -1,0 +1,460 @@
+"""One round trip to a node: a POSIX shell script that runs every command, and the stream that it answers with.
+
+The script is read from standard input (`sh -s`), so nothing is copied to the node and nothing remains there: no
+file is written, not even a temporary one. It follows the rules of `ktp.collect.local_node` for what may be run
+without changing the node, and `RecordedRunner` then answers that module's questions from the stream: what a node
+far away is read by is the same code that reads this machine.
+
+The stream is a sequence of frames between marker lines; the marker is random and sent within the script, so no
+output can hold it. A frame is `begin WHAT`, bytes, `end STATUS`, what went to stderr, `done`; the last line is
+`complete`. Whatever is cut in the middle lacks its `end`, and is not taken for a shorter dump.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ktp.collect.local_node import (
+    IPV4_CONF_KEYS,
+    IPV6_CONF_KEYS,
+    SINGLE_SYSCTLS,
+    CommandResult,
+)
+from ktp.collect.nft_chains import (
+    BASE_CHAINS,
+    LARGE_CHAINS,
+    LARGE_SERVICES,
+    MAX_ROUNDS,
+    TARGETS,
+    Destination,
+    Reach,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_CUT = b"the connection ended before its output was complete"
+_TIMED_OUT = 124  # timeout(1)
+_SUDO = "sudo -n -l"
+
+COMMANDS = (
+    "ip", "ss", "nft", "ipset", "ipvsadm", "timeout", "awk", "sudo",
+    *(f"{family}{kind}{save}" for family in ("iptables", "ip6tables") for kind in ("", "-nft", "-legacy")
+      for save in ("", "-save")),
+)  # fmt: skip
+
+# Everything is within one function, so that a script that arrives cut does nothing at all.
+_SCRIPT = r"""
+ktp_main() {
+exec 3>&1 4</dev/null <&4
+PATH=$PATH:@PATH@; LC_ALL=C; export PATH LC_ALL
+unset ENV BASH_ENV
+mark='@MARK@'; limit='@LIMIT@'; want_sudo='@SUDO@'
+large_services=@LARGE_SERVICES@; large_chains=@LARGE_CHAINS@
+
+has() { command -v "$1" >/dev/null 2>&1; }
+line() { printf '\n%s %s\n' "$mark" "$*" >&3; }
+finish() { line "end ${1##*ktp-status=}"; printf '%s' "${1%ktp-status=*}" >&3; line done; }
+# The output goes straight to the stream; stderr and the status are caught.
+run() { line "begin command $*"; finish "$( { slowly "$@" 3>&-; echo "ktp-status=$?" >&2; } 2>&1 >&3 )"; }
+root() { line "begin command $*"; finish "$( { slowly $as_root "$@" 3>&-; echo "ktp-status=$?" >&2; } 2>&1 >&3 )"; }
+said() { line "begin $1"; shift; printf '%s\n' "$@" >&3; line "end 0"; line done; }
+file() {
+  [ -e "$1" ] || return 1
+  line "begin file $1"
+  if [ -r "$1" ]; then
+    finish "$( { $2 "$1" 3>&-; echo "ktp-status=$?" >&2; } 2>&1 >&3 )"
+  else
+    finish "$( { $as_root cat "$1" 3>&-; echo "ktp-status=$?" >&2; } 2>&1 >&3 )"
+  fi
+}
+slowly() { if [ -n "$limit" ]; then timeout "$limit" "$@"; else "$@"; fi; }
+
+timeout 1 true >/dev/null 2>&1 || limit=
+uid=$(id -u 2>/dev/null) || uid=
+as_root=
+if [ -n "$want_sudo" ] && [ "$uid" != 0 ]; then
+  # One question, so that a refusal is one line in the node's log.
+  line "begin command @SUDO_LIST@"
+  said_sudo=$( { sudo -n -l >/dev/null; echo "ktp-status=$?" >&2; } 2>&1 )
+  finish "$said_sudo"
+  [ "${said_sudo##*ktp-status=}" = 0 ] && as_root='sudo -n'
+fi
+[ -n "$as_root" ] && uid=0
+said uid "$uid"
+said hostname "$(uname -n 2>/dev/null)"
+found=; for name in @COMMANDS@; do has "$name" && found="$found $name"; done
+said commands $found
+found=
+for path in /sys/module/nf_tables /sys/module/ip_set /proc/modules /proc/sys/net/ipv6; do
+  [ -e "$path" ] && found="$found $path"
+done
+said paths $found
+kernel_has() {
+  [ -e "/sys/module/$1" ] && return 0
+  [ -e /proc/modules ] || return 0
+  [ -r /proc/kallsyms ] && [ -n "$(head -n 1 /proc/kallsyms)" ] || return 0
+  grep -q " $2\b" /proc/kallsyms
+}
+symbols() { head -n 1 "$1"; grep -e ' nf_tables_newrule' -e ' ip_set_create' "$1" || :; }
+if [ -e /proc/modules ] && { [ ! -e /sys/module/nf_tables ] || [ ! -e /sys/module/ip_set ]; }; then
+  file /proc/kallsyms symbols
+fi
+kernel_has nf_tables nf_tables_newrule && nf=1 || nf=
+kernel_has ip_set ip_set_create && sets=1 || sets=
+
+if has ip; then
+  run ip -j addr; run ip -j rule; run ip -j route show table all
+  if [ -e /proc/sys/net/ipv6 ]; then run ip -6 -j rule; run ip -6 -j route show table all; fi
+fi
+has ss && run ss -lntuH
+line 'begin sysctls'
+grep '' /dev/null @SYSCTL_GLOBS@ >&3 2>/dev/null
+line 'end 0'; line done
+
+file /proc/net/ip_vs 'head -n 4' && has ipvsadm &&
+  [ "$(head -n 4 /proc/net/ip_vs 2>/dev/null | wc -l)" -gt 3 ] && root ipvsadm -Sn
+file /proc/net/ip_tables_names cat; file /proc/net/ip6_tables_names cat
+
+count() { $as_root "$@" 2>/dev/null | wc -l; }
+large=
+# One family: legacy tables where there are some, and those in nf_tables, whole or chain by chain.
+family() {
+  legacy=$1-legacy-save; nft=$1-nft-save; reach=$3
+  if ! has "$legacy" && ! has "$nft" && has "$1-save"; then
+    run "$1" --version
+    case $("$1" --version 2>/dev/null) in *nf_tables*) nft=$1-save ;; *) legacy=$1-save ;; esac
+  fi
+  names=$($as_root cat "/proc/net/$4_names" 2>/dev/null)
+  [ -n "$names" ] && has "$legacy" && root "$legacy" -c
+  [ -n "$nf" ] && has "$nft" || return 0
+  single=${nft%-save}
+  if has "$single"; then
+    root "$single" -t nat -S KUBE-SERVICES -v
+    if [ "$(count "$single" -t nat -S KUBE-SERVICES)" -ge "$large_services" ]; then
+      large=1
+    elif has nft; then
+      root nft list chains "$2"
+      [ "$(count nft list chains "$2")" -ge "$large_chains" ] && large=1 || :
+    fi
+  fi
+  if [ -n "$large" ] && [ -n "$reach" ] && has awk; then
+    has nft || run "$single" --version
+    walk "$single" "$2"
+  else
+    root "$nft" -c
+  fi
+}
+walk() {
+  awk -v single="$as_root $1" -v mark="$mark" -v family="$2" -v limit="${limit:+timeout $limit}" @AWK_ARGUMENTS@ "$ktp_awk" </dev/null >&3
+}
+ktp_awk=$(cat <<'KTP-AWK'
+@AWK@
+KTP-AWK
+)
+if [ -n "$nf" ] && has nft; then root nft list flowtables; fi
+family iptables ip '@REACH@' ip_tables
+large4=$large; large=
+family ip6tables ip6 '@REACH@' ip6_tables
+large=$large$large4
+[ -n "$sets" ] && has ipset && root ipset save
+if [ -n "$nf" ] && has nft; then
+  if [ -n "$large" ]; then
+    for at in ip ip6; do
+      [ "$(count nft list flowtables)" -gt 0 ] && root nft list chains $at
+    done
+    $as_root nft list flowtables 2>/dev/null | awk '/^table / { print $2, $3 }' | while read -r at name; do
+      case $at/$name in
+        ip/raw|ip/mangle|ip/nat|ip/filter|ip/security) has iptables-nft-save && ! foreign $at $name && continue ;;
+        ip6/raw|ip6/mangle|ip6/nat|ip6/filter|ip6/security) has ip6tables-nft-save && ! foreign $at $name && continue ;;
+      esac
+      root nft -j list table "$at" "$name"
+    done
+  else
+    root nft -j list ruleset
+  fi
+  if [ -z "$large" ] || [ -n "$($as_root cat /proc/net/ip_tables_names /proc/net/ip6_tables_names 2>/dev/null)" ]; then
+    root nft list hooks
+  fi
+fi
+line complete
+}
+# Whether a table holds a base chain that is not one of iptables' own.
+foreign() {
+  $as_root nft list chains "$1" 2>/dev/null | awk -v want="table $1 $2 {" '
+    /^table / { here = ($0 == want) }
+    /^\tchain / { chain = $2 }
+    /^\t\ttype / && here && chain !~ /^(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)$/ { found = 1 }
+    END { exit !found }'
+}
+ktp_main; exit
+"""
+
+# Follows jumps as `ktp.collect.nft_chains` does, or more of them; sends each chain that it reads as a frame.
+_AWK = r"""
+function frame(table, chain, key,   command, text, status, n, i, got) {
+  command = single " -t " table " -S " quoted(chain) " -v"
+  printf "\n%s begin command %s -t %s -S %s -v\n", mark, name, table, chain
+  n = 0; status = 1
+  command = limit " " command " 2>&1 </dev/null; echo ktp-status=$?"
+  while ((command | getline got) > 0) kept[n++] = got
+  close(command)
+  if (n && kept[n - 1] ~ /^ktp-status=[0-9]+$/) { status = substr(kept[n - 1], 12); n-- }
+  if (status == 0) {
+    for (i = 0; i < n; i++) print kept[i]
+    printf "\n%s end 0\n\n%s done\n", mark, mark
+  } else {
+    printf "\n%s end %s\n", mark, status
+    for (i = 0; i < n; i++) print kept[i]
+    printf "\n%s done\n", mark
+    if (!(key in extra)) missing[key] = 1
+    n = 0
+  }
+  return n
+}
+function quoted(word) { gsub(/'/, "'\\''", word); return "'" word "'" }
+function wanted(text,   bare, i, port, address, protocol) {
+  bare = " " text " "
+  gsub(/"([^"\\]|\\.)*"/, "", bare)
+  port = value(bare, "--dport"); address = value(bare, "-d"); protocol = value(bare, "-p")
+  if (port !~ /^[0-9]+$/) port = ""
+  if (address !~ /\/(32|128)$/) address = ""
+  sub(/\/(32|128)$/, "", address)
+  if (protocol !~ /^(tcp|udp|sctp)$/) protocol = ""
+  for (i = 1; i <= questions; i++)
+    if ((port == "" || ports[i] == "" || ports[i] + 0 == port + 0) &&
+        (protocol == "" || protocols[i] == "" || protocols[i] == protocol) &&
+        (address == "" || addresses[i] == "" || index(addresses[i], "," address ",")))
+      return 1
+  return 0
+}
+function value(bare, option,   at, rest) {
+  at = index(bare, " " option " ")
+  if (!at || substr(bare, at - 2, 3) == " ! ") return ""
+  rest = substr(bare, at + length(option) + 2)
+  return substr(rest, 1, index(rest, " ") - 1)
+}
+function follow(table, narrow,   chain, n, i, key, target) {
+  while (head < tail) {
+    chain = queue[head++]; key = table "/" chain
+    if (key in seen) continue
+    seen[key] = 1
+    n = frame(table, chain, key)
+    for (i = 0; i < n; i++) {
+      if (kept[i] !~ /^-A / || !match(kept[i], / -[jg] [^ "]+$/)) continue
+      target = substr(kept[i], RSTART + 4)
+      if (target in builtin || (table "/" target) in seen) continue
+      if (narrow && !wanted(kept[i])) continue
+      queue[tail++] = target
+    }
+  }
+}
+function signature(   key, out) { out = ""; for (key in missing) out = out " " key; return out }
+BEGIN {
+  n = split(single, words, " "); name = words[n]
+  n = split(targets, words, " "); for (i = 1; i <= n; i++) builtin[words[i]] = 1
+  questions = split(asked, words, " ")
+  for (i = 1; i <= questions; i++) {
+    split(words[i], part, "/")
+    protocols[i] = part[1]; ports[i] = part[2]; addresses[i] = part[3] == "" ? "" : "," part[3] ","
+  }
+  n = split(chains, words, " ")
+  for (i = 1; i <= n; i++) { extra[words[i]] = 1; wish[i] = words[i] }
+  wishes = n
+  tables = split("raw mangle nat filter security", table, " ")
+  base["raw"] = "PREROUTING OUTPUT"
+  base["mangle"] = "PREROUTING INPUT FORWARD OUTPUT POSTROUTING"
+  base["nat"] = "INPUT POSTROUTING"
+  base["filter"] = base["security"] = "INPUT FORWARD OUTPUT"
+  for (round = 1; round <= rounds; round++) {
+    split("", seen); split("", missing)
+    for (t = 1; t <= tables; t++) {
+      head = tail = 0
+      n = split(base[table[t]], words, " "); for (i = 1; i <= n; i++) queue[tail++] = words[i]
+      for (i = 1; i <= wishes; i++)
+        if (index(wish[i], table[t] "/") == 1) queue[tail++] = substr(wish[i], length(table[t]) + 2)
+      follow(table[t], 0)
+      if (table[t] == "nat") { queue[tail++] = "PREROUTING"; queue[tail++] = "OUTPUT"; follow("nat", 1) }
+    }
+    now = signature()
+    if (now == "" || now == before) break
+    before = now
+  }
+}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteScript:
+    """The script for one node, and the marker that its answer is framed by."""
+
+    text: bytes
+    mark: str
+
+
+def build_script(*, sudo: bool, reach: Reach | None, command_timeout: float) -> RemoteScript:
+    """The script that reads everything; with `sudo`, what only root may read through `sudo -n`."""
+    mark = f"ktp-{secrets.token_hex(16)}"
+    globs = [*(_sysctl_path(key) for key in SINGLE_SYSCTLS)]
+    globs += [f"/proc/sys/net/ipv4/conf/*/{key}" for key in IPV4_CONF_KEYS]
+    globs += [f"/proc/sys/net/ipv6/conf/*/{key}" for key in IPV6_CONF_KEYS]
+    arguments = {
+        "targets": " ".join(sorted(TARGETS)),
+        "asked": " ".join(_asked(reach.destinations)) if reach else "",
+        "chains": " ".join(f"{table}/{chain}" for table, chain in reach.chains) if reach else "",
+        "rounds": str(MAX_ROUNDS),
+    }
+    parts = {
+        "PATH": "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin",
+        "MARK": mark,
+        "LIMIT": str(max(1, int(command_timeout))),
+        "SUDO": "1" if sudo else "",
+        "SUDO_LIST": _SUDO,
+        "COMMANDS": " ".join(COMMANDS),
+        "SYSCTL_GLOBS": " ".join(globs),
+        "LARGE_SERVICES": str(LARGE_SERVICES),
+        "LARGE_CHAINS": str(LARGE_CHAINS),
+        "REACH": "1" if reach is not None else "",
+        "AWK_ARGUMENTS": " ".join(f"-v {key}={_quoted(value)}" for key, value in arguments.items()),
+        "AWK": _AWK.strip(),
+    }
+    text = _SCRIPT
+    for name, value in parts.items():
+        text = text.replace(f"@{name}@", value)
+    return RemoteScript(text=text.encode(), mark=mark)
+
+
+def _asked(destinations: Iterable[Destination]) -> list[str]:
+    """Destinations as the awk program takes them: PROTOCOL/PORT/ADDRESS,ADDRESS…, each empty for any."""
+    return [
+        f"{one.protocol or ''}/{'' if one.port is None else one.port}/{','.join(sorted(one.addresses or ()))}"
+        for one in destinations
+    ]
+
+
+def _quoted(text: str) -> str:
+    """`text` as one word of the shell and one value of awk, which takes backslashes for escapes."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "'\\''") + "'"
+
+
+def _sysctl_path(key: str) -> str:
+    return "/proc/sys/" + key.replace(".", "/")
+
+
+# ------------------------------------------------------------------------------------------------- the answer
+
+
+@dataclass(slots=True)
+class Recording:
+    """The frames of one answer. `started` tells whether the script ran at all, `complete` whether it came to its end."""
+
+    commands: dict[str, CommandResult] = field(default_factory=dict)
+    files: dict[str, CommandResult] = field(default_factory=dict)
+    facts: dict[str, bytes] = field(default_factory=dict)
+    started: bool = False
+    complete: bool = False
+
+    @property
+    def refused_by_sudo(self) -> str | None:
+        """What sudo says instead of running commands; None where it was not asked or agreed."""
+        answer = self.commands.get(_SUDO)
+        if answer is None or answer.status == 0:
+            return None
+        return answer.stderr.decode(errors="replace").strip().rpartition("\n")[2].strip() or "no reason given"
+
+
+def parse_stream(stream: bytes, mark: str) -> Recording:
+    """The frames of a stream; one that lacks its end is left out."""
+    recording = Recording()
+    marker = f"\n{mark} ".encode()
+    pieces: list[tuple[str, bytes]] = []
+    at = stream.find(marker)
+    while at >= 0:
+        end = stream.find(b"\n", at + len(marker))
+        if end < 0:
+            break
+        following = stream.find(marker, end)
+        # Each marker line begins with a line feed of its own: the bytes before it are the command's, unchanged.
+        body = stream[end + 1 : following] if following >= 0 else stream[end + 1 :]
+        pieces.append((stream[at + len(marker) : end].decode(errors="surrogateescape"), body))
+        at = following
+    recording.started = bool(pieces)
+    for (first, body), (second, errors), (third, _) in zip(pieces, pieces[1:], pieces[2:], strict=False):
+        if first.startswith("begin ") and second.startswith("end ") and third == "done":
+            _add(recording, first.removeprefix("begin "), body, second.removeprefix("end ").strip(), errors)
+    recording.complete = bool(pieces) and pieces[-1][0] == "complete"
+    return recording
+
+
+def _add(recording: Recording, what: str, body: bytes, status: str, errors: bytes) -> None:
+    number = int(status) if status.isdecimal() else 1
+    kind, _, name = what.partition(" ")
+    result = CommandResult(
+        status=None if number == _TIMED_OUT else number, stdout=body, stderr=errors.rstrip(b"\n")
+    )
+    if kind == "command":
+        recording.commands[name] = result
+    elif kind == "file":
+        recording.files[name] = result
+    else:
+        recording.facts[kind] = body
+
+
+class RecordedRunner:
+    """A `ktp.collect.local_node.CommandRunner` that answers from a recording."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._sysctls: dict[str, bytes] = {}
+        for line in recording.facts.get("sysctls", b"").split(b"\n"):
+            path, colon, value = line.partition(b":")
+            if colon:
+                # A value of several lines comes as several lines; these are all of one.
+                self._sysctls[path.decode(errors="replace")] = value + b"\n"
+        self._commands = frozenset(recording.facts.get("commands", b"").decode().split())
+        self._paths = frozenset(recording.facts.get("paths", b"").decode().split())
+
+    def run(self, command: Sequence[str], *, timeout: float) -> CommandResult:  # noqa: ARG002 - the protocol's
+        """What the command printed on the node."""
+        answer = self._recording.commands.get(" ".join(command))
+        return answer or CommandResult(status=1, stderr=_CUT if not self._recording.complete else b"it was not run")
+
+    def has_command(self, name: str) -> bool:
+        """Whether the node has the command; True where that did not arrive, so that its loss is told as such."""
+        return name in self._commands or "commands" not in self._recording.facts
+
+    def read_file(self, path: str) -> bytes:
+        """The file's content on the node; OSError as `open` would raise it there."""
+        if path in self._sysctls:
+            return self._sysctls[path]
+        answer = self._recording.files.get(path)
+        if answer is None:
+            if self._recording.complete:
+                raise FileNotFoundError(2, "No such file or directory")
+            raise OSError(5, _CUT.decode())
+        if answer.status != 0:
+            raise PermissionError(13, "Permission denied")
+        return answer.stdout
+
+    def list_folder(self, path: str) -> list[str]:
+        """The names in a folder of sysctls."""
+        prefix = path + "/"
+        return sorted({key[len(prefix) :].split("/")[0] for key in self._sysctls if key.startswith(prefix)})
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder at `path`."""
+        return path in self._paths or path in self._recording.files or path in self._sysctls
+
+    def hostnames(self) -> tuple[str, ...]:
+        """The node's name for itself."""
+        return (self._recording.facts.get("hostname", b"").decode(errors="replace").strip(),)
+
+    def is_root(self) -> bool:
+        """Whether what root alone may read could be read."""
+        return self._recording.facts.get("uid", b"").strip() == b"0"
+
+
+assert tuple(BASE_CHAINS) == ("raw", "mangle", "nat", "filter", "security"), "the awk program says them too"
