@@ -34,6 +34,7 @@ from ktp.collect.nft_chains import (
     ChainReader,
     NotReadableError,
     Reach,
+    foreign_hooks,
     list_nft_tables,
     read_reachable,
 )

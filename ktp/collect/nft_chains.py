@@ -19,7 +19,7 @@ import ipaddress
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -68,7 +68,6 @@ _ADDRESS = re.compile(r"(?<! !) -d ([0-9a-fA-F.:]+)/(?:32|128)(?= )")
 _PROTOCOL = re.compile(r"(?<! !) -p (tcp|udp|sctp)(?= )")
 _COUNTERS = re.compile(r" -c (\d+) (\d+)(?= -[jg] |$)")
 _POLICY = re.compile(r"-P (\S+) (\S+)(?: -c (\d+) (\d+))?")
-_TABLE = re.compile(rb"^table (ip6?) (raw|mangle|nat|filter|security) \{", re.MULTILINE)
 _VERSION = re.compile(rb" v(\d+)\.(\d+)\.(\d+)")
 # From 1.8.8 on, listing a base chain that is not there makes one up and not one in the kernel
 # (nft_xt_fake_builtin_chains).
@@ -139,23 +138,35 @@ class ChainReader:
         self._chains = {}
 
     def tables(self) -> tuple[str, ...] | None:
-        """The xtables tables there are; None where that cannot be told without risk of making one."""
+        """The xtables tables there are; None where asking for a single chain might make one.
+
+        Before 1.8.8, listing a chain makes whatever base chains its table lacks (nft_xt_builtin_init).
+        """
         listed = list_nft_tables(self._runner)
-        if listed is not None:
-            return tuple(name for name in BASE_CHAINS if (self.family, name) in listed)
         version = _VERSION.search(self._runner.run((self.command, "--version"), timeout=CHAIN_TIMEOUT).stdout)
-        known = version is not None and tuple(map(int, version.groups())) >= _LISTING_CREATES_NOTHING
-        return tuple(BASE_CHAINS) if known else None
+        safe = version is not None and tuple(map(int, version.groups())) >= _LISTING_CREATES_NOTHING
+        if listed is None:
+            return tuple(BASE_CHAINS) if safe else None
+        tables = tuple(name for name in BASE_CHAINS if (self.family, name) in listed)
+        if not safe and tables:
+            base = {(table, chain) for table, chain, is_base in self._chain_list() if is_base}
+            if not all((table, chain) in base for table in tables for chain in BASE_CHAINS[table]):
+                return None
+        return tables
 
     def is_large(self) -> bool:
-        """Whether the node has so many chains that the whole dump would take long."""
-        services = self.read("nat", "KUBE-SERVICES")
+        """Whether the node has so many chains that the whole dump would take long, and single ones may be read."""
+        tables = self.tables()
+        if not tables:
+            return False
+        services = self.read("nat", "KUBE-SERVICES") if "nat" in tables else None
         if services is not None and len(services.lines) >= LARGE_SERVICES:
             return True
-        if not self._runner.has_command("nft"):
-            return False
+        return self._runner.has_command("nft") and len(self._chain_list()) >= LARGE_CHAINS
+
+    def _chain_list(self) -> list[tuple[str, str, bool]]:
         listed = self._runner.run(("nft", "list", "chains", self.family), timeout=CHAIN_TIMEOUT)
-        return listed.stdout.count(b"\tchain ") >= LARGE_CHAINS
+        return list(_listed_chains(listed.stdout))
 
     def _ask(self, table: str, chain: str) -> ChainText | None:
         line = (self.command, "-t", table, "-S", chain, "-v")
@@ -190,17 +201,31 @@ def foreign_hooks(listed: bytes) -> frozenset[tuple[str, str]]:
 
     `iptables-nft-save` leaves such a chain out with a comment, although packets pass through it.
     """
-    found = set()
-    table, chain = ("", ""), ""
+    family = re.search(rb"^table (\S+)", listed, re.MULTILINE)
+    return frozenset(
+        (family[1].decode(), table)
+        for table, chain, is_base in _listed_chains(listed)
+        if family is not None and is_base and chain not in BASE_CHAINS.get(table, ())
+    )
+
+
+def _listed_chains(listed: bytes) -> Iterator[tuple[str, str, bool]]:
+    """(table, chain, whether it is a base chain) of what `nft list chains FAMILY` prints."""
+    table, chain = "", None
     for line in listed.decode("utf-8", "surrogateescape").splitlines():
-        words = line.split()
-        if line.startswith("table ") and len(words) >= 3:
-            table = (words[1], words[2])
-        elif line.startswith("\tchain ") and len(words) >= 2:
-            chain = words[1]
-        elif line.startswith("\t\ttype ") and chain not in BASE_CHAINS.get(table[1], ()):
-            found.add(table)
-    return frozenset(found)
+        if line.startswith("\tchain "):
+            if chain is not None:
+                yield table, chain, False
+            chain = line.split()[1]
+        elif line.startswith("\t\ttype ") and chain is not None:
+            yield table, chain, True
+            chain = None
+        elif line.startswith("table "):
+            if chain is not None:
+                yield table, chain, False
+            table, chain = line.split()[2], None
+    if chain is not None:
+        yield table, chain, False
 
 
 def collect_reachable(
@@ -429,13 +454,7 @@ class NftChainRuleset:
     def chain_names(self, table: str) -> Iterable[str]:
         """Names of all chains of `table`, base chains first; the one slow question (`nft list chains`)."""
         answer = self._runner.run(("nft", "list", "chains", self.family), timeout=CHAIN_TIMEOUT)
-        names: list[str] = []
-        here = False
-        for line in answer.stdout.decode("utf-8", "surrogateescape").splitlines():
-            if line.startswith("table "):
-                here = line == f"table {self.family} {table} {{"
-            elif here and line.startswith("\tchain "):
-                names.append(line.split()[1])
+        names = [chain for where, chain, _ in _listed_chains(answer.stdout) if where == table]
         base = [name for name in BASE_CHAINS.get(table, ()) if name in names]
         return (*base, *sorted(set(names) - set(base)))
 

@@ -24,7 +24,6 @@ from ktp.collect.local_node import (
     CommandResult,
 )
 from ktp.collect.nft_chains import (
-    BASE_CHAINS,
     LARGE_CHAINS,
     LARGE_SERVICES,
     MAX_ROUNDS,
@@ -49,18 +48,31 @@ COMMANDS = (
 # Everything is within one function, so that a script that arrives cut does nothing at all.
 _SCRIPT = r"""
 ktp_main() {
-exec 3>&1 4</dev/null <&4
+exec 3>&1 </dev/null
 PATH=$PATH:@PATH@; LC_ALL=C; export PATH LC_ALL
 unset ENV BASH_ENV
-mark='@MARK@'; limit='@LIMIT@'; want_sudo='@SUDO@'
+mark='@MARK@'; limit='@LIMIT@'; want_sudo='@SUDO@'; reach='@REACH@'
 large_services=@LARGE_SERVICES@; large_chains=@LARGE_CHAINS@
 
 has() { command -v "$1" >/dev/null 2>&1; }
 line() { printf '\n%s %s\n' "$mark" "$*" >&3; }
+slowly() { if [ -n "$limit" ]; then timeout "$limit" "$@"; else "$@"; fi; }
+# What was caught of a command (stderr, then its status) ends its frame.
 finish() { line "end ${1##*ktp-status=}"; printf '%s' "${1%ktp-status=*}" >&3; line done; }
 # The output goes straight to the stream; stderr and the status are caught.
 run() { line "begin command $*"; finish "$( { slowly "$@" 3>&-; echo "ktp-status=$?" >&2; } 2>&1 >&3 )"; }
 root() { line "begin command $*"; finish "$( { slowly $as_root "$@" 3>&-; echo "ktp-status=$?" >&2; } 2>&1 >&3 )"; }
+# As root, and an awk program sees the output on its way; what it says in the end is left in $noted.
+noting() {
+  program=$1; shift
+  line "begin command $*"
+  caught=$( {
+    { slowly $as_root "$@" 3>&-; echo "ktp-status=$?" >&2; } |
+      awk "{ print } $program END { print \"ktp-noted=\" noted | \"cat 1>&2\" }" >&3 3>&-
+  } 2>&1 )
+  noted=${caught##*ktp-noted=}
+  finish "${caught%?ktp-noted=*}"
+}
 said() { line "begin $1"; shift; printf '%s\n' "$@" >&3; line "end 0"; line done; }
 file() {
   [ -e "$1" ] || return 1
@@ -71,7 +83,6 @@ file() {
     finish "$( { $as_root cat "$1" 3>&-; echo "ktp-status=$?" >&2; } 2>&1 >&3 )"
   fi
 }
-slowly() { if [ -n "$limit" ]; then timeout "$limit" "$@"; else "$@"; fi; }
 
 timeout 1 true >/dev/null 2>&1 || limit=
 uid=$(id -u 2>/dev/null) || uid=
@@ -79,11 +90,10 @@ as_root=
 if [ -n "$want_sudo" ] && [ "$uid" != 0 ]; then
   # One question, so that a refusal is one line in the node's log.
   line "begin command @SUDO_LIST@"
-  said_sudo=$( { sudo -n -l >/dev/null; echo "ktp-status=$?" >&2; } 2>&1 )
-  finish "$said_sudo"
-  [ "${said_sudo##*ktp-status=}" = 0 ] && as_root='sudo -n'
+  caught=$( { @SUDO_LIST@ >/dev/null; echo "ktp-status=$?" >&2; } 2>&1 )
+  finish "$caught"
+  [ "${caught##*ktp-status=}" = 0 ] && as_root='sudo -n' && uid=0
 fi
-[ -n "$as_root" ] && uid=0
 said uid "$uid"
 said hostname "$(uname -n 2>/dev/null)"
 found=; for name in @COMMANDS@; do has "$name" && found="$found $name"; done
@@ -93,18 +103,19 @@ for path in /sys/module/nf_tables /sys/module/ip_set /proc/modules /proc/sys/net
   [ -e "$path" ] && found="$found $path"
 done
 said paths $found
+
+symbols() { head -n 1 "$1"; grep -e ' nf_tables_newrule' -e ' ip_set_create' "$1" || :; }
 kernel_has() {
   [ -e "/sys/module/$1" ] && return 0
   [ -e /proc/modules ] || return 0
   [ -r /proc/kallsyms ] && [ -n "$(head -n 1 /proc/kallsyms)" ] || return 0
-  grep -q " $2\b" /proc/kallsyms
+  grep -q -e " $2\$" -e " $2[[:space:]]" /proc/kallsyms
 }
-symbols() { head -n 1 "$1"; grep -e ' nf_tables_newrule' -e ' ip_set_create' "$1" || :; }
 if [ -e /proc/modules ] && { [ ! -e /sys/module/nf_tables ] || [ ! -e /sys/module/ip_set ]; }; then
   file /proc/kallsyms symbols
 fi
-kernel_has nf_tables nf_tables_newrule && nf=1 || nf=
-kernel_has ip_set ip_set_create && sets=1 || sets=
+nf=; kernel_has nf_tables nf_tables_newrule && nf=1
+sets=; kernel_has ip_set ip_set_create && sets=1
 
 if has ip; then
   run ip -j addr; run ip -j rule; run ip -j route show table all
@@ -114,82 +125,97 @@ has ss && run ss -lntuH
 line 'begin sysctls'
 grep '' /dev/null @SYSCTL_GLOBS@ >&3 2>/dev/null
 line 'end 0'; line done
-
 file /proc/net/ip_vs 'head -n 4' && has ipvsadm &&
   [ "$(head -n 4 /proc/net/ip_vs 2>/dev/null | wc -l)" -gt 3 ] && root ipvsadm -Sn
-file /proc/net/ip_tables_names cat; file /proc/net/ip6_tables_names cat
+file /proc/net/ip_tables_names cat
+file /proc/net/ip6_tables_names cat
 
-count() { $as_root "$@" 2>/dev/null | wc -l; }
-large=
-# One family: legacy tables where there are some, and those in nf_tables, whole or chain by chain.
-family() {
-  legacy=$1-legacy-save; nft=$1-nft-save; reach=$3
-  if ! has "$legacy" && ! has "$nft" && has "$1-save"; then
-    run "$1" --version
-    case $("$1" --version 2>/dev/null) in *nf_tables*) nft=$1-save ;; *) legacy=$1-save ;; esac
-  fi
-  names=$($as_root cat "/proc/net/$4_names" 2>/dev/null)
-  [ -n "$names" ] && has "$legacy" && root "$legacy" -c
-  [ -n "$nf" ] && has "$nft" || return 0
-  single=${nft%-save}
-  if has "$single"; then
-    root "$single" -t nat -S KUBE-SERVICES -v
-    if [ "$(count "$single" -t nat -S KUBE-SERVICES)" -ge "$large_services" ]; then
-      large=1
-    elif has nft; then
-      root nft list chains "$2"
-      [ "$(count nft list chains "$2")" -ge "$large_chains" ] && large=1 || :
-    fi
-  fi
-  if [ -n "$large" ] && [ -n "$reach" ] && has awk; then
-    has nft || run "$single" --version
-    walk "$single" "$2"
-  else
-    root "$nft" -c
-  fi
-}
-walk() {
-  awk -v single="$as_root $1" -v mark="$mark" -v family="$2" -v limit="${limit:+timeout $limit}" @AWK_ARGUMENTS@ "$ktp_awk" </dev/null >&3
-}
-ktp_awk=$(cat <<'KTP-AWK'
-@AWK@
-KTP-AWK
-)
-if [ -n "$nf" ] && has nft; then root nft list flowtables; fi
-family iptables ip '@REACH@' ip_tables
-large4=$large; large=
-family ip6tables ip6 '@REACH@' ip6_tables
-large=$large$large4
-[ -n "$sets" ] && has ipset && root ipset save
+listed=
 if [ -n "$nf" ] && has nft; then
-  if [ -n "$large" ]; then
-    for at in ip ip6; do
-      [ "$(count nft list flowtables)" -gt 0 ] && root nft list chains $at
-    done
-    $as_root nft list flowtables 2>/dev/null | awk '/^table / { print $2, $3 }' | while read -r at name; do
-      case $at/$name in
-        ip/raw|ip/mangle|ip/nat|ip/filter|ip/security) has iptables-nft-save && ! foreign $at $name && continue ;;
-        ip6/raw|ip6/mangle|ip6/nat|ip6/filter|ip6/security) has ip6tables-nft-save && ! foreign $at $name && continue ;;
+  root nft list flowtables
+  listed=$($as_root nft list flowtables 2>/dev/null | awk '/^table / { print $2 "/" $3 }')
+fi
+any_large=; foreign=
+family iptables ip ip_tables
+family ip6tables ip6 ip6_tables
+[ -n "$sets" ] && has ipset && root ipset save
+
+if [ -n "$nf" ] && has nft; then
+  if [ -n "$any_large" ]; then
+    for table in $listed; do
+      case $table in
+        ip/raw|ip/mangle|ip/nat|ip/filter|ip/security) dump=iptables-nft-save ;;
+        ip6/raw|ip6/mangle|ip6/nat|ip6/filter|ip6/security) dump=ip6tables-nft-save ;;
+        *) dump= ;;
       esac
-      root nft -j list table "$at" "$name"
+      case " $foreign " in *" $table "*) dump= ;; esac
+      [ -n "$dump" ] && has "$dump" || root nft -j list table "${table%%/*}" "${table#*/}"
     done
   else
     root nft -j list ruleset
   fi
-  if [ -z "$large" ] || [ -n "$($as_root cat /proc/net/ip_tables_names /proc/net/ip6_tables_names 2>/dev/null)" ]; then
+  if [ -z "$any_large" ] || [ -n "$($as_root cat /proc/net/ip_tables_names /proc/net/ip6_tables_names 2>/dev/null)" ]
+  then
     root nft list hooks
   fi
 fi
 line complete
 }
-# Whether a table holds a base chain that is not one of iptables' own.
-foreign() {
-  $as_root nft list chains "$1" 2>/dev/null | awk -v want="table $1 $2 {" '
-    /^table / { here = ($0 == want) }
-    /^\tchain / { chain = $2 }
-    /^\t\ttype / && here && chain !~ /^(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)$/ { found = 1 }
-    END { exit !found }'
+
+# One family (iptables ip ip_tables): legacy tables where there are some, those in nf_tables whole or by chains.
+family() {
+  legacy=$1-legacy-save; nft=$1-nft-save
+  if ! has "$legacy" && ! has "$nft" && has "$1-save"; then
+    run "$1" --version
+    case $("$1" --version 2>/dev/null) in *nf_tables*) nft=$1-save ;; *) legacy=$1-save ;; esac
+  fi
+  [ -n "$($as_root cat "/proc/net/$3_names" 2>/dev/null)" ] && has "$legacy" && root "$legacy" -c
+  [ -n "$nf" ] && has "$nft" || return 0
+  single=${nft%-save}; large=; tables=
+  has "$single" && has awk && measure "$single" "$2"
+  if [ -n "$large" ] && [ -n "$reach" ]; then
+    slowly_prefix=${limit:+timeout $limit}
+    awk -v single="$as_root $single" -v mark="$mark" -v limit="$slowly_prefix" -v existing="$tables" @AWK_ARGUMENTS@ \
+      "$ktp_awk" >&3
+  else
+    root "$nft" -c
+  fi
 }
+
+# Sets $large and $tables (those that may be asked for single chains), and adds to $foreign.
+measure() {
+  for table in $listed; do
+    case $table in
+      "$2"/raw|"$2"/mangle|"$2"/nat|"$2"/filter|"$2"/security) tables="$tables ${table#*/}" ;;
+    esac
+  done
+  run "$1" --version
+  new=$("$1" --version 2>/dev/null | awk '
+    { sub(/.* v/, ""); split($0, v, /[^0-9]+/); print (v[1] * 1000000 + v[2] * 1000 + v[3] >= 1008008) ? "new" : "old" }')
+  if ! has nft; then
+    [ "$new" = new ] || return 0
+    tables='raw mangle nat filter security'
+  else
+    [ -n "$tables" ] || return 0
+    noting "$ktp_chains" nft list chains "$2"
+    # number of chains; tables with base chains of others; tables with all of iptables' base chains
+    chains=${noted%%|*}; others=${noted#*|}
+    foreign="$foreign ${others%|*}"
+    if [ "$new" != new ]; then
+      for table in $tables; do
+        case " ${noted##*|} " in *" $table "*) ;; *) tables=; return 0 ;; esac
+      done
+    fi
+    [ "$chains" -ge "$large_chains" ] && large=1
+  fi
+  case " $tables " in *" nat "*)
+    noting '/^-A / { noted++ }' "$1" -t nat -S KUBE-SERVICES -v
+    [ "${noted:-0}" -ge "$large_services" ] && large=1 ;;
+  esac
+  [ -n "$large" ] && any_large=1
+}
+ktp_awk=@AWK@
+ktp_chains=@AWK_CHAINS@
 ktp_main; exit
 """
 
@@ -264,7 +290,7 @@ BEGIN {
   n = split(chains, words, " ")
   for (i = 1; i <= n; i++) { extra[words[i]] = 1; wish[i] = words[i] }
   wishes = n
-  tables = split("raw mangle nat filter security", table, " ")
+  tables = split(existing, table, " ")
   base["raw"] = "PREROUTING OUTPUT"
   base["mangle"] = "PREROUTING INPUT FORWARD OUTPUT POSTROUTING"
   base["nat"] = "INPUT POSTROUTING"
@@ -283,6 +309,25 @@ BEGIN {
     if (now == "" || now == before) break
     before = now
   }
+}
+"""
+
+
+# Counts the chains of `nft list chains`, and tells which tables hold whose base chains.
+_AWK_CHAINS = r"""
+/^table / { table = $3; where = $2 "/" $3 }
+/^\tchain / { chain = $2; chains++ }
+/^\t\ttype / {
+  if (chain ~ /^(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)$/) base[table]++
+  else foreign = foreign " " where
+}
+END {
+  if (base["raw"] == 2) all = all " raw"
+  if (base["mangle"] == 5) all = all " mangle"
+  if (base["nat"] == 4) all = all " nat"
+  if (base["filter"] == 3) all = all " filter"
+  if (base["security"] == 3) all = all " security"
+  noted = chains + 0 "|" foreign "|" all
 }
 """
 
@@ -318,8 +363,9 @@ def build_script(*, sudo: bool, reach: Reach | None, command_timeout: float) -> 
         "LARGE_SERVICES": str(LARGE_SERVICES),
         "LARGE_CHAINS": str(LARGE_CHAINS),
         "REACH": "1" if reach is not None else "",
-        "AWK_ARGUMENTS": " ".join(f"-v {key}={_quoted(value)}" for key, value in arguments.items()),
-        "AWK": _AWK.strip(),
+        "AWK_ARGUMENTS": " ".join(f"-v {_quoted(f'{key}={value}')}" for key, value in arguments.items()),
+        "AWK": _quoted(_AWK.strip()),
+        "AWK_CHAINS": _quoted(_AWK_CHAINS.strip()),
     }
     text = _SCRIPT
     for name, value in parts.items():
@@ -336,8 +382,8 @@ def _asked(destinations: Iterable[Destination]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """`text` as one word of the shell and one value of awk, which takes backslashes for escapes."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "'\\''") + "'"
+    """`text` as one word of the shell."""
+    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def _sysctl_path(key: str) -> str:
@@ -456,5 +502,3 @@ class RecordedRunner:
         """Whether what root alone may read could be read."""
         return self._recording.facts.get("uid", b"").strip() == b"0"
 
-
-assert tuple(BASE_CHAINS) == ("raw", "mangle", "nat", "filter", "security"), "the awk program says them too"

@@ -127,14 +127,9 @@ class _Client:
 class Walker:
     """Walks flows over one topology. Compiled rules and route lookups are kept between flows."""
 
-    def __init__(
-        self,
-        topology: Topology,
-        nft_chains: Callable[[Host, int], Sequence[NftBaseChain]] | None = None,
-    ) -> None:
-        """`nft_chains(host, family)` compiles a node's native nftables base chains."""
+    def __init__(self, topology: Topology) -> None:
+        """Nothing is compiled before a flow needs it."""
         self.topology = topology
-        self._nft_chains = nft_chains
         self._hosts: dict[str, Host | None] = {}
         self._hooks: dict[tuple[str, int], HookTable] = {}
         self._leaves: list[Leaf] = []
@@ -148,7 +143,8 @@ class Walker:
         """The compiled node, None where nothing was read of it."""
         if name not in self._hosts:
             state = self.topology.nodes.get(name)
-            usable = state is not None and (state.has_rules or state.routes is not None or state.interfaces is not None)
+            # Without its rules nothing can be said of what a node does, whatever else was read of it.
+            usable = state is not None and state.has_rules
             assumed = self.topology.assumed_local.get(name, frozenset())
             self._hosts[name] = Host(state, assumed) if usable and state is not None else None
         return self._hosts[name]
@@ -186,7 +182,11 @@ class Walker:
         key = (host.name, family)
         table = self._hooks.get(key)
         if table is None:
-            native = self._nft_chains(host, family) if self._nft_chains is not None else ()
+            native: Sequence[NftBaseChain] = ()
+            if host.state.nft is not None:
+                from ktp.dataplane.nft import nft_base_chains
+
+                native = nft_base_chains(host, family)
             table = self._hooks[key] = HookTable(host, family, native)
         return table.groups(hook)
 

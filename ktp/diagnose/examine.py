@@ -62,7 +62,7 @@ class Examiner:
     def walker(self) -> Walker:
         """The packet walker, made when first needed."""
         if self._walker is None:
-            self._walker = Walker(topology_of(self.snapshot), _nft_compiler())
+            self._walker = Walker(topology_of(self.snapshot))
         return self._walker
 
     def node_names(self) -> tuple[str, ...]:
@@ -275,10 +275,6 @@ def _fact_endpoints(fact: FlowAnswer) -> tuple[CellEndpoint, ...]:
             symptom=path.symptom,
         )
     return tuple(merged.values())
-
-
-def _nft_compiler() -> object | None:
-    return None
 
 
 def walk_all(examiner: Examiner, flows: Iterable[Flow]) -> list[FlowAnswer]:

@@ -10,11 +10,12 @@ from ktp.diagnose.checks import ALL_CHECKS
 from ktp.diagnose.checks.ktp901_unexplained import CHECK as UNEXPLAINED
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import node_addresses
+from ktp.diagnose.share import load_shares
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.capture import EvidenceGap
 from ktp.model.cluster import Service, ServicePort
-from ktp.model.diagnosis import Evidence, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
+from ktp.model.diagnosis import Evidence, Finding, FrontEndMatrix, LoadShare, NodeRow, ServiceDiagnosis, Severity
 from ktp.model.host import IPAddress
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
@@ -62,7 +63,26 @@ def diagnose_service(
         source=snapshot.source,
         versions={n: str(examiner.proxy(n).versions) for n in names},
         undetermined=undetermined,
+        shares=tuple(_shares(case)),
     )
+
+
+def _shares(case: Case) -> list[LoadShare]:
+    out: list[LoadShare] = []
+    if not case.examiner.index.is_known:
+        return out
+    for port in case.service.ports:
+        entries = [e for e in case.entries if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL]
+        counts = {
+            e.node: len(
+                case.examiner.port_on(case.service, port, e.node).selection(ip_version=e.front_end.ip_version).local
+            )
+            for e in entries
+        }
+        if case.service.external_traffic_policy != "Local":
+            counts = {e.node: 1 for e in entries}  # every node serves all endpoints alike
+        out += load_shares(entries, case.service.external_traffic_policy, counts)
+    return out
 
 
 def _entries(

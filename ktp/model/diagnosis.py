@@ -143,6 +143,33 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PodShare:
+    """The share of outside connections that one endpoint gets (0 to 1)."""
+
+    endpoint: str
+    node: str | None
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadShare:
+    """How outside connections to a front end spread over its endpoints, for one way to spread them over the nodes.
+
+    `balancer`: "all-nodes" equally over all nodes, "nodes-with-pods" equally over those that hold an endpoint (a load
+    balancer with health checks), "by-pods" in proportion to each node's endpoints. `policy` is the
+    externalTrafficPolicy that it holds for. `lost` is the share that reaches no endpoint; `ratio` that of the
+    busiest endpoint to the idlest (None where there are none).
+    """
+
+    frontend: str
+    policy: str
+    balancer: str
+    pods: tuple[PodShare, ...]
+    lost: float
+    ratio: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceDiagnosis:
     """The diagnosis of one Service."""
 
@@ -160,6 +187,7 @@ class ServiceDiagnosis:
     source: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)  # node → kube-proxy version in words
     undetermined: bool = False
+    shares: tuple[LoadShare, ...] = ()
 
     @property
     def key(self) -> str:

@@ -45,6 +45,19 @@ def _body(d: ServiceDiagnosis) -> dict[str, Any]:
             "kubeProxy": dict(d.versions),
         },
         "gaps": [gap_object(g) for g in d.gaps],
+        "loadShare": [
+            {
+                "frontend": x.frontend,
+                "policy": x.policy,
+                "balancer": x.balancer,
+                "lost": round(x.lost, 6),
+                "ratio": round(x.ratio, 3) if x.ratio is not None and x.ratio != float("inf") else None,
+                "endpoints": [
+                    {"endpoint": p.endpoint, "node": p.node, "share": round(p.share, 6)} for p in x.pods
+                ],
+            }
+            for x in d.shares
+        ],
     }
 
 

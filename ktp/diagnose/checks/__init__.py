@@ -21,6 +21,7 @@ from ktp.diagnose.checks import (
     ktp405_foreign_translation,
     ktp501_no_local_endpoint,
     ktp502_internal_policy_no_local_endpoint,
+    ktp503_uneven_load,
     ktp504_node_sees_other_answer,
     ktp505_answer_by_other_way,
     ktp601_source_ranges,
@@ -45,6 +46,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     ktp301_rule_stops_traffic.CHECK,
     ktp401_rules_disagree.CHECK,
     ktp505_answer_by_other_way.CHECK,
+    ktp503_uneven_load.CHECK,
     ktp504_node_sees_other_answer.CHECK,
     ktp901_unexplained.CHECK,
 )
