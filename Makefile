@@ -20,7 +20,7 @@ USER_INSTALL := $(VENV)/.ktp-demo
 SOURCES = $(shell find ktp -type f -not -name '*.pyc')
 DEMO_SERVICE := test/nginx-externaltrafficpolicy
 
-.PHONY: help demo test test-kernel lint type imports fmt bench check clean system-packages
+.PHONY: help demo test test-kernel lint type imports fmt bench check pyz clean system-packages
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,24 @@ fmt: $(DEV) ## let ruff format and repair what it can
 bench: $(DEV) ## big dumps and timings, as ratios (BENCH_ARGS='--only batch'), then the slow tests
 	@$(BIN)/python bench/run.py $(BENCH_ARGS)
 	@$(BIN)/python -m pytest -m slow -s --durations=0 $(PYTEST_ARGS)
+
+# The locked packages as pure Python, PyYAML alone has no such wheel: without its compiled part it uses its own parser.
+PYZ := build/pyz
+PYZ_PIP = $(PYZ)/tools/bin/python -m pip --disable-pip-version-check -q
+PYZ_INTO = install --target $(PYZ)/site --upgrade --no-deps --no-compile
+pyz: $(BIN)/python ## one file dist/ktp.pyz that runs on every Python from 3.10 on
+	@rm -rf $(PYZ) && mkdir -p $(PYZ) dist
+	@$(BIN)/python -m venv $(PYZ)/tools
+	@$(PYZ_PIP) install shiv==1.0.8
+	@grep -v '^PyYAML==' requirements/pyz.lock >$(PYZ)/pure.txt
+	@$(PYZ_PIP) $(PYZ_INTO) --only-binary=:all: --platform any --implementation py --abi none --python-version 3.10 -r $(PYZ)/pure.txt
+	@$(PYZ_PIP) $(PYZ_INTO) --only-binary=:all: "$$(grep '^PyYAML==' requirements/pyz.lock)"
+	@$(PYZ_PIP) $(PYZ_INTO) .
+	@find $(PYZ)/site/yaml $(PYZ)/site/_yaml -name '*.so' -delete
+	@compiled="$$(find $(PYZ)/site -name '*.so' -o -name '*.pyd')"; [ -z "$$compiled" ] || { echo "compiled: $$compiled" >&2; exit 1; }
+	@$(PYZ)/tools/bin/shiv --site-packages $(PYZ)/site --python '/usr/bin/env python3' --entry-point ktp.cli:main \
+		--compressed --reproducible --output-file dist/ktp.pyz >/dev/null
+	@ls -sh dist/ktp.pyz
 
 clean: ## remove the virtual environment, caches and builds
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -15,6 +15,7 @@ from ktp.errors import EvidenceError, ExitCode, NotFoundError, UsageError
 from ktp.model.trace import Flow, Symptom
 
 if TYPE_CHECKING:
+    from ktp.diagnose.whatif import Change
     from ktp.dataplane.walk import Walker
     from ktp.kubeproxy.frontends import FrontEndKind
     from ktp.collect.auth import Allowed, Permission
@@ -104,7 +105,7 @@ def snapshot_for_all(settings: Settings, namespace: str | None) -> Snapshot:
 def _default_namespace(settings: Settings) -> str:
     from ktp.collect.kube_config import load_configuration
 
-    return load_configuration(settings.kubeconfig, settings.context).default_namespace or "default"
+    return load_configuration(settings.kubeconfig, settings.context).namespace or "default"
 
 
 def _collect_one(settings: Settings, text: str) -> Capture:

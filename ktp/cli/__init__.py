@@ -16,8 +16,14 @@ from ktp.cli.options import common_options
 from ktp.errors import ExitCode, KtpError
 
 _COMMANDS = {
-    "diagnose": ("ktp.cli.diagnose", "Is a Service reachable, on each node, from each kind of client; why not."),
-    "explain-rules": ("ktp.cli.explain_rules", "The rules that a Service's packets meet, each in plain words."),
+    "diagnose": (
+        "ktp.cli.diagnose",
+        "Is a Service reachable, on each node, from each kind of client; why not.",
+    ),
+    "explain-rules": (
+        "ktp.cli.explain_rules",
+        "The rules that a Service's packets meet, each in plain words.",
+    ),
     "trace": ("ktp.cli.trace", "One packet's way through the nodes, every step."),
     "what-if": ("ktp.cli.what_if", "The matrix before and after a change, without changing anything."),
     "snapshot": ("ktp.cli.snapshot", "Collect everything into a folder or archive."),
@@ -47,7 +53,9 @@ class _Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(ktp.__version__, "-V", "--version", prog_name="ktp")
 @common_options
 def cli() -> None:
@@ -92,7 +100,7 @@ def run(args: list[str]) -> int:
         # The reader has gone (`ktp … | head`): no more output, and Python must not try to flush it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.OK)
-    except Exception as e:  # noqa: BLE001 - the last line of defence: a bug is one sentence and status 70
+    except Exception as e:
         if os.environ.get("KTP_DEBUG"):
             raise
         click.echo(

@@ -8,7 +8,9 @@ from ktp.cli.options import common_options, settings
 from ktp.errors import UsageError
 
 
-@click.group("diagnose", short_help="Is a Service reachable, on each node, from each kind of client; why not.")
+@click.group(
+    "diagnose", short_help="Is a Service reachable, on each node, from each kind of client; why not."
+)
 @common_options
 def command() -> None:
     """Is it reachable, on each node, from each kind of client; why not; what to do."""

@@ -261,34 +261,40 @@ class Host:
             dport=p.dport,
         )
 
-    def validate_source(self, p: Packet, iif: str) -> str | None:
-        """Why a packet that came in on `iif` is dropped for its source, or None (fib_validate_source)."""
+    def validate_source(self, p: Packet, iif: str, oif: str | None) -> str | None:
+        """Why a packet that came in on `iif` is dropped for its source, or None (fib_validate_source).
+
+        `oif` is the interface that it is routed to, None where it is for the node itself.
+        """
         if p.family != 4 or not self.has_network:
             return None
         fib = self.fib[4]
         rpf = self.conf("ipv4", iif, "rp_filter")
-        if not rpf:
-            if self.conf("ipv4", iif, "accept_local"):
+        accept_local = self.conf("ipv4", iif, "accept_local")
+        own = "its source is an address of the node itself (martian source)"
+        if not rpf and oif != iif:
+            if accept_local:
                 return None
             if not fib.has_custom_rules:
-                if self.owns(4, p.src):
-                    return "its source is an address of the node itself (martian source)"
-                return None
+                return own if self.owns(4, p.src) else None
         mark = p.mark if self.conf("ipv4", iif, "src_valid_mark") else 0
-        back = fib.lookup(p.src, src=p.dst, mark=mark, iif="lo", tos=p.tos & 0x1C)
-        if back.route is None or back.type not in ("unicast", "local"):
-            if back.route is None and back.type == "unreachable":
-                return f"no route leads back to its source (rp_filter={rpf})" if rpf else None
-            return "no unicast route leads back to its source (martian source)"
-        if back.type == "local" and not self.conf("ipv4", iif, "accept_local"):
-            return "its source is an address of the node itself (martian source)"
-        if any(h.dev == iif for h in back.route.nexthops):
+        back = fib.lookup(p.src, src=p.dst, mark=mark, iif=oif or "lo", tos=p.tos & 0x1C, **fib.flow_back(p))
+        if back.type == "unknown":
             return None
-        if back.type == "local" and iif == "lo":
+        no_way = f"no route leads back to its source (rp_filter={rpf})" if rpf else None
+        if back.type in ("unreachable", "hostunreach", "prohibit", "blackhole") or back.route is None:
+            return no_way
+        if back.type == "local":
+            if not accept_local:
+                return own
+            if iif == "lo":
+                return None
+        elif back.type != "unicast":
+            return "no unicast route leads back to its source (martian source)"
+        if any(h.dev == iif for h in back.route.nexthops):
             return None
         interface = self.interfaces.get(iif)
         if interface is not None and not any(a.ip.version == 4 for a in interface.addresses):
-            # last_resort: an interface without address (a pod's veth) is let through without rp_filter only
             return self._rp_words(rpf, iif, back) if rpf else None
         if rpf == 1:
             return self._rp_words(rpf, iif, back)

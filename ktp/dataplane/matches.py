@@ -472,6 +472,7 @@ def _conntrack(match: Match) -> Compiled | None:
                 return None
             test = _ct_port(flag, ports)
         elif flag == "--ctstatus":
+            # NONE is no bit (xt_conntrack.c asks status & mask): by itself it never matches
             words = set(arg.upper().split(","))
             test = _ct_field(lambda p, words=words: bool(words & _status(p)))  # type: ignore[misc]
         elif flag == "--ctdir":
@@ -530,7 +531,7 @@ def _status(p: Packet) -> set[str]:
         out.add("CONFIRMED")
     if ct.seen_reply:
         out.add("SEEN_REPLY")
-    return out or {"NONE"}
+    return out
 
 
 # -- lots, lists, limits

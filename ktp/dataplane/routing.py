@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from ktp.dataplane.packet import PROTOCOLS, Port
+from ktp.dataplane.packet import PROTOCOLS, Packet, Port
 from ktp.model.host import NextHop, Route, RoutingRule
 
 LOCAL, MAIN, DEFAULT = "local", "main", "default"
@@ -64,6 +65,12 @@ class Fib:
     def has_custom_rules(self) -> bool:
         """Whether rules other than the three of boot are there (fib4_has_custom_rules)."""
         return not self.simple or len(self.rules) != 3
+
+    def flow_back(self, p: Packet) -> dict[str, Any]:
+        """What a lookup of the way back knows of the packet beside addresses (fib4_rules_early_flow_dissect)."""
+        if any(r.ipproto is not None or r.sport is not None or r.dport is not None for r in self.rules):
+            return {"proto": p.proto, "sport": p.dport, "dport": p.sport}
+        return {}
 
     def routes(self) -> Iterator[Route]:
         """All routes."""

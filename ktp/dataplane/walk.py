@@ -413,6 +413,7 @@ class Walker:
             return
         p.iif, p.oif = iif, None
         p.local = False
+        p.mark = 0  # a mark lives in one kernel only
         p.physin = physin if physin is not None and self._bridge_filters(state, host, p.family) else None
         p.physout, p.bridged = None, False
         p.ct, p.ctstate = None, pk.INVALID
@@ -447,7 +448,7 @@ class Walker:
             return
         forwards = self._forwards(host, p.family, iif)
         if found.type in ("local", "anycast") or (found.type == "broadcast" and p.family == 4):
-            why = host.validate_source(p, iif)
+            why = host.validate_source(p, iif, None)
             if why is not None:
                 self._lost(state, host, f"{host.name} drops the packet: {why}", "sysctl")
                 return
@@ -485,7 +486,7 @@ class Walker:
         if found.type != "unicast" or not found.hops:
             self._lost(state, host, f"{host.name} has only a {found.type} route to {to_text(p.family, p.dst)}", "route")
             return
-        why = host.validate_source(p, iif)
+        why = host.validate_source(p, iif, found.hops[0].dev)
         if why is not None:
             self._lost(state, host, f"{host.name} drops the packet: {why}", "sysctl")
             return
@@ -774,6 +775,7 @@ class Walker:
             return
         p.iif, p.oif, p.physin, p.physout, p.bridged = bridge, None, "?", None, False
         p.local = False
+        p.mark = 0
         p.ct, p.ctstate = None, pk.INVALID
         state.arrived = p.copy()
         state.steps = None
@@ -896,12 +898,8 @@ class Walker:
             return
         reply = self._reply_of(p)
         reply.local = True
-        ct = p.ct
         self._close_hop(state, host)
         self._turn(state, reply, "reply")
-        if ct is not None:
-            reply.ct, reply.ctstate = ct.copy(), pk.ESTABLISHED
-            reply.ct.seen_reply = True
         self._answer_out(state, host)
 
     @staticmethod
@@ -994,7 +992,9 @@ class Walker:
         error.inner = (p.src, p.sport, p.dst, p.dport, p.proto)
         error.reply = True
         error.local = True
-        ct = p.ct
+        # icmp_send and nf_send_reset give the error the refused packet's connection (nf_ct_attach), already before raw;
+        # at a socket the packet has lost it (nf_reset_ct in ip_local_deliver), and conntrack looks the error's up.
+        ct = p.ct if disposition is not Disposition.NO_LISTENER else None
         self._close_hop(state, host)
         self._turn(state, error, "error")
         state.delivery = (disposition, kind, reason, step, cause, host.name, p.proto)

@@ -57,7 +57,9 @@ class Entry:
 class Case:
     """What the checks look at."""
 
-    def __init__(self, examiner: Examiner, service: Service, entries: Iterable[Entry], nodes: Iterable[str]) -> None:
+    def __init__(
+        self, examiner: Examiner, service: Service, entries: Iterable[Entry], nodes: Iterable[str]
+    ) -> None:
         """`nodes` are those that the diagnosis is about."""
         self.examiner = examiner
         self.service = service
@@ -102,7 +104,11 @@ class Case:
                 return entry.cell
             service = world.original.cluster.services.get(self.service.key, self.service)
             port = next(
-                (p for p in service.ports if (p.name, p.port, p.protocol) == (entry.port.name, entry.port.port, entry.port.protocol)),
+                (
+                    p
+                    for p in service.ports
+                    if (p.name, p.port, p.protocol) == (entry.port.name, entry.port.port, entry.port.protocol)
+                ),
                 entry.port,
             )
             asked = world.ask(service, port, entry.asked.question)

@@ -68,7 +68,9 @@ class EditedRuleset:
 
     def chain_names(self, table: str) -> tuple[str, ...]:
         """Names of the chains."""
-        return tuple(dict.fromkeys((*self._base.chain_names(table), *(c for t, c in self._chains if t == table))))
+        return tuple(
+            dict.fromkeys((*self._base.chain_names(table), *(c for t, c in self._chains if t == table)))
+        )
 
     def chain(self, table: str, name: str) -> Chain | None:
         """The changed chain, else the recorded one."""
@@ -89,17 +91,25 @@ def rule_removed(snapshot: Snapshot, node: str, rule: Rule, backend: str) -> Sna
         if ruleset.backend.value != backend:
             continue
         chain = ruleset.chain(rule.table, rule.chain)
-        if chain is None or not 1 <= rule.position <= len(chain) or chain.rule(rule.position - 1).text != rule.text:
+        if (
+            chain is None
+            or not 1 <= rule.position <= len(chain)
+            or chain.rule(rule.position - 1).text != rule.text
+        ):
             continue
         lines = list(chain.raw_lines())
         del lines[rule.position - 1]
-        return with_state(snapshot, ruleset_edited(state, ruleset, {(rule.table, rule.chain): like(chain, lines)}))
+        return with_state(
+            snapshot, ruleset_edited(state, ruleset, {(rule.table, rule.chain): like(chain, lines)})
+        )
     return None
 
 
 def like(chain: Chain, lines: list[str], policy: str | None = None) -> Chain:
     """A chain of the same name with other rules (and policy)."""
-    return Chain(chain.table, chain.name, lines, chain.parser, policy=policy or chain.policy, counters=chain.counters)
+    return Chain(
+        chain.table, chain.name, lines, chain.parser, policy=policy or chain.policy, counters=chain.counters
+    )
 
 
 def policy_accepts(snapshot: Snapshot, node: str, table: str, name: str) -> Snapshot:
@@ -108,11 +118,15 @@ def policy_accepts(snapshot: Snapshot, node: str, table: str, name: str) -> Snap
     for ruleset in state.rulesets:
         chain = ruleset.chain(table, name)
         if chain is not None and chain.policy == "DROP":
-            state = ruleset_edited(state, ruleset, {(table, name): like(chain, list(chain.raw_lines()), "ACCEPT")})
+            state = ruleset_edited(
+                state, ruleset, {(table, name): like(chain, list(chain.raw_lines()), "ACCEPT")}
+            )
     return with_state(snapshot, state)
 
 
 def backend_dropped(snapshot: Snapshot, node: str, backend: str) -> Snapshot:
     """The node without the tables of one iptables back end."""
     state = snapshot.nodes[node]
-    return with_state(snapshot, replace(state, rulesets=tuple(r for r in state.rulesets if r.backend.value != backend)))
+    return with_state(
+        snapshot, replace(state, rulesets=tuple(r for r in state.rulesets if r.backend.value != backend))
+    )

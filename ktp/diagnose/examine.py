@@ -124,7 +124,9 @@ class Examiner:
                 out.append(question)
         return out
 
-    def _question(self, service: Service, front_end: FrontEnd, node: str, vantage: Vantage) -> Question | None:
+    def _question(
+        self, service: Service, front_end: FrontEnd, node: str, vantage: Vantage
+    ) -> Question | None:
         family = front_end.ip_version
         dialled = front_end
         flow = Flow(dst=str(front_end.ip), port=front_end.port, protocol=front_end.protocol.lower())
@@ -173,7 +175,9 @@ class Examiner:
 
     def _other_node(self, service: Service, node: str) -> str | None:
         """Another node to ask from: one with rules read and without endpoints of the Service, if possible."""
-        holders = {e.node_name for s in self.slices_of(service) for e in s.endpoints if e.node_name is not None}
+        holders = {
+            e.node_name for s in self.slices_of(service) for e in s.endpoints if e.node_name is not None
+        }
         best: tuple[bool, bool, str] | None = None
         for name in self.node_names():
             if name == node or not node_addresses(self.snapshot, name):
@@ -239,7 +243,12 @@ class Examiner:
             basis="api" if intent.symptom is not Symptom.UNKNOWN else "none",
             endpoints=tuple(
                 CellEndpoint(
-                    ip=e.ip, port=e.port, name=e.pod, node=e.node, probability=e.probability, symptom=e.symptom
+                    ip=e.ip,
+                    port=e.port,
+                    name=e.pod,
+                    node=e.node,
+                    probability=e.probability,
+                    symptom=e.symptom,
                 )
                 for e in intent.endpoints
             ),

@@ -35,7 +35,9 @@ def node_addresses(snapshot: Snapshot, name: str) -> tuple[IPAddress, ...]:
     found: list[IPAddress] = []
     if node is not None:
         found = [ip for a in node.addresses_of("InternalIP") if (ip := ip_of(a)) is not None]
-        found += [ip for a in node.addresses_of("ExternalIP") if (ip := ip_of(a)) is not None and ip not in found]
+        found += [
+            ip for a in node.addresses_of("ExternalIP") if (ip := ip_of(a)) is not None and ip not in found
+        ]
     if found:
         return tuple(found)
     state = snapshot.nodes.get(name)
@@ -224,7 +226,12 @@ def _is_on_link(state: NodeState, ip: IPAddress) -> bool:
         if route.dst.version == ip.version and ip in route.dst and route.table in ("main", "254"):
             if best is None or route.dst.prefixlen > best.dst.prefixlen:
                 best = route
-    return best is not None and bool(best.nexthops) and best.nexthops[0].gateway is None and best.dst.prefixlen > 8
+    return (
+        best is not None
+        and bool(best.nexthops)
+        and best.nexthops[0].gateway is None
+        and best.dst.prefixlen > 8
+    )
 
 
 def _with_pod_route(state: NodeState, ip: IPAddress) -> NodeState:

@@ -15,12 +15,25 @@ from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.capture import EvidenceGap
 from ktp.model.cluster import Service, ServicePort
-from ktp.model.diagnosis import Evidence, Finding, FrontEndMatrix, LoadShare, NodeRow, ServiceDiagnosis, Severity
+from ktp.model.diagnosis import (
+    Evidence,
+    Finding,
+    FrontEndMatrix,
+    LoadShare,
+    NodeRow,
+    ServiceDiagnosis,
+    Severity,
+)
 from ktp.model.host import IPAddress
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
 
-_ORDER = (FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EXTERNAL_IP, FrontEndKind.CLUSTER_IP)
+_ORDER = (
+    FrontEndKind.NODE_PORT,
+    FrontEndKind.LOAD_BALANCER,
+    FrontEndKind.EXTERNAL_IP,
+    FrontEndKind.CLUSTER_IP,
+)
 
 
 def diagnose_service(
@@ -41,7 +54,8 @@ def diagnose_service(
     if not reason:
         for port in service.ports:
             for front_end in sorted(
-                examiner.front_ends(service, port).programmed, key=lambda f: (_ORDER.index(f.kind), f.ip_version)
+                examiner.front_ends(service, port).programmed,
+                key=lambda f: (_ORDER.index(f.kind), f.ip_version),
             ):
                 entries += _entries(examiner, service, port, front_end, names)
     case = Case(examiner, service, entries, names)
@@ -72,10 +86,14 @@ def _shares(case: Case) -> list[LoadShare]:
     if not case.examiner.index.is_known:
         return out
     for port in case.service.ports:
-        entries = [e for e in case.entries if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL]
+        entries = [
+            e for e in case.entries if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL
+        ]
         counts = {
             e.node: len(
-                case.examiner.port_on(case.service, port, e.node).selection(ip_version=e.front_end.ip_version).local
+                case.examiner.port_on(case.service, port, e.node)
+                .selection(ip_version=e.front_end.ip_version)
+                .local
             )
             for e in entries
         }
@@ -105,7 +123,9 @@ def _entries(
 
 
 def _title(front_end: FrontEnd, port: ServicePort) -> str:
-    return _matrix_head(front_end, port).title + (" (IPv6)" if front_end.ip_version == 6 and front_end.ip is None else "")
+    return _matrix_head(front_end, port).title + (
+        " (IPv6)" if front_end.ip_version == 6 and front_end.ip is None else ""
+    )
 
 
 def _matrix_head(front_end: FrontEnd, port: ServicePort) -> FrontEndMatrix:
@@ -158,7 +178,9 @@ def _assign(case: Case, findings: list[Finding]) -> tuple[list[Finding], dict[tu
             UNEXPLAINED.finding(
                 f"{first.title} on {node} ({_vantages(entries)}): {first.cell.symptom.value}: {reason}",
                 node=node,
-                evidence=[Evidence(kind=basis.kind, source=basis.node, text=basis.rule)] if basis is not None else [],
+                evidence=[Evidence(kind=basis.kind, source=basis.node, text=basis.rule)]
+                if basis is not None
+                else [],
                 cells=entries,
                 severity=Severity.WARNING if first.vantage is Vantage.EXTERNAL else Severity.INFO,
             )
@@ -193,12 +215,16 @@ def _matrices(case: Case, names: list[str], causes: dict[tuple[str, str, str], s
             selection = case.examiner.port_on(case.service, first.port, node).selection(
                 ip_version=first.front_end.ip_version
             )
-            addresses = [str(a) for a in node_addresses(case.snapshot, node) if a.version == first.front_end.ip_version]
+            addresses = [
+                str(a) for a in node_addresses(case.snapshot, node) if a.version == first.front_end.ip_version
+            ]
             rows.append(
                 NodeRow(
                     node=node,
                     addresses=tuple(addresses),
-                    local_endpoints=_local_count(selection.usable, selection.local) if case.examiner.index.is_known else None,
+                    local_endpoints=_local_count(selection.usable, selection.local)
+                    if case.examiner.index.is_known
+                    else None,
                     cells=cells,
                     evidence=evidence_of(case.snapshot, node),
                 )
@@ -227,10 +253,16 @@ def _gaps(snapshot: Snapshot, names: Iterable[str]) -> tuple[EvidenceGap, ...]:
                     remedy="run ktp on the node, or use --node-access ssh or kube-proxy",
                 )
             )
-        elif state is not None and state.has_rules and state.sockets is None and (
-            "node-sockets",
-            name,
-        ) not in known:
+        elif (
+            state is not None
+            and state.has_rules
+            and state.sockets is None
+            and (
+                "node-sockets",
+                name,
+            )
+            not in known
+        ):
             extra.append(
                 EvidenceGap(
                     kind="node-sockets",
@@ -254,7 +286,11 @@ def _verdict(case: Case, findings: list[Finding], ignored: str) -> str:
         if not case.entries:
             return f"{service.key} has no front end on any node that ktp knows"
         inside = [e for e in case.entries if e.fails]
-        state = "its cluster IP does not answer everywhere inside" if inside else "its cluster IP answers inside the cluster"
+        state = (
+            "its cluster IP does not answer everywhere inside"
+            if inside
+            else "its cluster IP answers inside the cluster"
+        )
         return f"{service.key} is of type {service.type} and has no external front end: nothing outside can dial it; {state}"
     parts = []
     for title in dict.fromkeys(e.title for e in external):
@@ -272,7 +308,13 @@ def _title_verdict(title: str, entries: list[Entry]) -> str:
     every = len(entries)
     if len(good) == every:
         kept = {e.cell.source_kept for e in entries}
-        source = ", the client's address is kept" if kept == {True} else ", the client's address is rewritten" if kept == {False} else ""
+        source = (
+            ", the client's address is kept"
+            if kept == {True}
+            else ", the client's address is rewritten"
+            if kept == {False}
+            else ""
+        )
         return f"{title} answers outside clients on all {every} nodes{source}"
     if unknown and not bad and not good:
         return f"{title}: what outside clients get is not known"
@@ -289,7 +331,10 @@ def _title_verdict(title: str, entries: list[Entry]) -> str:
     said = []
     if good:
         said.append(f"answers outside clients on {_some(good)}")
-    said += [f"{w} on {'all ' + str(every) + ' nodes' if len(n) == every else _some(n)}" for w, n in by_symptom.items()]
+    said += [
+        f"{w} on {'all ' + str(every) + ' nodes' if len(n) == every else _some(n)}"
+        for w, n in by_symptom.items()
+    ]
     if unknown:
         said.append(f"is not known on {_some(unknown)}")
     return f"{title} " + ", ".join(said)

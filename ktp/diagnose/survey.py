@@ -50,7 +50,9 @@ class SurveyRow:
     @property
     def failing(self) -> int:
         """Nodes on which outside clients do not (always) get through."""
-        return sum(n for s, n in self.symptoms.items() if s not in (Symptom.CONNECTS.value, Symptom.UNKNOWN.value))
+        return sum(
+            n for s, n in self.symptoms.items() if s not in (Symptom.CONNECTS.value, Symptom.UNKNOWN.value)
+        )
 
     @property
     def unknown(self) -> int:
@@ -58,7 +60,9 @@ class SurveyRow:
         return self.symptoms.get(Symptom.UNKNOWN.value, 0)
 
 
-def survey(snapshot: Snapshot, *, namespace: str | None = None, nodes: Collection[str] = ()) -> list[SurveyRow]:
+def survey(
+    snapshot: Snapshot, *, namespace: str | None = None, nodes: Collection[str] = ()
+) -> list[SurveyRow]:
     """Every front end for outside clients, worst first."""
     examiner = Examiner(snapshot)
     names = [n for n in examiner.node_names() if not nodes or n in nodes]
@@ -225,6 +229,8 @@ def _cause(
 
 def _title(front_end: FrontEnd) -> str:
     if front_end.kind is FrontEndKind.NODE_PORT:
-        return f"nodePort {front_end.port}/{front_end.protocol}" + (" (IPv6)" if front_end.ip_version == 6 else "")
+        return f"nodePort {front_end.port}/{front_end.protocol}" + (
+            " (IPv6)" if front_end.ip_version == 6 else ""
+        )
     where = f"[{front_end.ip}]" if front_end.ip_version == 6 else str(front_end.ip)
     return f"{front_end.kind.value} {where}:{front_end.port}/{front_end.protocol}"

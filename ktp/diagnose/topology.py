@@ -51,7 +51,11 @@ def topology_of(snapshot: Snapshot) -> Topology:
                         number = PROTOCOLS.get(ep_port.protocol.lower())
                         if number is not None and ep_port.port is not None:
                             processes.setdefault((owner, number, ep_port.port), name)
-                elif endpoint.target_kind == "Pod" and cluster.pods is not None and endpoint.node_name is not None:
+                elif (
+                    endpoint.target_kind == "Pod"
+                    and cluster.pods is not None
+                    and endpoint.node_name is not None
+                ):
                     # A slice still lists a pod that is gone: nothing answers at its address.
                     continue
                 else:

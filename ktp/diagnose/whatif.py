@@ -73,7 +73,9 @@ class WhatIf:
         return any(c.effect == "newly dark" for c in self.altered)
 
 
-def what_if(snapshot: Snapshot, service: Service, changes: Iterable[Change], *, nodes: Iterable[str] = ()) -> WhatIf:
+def what_if(
+    snapshot: Snapshot, service: Service, changes: Iterable[Change], *, nodes: Iterable[str] = ()
+) -> WhatIf:
     """Apply the changes in turn, let kube-proxy write its rules anew, and ask everything again.
 
     Raises UsageError or NotFoundError for a change that makes no sense here.
@@ -89,7 +91,9 @@ def what_if(snapshot: Snapshot, service: Service, changes: Iterable[Change], *, 
         notes += more
     after_service = changed.cluster.services[service.key]
     after = diagnose_service(changed, after_service, nodes=chosen)
-    return WhatIf(changes=made, before=before, after=after, altered=tuple(_altered(before, after)), notes=tuple(notes))
+    return WhatIf(
+        changes=made, before=before, after=after, altered=tuple(_altered(before, after)), notes=tuple(notes)
+    )
 
 
 def _apply(snapshot: Snapshot, service: Service, change: Change) -> tuple[Snapshot, list[str]]:
@@ -122,7 +126,9 @@ def _apply(snapshot: Snapshot, service: Service, change: Change) -> tuple[Snapsh
             if not change.value.isdigit():
                 raise UsageError(f"--scale {change.value!r} is no number of pods")
             changed = with_scaled(snapshot, key, int(change.value))
-            notes.append("where new pods run is the scheduler's choice: ktp puts each on the node with the fewest")
+            notes.append(
+                "where new pods run is the scheduler's choice: ktp puts each on the node with the fewest"
+            )
         elif change.kind == "pod-on":
             changed = with_ready_pod_on(snapshot, key, change.value)
         elif change.kind == "delete-pod":
@@ -154,7 +160,9 @@ def _altered(before: ServiceDiagnosis, after: ServiceDiagnosis) -> Iterable[Cell
                     continue
                 effect = _effect(old, cell)
                 if effect:
-                    yield CellChange(front_end=m.title, node=r.node, vantage=v, before=old, after=cell, effect=effect)
+                    yield CellChange(
+                        front_end=m.title, node=r.node, vantage=v, before=old, after=cell, effect=effect
+                    )
 
 
 def _effect(old: Cell, new: Cell) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 from ktp.diagnose.examine import Examiner
-from ktp.model.host import IPAddress, NodeState
+from ktp.model.host import IPAddress, IPNetwork, NodeState
 from ktp.model.ruleset import Rule
 
 _MAX = 16
@@ -42,10 +42,10 @@ def witnesses(examiner: Examiner, node: str, family: int) -> list[tuple[IPAddres
     return list(out.items())
 
 
-def _cluster_networks(examiner: Examiner) -> tuple[set[IPAddress], list[object]]:
+def _cluster_networks(examiner: Examiner) -> tuple[set[IPAddress], list[IPNetwork]]:
     from ktp.diagnose.questions import taken_addresses
 
-    nets: list[object] = []
+    nets: list[IPNetwork] = []
     for node in (examiner.snapshot.cluster.nodes or {}).values():
         for text in node.pod_cidrs:
             try:

@@ -36,7 +36,12 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
     style = "bold red" if bad else "bold yellow" if d.undetermined or d.findings else "bold green"
     write(console, Text(d.verdict, style=style))
     console.print()
-    write(console, Text(f"Service   {d.key}, type {d.type}, externalTrafficPolicy {d.external_traffic_policy}"), 0, 10)
+    write(
+        console,
+        Text(f"Service   {d.key}, type {d.type}, externalTrafficPolicy {d.external_traffic_policy}"),
+        0,
+        10,
+    )
     write(console, Text(f"Evidence  {_evidence(d)}"), 0, 10)
     print_matrices(d, console, verbose=verbose)
     for group in _groups(d.findings):
@@ -50,7 +55,9 @@ def print_matrices(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fal
     for matrix in _shown(d, verbose):
         console.print()
         _print_matrix(matrix, console)
-    shown_cells = any(c.source_kept is not None for m in d.frontends for r in m.nodes for c in r.cells.values())
+    shown_cells = any(
+        c.source_kept is not None for m in d.frontends for r in m.nodes for c in r.cells.values()
+    )
     if shown_cells:
         console.print(Text("kept: the pod sees the client's address; SNAT: it sees a node's", style="dim"))
 
@@ -98,13 +105,25 @@ def _shown(d: ServiceDiagnosis, verbose: bool) -> list[FrontEndMatrix]:
     inside = [m for m in d.frontends if m.kind == "clusterIP"]
     if verbose or not outside:
         return [*outside, *inside]
-    return [*outside, *(m for m in inside if any(c.symptom is not Symptom.CONNECTS for r in m.nodes for c in r.cells.values()))]
+    return [
+        *outside,
+        *(
+            m
+            for m in inside
+            if any(c.symptom is not Symptom.CONNECTS for r in m.nodes for c in r.cells.values())
+        ),
+    ]
 
 
 def _print_matrix(m: FrontEndMatrix, console: Console) -> None:
     vantages = [v for v in _HEADINGS if any(v in r.cells for r in m.nodes)]
     table = Table(
-        title=Text(m.title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 1), expand=False
+        title=Text(m.title, style="bold"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1),
+        expand=False,
     )
     table.add_column(Text("node"), overflow="fold", min_width=6)
     table.add_column(Text("pods"), justify="right", min_width=4)

@@ -67,7 +67,11 @@ def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False
         for r in shown:
             style = "red" if r.failing == r.total else "yellow" if r.failing else ""
             table.add_row(
-                Text(r.key), Text(r.front_end), Text(r.policy), Text(_counts(r), style=style), Text(r.cause or "")
+                Text(r.key),
+                Text(r.front_end),
+                Text(r.policy),
+                Text(_counts(r), style=style),
+                Text(r.cause or ""),
             )
         console.print(table)
     if fine and not verbose:

@@ -110,7 +110,7 @@ def _cell(c: Cell) -> str:
     if c.symptom is Symptom.CONNECTS:
         source = {True: ", source kept", False: ", source rewritten", None: ""}[c.source_kept]
         return f"connects to {len(c.endpoints)} endpoint{'s' * (len(c.endpoints) != 1)}{source}"
-    return c.symptom.value.replace("_", " ")
+    return str(c.symptom.value).replace("_", " ")
 
 
 def what_if_object(w: Answer) -> dict[str, Any]:
