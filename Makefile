@@ -71,7 +71,7 @@ pyz: $(BIN)/python ## one file dist/ktp.pyz that runs on every Python from 3.10 
 	@find $(PYZ)/site/yaml $(PYZ)/site/_yaml -name '*.so' -delete
 	@compiled="$$(find $(PYZ)/site -name '*.so' -o -name '*.pyd')"; [ -z "$$compiled" ] || { echo "compiled: $$compiled" >&2; exit 1; }
 	@$(PYZ)/tools/bin/shiv --site-packages $(PYZ)/site --python '/usr/bin/env python3' --entry-point ktp.cli:main \
-		--compressed --reproducible --output-file dist/ktp.pyz >/dev/null
+		--preamble requirements/pyz_preamble.py --compressed --reproducible --output-file dist/ktp.pyz >/dev/null
 	@ls -sh dist/ktp.pyz
 
 clean: ## remove the virtual environment, caches and builds

@@ -43,6 +43,7 @@ class Settings:
     output: str = "text"
     color: str = "auto"
     verbose: bool = False
+    fail_on: str = "warning"
 
 
 def demo_path() -> Path:
@@ -457,7 +458,7 @@ def diagnose_services(settings: Settings, names: tuple[str, ...], client: str | 
         snapshot, service = snapshot_for_service(settings, name)
         reports.append(diagnose_service(snapshot, service, nodes=settings.nodes, client=outside))
     _write_diagnoses(settings, reports)
-    return _status_of(reports)
+    return _status_of(reports, settings.fail_on)
 
 
 def _client_address(text: str | None) -> IPv4Address | IPv6Address | None:
@@ -470,6 +471,22 @@ def _client_address(text: str | None) -> IPv4Address | IPv6Address | None:
 
 
 def _write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis]) -> None:
+    if settings.output == "markdown":
+        from ktp.render.report_markdown import markdown_report
+
+        sys.stdout.write("\n".join(markdown_report(r) for r in reports))
+        return
+    if settings.output == "html":
+        from ktp.render.report_html import html_report
+
+        sys.stdout.write(html_report(reports))
+        return
+    if settings.output == "junit":
+        from ktp.model.diagnosis import Severity
+        from ktp.render.report_junit import junit_report
+
+        sys.stdout.write(junit_report(reports, Severity(settings.fail_on)))
+        return
     if settings.output != "text":
         from ktp.render.diagnosis_json import diagnosis_list, diagnosis_object
         from ktp.render.structured import dump
@@ -487,10 +504,11 @@ def _write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis]) -> Non
         print_diagnosis(report, console, verbose=settings.verbose)
 
 
-def _status_of(reports: list[ServiceDiagnosis]) -> ExitCode:
+def _status_of(reports: list[ServiceDiagnosis], fail_on: str = "warning") -> ExitCode:
     from ktp.model.diagnosis import Severity
 
-    if any(f.severity is not Severity.INFO for r in reports for f in r.findings):
+    limit = Severity(fail_on).rank
+    if any(f.severity.rank <= limit for r in reports for f in r.findings):
         return ExitCode.FINDINGS
     if any(r.undetermined for r in reports):
         return ExitCode.UNDETERMINED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ktp.cli.options import common_options, settings
+from ktp.cli.options import common_options, settings, store
 from ktp.errors import UsageError
 
 
@@ -19,6 +19,13 @@ def command() -> None:
 @command.command("svc")
 @click.argument("names", nargs=-1, metavar="[NAMESPACE/]NAME…")
 @click.option("-A", "--all-namespaces", is_flag=True, help="Every Service with an external front end.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning", "info"]),
+    expose_value=False,
+    callback=store,
+    help="Exit with 1 from findings of this severity on (default: warning).",
+)
 @click.option("--client", metavar="IP", help="The outside client to ask for (default: one far away).")
 @common_options
 def svc(names: tuple[str, ...], all_namespaces: bool, client: str | None) -> int:

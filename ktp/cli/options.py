@@ -12,7 +12,8 @@ from ktp.app import Settings
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _store(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+def store(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Keep an option's value for `settings()`; a click callback."""
     if value in (None, (), False) or param.name is None:
         return value
     kept = ctx.find_root().ensure_object(dict)
@@ -21,7 +22,7 @@ def _store(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 
 
 def _option(*names: str, **attributes: Any) -> Callable[[F], F]:
-    return click.option(*names, expose_value=False, callback=_store, **attributes)
+    return click.option(*names, expose_value=False, callback=store, **attributes)
 
 
 _COMMON: tuple[Callable[[Any], Any], ...] = (
@@ -39,8 +40,8 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     _option(
         "-o",
         "--output",
-        type=click.Choice(["text", "json", "yaml"]),
-        help="The form of the result (default: text).",
+        type=click.Choice(["text", "json", "yaml", "markdown", "html", "junit"]),
+        help="The form of the result (default: text); the last three for diagnose.",
     ),
     _option("--color", type=click.Choice(["auto", "always", "never"]), help="Colour (default: auto)."),
     _option("-v", "--verbose", is_flag=True, help="Say more about the evidence."),
@@ -68,4 +69,5 @@ def settings() -> Settings:
         output=kept.get("output", "text"),
         color=kept.get("color", "auto"),
         verbose=kept.get("verbose", False),
+        fail_on=kept.get("fail_on", "warning"),
     )

@@ -107,7 +107,8 @@ class KubeApi:
 
     `host` is the server's URL, `pool` a urllib3 PoolManager, `authorization` gives the header's current value
     (exec plugins renew theirs), `source` says in words which server this is, `default_namespace` is what a
-    name without a namespace means. Every method raises the ApiError that fits.
+    name without a namespace means. `client` is the `kubernetes.client.Configuration` that this was made from, for
+    the one kind of request that is no HTTP request (exec). Every method raises the ApiError that fits.
     """
 
     def __init__(
@@ -121,7 +122,9 @@ class KubeApi:
         connect_timeout: float = CONNECT_TIMEOUT,
         read_timeout: float = READ_TIMEOUT,
         sleep: Callable[[float], None] = time.sleep,
+        client: Any = None,
     ) -> None:
+        self.client = client
         self.host = host.rstrip("/")
         self.source = source
         self.default_namespace = default_namespace
@@ -130,6 +133,10 @@ class KubeApi:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._sleep = sleep
+
+    def authorization(self) -> str | None:
+        """The current value of the Authorization header; None for client certificates."""
+        return self._authorization()
 
     def get(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The JSON object at `path` (`/api/v1/…`)."""
@@ -356,6 +363,7 @@ def connect(
         connect_timeout=connect_timeout,
         read_timeout=read_timeout,
         sleep=sleep,
+        client=client,
     )
 
 

@@ -260,16 +260,20 @@ def collect_local_node(
     reach: Reach | None = None,
     source: str | None = None,
     legacy_reader: LegacyReader | None = None,
+    not_root: tuple[str, str] | None = None,
 ) -> MemoryCapture:
     """What a machine, without `runner` this one, says about itself, as `nodes/NODE/…` of design §4.
 
     With `reach`, of a large node's rules in nf_tables only the chains that it reaches; a small one is read whole
     all the same. `legacy_reader` is asked for legacy tables that no command can print.
+    `not_root` is the sentence and the remedy where the commands did not run as root.
     Nothing is raised for what cannot be read; each is a gap. The dumps are not taken at one instant.
     """
     if runner is None:
         runner, legacy_reader = LocalRunner(), legacy_reader or _read_with_iptc
-    reader = _NodeReader(node, runner, reach, legacy_reader)
+    if not_root is None:
+        not_root = (f"ktp does not run as root, and so the packet rules of node {node} cannot be read", _AS_ROOT)
+    reader = _NodeReader(node, runner, reach, legacy_reader, not_root)
     parts = run_in_parallel(reader.reads())
     files = {name: content for part in parts for name, content in part.files.items()}
     gaps = [gap for part in parts for gap in part.gaps]
@@ -295,11 +299,13 @@ class _NodeReader:
         runner: CommandRunner,
         reach: Reach | None = None,
         legacy_reader: LegacyReader | None = None,
+        not_root: tuple[str, str] = ("", _AS_ROOT),
     ) -> None:
         self._node = node
         self._runner = runner
         self._reach = reach
         self._legacy_reader = legacy_reader
+        self._not_root, self._as_root = not_root
         self._chain_readers: dict[str, ChainReader] = {}
         self._sizes: dict[str, bool] = {}
         self._lock = threading.Lock()
@@ -343,7 +349,7 @@ class _NodeReader:
             return self._gap(kind, f"the command {command[0]} is not installed", _how_to_install(command[0]))
         if answer.status != 0 and not _is_empty_route_table(answer):
             said = _first_line(answer.stderr) or f"exit status {answer.status}"
-            remedy = f"see what `{line}` says on the node" if self.is_root else _AS_ROOT
+            remedy = f"see what `{line}` says on the node" if self.is_root else self._as_root
             return self._gap(kind, f"`{line}` failed: {said}", remedy)
         return _Part(files={file: answer.stdout if answer.stdout.strip() else _nothing(file)})
 
@@ -381,7 +387,7 @@ class _NodeReader:
         names_file = f"/proc/net/{_proc_stem(family)}_names"
         if tables is None:
             why = f"{names_file} cannot be read, and so the legacy rules were left alone"
-            return self._gap("node-rules", why, _AS_ROOT)
+            return self._gap("node-rules", why, self._as_root)
         if not tables:
             return _Part(files={f"{command}.txt": f"# {names_file} lists no legacy table\n".encode()})
         if not self._runner.has_command(command):
@@ -535,7 +541,7 @@ class _NodeReader:
         except FileNotFoundError:
             return _Part(files={"ipvsadm.txt": b""})
         except OSError as error:
-            return self._gap("ipvs", f"/proc/net/ip_vs cannot be read ({error.strerror})", _AS_ROOT)
+            return self._gap("ipvs", f"/proc/net/ip_vs cannot be read ({error.strerror})", self._as_root)
         # Three lines of heading, then the virtual servers.
         if len(services.splitlines()) <= 3:
             return _Part(files={"ipvsadm.txt": b""})
@@ -568,14 +574,14 @@ class _NodeReader:
     def one_gap_for_root(self, gaps: list[EvidenceGap]) -> tuple[EvidenceGap, ...]:
         """One gap for all that root alone may read, instead of one for each command that said so."""
         privileged = {"node-rules", _NFT_TABLES, "nft", "ipset", "ipvs"}
-        denied = [gap for gap in gaps if gap.kind in privileged and gap.remedy == _AS_ROOT]
+        denied = [gap for gap in gaps if gap.kind in privileged and gap.remedy == self._as_root]
         if not denied:
             return tuple(gaps)
         merged = EvidenceGap(
             kind="node-rules",
             subject=self._node,
-            message=f"ktp does not run as root, and so the packet rules of node {self._node} cannot be read",
-            remedy=_AS_ROOT,
+            message=self._not_root,
+            remedy=self._as_root,
         )
         return (merged, *(gap for gap in gaps if gap not in denied))
 

@@ -189,10 +189,11 @@ _WORDS: Final[Mapping[str, Mapping[str, int]]] = {
         "8021ad": 0x88A8,
     },
     "pkt_type": {"host": 0, "unicast": 0, "broadcast": 1, "multicast": 2, "other": 3, "otherhost": 3},
+    "realm": {"cosmos": 0},
     "inet_service": {"http": 80, "https": 443, "ssh": 22, "domain": 53, "ntp": 123, "smtp": 25, "telnet": 23},
 }
 # Types whose values are compared as words.
-_WORD_TYPES = frozenset({"ifname", "iface_index", "ifkind", "iface_type", "fib_addrtype", "string", "realm"})
+_WORD_TYPES = frozenset({"ifname", "iface_index", "ifkind", "iface_type", "fib_addrtype", "string"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,7 +483,7 @@ _META: Final[Mapping[str, Compiled]] = {
     "skgid": Compiled(_sender_of_node, "which group the sending process runs as is not known"),
     "ipsec": Compiled(lambda p, h, hook: False, assumption="the packet did not come out of an IPsec tunnel"),
     "length": Compiled(lambda p, h, hook: UNKNOWN if p.length is None else p.length),
-    "rtclassid": Compiled(lambda p, h, hook: "0", assumption="no routing realms are in use"),
+    "rtclassid": Compiled(lambda p, h, hook: 0, assumption="no routing realms are in use"),
     "nftrace": Compiled(lambda p, h, hook: 0),
 }
 
@@ -723,8 +724,10 @@ def compile_value(
         case Numgen(mode, mod, offset):
             words = None if mode == "random" else "`numgen inc` counts packets: it may stand anywhere"
             return _drawn(Draw(mod, offset, words))
-        case Jhash(_, mod, _, offset) | Symhash(mod, offset):
-            return _drawn(Draw(mod, offset, "the hash of the packet may be any: each value is as likely"))
+        case Jhash(hashed, mod, _, offset):
+            return _drawn(Draw(mod, offset, _ANY_HASH), compile_value(hashed, None, lookup).get)
+        case Symhash(mod, offset):
+            return _drawn(Draw(mod, offset, _ANY_HASH))
         case Osf():
             return unknown_value("the sender's operating system is not known")
         case Ipsec():
@@ -744,7 +747,17 @@ def _joined(operator: str, getters: tuple[Getter, ...]) -> Getter:
     return _binary_of(operator, getters[0], getters[1])
 
 
-def _drawn(draw: Draw) -> Compiled:
+_ANY_HASH = "the hash of the packet may be any: each value is as likely"
+
+
+def _drawn(draw: Draw, needs: Getter | None = None) -> Compiled:
+    """What a draw yields; the rule is left where what it `needs` is not there."""
+
+    def given(number: int) -> Getter:
+        if needs is None:
+            return lambda p, h, hook: number
+        return lambda p, h, hook: BREAK if needs(p, h, hook) is BREAK else number
+
     if draw.count == 1:
-        return Compiled(lambda p, h, hook: draw.offset)
-    return Compiled(_unknown, draw=draw, given=lambda number: lambda p, h, hook: number)
+        return Compiled(given(draw.offset))
+    return Compiled(_unknown, draw=draw, given=given)

@@ -23,6 +23,7 @@ from ktp.model.diagnosis import (
     NodeRow,
     ServiceDiagnosis,
     Severity,
+    Way,
 )
 from ktp.model.host import IPAddress
 from ktp.model.snapshot import Snapshot
@@ -78,7 +79,44 @@ def diagnose_service(
         versions={n: str(examiner.proxy(n).versions) for n in names},
         undetermined=undetermined,
         shares=tuple(_shares(case)),
+        ways=tuple(_ways(case)),
     )
+
+
+def _ways(case: Case) -> list[Way]:
+    """For each external front end one way that fails and one that succeeds, of outside clients, where walked."""
+    out: list[Way] = []
+    for title in dict.fromkeys(e.title for e in case.entries if e.is_external):
+        for failing in (True, False):
+            entry = next(
+                (
+                    e
+                    for e in case.entries
+                    if e.title == title
+                    and e.vantage is Vantage.EXTERNAL
+                    and e.fails is failing
+                    and e.asked.fact is not None
+                    and e.asked.fact.paths
+                ),
+                None,
+            )
+            if entry is None or entry.asked.fact is None:
+                continue
+            path = max(
+                entry.asked.fact.paths, key=lambda p: ((p.symptom is Symptom.CONNECTS) is not failing, p.probability)
+            )
+            out.append(
+                Way(
+                    frontend=title,
+                    node=entry.node,
+                    vantage=entry.vantage.value,
+                    client=entry.asked.question.client_name,
+                    symptom=path.symptom,
+                    reason=path.reason,
+                    hops=path.hops,
+                )
+            )
+    return out
 
 
 def _shares(case: Case) -> list[LoadShare]:

@@ -33,7 +33,6 @@ def topology_of(snapshot: Snapshot) -> Topology:
             key = _key(address)
             if key is not None:
                 attached.setdefault(key, Attached(name=pod.key, node=pod.node_name))
-    by_address = {k: n for k, n in node_addresses.items()}
     for part in (*(cluster.slices or ()), *(cluster.endpoints or ())):
         for endpoint in part.endpoints:
             for address in endpoint.addresses:
@@ -45,7 +44,7 @@ def topology_of(snapshot: Snapshot) -> Topology:
                     if endpoint.target_name
                     else f"{part.namespace}/{part.service_name}"
                 )
-                owner = by_address.get(key)
+                owner = node_addresses.get(key)
                 if owner is not None:
                     for ep_port in part.ports:
                         number = PROTOCOLS.get(ep_port.protocol.lower())

@@ -47,7 +47,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellChange:
-    """A cell that the changes alter. `effect`: "newly reachable", "newly dark", "source lost", "source kept", "other endpoints"."""
+    """A cell that the changes alter. `effect` names how: "newly reachable", "newly dark", "source lost" …"""
 
     front_end: str
     node: str

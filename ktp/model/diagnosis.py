@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from ktp.model.capture import EvidenceGap
-from ktp.model.trace import DecidedBy, Disposition, Symptom
+from ktp.model.trace import DecidedBy, Disposition, Hop, Symptom
 
 VANTAGES = ("external", "node", "localhost", "podSameNode", "podOtherNode", "otherNode")
 
@@ -170,6 +170,19 @@ class LoadShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """The way of one packet through the nodes, to be drawn: the hops of the likeliest path of a cell."""
+
+    frontend: str
+    node: str
+    vantage: str
+    client: str
+    symptom: Symptom
+    reason: str
+    hops: tuple[Hop, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceDiagnosis:
     """The diagnosis of one Service."""
 
@@ -188,6 +201,7 @@ class ServiceDiagnosis:
     versions: Mapping[str, str] = field(default_factory=dict)  # node → kube-proxy version in words
     undetermined: bool = False
     shares: tuple[LoadShare, ...] = ()
+    ways: tuple[Way, ...] = ()
 
     @property
     def key(self) -> str:

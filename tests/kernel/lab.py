@@ -80,6 +80,8 @@ _SYSCTLS = {
     "net/ipv6/conf/default/router_solicitations": "0",
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/default/rp_filter": "0",
+    # An answer that was lost is not sent again while the next packet's counters are read.
+    "net/ipv4/tcp_synack_retries": "0",
 }
 # What a test may change on a node, and what it is set back to.
 NODE_DEFAULTS = {

@@ -1,0 +1,278 @@
+"""Nodes through the pod of kube-proxy that already runs on each, with the host's network: exec by the API server.
+
+Where the image has a shell, one exec runs the script that SSH would run. The usual image has none
+(registry.k8s.io/kube-proxy is distroless: iptables, ipset, nft, conntrack and no more), and then each command is
+an exec of its own. What cannot be looked at in such an image is not guessed: no file is read there.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ktp.collect.local_node import CommandResult, collect_local_node
+from ktp.collect.parallel import run_in_parallel
+from ktp.collect.pod_exec import NOT_FOUND, Container, ExecResult, exec_in_pod
+from ktp.collect.remote_script import RecordedRunner, build_script, parse_stream
+from ktp.errors import ApiError
+from ktp.model.capture import EvidenceGap, MemoryCapture, merge_captures
+
+if TYPE_CHECKING:
+    from ktp.collect.kube_api import KubeApi
+    from ktp.collect.nft_chains import Reach
+    from ktp.collect.ssh import OnProgress
+
+NAMESPACE = "kube-system"
+PARALLEL = 16
+TIMEOUT = 120.0
+# Pods that do kube-proxy's work, or hold it in another process, by the label that names them.
+_INSTEAD = {
+    ("k8s-app", "cilium"): "Cilium",
+    ("k8s-app", "calico-node"): "Calico",
+    ("app", "ovnkube-node"): "OVN-Kubernetes",
+    ("app", "antrea"): "Antrea",
+    ("k8s-app", "kube-router"): "kube-router",
+}
+# Distributions whose agent holds kube-proxy in its own process, by what their kubelet's version ends in.
+_WITHIN_AGENT = {"+k3s": "k3s"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Node:
+    pod: Container | None
+    instead: str | None
+
+
+def collect_through_kube_proxy(
+    api: KubeApi,
+    nodes: Sequence[str],
+    *,
+    parallel: int = PARALLEL,
+    timeout: float = TIMEOUT,
+    kubelet_versions: dict[str, str] | None = None,
+    reach: Reach | None = None,
+    on_progress: OnProgress | None = None,
+) -> MemoryCapture:
+    """What `nodes` say about themselves through their kube-proxy pods. Nothing raised: all that fails is a gap."""
+    try:
+        pods = [json.loads(item) for item in api.list_pages(f"/api/v1/namespaces/{NAMESPACE}/pods").items]
+    except ApiError as error:
+        message = f"{error.message}; no kube-proxy pod can be found to read the nodes through"
+        gap = EvidenceGap(kind="api-forbidden", subject="kube-system/pods", message=message, remedy=error.hint)
+        return MemoryCapture(files={}, gaps=(gap,), source="no node")
+    reader = _PodReader(api, timeout, reach)
+    found = {node: _Node(pod=kube_proxy_of(pods, node), instead=_instead(pods, node)) for node in nodes}
+    done = 0
+    lock = threading.Lock()
+
+    def visit(node: str) -> MemoryCapture:
+        nonlocal done
+        pod = found[node].pod
+        if pod is None:
+            version = (kubelet_versions or {}).get(node, "")
+            result = _without_kube_proxy(node, found[node].instead, version)
+        else:
+            result = reader.read(node, pod)
+        with lock:
+            done += 1
+            if on_progress is not None:
+                on_progress(done, len(nodes), node)
+        return result
+
+    if on_progress is not None:
+        on_progress(0, len(nodes), "")
+    captures = run_in_parallel([partial(visit, node) for node in nodes], workers=max(1, parallel))
+    count = f"{len(nodes)} nodes" if len(nodes) != 1 else f"node {nodes[0]}"
+    return merge_captures(*captures, source=f"{count} through kube-proxy's pods")
+
+
+# ------------------------------------------------------------------------------------------------- which pod
+
+
+def kube_proxy_of(pods: Sequence[dict[str, Any]], node: str) -> Container | None:
+    """The running kube-proxy pod of a node, by what kubeadm, EKS, TKE (k8s-app=kube-proxy), AKS, GKE and RKE2
+    (component=kube-proxy) label it, else by its name; None if there is none.
+
+    Only a pod with the host's network sees the node's rules.
+    """
+    for matches in (_is_labelled, _is_named):
+        for pod in pods:
+            spec = pod.get("spec") or {}
+            if (
+                spec.get("nodeName") == node
+                and spec.get("hostNetwork") is True
+                and (pod.get("status") or {}).get("phase") == "Running"
+                and not (pod.get("metadata") or {}).get("deletionTimestamp")
+                and matches(pod)
+                and (container := _container(spec)) is not None
+            ):
+                return Container(namespace=NAMESPACE, pod=str(pod["metadata"]["name"]), container=container)
+    return None
+
+
+def _is_labelled(pod: dict[str, Any]) -> bool:
+    labels = (pod.get("metadata") or {}).get("labels") or {}
+    return "kube-proxy" in {labels.get(key) for key in ("k8s-app", "component", "app", "app.kubernetes.io/name")}
+
+
+def _is_named(pod: dict[str, Any]) -> bool:
+    return str((pod.get("metadata") or {}).get("name", "")).startswith("kube-proxy-")
+
+
+def _container(spec: dict[str, Any]) -> str | None:
+    """The container called kube-proxy, else the one whose image or command is, else the only one."""
+    containers = spec.get("containers") or []
+    for container in containers:
+        if container.get("name") == "kube-proxy":
+            return "kube-proxy"
+    for container in containers:
+        words = [container.get("image") or "", *(container.get("command") or ())]
+        if any("kube-proxy" in word for word in words):
+            return str(container["name"])
+    return str(containers[0]["name"]) if len(containers) == 1 else None
+
+
+def _instead(pods: Sequence[dict[str, Any]], node: str) -> str | None:
+    for pod in pods:
+        if (pod.get("spec") or {}).get("nodeName") == node:
+            labels = (pod.get("metadata") or {}).get("labels") or {}
+            for (key, value), name in _INSTEAD.items():
+                if labels.get(key) == value:
+                    return name
+    return None
+
+
+def _without_kube_proxy(node: str, instead: str | None, kubelet_version: str) -> MemoryCapture:
+    agent = next((name for mark, name in _WITHIN_AGENT.items() if mark in kubelet_version), None)
+    why = f"no kube-proxy pod runs on node {node}"
+    if agent:
+        why += f": {agent} runs kube-proxy within its own process"
+    elif instead:
+        why += f"; {instead} runs there, and may do its work"
+    return _gap(node, why, "read the node with --node-access ssh, or run ktp on it")
+
+
+# ------------------------------------------------------------------------------------------------ one node
+
+
+class _PodReader:
+    """Reads nodes, one at a call, from several threads."""
+
+    def __init__(self, api: KubeApi, timeout: float, reach: Reach | None) -> None:
+        self._api = api
+        self._timeout = timeout
+        self._reach = reach
+
+    def read(self, node: str, pod: Container) -> MemoryCapture:
+        """What one node says, or the gap that says why not."""
+        source = f"node {node} (exec in pod {pod.pod})"
+        deadline = time.monotonic() + self._timeout
+        script = build_script(sudo=False, reach=self._reach, command_timeout=max(1.0, self._timeout - 5))
+        try:
+            answer = exec_in_pod(
+                self._api, pod, ("sh", "-s"), timeout=deadline - time.monotonic(), stdin=script.text
+            )
+            recording = parse_stream(answer.stdout, script.mark)
+            not_root = (
+                f"kube-proxy's pod {pod.pod} does not run as root, and so the packet rules of node {node} cannot be read",
+                "use --node-access ssh",
+            )
+            if recording.started and recording.complete:
+                return collect_local_node(
+                    node, RecordedRunner(recording), reach=self._reach, source=source, not_root=not_root
+                )
+            if recording.started:
+                # A shell without the usual commands can end half-way: single commands may still go through.
+                deadline = max(deadline, time.monotonic() + self._timeout / 2)
+            runner = ExecRunner(self._api, pod, deadline)
+            return collect_local_node(node, runner, reach=self._reach, source=source, not_root=not_root)
+        except ApiError as error:
+            message = f"{error.message}; node {node} cannot be read through its kube-proxy pod"
+            return _gap(node, message, error.hint)
+
+
+class ExecRunner:
+    """A `ktp.collect.local_node.CommandRunner` whose commands are execs in a container without a shell.
+
+    Nothing can be looked at first, so nothing is run that could change the node where it finds nothing: the
+    kernel's modules are taken to be there (kube-proxy itself asked for them when it started), a legacy table is
+    read by `iptables-legacy-save` without `-t`, which reads /proc/net/ip_tables_names for itself, and `ipvsadm`
+    is run only where rules ask kube-proxy's sets.
+    """
+
+    def __init__(self, api: KubeApi, pod: Container, deadline: float) -> None:
+        self._api = api
+        self._pod = pod
+        self._deadline = deadline
+        self._known: dict[str, bool] = {}
+        self._files: dict[str, CommandResult] = {}
+        self._lock = threading.Lock()
+
+    def run(self, command: Sequence[str], *, timeout: float) -> CommandResult:
+        """What the command printed. Raises ApiError where the exec cannot begin."""
+        left = min(timeout, self._deadline - time.monotonic())
+        if left <= 0:
+            return CommandResult(status=None)
+        answer: ExecResult = exec_in_pod(self._api, self._pod, command, timeout=left)
+        with self._lock:
+            self._known[command[0]] = answer.status != NOT_FOUND
+        if not answer.complete:
+            return CommandResult(status=1, stderr=b"the connection ended before the command did")
+        return CommandResult(status=answer.status, stdout=answer.stdout, stderr=answer.stderr)
+
+    def has_command(self, name: str) -> bool:
+        """Whether the image has the command; asked by its --version where that does nothing else."""
+        with self._lock:
+            if name in self._known:
+                return self._known[name]
+        if "tables" not in name:
+            return True  # the attempt will tell
+        self.run((name, "--version"), timeout=30.0)
+        return self._known[name]
+
+    def read_file(self, path: str) -> bytes:
+        """The content of a file, by `cat` where the image has it; OSError where that fails."""
+        with self._lock:
+            known = self._files.get(path)
+        if known is None:
+            known = self.run(("cat", path), timeout=30.0) if self.has_command("cat") else CommandResult(status=NOT_FOUND)
+            with self._lock:
+                self._files[path] = known
+        if known.status == 0:
+            return known.stdout
+        if b"No such file" in known.stderr:
+            raise FileNotFoundError(2, "No such file or directory")
+        raise OSError(13, "there is no way to look into it in kube-proxy's image")
+
+    def list_folder(self, path: str) -> list[str]:
+        """The names in a folder, by `ls` where the image has it."""
+        answer = self.run(("ls", path), timeout=30.0) if self.has_command("ls") else CommandResult(status=NOT_FOUND)
+        return sorted(answer.stdout.decode(errors="replace").split()) if answer.status == 0 else []
+
+    def exists(self, path: str) -> bool:
+        """True where that cannot be told."""
+        try:
+            self.read_file(path)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def hostnames(self) -> tuple[str, ...]:
+        """None: the node is known by the pod's spec."""
+        return ()
+
+    def is_root(self) -> bool:
+        """kube-proxy's container is privileged, or could not do its work."""
+        return True
+
+
+def _gap(node: str, message: str, remedy: str | None) -> MemoryCapture:
+    gap = EvidenceGap(kind="node-rules", subject=node, message=message, remedy=remedy)
+    return MemoryCapture(files={}, gaps=(gap,), source=f"node {node} (kube-proxy's pod)")
