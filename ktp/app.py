@@ -15,11 +15,14 @@ from ktp.errors import EvidenceError, ExitCode, NotFoundError, UsageError
 from ktp.model.trace import Flow, Symptom
 
 if TYPE_CHECKING:
-    from ktp.diagnose.whatif import Change
-    from ktp.dataplane.walk import Walker
-    from ktp.kubeproxy.frontends import FrontEndKind
     from ktp.collect.auth import Allowed, Permission
+    from ktp.collect.kube_api import KubeApi
+    from ktp.collect.nft_chains import Reach
     from ktp.collect.redact import ChainNaming
+    from ktp.dataplane.walk import Walker
+    from ktp.diagnose.survey import SurveyRow
+    from ktp.diagnose.whatif import Change
+    from ktp.kubeproxy.frontends import FrontEndKind
     from ktp.model.capture import Capture, EvidenceGap
     from ktp.model.cluster import Cluster, Service
     from ktp.model.diagnosis import ServiceDiagnosis
@@ -44,6 +47,13 @@ class Settings:
     color: str = "auto"
     verbose: bool = False
     fail_on: str = "warning"
+    ssh_user: str | None = None
+    ssh_options: tuple[str, ...] = ()
+    sudo: bool = False
+    parallel: int = 16
+    timeout: float = 120.0
+    # Told (nodes done, nodes in all, node) while nodes are read.
+    progress: Callable[[int, int, str], None] | None = None
 
 
 def demo_path() -> Path:
@@ -99,7 +109,7 @@ def snapshot_for_all(settings: Settings, namespace: str | None) -> Snapshot:
     from ktp.collect.kube_api import connect
 
     api = connect(settings.kubeconfig, settings.context)
-    capture = _with_nodes(settings, collect_services(api, namespace))
+    capture = _with_nodes(settings, collect_services(api, namespace), api=api)
     return _check_nodes(parse_snapshot(capture, nodes=settings.nodes or None), settings)
 
 
@@ -115,29 +125,128 @@ def _collect_one(settings: Settings, text: str) -> Capture:
 
     api = connect(settings.kubeconfig, settings.context)
     namespace, name = split_name(text, settings, api.default_namespace)
-    return _with_nodes(settings, collect_service(api, namespace, name))
+    capture = collect_service(api, namespace, name)
+    return _with_nodes(settings, capture, api=api, reach=_reach(capture))
 
 
-def _with_nodes(settings: Settings, capture: Capture) -> Capture:
-    """Join what the nodes themselves say, by --node-access."""
-    from ktp.collect.local_node import collect_local_node, local_node_name
+def _reach(capture: Capture) -> Reach:
+    """The rules that packets to the Services of `capture` can meet, and the chains that kube-proxy would give them."""
+    from ktp.collect.nft_chains import Reach, service_destinations
+    from ktp.kubeproxy.names import service_chains, service_port_strings
+    from ktp.parse.kubernetes import parse_cluster_with_gaps
+
+    cluster, _ = parse_cluster_with_gaps(capture)
+    chains = [
+        ("nat", chain)
+        for service in cluster.services.values()
+        for port in service.ports
+        for name in service_port_strings(service, port)
+        for own in (service_chains(name, port.protocol),)
+        for chain in (own.svc, own.svl, own.ext, own.xlb, own.fw)
+    ]
+    return Reach(destinations=service_destinations(capture), chains=tuple(dict.fromkeys(chains)))
+
+
+def _with_nodes(
+    settings: Settings, capture: Capture, *, api: KubeApi | None = None, reach: Reach | None = None
+) -> Capture:
+    """Join what the nodes themselves say, by --node-access; with `reach`, of large ones only the rules it reaches."""
+    from ktp.collect.children import ending_children
     from ktp.model.capture import merge_captures
 
     if settings.node_access == "none":
         return capture
-    if settings.node_access in ("auto", "local"):
-        name = local_node_name(capture)
-        if name is None and settings.node_access == "local":
-            if len(settings.nodes) != 1:
-                raise EvidenceError(
-                    "this machine is none of the cluster's nodes",
-                    hint="say which one it is with --node NAME, or run ktp on the node",
-                )
-            name = settings.nodes[0]
-        if name is None or (settings.nodes and name not in settings.nodes):
-            return capture
-        return merge_captures(capture, collect_local_node(name))
-    raise UsageError(f"--node-access {settings.node_access} is not available in this version")
+    with ending_children():
+        if settings.node_access == "ssh":
+            read = _nodes_by_ssh(settings, capture, reach)
+        elif settings.node_access == "kube-proxy":
+            read = _nodes_by_kube_proxy(settings, capture, api, reach)
+        else:
+            read = _this_node(settings, capture, reach)
+    return merge_captures(capture, read, source=capture.source if not read.node_names() else None)
+
+
+def _this_node(settings: Settings, capture: Capture, reach: Reach | None) -> Capture:
+    """--node-access local, and auto, which reads nothing where this machine is no node and says how it could."""
+    from ktp.collect.local_node import collect_local_node, local_node_name
+    from ktp.collect.ssh import all_nodes
+    from ktp.model.capture import EvidenceGap, MemoryCapture, merge_captures
+
+    name = local_node_name(capture)
+    if name is None and settings.node_access == "local":
+        if len(settings.nodes) != 1:
+            raise EvidenceError(
+                "this machine is none of the cluster's nodes",
+                hint="say which one it is with --node NAME, or run ktp on the node",
+            )
+        name = settings.nodes[0]
+    if name is not None and settings.nodes and name not in settings.nodes:
+        name = None
+    others = [node for node in all_nodes(capture, settings.nodes) if node != name]
+    gaps = []
+    if others:
+        count = f"node {others[0]}" if len(others) == 1 else f"{len(others)} nodes"
+        message = (
+            f"the rules of {count} were not read, since ktp does not run there"
+            if name is not None
+            else f"this machine is no node of the question, and so the rules of {count} were not read"
+        )
+        remedy = "--node-access ssh reads them by SSH, --node-access kube-proxy through kube-proxy's pods"
+        gaps.append(EvidenceGap(kind="node-access", subject="nodes", message=message, remedy=remedy))
+    unread = MemoryCapture(files={}, gaps=tuple(gaps), source=capture.source)
+    if name is None:
+        return unread
+    read = collect_local_node(name, reach=reach)
+    return merge_captures(read, unread, source=read.source)
+
+
+def _nodes_by_ssh(settings: Settings, capture: Capture, reach: Reach | None) -> Capture:
+    from ktp.collect.ssh import SshSettings, all_nodes, collect_over_ssh
+
+    ssh = SshSettings(
+        user=settings.ssh_user,
+        options=settings.ssh_options,
+        sudo=settings.sudo,
+        parallel=settings.parallel,
+        timeout=settings.timeout,
+    )
+    nodes = all_nodes(capture, settings.nodes)
+    if not nodes:
+        return _no_node_known(capture)
+    return collect_over_ssh(capture, nodes, ssh, reach=reach, on_progress=settings.progress)
+
+
+def _nodes_by_kube_proxy(
+    settings: Settings, capture: Capture, api: KubeApi | None, reach: Reach | None
+) -> Capture:
+    from ktp.collect.kube_api import connect
+    from ktp.collect.kube_proxy_exec import collect_through_kube_proxy
+    from ktp.collect.ssh import all_nodes
+
+    nodes = all_nodes(capture, settings.nodes)
+    if not nodes:
+        return _no_node_known(capture)
+    return collect_through_kube_proxy(
+        api or connect(settings.kubeconfig, settings.context),
+        nodes,
+        capture,
+        parallel=settings.parallel,
+        timeout=settings.timeout,
+        reach=reach,
+        on_progress=settings.progress,
+    )
+
+
+def _no_node_known(capture: Capture) -> Capture:
+    from ktp.model.capture import EvidenceGap, MemoryCapture
+
+    gap = EvidenceGap(
+        kind="node-access",
+        subject="nodes",
+        message="no node is known by name, and so none was read",
+        remedy="name them with --node, or get the right to list nodes",
+    )
+    return MemoryCapture(files={}, gaps=(gap,), source=capture.source)
 
 
 def _check_nodes(snapshot: Snapshot, settings: Settings) -> Snapshot:
@@ -470,7 +579,8 @@ def _client_address(text: str | None) -> IPv4Address | IPv6Address | None:
         raise UsageError(f"--client {text!r} is no IP address") from None
 
 
-def _write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis]) -> None:
+def _write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis], *, as_list: bool = False) -> None:
+    """Write the reports; as data one alone is no list, unless `as_list`."""
     if settings.output == "markdown":
         from ktp.render.report_markdown import markdown_report
 
@@ -491,7 +601,7 @@ def _write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis]) -> Non
         from ktp.render.diagnosis_json import diagnosis_list, diagnosis_object
         from ktp.render.structured import dump
 
-        data = diagnosis_object(reports[0]) if len(reports) == 1 else diagnosis_list(reports)
+        data = diagnosis_list(reports) if as_list or len(reports) != 1 else diagnosis_object(reports[0])
         dump(data, settings.output, sys.stdout)
         return
     from ktp.render.diagnosis_text import print_diagnosis
@@ -520,22 +630,47 @@ def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
     from ktp.diagnose.survey import survey
 
     snapshot = snapshot_for_all(settings, namespace)
-    if namespace is not None and not any(s.namespace == namespace for s in snapshot.cluster.services.values()):
+    if namespace is not None and not any(
+        s.namespace == namespace for s in snapshot.cluster.services.values()
+    ):
         find_service(snapshot.cluster, namespace, "")
     rows = survey(snapshot, namespace=namespace, nodes=settings.nodes)
-    if settings.output != "text":
-        from ktp.render.structured import dump
-        from ktp.render.survey import survey_object
-
-        dump(survey_object(rows, snapshot), settings.output, sys.stdout)
-    else:
+    if settings.output == "text":
         from ktp.render.survey import print_survey
         from ktp.render.terminal import make_console
 
         print_survey(rows, make_console(settings.color, sys.stdout), verbose=settings.verbose)
+    else:
+        _write_survey(settings, snapshot, rows)
     if any(r.failing for r in rows):
         return ExitCode.FINDINGS
     return ExitCode.UNDETERMINED if any(r.unknown for r in rows) else ExitCode.OK
+
+
+# Beyond so many Services times nodes `-A -o json` prints summaries: whole diagnoses would take minutes.
+_WHOLE_DIAGNOSES = 3000
+
+
+def _write_survey(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow]) -> None:
+    """Whole diagnoses of all Services in the survey, in its order; summaries where there are too many."""
+    from ktp.diagnose.service import diagnose_service
+
+    keys = list(dict.fromkeys(row.key for row in rows))
+    nodes = settings.nodes or _node_names(snapshot)
+    if len(keys) * len(nodes) <= _WHOLE_DIAGNOSES:
+        services = snapshot.cluster.services
+        reports = [diagnose_service(snapshot, services[key], nodes=settings.nodes) for key in keys]
+        _write_diagnoses(settings, reports, as_list=True)
+        return
+    if settings.output not in ("json", "yaml"):
+        raise UsageError(
+            f"{len(keys)} Services on {len(nodes)} nodes are too many for one {settings.output} report",
+            hint="narrow it with -n NAMESPACE or --node NODE, or use -o json, which prints a summary of each",
+        )
+    from ktp.render.structured import dump
+    from ktp.render.survey import survey_object
+
+    dump(survey_object(rows, snapshot), settings.output, sys.stdout)
 
 
 # ---------------------------------------------------------------------------------------------- explain-rules
@@ -617,17 +752,23 @@ def explain_service(settings: Settings, text: str, vantage: str) -> Explained:
     found: list[Explanation] = []
     for port in service.ports:
         protocol = port.protocol.lower()
-        ends = [(FrontEndKind.NODE_PORT, None, port.node_port, vantage)] if port.node_port else []
+        ends: list[tuple[FrontEndKind, str | None, int, str]] = []
+        if port.node_port:
+            ends.append((FrontEndKind.NODE_PORT, None, port.node_port, vantage))
         outside = [(FrontEndKind.LOAD_BALANCER, i.ip) for i in service.ingress]
         outside += [(FrontEndKind.EXTERNAL_IP, ip) for ip in service.external_ips]
         asker = NODE if vantage != "pod" else vantage
-        ends += [(kind, ip, port.port, EXTERNAL if vantage == EXTERNAL else asker) for kind, ip in outside if ip]
+        ends += [
+            (kind, ip, port.port, EXTERNAL if vantage == EXTERNAL else asker) for kind, ip in outside if ip
+        ]
         ends += [(FrontEndKind.CLUSTER_IP, ip, port.port, asker) for ip in service.cluster_ips]
         named = f"{service.key}{':' + port.name if port.name else ''}"
         for kind, address, number, who in ends:
             for node in _nodes_with_rules(snapshot, settings):
                 ip = ip_of(address) if address is not None else None
-                found += _explain_end(settings, snapshot, node, who, protocol, number, kind, ip, named, service)
+                found += _explain_end(
+                    settings, snapshot, node, who, protocol, number, kind, ip, named, service
+                )
     return _explained(found)
 
 
@@ -691,7 +832,8 @@ def _no_such_node_port(
         )
     ports = sorted({*known, *(p for r in rulesets for p in node_ports(r))})
     near = [
-        f"{n}/{its}" + (f" ({service})" if service else "") for n, its, service in near_node_ports(ports, protocol, port)
+        f"{n}/{its}" + (f" ({service})" if service else "")
+        for n, its, service in near_node_ports(ports, protocol, port)
     ]
     words = f"; near it there are {', '.join(near)}" if near else "; there are no node ports at all"
     return NotFoundError(f"no rule names node port {port}/{protocol}{words}")
@@ -749,7 +891,13 @@ def _explain_end(
 
     out: list[Explanation] = []
     own = node_addresses(snapshot, node)
-    versions = (address.version,) if address is not None else ip_versions_of(service) if service is not None else (4, 6)
+    versions = (
+        (address.version,)
+        if address is not None
+        else ip_versions_of(service)
+        if service is not None
+        else (4, 6)
+    )
     for version in versions:
         word = "ip" if version == 4 else "ip6"
         rulesets = snapshot.nodes[node].rulesets_of(word)
@@ -758,12 +906,12 @@ def _explain_end(
         if target is None or not rulesets or (service is None and not any(rules)):
             continue
         end = FrontEnd(kind=kind, ip=target, port=port, protocol=protocol.upper(), ip_version=version)
-        flow = {"dst": str(target), "port": port, "protocol": protocol}
+        flow = Flow(dst=str(target), port=port, protocol=protocol)
         notes: list[str] = []
         asked_of = snapshot
         if vantage == EXTERNAL:
             client = external_client(snapshot, service or AnyService(namespace="", name=""), end, node)
-            flow |= {"src": str(client), "via": node}
+            flow = replace(flow, src=str(client), via=node)
             notes.append(f"the client is taken to be {client}")
         elif vantage == POD:
             pods = PodsByNode(snapshot.cluster)
@@ -772,12 +920,12 @@ def _explain_end(
             pod = pod or (("a supposed pod", supposed[node]) if node in supposed else None)
             if pod is None:
                 raise EvidenceError(f"no pod of {node} is known, and no podCIDR of it either")
-            flow |= {"src": str(pod[1]), "from_node": node}
+            flow = replace(flow, src=str(pod[1]), from_node=node)
             notes.append(f"the pod is {pod[0]}, {pod[1]}")
         elif vantage == LOCALHOST and kind is FrontEndKind.NODE_PORT:
-            flow |= {"dst": LOOPBACK[version], "src": LOOPBACK[version], "from_node": node}
+            flow = replace(flow, dst=LOOPBACK[version], src=LOOPBACK[version], from_node=node)
         else:
-            flow |= {"from_node": node}
+            flow = replace(flow, from_node=node)
         best = next((i for i, r in enumerate(rulesets) if r.chain("nat", "KUBE-SERVICES") is not None), 0)
         words = {FrontEndKind.LOAD_BALANCER: "load-balancer IP", FrontEndKind.EXTERNAL_IP: "external IP"}
         subject = f"node port {port}/{protocol}"
@@ -789,7 +937,7 @@ def _explain_end(
             subject=subject + (f" of {named}" if named else ""),
             node=node,
             vantage=vantage,
-            flow=Flow(**flow),
+            flow=flow,
             source=", ".join(r.source for r in rulesets),
             rules_of=", and ".join(dict.fromkeys(rules_of(r, rules[i].nat) for i, r in enumerate(rulesets))),
             rules=rules[best] if kind is FrontEndKind.NODE_PORT else None,
@@ -865,7 +1013,9 @@ def take_snapshot(
         known = set(capture.node_names())
         for name in settings.nodes:
             if name not in known:
-                raise NotFoundError(f"there is nothing of a node {name!r} in the snapshot" + _near(name, known))
+                raise NotFoundError(
+                    f"there is nothing of a node {name!r} in the snapshot" + _near(name, known)
+                )
         capture = strip_capture(capture, namespace=settings.namespace, nodes=nodes)
     else:
         progress("reading the API server")
@@ -910,12 +1060,16 @@ def _take_into_folder(
     for name in left:
         folder.write_node(name, files)
     remote = settings.node_access in {"ssh", "kube-proxy"}
-    batches = [left] if not remote else [left[i : i + _NODES_AT_ONCE] for i in range(0, len(left), _NODES_AT_ONCE)]
+    batches = (
+        [left] if not remote else [left[i : i + _NODES_AT_ONCE] for i in range(0, len(left), _NODES_AT_ONCE)]
+    )
     for number, batch in enumerate(batches):
         if wanted and not batch:
             continue  # every node is there already
         if remote:
-            progress(f"reading nodes {number * _NODES_AT_ONCE + 1} to {number * _NODES_AT_ONCE + len(batch)} of {len(left)}")
+            progress(
+                f"reading nodes {number * _NODES_AT_ONCE + 1} to {number * _NODES_AT_ONCE + len(batch)} of {len(left)}"
+            )
         else:
             progress("reading this machine")
         asked = replace(settings, nodes=tuple(batch) if remote or resume or settings.nodes else ())
@@ -939,7 +1093,11 @@ def _node_objects(files: Mapping[str, bytes]) -> set[str]:
 def _taken(out: str, capture: Capture, *, redacted: bool = False, resumed: int = 0) -> Taken:
     nodes = capture.node_names()
     rules = {name.split("/")[1] for name in capture.names() if "tables" in name or "nft-ruleset" in name}
-    services = json.loads(capture.read("cluster/services.json"))["items"] if capture.has("cluster/services.json") else None
+    services = (
+        json.loads(capture.read("cluster/services.json"))["items"]
+        if capture.has("cluster/services.json")
+        else None
+    )
     return Taken(
         path=out,
         services=None if services is None else len(services),
@@ -1051,5 +1209,9 @@ def ask_rights(settings: Settings) -> Rights:
     modes = {"api", settings.node_access}
     missing = tuple(a.permission for a in answers if not a.allowed and a.permission.mode in modes)
     return Rights(
-        source=api.source, user=user.name, answers=answers, missing=missing, manifest=tuple(manifest(missing, user))
+        source=api.source,
+        user=user.name,
+        answers=answers,
+        missing=missing,
+        manifest=tuple(manifest(missing, user)),
     )

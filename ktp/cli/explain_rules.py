@@ -57,7 +57,9 @@ def command(
     elif chain is not None:
         explained = explain_chain(chosen, chain, open_rules(rules, sys.stdin))
     elif rules is not None:
-        raise UsageError("a dump knows no Services", hint="ask for --node-port N or --chain CHAIN with --rules")
+        raise UsageError(
+            "a dump knows no Services", hint="ask for --node-port N or --chain CHAIN with --rules"
+        )
     else:
         explained = explain_service(chosen, name or "", vantage)
     if chosen.output != "text":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -37,6 +38,24 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         type=click.Choice(["auto", "none", "local", "ssh", "kube-proxy"]),
         help="How to read the nodes' rules (default: auto).",
     ),
+    _option("--ssh-user", metavar="USER", help="The user to log in as with --node-access ssh."),
+    _option(
+        "--ssh-option",
+        "ssh_options",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="An option of ssh, as for its -o (may be repeated).",
+    ),
+    _option("--sudo", is_flag=True, help="On the nodes, read rules through sudo -n."),
+    _option(
+        "--parallel", type=click.IntRange(1, 1000), metavar="N", help="Nodes read at once (default: 16)."
+    ),
+    _option(
+        "--timeout",
+        type=click.FloatRange(1, 86400),
+        metavar="SECONDS",
+        help="How long reading one node may take (default: 120).",
+    ),
     _option(
         "-o",
         "--output",
@@ -70,4 +89,19 @@ def settings() -> Settings:
         color=kept.get("color", "auto"),
         verbose=kept.get("verbose", False),
         fail_on=kept.get("fail_on", "warning"),
+        ssh_user=kept.get("ssh_user"),
+        ssh_options=tuple(kept.get("ssh_options", ())),
+        sudo=kept.get("sudo", False),
+        parallel=kept.get("parallel", 16),
+        timeout=kept.get("timeout", 120.0),
+        progress=_node_progress(),
     )
+
+
+def _node_progress() -> Callable[[int, int, str], None] | None:
+    """A bar on standard error while nodes are read, where that is a terminal; `ktp snapshot` shows its own."""
+    if not sys.stderr.isatty() or click.get_current_context().command.name == "snapshot":
+        return None
+    from ktp.cli.progress import NodeProgress
+
+    return NodeProgress()

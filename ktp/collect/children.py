@@ -99,7 +99,9 @@ def ending_children() -> Iterator[None]:
     """Within this block no way of ending ktp but SIGKILL leaves a child: Ctrl-C, SIGTERM, SIGHUP, an exception."""
     allow_children()
     in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)} if in_main else {}
+    before = (
+        {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)} if in_main else {}
+    )
     # A signal that was set to be ignored (nohup) stays so.
     for number in [number for number, handler in before.items() if handler == signal.SIG_DFL]:
         signal.signal(number, _exit)

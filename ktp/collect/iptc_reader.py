@@ -51,24 +51,24 @@ class _UnknownExtensionError(Exception):
     """A match or target that this libxtables cannot print as the kernel means it; the sentence says which."""
 
 
-def _import_iptc(family: str, tables: tuple[str, ...]) -> tuple[Any, Any, Any]:
-    """The modules (ip4tc or ip6tc, ip4tc, xtables) of the package, without its `__init__` and its modprobe."""
+def _import_iptc(family: str, tables: tuple[str, ...]) -> tuple[Any, Any]:
+    """The modules (ip4tc or ip6tc, xtables) of the package, without its `__init__` and its modprobe."""
     spec = importlib.util.find_spec("iptc")
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError("python-iptables is not installed")
     package = types.ModuleType("iptc")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["iptc"] = package
-    importlib.import_module("iptc.util").load_kernel = lambda name, exc_if_failed=False: None
+    setattr(importlib.import_module("iptc.util"), "load_kernel", lambda _name: None)  # noqa: B010
     ip4tc = importlib.import_module("iptc.ip4tc")
     chosen = importlib.import_module("iptc.ip6tc") if family == "ip6tables" else ip4tc
     # Opening a table creates it: what exists was told by /proc, and nothing else is tried.
-    ip4tc.Table.existing_table_names = {name: False for name in ALL_TABLES}
+    ip4tc.Table.existing_table_names = dict.fromkeys(ALL_TABLES, False)
     if family == "ip6tables":
         chosen.Table6.existing_table_names = {name: name in tables for name in ALL_TABLES}
     else:
         ip4tc.Table.existing_table_names = {name: name in tables for name in ALL_TABLES}
-    return chosen, ip4tc, importlib.import_module("iptc.xtables")
+    return chosen, importlib.import_module("iptc.xtables")
 
 
 def _listed_tables(family: str) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def _listed_tables(family: str) -> tuple[str, ...]:
 def print_tables(family: str, write: Callable[[str], object]) -> None:
     """Write every legacy table that is listed, as `iptables-legacy-save -c` does (without its two comments)."""
     tables = _listed_tables(family)
-    module, ip4tc, xtables = _import_iptc(family, tables)
+    module, xtables = _import_iptc(family, tables)
     table_class = module.Table6 if family == "ip6tables" else module.Table
     write(f"# ktp: the tables {' '.join(tables)} as libiptc gives them to python-iptables\n")
     for name in tables:
@@ -95,15 +95,15 @@ def print_tables(family: str, write: Callable[[str], object]) -> None:
             # Chain.rules would decode them all at once, and stop at the first that it cannot.
             entry = table.first_rule(chain.name)
             while entry:
-                write(_rule_line(table, chain, entry, ip4tc, xtables) + "\n")
+                write(_rule_line(table, chain, entry, xtables) + "\n")
                 entry = table.next_rule(entry)
         write("COMMIT\n")
 
 
-def _rule_line(table: Any, chain: Any, entry: Any, ip4tc: Any, xtables: Any) -> str:
+def _rule_line(table: Any, chain: Any, entry: Any, xtables: Any) -> str:
     counters = f"[{entry.counters.pcnt}:{entry.counters.bcnt}] -A {chain.name}"
     try:
-        _check_revisions(entry, chain, table, ip4tc, xtables)
+        _check_revisions(entry, table, xtables)
         rule = table.create_rule(entry, chain)
         return counters + "".join(_words(rule, table, entry))
     except _UnknownExtensionError as error:
@@ -112,12 +112,11 @@ def _rule_line(table: Any, chain: Any, entry: Any, ip4tc: Any, xtables: Any) -> 
         return f"{counters} [python-iptables cannot decode this rule: {' '.join(str(error).split())}]"
 
 
-def _check_revisions(entry: Any, chain: Any, table: Any, ip4tc: Any, xtables: Any) -> None:
+def _check_revisions(entry: Any, table: Any, xtables: Any) -> None:
     """Refuse what the package would misread: it takes every extension to be of the newest revision."""
     import ctypes
 
-    probe = table.create_rule(None, chain)
-    libxtables = xtables.xtables(probe.nfproto)
+    libxtables = xtables.xtables(table.create_rule().nfproto)
     offset, start = 0, type(entry).elems.offset
     base = ctypes.addressof(entry)  # where libiptc keeps the whole rule
     while start + offset < entry.target_offset:

@@ -7,6 +7,7 @@ an exec of its own. What cannot be looked at in such an image is not guessed: no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from ktp.collect.local_node import CommandResult, collect_local_node
 from ktp.collect.parallel import run_in_parallel
 from ktp.collect.pod_exec import NOT_FOUND, Container, ExecResult, exec_in_pod
-from ktp.collect.remote_script import RecordedRunner, build_script, parse_stream
+from ktp.collect.remote_script import build_script, collect_recorded, parse_stream
 from ktp.errors import ApiError
-from ktp.model.capture import EvidenceGap, MemoryCapture, merge_captures
+from ktp.model.capture import Capture, EvidenceGap, MemoryCapture, merge_captures
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi
@@ -51,20 +52,26 @@ class _Node:
 def collect_through_kube_proxy(
     api: KubeApi,
     nodes: Sequence[str],
+    capture: Capture,
     *,
     parallel: int = PARALLEL,
     timeout: float = TIMEOUT,
-    kubelet_versions: dict[str, str] | None = None,
     reach: Reach | None = None,
     on_progress: OnProgress | None = None,
 ) -> MemoryCapture:
-    """What `nodes` say about themselves through their kube-proxy pods. Nothing raised: all that fails is a gap."""
+    """What `nodes` say about themselves through their kube-proxy pods; all that fails is a gap.
+
+    `capture` has the Node objects, which tell what runs kube-proxy where no pod does.
+    """
     try:
         pods = [json.loads(item) for item in api.list_pages(f"/api/v1/namespaces/{NAMESPACE}/pods").items]
     except ApiError as error:
         message = f"{error.message}; no kube-proxy pod can be found to read the nodes through"
-        gap = EvidenceGap(kind="api-forbidden", subject="kube-system/pods", message=message, remedy=error.hint)
+        gap = EvidenceGap(
+            kind="api-forbidden", subject="kube-system/pods", message=message, remedy=error.hint
+        )
         return MemoryCapture(files={}, gaps=(gap,), source="no node")
+    versions = _kubelet_versions(capture)
     reader = _PodReader(api, timeout, reach)
     found = {node: _Node(pod=kube_proxy_of(pods, node), instead=_instead(pods, node)) for node in nodes}
     done = 0
@@ -74,8 +81,7 @@ def collect_through_kube_proxy(
         nonlocal done
         pod = found[node].pod
         if pod is None:
-            version = (kubelet_versions or {}).get(node, "")
-            result = _without_kube_proxy(node, found[node].instead, version)
+            result = _without_kube_proxy(node, found[node].instead, versions.get(node, ""))
         else:
             result = reader.read(node, pod)
         with lock:
@@ -117,7 +123,9 @@ def kube_proxy_of(pods: Sequence[dict[str, Any]], node: str) -> Container | None
 
 def _is_labelled(pod: dict[str, Any]) -> bool:
     labels = (pod.get("metadata") or {}).get("labels") or {}
-    return "kube-proxy" in {labels.get(key) for key in ("k8s-app", "component", "app", "app.kubernetes.io/name")}
+    return "kube-proxy" in {
+        labels.get(key) for key in ("k8s-app", "component", "app", "app.kubernetes.io/name")
+    }
 
 
 def _is_named(pod: dict[str, Any]) -> bool:
@@ -147,6 +155,18 @@ def _instead(pods: Sequence[dict[str, Any]], node: str) -> str | None:
     return None
 
 
+def _kubelet_versions(capture: Capture) -> dict[str, str]:
+    if not capture.has("cluster/nodes.json"):
+        return {}
+    try:
+        return {
+            str(node["metadata"]["name"]): str(node["status"]["nodeInfo"]["kubeletVersion"])
+            for node in json.loads(capture.read("cluster/nodes.json"))["items"]
+        }
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
 def _without_kube_proxy(node: str, instead: str | None, kubelet_version: str) -> MemoryCapture:
     agent = next((name for mark, name in _WITHIN_AGENT.items() if mark in kubelet_version), None)
     why = f"no kube-proxy pod runs on node {node}"
@@ -172,25 +192,28 @@ class _PodReader:
         """What one node says, or the gap that says why not."""
         source = f"node {node} (exec in pod {pod.pod})"
         deadline = time.monotonic() + self._timeout
+        not_root = (
+            f"kube-proxy's pod {pod.pod} is not root, and so the packet rules of node {node} cannot be read",
+            "use --node-access ssh",
+        )
         script = build_script(sudo=False, reach=self._reach, command_timeout=max(1.0, self._timeout - 5))
         try:
             answer = exec_in_pod(
                 self._api, pod, ("sh", "-s"), timeout=deadline - time.monotonic(), stdin=script.text
             )
             recording = parse_stream(answer.stdout, script.mark)
-            not_root = (
-                f"kube-proxy's pod {pod.pod} does not run as root, and so the packet rules of node {node} cannot be read",
-                "use --node-access ssh",
-            )
-            if recording.started and recording.complete:
-                return collect_local_node(
-                    node, RecordedRunner(recording), reach=self._reach, source=source, not_root=not_root
-                )
             if recording.started:
-                # A shell without the usual commands can end half-way: single commands may still go through.
-                deadline = max(deadline, time.monotonic() + self._timeout / 2)
+                why = "broke off" if answer.status is not None else f"took longer than {self._timeout:g} s"
+                return collect_recorded(
+                    node, recording, reach=self._reach, source=source, not_root=not_root, why_cut=why
+                )
+            # What began with 127 has no shell; a shell that fails otherwise is no better.
             runner = ExecRunner(self._api, pod, deadline)
-            return collect_local_node(node, runner, reach=self._reach, source=source, not_root=not_root)
+            blind = not runner.can_look()
+            read = collect_local_node(
+                node, runner, reach=self._reach, source=source, not_root=not_root, blind=blind
+            )
+            return _in_image(read, node) if blind else read
         except ApiError as error:
             message = f"{error.message}; node {node} cannot be read through its kube-proxy pod"
             return _gap(node, message, error.hint)
@@ -202,7 +225,7 @@ class ExecRunner:
     Nothing can be looked at first, so nothing is run that could change the node where it finds nothing: the
     kernel's modules are taken to be there (kube-proxy itself asked for them when it started), a legacy table is
     read by `iptables-legacy-save` without `-t`, which reads /proc/net/ip_tables_names for itself, and `ipvsadm`
-    is run only where rules ask kube-proxy's sets.
+    is run only where rules ask kube-proxy's sets (`collect_local_node(…, blind=True)`).
     """
 
     def __init__(self, api: KubeApi, pod: Container, deadline: float) -> None:
@@ -213,12 +236,21 @@ class ExecRunner:
         self._files: dict[str, CommandResult] = {}
         self._lock = threading.Lock()
 
+    def can_look(self) -> bool:
+        """Whether files can be read in this container."""
+        with contextlib.suppress(OSError):
+            self.read_file("/proc/net/ip_tables_names")
+        return self.has_command("cat")
+
     def run(self, command: Sequence[str], *, timeout: float) -> CommandResult:
-        """What the command printed. Raises ApiError where the exec cannot begin."""
+        """What the command printed; status 1 and the API server's words where the exec cannot begin."""
         left = min(timeout, self._deadline - time.monotonic())
         if left <= 0:
             return CommandResult(status=None)
-        answer: ExecResult = exec_in_pod(self._api, self._pod, command, timeout=left)
+        try:
+            answer: ExecResult = exec_in_pod(self._api, self._pod, command, timeout=left)
+        except ApiError as error:
+            return CommandResult(status=1, stderr=error.message.encode())
         with self._lock:
             self._known[command[0]] = answer.status != NOT_FOUND
         if not answer.complete:
@@ -233,14 +265,18 @@ class ExecRunner:
         if "tables" not in name:
             return True  # the attempt will tell
         self.run((name, "--version"), timeout=30.0)
-        return self._known[name]
+        return self._known.get(name, True)
 
     def read_file(self, path: str) -> bytes:
         """The content of a file, by `cat` where the image has it; OSError where that fails."""
         with self._lock:
             known = self._files.get(path)
         if known is None:
-            known = self.run(("cat", path), timeout=30.0) if self.has_command("cat") else CommandResult(status=NOT_FOUND)
+            known = (
+                self.run(("cat", path), timeout=30.0)
+                if self.has_command("cat")
+                else CommandResult(status=NOT_FOUND)
+            )
             with self._lock:
                 self._files[path] = known
         if known.status == 0:
@@ -251,7 +287,11 @@ class ExecRunner:
 
     def list_folder(self, path: str) -> list[str]:
         """The names in a folder, by `ls` where the image has it."""
-        answer = self.run(("ls", path), timeout=30.0) if self.has_command("ls") else CommandResult(status=NOT_FOUND)
+        answer = (
+            self.run(("ls", path), timeout=30.0)
+            if self.has_command("ls")
+            else CommandResult(status=NOT_FOUND)
+        )
         return sorted(answer.stdout.decode(errors="replace").split()) if answer.status == 0 else []
 
     def exists(self, path: str) -> bool:
@@ -271,6 +311,33 @@ class ExecRunner:
     def is_root(self) -> bool:
         """kube-proxy's container is privileged, or could not do its work."""
         return True
+
+
+def _in_image(read: MemoryCapture, node: str) -> MemoryCapture:
+    """The same, with one gap for everything that kube-proxy's image has no means to tell."""
+    lacking = [gap for gap in read.gaps if "is not installed" in gap.message or gap.kind == "node-sysctl"]
+    if not lacking:
+        return read
+    lost = {
+        "node-addresses": "addresses",
+        "node-routes": "routes",
+        "node-sockets": "sockets",
+        "node-sysctl": "sysctls",
+        "nft": "nft tables",
+        "ipset": "ipsets",
+        "ipvs": "IPVS table",
+        "node-rules": "rules of one back end",
+        "iptables-nft": "rules of iptables-nft",
+    }
+    names = ", ".join(dict.fromkeys(lost.get(gap.kind, gap.kind) for gap in lacking))
+    gap = EvidenceGap(
+        kind="node-state",
+        subject=node,
+        message=f"kube-proxy's image on node {node} has no commands for the node's {names}, and so they are not known",
+        remedy="use --node-access ssh for these",
+    )
+    kept = tuple(gap for gap in read.gaps if gap not in lacking)
+    return MemoryCapture(files=read.files, gaps=(*kept, gap), source=read.source)
 
 
 def _gap(node: str, message: str, remedy: str | None) -> MemoryCapture:

@@ -69,6 +69,8 @@ _IPTABLES_NFT_TABLE = re.compile(
 )
 # What a shell says of a command that is not there (POSIX, 2.8.2).
 _NOT_FOUND = 127
+# In IPVS mode kube-proxy's rules ask this set (pkg/proxy/ipvs/ipset.go).
+_IPVS_SET = b"--match-set KUBE-CLUSTER-IP "
 # A table name that nft reads as one word, and the elements that `nft -j` prints.
 _NFT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _NFT_LIST = re.compile(rb'\{"nftables": ?\[(.*)\]\}', re.DOTALL)
@@ -261,19 +263,24 @@ def collect_local_node(
     source: str | None = None,
     legacy_reader: LegacyReader | None = None,
     not_root: tuple[str, str] | None = None,
+    blind: bool = False,
 ) -> MemoryCapture:
     """What a machine, without `runner` this one, says about itself, as `nodes/NODE/…` of design §4.
 
     With `reach`, of a large node's rules in nf_tables only the chains that it reaches; a small one is read whole
     all the same. `legacy_reader` is asked for legacy tables that no command can print.
     `not_root` is the sentence and the remedy where the commands did not run as root.
+    `blind` is a machine whose files cannot be looked at: nothing is run there that could make what it looks for.
     Nothing is raised for what cannot be read; each is a gap. The dumps are not taken at one instant.
     """
     if runner is None:
         runner, legacy_reader = LocalRunner(), legacy_reader or _read_with_iptc
     if not_root is None:
-        not_root = (f"ktp does not run as root, and so the packet rules of node {node} cannot be read", _AS_ROOT)
-    reader = _NodeReader(node, runner, reach, legacy_reader, not_root)
+        not_root = (
+            f"ktp does not run as root, and so the packet rules of node {node} cannot be read",
+            _AS_ROOT,
+        )
+    reader = _NodeReader(node, runner, reach, legacy_reader, not_root, blind=blind)
     parts = run_in_parallel(reader.reads())
     files = {name: content for part in parts for name, content in part.files.items()}
     gaps = [gap for part in parts for gap in part.gaps]
@@ -300,12 +307,15 @@ class _NodeReader:
         reach: Reach | None = None,
         legacy_reader: LegacyReader | None = None,
         not_root: tuple[str, str] = ("", _AS_ROOT),
+        *,
+        blind: bool = False,
     ) -> None:
         self._node = node
         self._runner = runner
         self._reach = reach
         self._legacy_reader = legacy_reader
         self._not_root, self._as_root = not_root
+        self._blind = blind
         self._chain_readers: dict[str, ChainReader] = {}
         self._sizes: dict[str, bool] = {}
         self._lock = threading.Lock()
@@ -383,6 +393,9 @@ class _NodeReader:
 
     def _legacy(self, command: str, family: str) -> _Part:
         """The legacy tables that exist, and never one that this look would create."""
+        if self._blind:
+            # Without -t the command reads the names for itself (iptables-save.c, for_each_table).
+            return self._command(f"{command}.txt", "node-rules", f"{command} -c", RULES_TIMEOUT)
         tables = self._legacy_tables(family)
         names_file = f"/proc/net/{_proc_stem(family)}_names"
         if tables is None:
@@ -404,7 +417,9 @@ class _NodeReader:
         if answer.status == 0:
             return _Part(files={f"{command}.txt": answer.stdout})
         said = _first_line(answer.stderr) or "python-iptables gave no answer"
-        return self._gap("node-rules", f"{why} ({said})", f"{remedy}, or python-iptables: pip install 'ktp[iptc]'")
+        return self._gap(
+            "node-rules", f"{why} ({said})", f"{remedy}, or python-iptables: pip install 'ktp[iptc]'"
+        )
 
     def _legacy_tables(self, family: str) -> tuple[str, ...] | None:
         """The legacy tables of this network namespace; None if that may not be read."""
@@ -483,7 +498,9 @@ class _NodeReader:
         for family, name in tables:
             part = self._command("table", "nft", f"nft -j list table {family} {name}", RULES_TIMEOUT)
             gaps += part.gaps
-            joined += [found[1] for text in part.files.values() if (found := _NFT_LIST.fullmatch(text.strip()))]
+            joined += [
+                found[1] for text in part.files.values() if (found := _NFT_LIST.fullmatch(text.strip()))
+            ]
         return _Part(files={"nft-ruleset.json": b'{"nftables": [' + b", ".join(joined) + b"]}\n"}, gaps=gaps)
 
     def _nft_hooks(self) -> _Part:
@@ -494,7 +511,9 @@ class _NodeReader:
         """
         if not self._runner.has_command("nft") or not self._has_nf_tables:
             return _Part()
-        if self._is_large_node() and not (self._legacy_tables("iptables") or self._legacy_tables("ip6tables")):
+        if self._is_large_node() and not (
+            self._legacy_tables("iptables") or self._legacy_tables("ip6tables")
+        ):
             return _Part()
         answer = self._runner.run(("nft", "list", "hooks"), timeout=COMMAND_TIMEOUT)
         return (
@@ -518,6 +537,8 @@ class _NodeReader:
     # --------------------------------------------------------------------------------------- ipset, ipvs, sysctl
 
     def _ipset(self) -> _Part:
+        if self._blind:
+            return _Part()  # only for rules that ask for sets, which `settle` knows
         if not self._has_ip_set:
             return _Part(files={"ipset-save.txt": b""})
         if not self._runner.has_command("ipset"):
@@ -530,12 +551,23 @@ class _NodeReader:
         if ruleset is not None and not _IPTABLES_NFT_TABLE.search(ruleset):
             gaps = [gap for gap in gaps if gap.kind != _NFT_TABLES]
         asked = any(b"--match-set" in content for name, content in files.items() if "tables" in name)
+        if asked and self._blind:
+            # The sets are there, and so is the module that asking for them would load.
+            part = self._command("ipset-save.txt", "ipset", "ipset save")
+            files |= part.files
+            gaps = gaps + part.gaps
+            if any(_IPVS_SET in content for content in files.values()):
+                part = self._command("ipvsadm.txt", "ipvs", "ipvsadm -Sn")
+                files |= part.files
+                gaps = gaps + part.gaps
         if asked and "ipset-save.txt" not in files and not self._runner.has_command("ipset"):
             why = "rules match ipsets, but the command ipset is not installed"
             gaps = gaps + self._gap("ipset", why, "install ipset on the node").gaps
         return gaps
 
     def _ipvs(self) -> _Part:
+        if self._blind:
+            return _Part()
         try:
             services = self._runner.read_file("/proc/net/ip_vs")
         except FileNotFoundError:

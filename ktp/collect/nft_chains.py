@@ -16,16 +16,17 @@ and everything is read again.
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ktp.collect.parallel import run_in_parallel
-from ktp.model.capture import EvidenceGap, MemoryCapture
+from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
 from ktp.model.ruleset import Backend, Chain, Counters, Rule
 
 if TYPE_CHECKING:
@@ -51,15 +52,17 @@ BASE_CHAINS = {
 _UNTRANSLATED = frozenset({("nat", "PREROUTING"), ("nat", "OUTPUT")})
 # Targets that are no chains: the verdicts, the extensions of iptables 1.8, and common ones from elsewhere. A name
 # that is not here is asked for as a chain, which costs milliseconds where there is none.
-TARGETS = frozenset(
-    (
-        "ACCEPT DROP RETURN QUEUE AUDIT CHECKSUM CLASSIFY CLUSTERIP CONNMARK CONNSECMARK CT DNAT DNPT DSCP ECN HL "
-        "HMARK IDLETIMER LED LOG MARK MASQUERADE NAT NETMAP NFLOG NFQUEUE NOTRACK RATEEST REDIRECT REJECT SECMARK SET "
-        "SNAT SNPT SYNPROXY TCPMSS TCPOPTSTRIP TEE TOS TPROXY TRACE TTL ULOG MIRROR SAME "
-        "ACCOUNT CHAOS DELUDE DHCPMAC DNETMAP ECHO FULLCONENAT IPMARK IPV4OPTSSTRIP LOGMARK NETFLOW PROTO RTPENGINE "
-        "SYSRQ TARPIT"
-    ).split()
-)
+# fmt: off
+TARGETS = frozenset({
+    "ACCEPT", "DROP", "RETURN", "QUEUE", "AUDIT", "CHECKSUM", "CLASSIFY", "CLUSTERIP", "CONNMARK",
+    "CONNSECMARK", "CT", "DNAT", "DNPT", "DSCP", "ECN", "HL", "HMARK", "IDLETIMER", "LED", "LOG", "MARK",
+    "MASQUERADE", "NAT", "NETMAP", "NFLOG", "NFQUEUE", "NOTRACK", "RATEEST", "REDIRECT", "REJECT",
+    "SECMARK", "SET", "SNAT", "SNPT", "SYNPROXY", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TPROXY",
+    "TRACE", "TTL", "ULOG", "MIRROR", "SAME", "ACCOUNT", "CHAOS", "DELUDE", "DHCPMAC", "DNETMAP", "ECHO",
+    "FULLCONENAT", "IPMARK", "IPV4OPTSSTRIP", "LOGMARK", "NETFLOW", "PROTO", "RTPENGINE", "SYSRQ",
+    "TARPIT",
+})
+# fmt: on
 
 _JUMP = re.compile(r' -[jg] ([^\s"]+)$')
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -475,3 +478,76 @@ class NftChainRuleset:
             return None
         counters = Counters(*text.counters) if text.counters else None
         return Chain(table, name, text.lines, self._parse, policy=text.policy, counters=counters)
+
+
+# ---------------------------------------------------------------------------------------- what a Service reaches
+
+
+def service_destinations(capture: Capture) -> tuple[Destination, ...]:
+    """Every destination of the Services in a capture: their front ends, and their endpoints.
+
+    Damaged objects are passed over here: parse reports them.
+    """
+    found: dict[Destination, None] = {}
+    for service in _objects(capture, "cluster/services.json"):
+        spec, status = service.get("spec") or {}, service.get("status") or {}
+        addresses = {*(spec.get("clusterIPs") or ()), spec.get("clusterIP"), *(spec.get("externalIPs") or ())}
+        addresses |= {one.get("ip") for one in (status.get("loadBalancer") or {}).get("ingress") or ()}
+        for port in spec.get("ports") or ():
+            protocol = str(port.get("protocol") or "TCP").lower()
+            _add(found, protocol, port.get("nodePort"), None)
+            _add(found, protocol, port.get("port"), addresses)
+        _add(found, "tcp", spec.get("healthCheckNodePort"), None)
+    for endpoint_slice in _objects(capture, "cluster/endpointslices.json"):
+        addresses = {
+            one
+            for endpoint in endpoint_slice.get("endpoints") or ()
+            for one in endpoint.get("addresses") or ()
+        }
+        _add_ports(found, endpoint_slice.get("ports"), addresses)
+    for endpoints in _objects(capture, "cluster/endpoints.json"):
+        for subset in endpoints.get("subsets") or ():
+            entries = (*(subset.get("addresses") or ()), *(subset.get("notReadyAddresses") or ()))
+            _add_ports(found, subset.get("ports"), {one.get("ip") for one in entries})
+    return tuple(found)
+
+
+def _objects(capture: Capture, file: str) -> list[dict[str, Any]]:
+    if not capture.has(file):
+        return []
+    try:
+        return [item for item in json.loads(capture.read(file))["items"] if isinstance(item, dict)]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _add_ports(found: dict[Destination, None], ports: Any, addresses: Iterable[Any]) -> None:
+    for port in ports or ():
+        # A slice without a port number is for every port.
+        _add(found, str(port.get("protocol") or "TCP").lower(), port.get("port"), addresses, any_port=True)
+
+
+def _add(
+    found: dict[Destination, None],
+    protocol: str,
+    port: Any,
+    addresses: Iterable[Any] | None,
+    *,
+    any_port: bool = False,
+) -> None:
+    usable = None
+    if addresses is not None:
+        usable = frozenset(text for address in addresses if (text := _ip(address)) is not None)
+        if not usable:
+            return
+    if isinstance(port, int) or any_port:
+        found[
+            Destination(protocol=protocol, port=port if isinstance(port, int) else None, addresses=usable)
+        ] = None
+
+
+def _ip(address: object) -> str | None:
+    try:
+        return str(ipaddress.ip_address(str(address)))
+    except ValueError:
+        return None

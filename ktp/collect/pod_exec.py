@@ -1,8 +1,9 @@
 """One command in a container, through the API server: the exec subprotocol over a WebSocket.
 
-Kubernetes' channel protocol (k8s.io/streaming/pkg/httpstream/wsstream): every message is binary and its first byte names the
-channel: 0 stdin, 1 stdout, 2 stderr, 3 the end as a v1 Status. v5 adds 255, "this channel is closed", which is
-how stdin can end. Nothing is decoded, so dumps arrive byte for byte.
+Kubernetes' channel protocol (k8s.io/apimachinery/pkg/util/remotecommand, k8s.io/apiserver/pkg/util/wsstream):
+every message is binary and its first byte names the channel: 0 stdin, 1 stdout, 2 stderr, 3 the end as a v1
+Status. v5 adds 255, "this channel is closed", which is how stdin can end. Nothing is decoded, so dumps arrive
+byte for byte.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from ktp.errors import ApiAnswerError, ApiError, ApiForbiddenError, ApiTlsError, ApiUnauthorizedError, ApiUnreachableError
+from ktp.errors import (
+    ApiAnswerError,
+    ApiError,
+    ApiForbiddenError,
+    ApiTlsError,
+    ApiUnauthorizedError,
+    ApiUnreachableError,
+)
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi
@@ -81,16 +89,20 @@ def _connect(api: KubeApi, where: Container, command: Sequence[str], with_stdin:
     header = {"User-Agent": "ktp"}
     if (authorization := api.authorization()) is not None:
         header["Authorization"] = authorization
-    connection = websocket.WebSocket(sslopt=_tls(api.client), skip_utf8_validation=True)
+    connection: Any = websocket.WebSocket(sslopt=_tls(api.client), skip_utf8_validation=True)
     connection.settimeout(max(0.1, min(timeout, 30.0)))
     try:
-        connection.connect(url, header=header, subprotocols=[V5, V4], suppress_origin=True, **_proxy(api.client))
+        connection.connect(
+            url, header=header, subprotocols=[V5, V4], suppress_origin=True, **_proxy(api.client)
+        )
     except websocket.WebSocketBadStatusException as error:
         raise _refusal(api, where, error) from None
     except ssl.SSLError as error:
         raise ApiTlsError(f"the TLS handshake with {api.host} failed: {error.reason or error}") from None
     except (websocket.WebSocketTimeoutException, TimeoutError):
-        raise ApiUnreachableError(f"the API server {api.host} did not begin the exec in pod {where.pod}") from None
+        raise ApiUnreachableError(
+            f"the API server {api.host} did not begin the exec in pod {where.pod}"
+        ) from None
     except (websocket.WebSocketException, OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ApiUnreachableError(
@@ -199,7 +211,9 @@ def _exchange(socket: Any, stdin: bytes, deadline: float) -> ExecResult:
                     deadline = min(deadline, time.monotonic() + _LAST_WORDS)
     except (websocket.WebSocketTimeoutException, TimeoutError):
         if not received[END]:
-            return ExecResult(status=None, stdout=b"".join(received[STDOUT]), stderr=b"".join(received[STDERR]))
+            return ExecResult(
+                status=None, stdout=b"".join(received[STDOUT]), stderr=b"".join(received[STDERR])
+            )
     except (websocket.WebSocketException, OSError):
         pass  # hung up: whether before or after the end is told by the end
     stdout, stderr = b"".join(received[STDOUT]), b"".join(received[STDERR])

@@ -22,6 +22,7 @@ from ktp.collect.local_node import (
     IPV6_CONF_KEYS,
     SINGLE_SYSCTLS,
     CommandResult,
+    collect_local_node,
 )
 from ktp.collect.nft_chains import (
     LARGE_CHAINS,
@@ -31,6 +32,7 @@ from ktp.collect.nft_chains import (
     Destination,
     Reach,
 )
+from ktp.model.capture import EvidenceGap, MemoryCapture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -191,7 +193,8 @@ measure() {
   done
   run "$1" --version
   new=$("$1" --version 2>/dev/null | awk '
-    { sub(/.* v/, ""); split($0, v, /[^0-9]+/); print (v[1] * 1000000 + v[2] * 1000 + v[3] >= 1008008) ? "new" : "old" }')
+    { sub(/.* v/, ""); split($0, v, /[^0-9]+/); n = v[1] * 1000000 + v[2] * 1000 + v[3]
+      if (n >= 1008008) print "new" }')
   if ! has nft; then
     [ "$new" = new ] || return 0
     tables='raw mangle nat filter security'
@@ -395,7 +398,10 @@ def _sysctl_path(key: str) -> str:
 
 @dataclass(slots=True)
 class Recording:
-    """The frames of one answer. `started` tells whether the script ran at all, `complete` whether it came to its end."""
+    """The frames of one answer.
+
+    `started` tells whether the script ran at all, `complete` whether it came to its end.
+    """
 
     commands: dict[str, CommandResult] = field(default_factory=dict)
     files: dict[str, CommandResult] = field(default_factory=dict)
@@ -466,7 +472,9 @@ class RecordedRunner:
     def run(self, command: Sequence[str], *, timeout: float) -> CommandResult:  # noqa: ARG002 - the protocol's
         """What the command printed on the node."""
         answer = self._recording.commands.get(" ".join(command))
-        return answer or CommandResult(status=1, stderr=_CUT if not self._recording.complete else b"it was not run")
+        return answer or CommandResult(
+            status=1, stderr=_CUT if not self._recording.complete else b"it was not run"
+        )
 
     def has_command(self, name: str) -> bool:
         """Whether the node has the command; True where that did not arrive, so that its loss is told as such."""
@@ -504,3 +512,26 @@ class RecordedRunner:
         """Whether what root alone may read could be read."""
         return self._recording.facts.get("uid", b"").strip() == b"0"
 
+
+def collect_recorded(
+    node: str,
+    recording: Recording,
+    *,
+    reach: Reach | None,
+    source: str,
+    not_root: tuple[str, str],
+    why_cut: str,
+) -> MemoryCapture:
+    """A node's files from a recording. One that is not complete costs one gap, which says `why_cut`."""
+    read = collect_local_node(node, RecordedRunner(recording), reach=reach, source=source, not_root=not_root)
+    if recording.complete:
+        return read
+    gap = EvidenceGap(
+        kind="node-rules",
+        subject=node,
+        message=f"the answer of node {node} {why_cut}, and only what came whole until then is used",
+        remedy="try again, with a longer --timeout if the node is slow or large",
+    )
+    # What each command of those that did not arrive would say is said.
+    kept = tuple(gap for gap in read.gaps if "is not installed" in gap.message)
+    return MemoryCapture(files=read.files, gaps=(gap, *kept), source=read.source)

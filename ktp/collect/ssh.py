@@ -17,9 +17,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ktp.collect.children import ChildResult, ending_children, run_child
-from ktp.collect.local_node import collect_local_node
 from ktp.collect.parallel import run_in_parallel
-from ktp.collect.remote_script import RecordedRunner, Recording, build_script, parse_stream
+from ktp.collect.remote_script import Recording, build_script, collect_recorded, parse_stream
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture, merge_captures
 
@@ -76,7 +75,8 @@ class SshSettings:
         for option in self.options:
             if not re.match(r"[A-Za-z]\w*[= ]", option):
                 raise UsageError(
-                    f"--ssh-option {option!r} is not of the form KEY=VALUE", hint="as in --ssh-option Port=2222"
+                    f"--ssh-option {option!r} is not of the form KEY=VALUE",
+                    hint="as in --ssh-option Port=2222",
                 )
 
     def arguments(self) -> tuple[str, ...]:
@@ -116,7 +116,9 @@ def collect_over_ssh(
     with ending_children():
         if on_progress is not None:
             on_progress(0, len(nodes), "")
-        captures = run_in_parallel([partial(visit, node) for node in nodes], workers=max(1, settings.parallel))
+        captures = run_in_parallel(
+            [partial(visit, node) for node in nodes], workers=max(1, settings.parallel)
+        )
     count = f"{len(nodes)} nodes" if len(nodes) != 1 else f"node {nodes[0]}"
     return merge_captures(*captures, source=f"{count} by ssh")
 
@@ -133,9 +135,8 @@ def node_addresses(capture: Capture) -> dict[str, tuple[str, ...]]:
     for item in items:
         try:
             name = str(item["metadata"]["name"])
-            entries: list[dict[str, Any]] = [
-                entry for entry in (item.get("status") or {}).get("addresses") or () if entry.get("type") in _ADDRESS_ORDER
-            ]
+            listed: list[dict[str, Any]] = (item.get("status") or {}).get("addresses") or []
+            entries = [entry for entry in listed if entry.get("type") in _ADDRESS_ORDER]
         except (KeyError, TypeError, AttributeError):
             continue
         entries.sort(key=lambda entry: _ADDRESS_ORDER.index(entry["type"]))
@@ -226,7 +227,9 @@ class _Visitor:
         port = configuration.get("port", "22")
         if port != "22":
             name = f"[{name}]:{port}"
-        files = f"{configuration.get('userknownhostsfile', '')} {configuration.get('globalknownhostsfile', '')}"
+        files = (
+            f"{configuration.get('userknownhostsfile', '')} {configuration.get('globalknownhostsfile', '')}"
+        )
         for file in map(os.path.expanduser, files.split()):
             if os.path.exists(file):
                 done = self._run(("ssh-keygen", "-F", name, "-f", file), _CONFIG_TIMEOUT)
@@ -237,30 +240,21 @@ class _Visitor:
     # ------------------------------------------------------------------------------------------ what came
 
     def _read(self, node: str, destination: str, recording: Recording, done: ChildResult) -> MemoryCapture:
-        """The node's files; one gap for all that a broken connection or a missing right cost."""
-        read = collect_local_node(
-            node,
-            RecordedRunner(recording),
-            reach=self._reach,
-            source=f"node {node} (ssh {destination})",
-            not_root=self._not_root(node, recording),
-        )
-        if recording.complete:
-            return read
+        """The node's files, and a gap for what a broken connection or a missing right cost."""
         if done.overflowed:
-            why = "printed more than ktp takes"
+            why = "is larger than ktp takes"
         elif done.status is None:
             why = f"took longer than {self._settings.timeout:g} s"
         else:
             why = "broke off"
-        gap = EvidenceGap(
-            kind="node-rules",
-            subject=node,
-            message=f"the answer of node {node} {why}, and only what came whole until then is used",
-            remedy="try again, with a longer --timeout if the node is slow or large",
+        return collect_recorded(
+            node,
+            recording,
+            reach=self._reach,
+            source=f"node {node} (ssh {destination})",
+            not_root=self._not_root(node, recording),
+            why_cut=why,
         )
-        kept = tuple(gap for gap in read.gaps if "is not installed" in gap.message)
-        return MemoryCapture(files=read.files, gaps=(gap, *kept), source=read.source)
 
     def _not_root(self, node: str, recording: Recording) -> tuple[str, str]:
         said = recording.refused_by_sudo
@@ -275,7 +269,10 @@ class _Visitor:
             )
         if re.search(r"not found|No such file", said):
             return f"there is no sudo on node {node}, {lost}", "give --ssh-user root"
-        return f"sudo on node {node} refuses ({_short(said)}), {lost}", "ask for the right, or give --ssh-user root"
+        return (
+            f"sudo on node {node} refuses ({_short(said)}), {lost}",
+            "ask for the right, or give --ssh-user root",
+        )
 
     def _connection_problem(self, node: str, destination: str, done: ChildResult) -> tuple[str, str]:
         """The sentence and the remedy for a node that gave no answer at all."""
@@ -295,7 +292,8 @@ class _Visitor:
             return f"ssh to {where} failed: {last or 'it says no reason'}", by_hand
         printed = _short(done.stdout.decode(errors="replace").strip().partition("\n")[0])
         return (
-            f"{where} lets ssh in but runs no shell script (exit status {done.status}: {last or printed or 'no output'})",
+            f"{where} lets ssh in but runs no shell script "
+            f"(exit status {done.status}: {last or printed or 'no output'})",
             f"see what `ssh {destination} sh -s` says",
         )
 
@@ -307,7 +305,11 @@ _PROBLEMS = (
         "the host key of {where} is not the one in known_hosts: the node was reinstalled, or another machine answers",
         "compare the key with the node's own, and only then remove the old one: ssh-keygen -R {destination}",
     ),
-    (r"key .*is revoked|REVOKED HOST KEY", "the host key of {where} is marked as revoked", "do not connect to it"),
+    (
+        r"key .*is revoked|REVOKED HOST KEY",
+        "the host key of {where} is marked as revoked",
+        "do not connect to it",
+    ),
     (
         r"host key is known for|Host key verification failed",
         "the host key of {where} is not known, and ktp accepts none by itself",
@@ -333,14 +335,18 @@ _PROBLEMS = (
         "{where} does not answer on its SSH port",
         "see whether it is reachable from here, or goes through a jump host: --ssh-option ProxyJump=HOST",
     ),
-    (r"Connection refused", "{where} refuses connections to its SSH port", "see whether sshd runs there; {by_hand}"),
+    (
+        r"Connection refused",
+        "{where} refuses connections to its SSH port",
+        "see whether sshd runs there; {by_hand}",
+    ),
     (
         r"No route to host|Network is unreachable",
         "there is no route from here to {where}",
         "go through a host that has one: --ssh-option ProxyJump=HOST",
     ),
     (
-        r"Bad configuration option|[Uu]nsupported option|Bad owner or permissions|keyword .* extra arguments|missing argument",
+        r"Bad configuration option|[Uu]nsupported option|Bad owner or permissions|extra arguments|missing argument",
         "ssh does not accept its configuration or an --ssh-option, and so {where} was not read",
         "see what `ssh {destination}` says",
     ),

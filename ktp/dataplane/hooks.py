@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from ktp.dataplane.host import Host
 from ktp.dataplane.state import State, Verdict
 from ktp.dataplane.xtables import Program
+from ktp.model.ruleset import Backend
 
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = "PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"
 HOOKS = (PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING)
@@ -41,8 +42,8 @@ class HookProgram(Protocol):
 class Group(NamedTuple):
     """Programs of one priority. `kind` is "conntrack", "nat" or "table".
 
-    Where `ordered` is False the kernel runs them in the order of registration, last first, which is not known.
-    `reroutes` tells that a changed mark or TOS makes local output route again (mangle, nft type route).
+    Where `ordered` is False the kernel runs them in the order of registration, last first, which is not known; `note`
+    is then set where the tables' handles tell it as far as they can. `reroutes` tells that a changed mark or TOS makes local output route again (mangle, nft type route).
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Group(NamedTuple):
     programs: tuple[HookProgram, ...] = ()
     ordered: bool = True
     reroutes: bool = False
+    note: str = ""
 
 
 class NftBaseChain(Protocol):
@@ -109,19 +111,31 @@ class HookTable:
             groups: list[Group] = []
             nat: list[tuple[int, tuple[HookProgram, ...]]] = []
             for (priority, kind), programs in sorted(at.items(), key=lambda item: item[0]):
-                ordered = len(programs) == 1 or _known_order(programs)
+                ranked = _by_registration(host, word, programs)
                 if kind == "nat":
-                    nat.append((priority, tuple(programs)))
-                else:
-                    groups.append(Group("table", priority, tuple(programs), ordered, priority in reroutes))
+                    nat.append((priority, ranked or tuple(programs)))
+                    continue
+                groups.append(
+                    Group(
+                        "table",
+                        priority,
+                        ranked or tuple(programs),
+                        len(programs) == 1,
+                        priority in reroutes,
+                        HANDLE_NOTE if ranked else "",
+                    )
+                )
             if hook in (PREROUTING, OUTPUT):
                 groups.append(Group("conntrack", CONNTRACK_PRIORITY))
             if hook in _NAT_HOOKS:
                 # nf_nat_core calls all nat chains of a hook in turn, by their own priorities, at its own place.
                 place_of_nat = _NAT_DST if hook in (PREROUTING, OUTPUT) else _NAT_SRC
                 programs_of_nat = tuple(p for _, ps in nat for p in ps)
-                ordered = all(len(ps) == 1 or _known_order(ps) for _, ps in nat)
-                groups.append(Group("nat", place_of_nat, programs_of_nat, ordered))
+                ordered = all(len(ps) == 1 for _, ps in nat)
+                known = all(_by_registration(host, word, ps) for _, ps in nat)
+                groups.append(
+                    Group("nat", place_of_nat, programs_of_nat, ordered, note=HANDLE_NOTE if known else "")
+                )
             groups.sort(key=lambda g: g.priority)
             self._groups[hook] = tuple(groups)
 
@@ -130,6 +144,31 @@ class HookTable:
         return self._groups[hook]
 
 
-def _known_order(programs: Sequence[HookProgram]) -> bool:
-    """Chains of nftables tables at one priority run in the order of the listing's registration: unknown too."""
-    return len(programs) < 2
+HANDLE_NOTE = "of tables at one priority the one made last (by its handle) runs first"
+
+
+def _by_registration(host: Host, family: str, programs: Sequence[HookProgram]) -> tuple[HookProgram, ...]:
+    """The programs, last registered first, as far as table handles tell; () where they do not.
+
+    nf_hook_entries_grow puts a new hook before those of its priority. nf_tables numbers tables as they are made, and a
+    table's base chains are made with it as a rule (kube-proxy, firewalld; iptables-nft makes them on demand).
+    """
+    if len(programs) == 1:
+        return tuple(programs)
+    nft = host.state.nft
+    handles: dict[tuple[str, str], int] = {}
+    for table in nft.tables if nft is not None else ():
+        if table.handle:  # 0 where the listing has none
+            handles[table.family, table.name] = table.handle
+    ranked: list[tuple[int, HookProgram]] = []
+    for program in programs:
+        if program.backend == Backend.LEGACY.value:
+            return ()
+        source = getattr(getattr(program, "program", None), "source", None)
+        key = (source.family, source.name) if source is not None else (family, program.table)
+        if key not in handles:
+            return ()
+        ranked.append((handles[key], program))
+    if len({handle for handle, _ in ranked}) < len(ranked):
+        return ()
+    return tuple(program for _, program in sorted(ranked, key=lambda item: -item[0]))

@@ -6,6 +6,7 @@ tell (timeouts that may have run out since) is answered as of the dump.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 
@@ -13,6 +14,8 @@ from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, Packet, to_int
 from ktp.model.host import IpSet
 
 Tester = Callable[[Packet, str], "bool | None"]
+
+_MOST_PORTS = 256  # how many elements are tried for a port of which only the range is known
 
 
 def compile_set(name: str, sets: Mapping[str, IpSet], seen: tuple[str, ...] = ()) -> Tester | None:
@@ -67,9 +70,10 @@ class _Elements:
         self._ranges: list[tuple[list[tuple[object, object]], bool]] = []
         self._unknown = False
         for element, options in ipset.entries:
-            if ("skbmark" in options and False) or not self._add(element, "nomatch" not in options):
+            if not self._add(element, "nomatch" not in options):
                 self._unknown = True
         self._order = sorted(self._tables, key=sum, reverse=True)
+        self._ports = self._known_ports()
 
     def _add(self, element: str, positive: bool) -> bool:
         parts = element.split(",")
@@ -120,6 +124,37 @@ class _Elements:
             self._tables.setdefault(tuple(lengths), {})[tuple(key)] = positive
         return True
 
+    def _known_ports(self) -> list[int]:
+        """The ports of all elements, sorted, to ask about a port of which only the range is known."""
+        if "port" not in self._fields:
+            return []
+        at = self._fields.index("port")
+        ports = set()
+        for table in self._tables.values():
+            for key in table:
+                pair = key[at]
+                assert isinstance(pair, tuple)
+                ports.add(pair[1])
+        for ranged, _ in self._ranges:
+            low, high = ranged[at]
+            assert isinstance(low, tuple)
+            assert isinstance(high, tuple)
+            ports.update(range(low[1], high[1] + 1))
+        return sorted(ports)
+
+    def _test_any_port(self, p: Packet, directions: str, ports: tuple[int, int]) -> bool | None:
+        """The answer for a port that is one of a range: False where no element of the set can match, else unknown."""
+        first, last = bisect_left(self._ports, ports[0]), bisect_right(self._ports, ports[1])
+        if last - first > _MOST_PORTS:
+            return None
+        for port in self._ports[first:last]:
+            q = p.copy()
+            q.sport = port if isinstance(p.sport, tuple) else p.sport
+            q.dport = port if isinstance(p.dport, tuple) else p.dport
+            if self.test(q, directions) is not False:
+                return None
+        return None if self._unknown else False
+
     def test(self, p: Packet, directions: str) -> bool | None:
         """Whether the packet's fields, taken in `directions`, are in the set."""
         if p.family != self._family and any(f in ("ip", "net") for f in self._fields):
@@ -139,7 +174,7 @@ class _Elements:
                 else:
                     port = p.sport if src else p.dport
                     if not isinstance(port, int):
-                        return None if self._order or self._ranges else False
+                        return self._test_any_port(p, directions, port)
                     values.append((p.proto, port))
             elif field == "iface":
                 values.append((p.iif if src else p.oif) or "")

@@ -444,6 +444,12 @@ def state_bits(p: Packet) -> int:
 
 
 def _conntrack(match: Match) -> Compiled | None:
+    """xt_conntrack.c, conntrack_mt.
+
+    Of a packet without an entry only the state is asked: where --ctstate fits it matches, whatever else is asked, and
+    without --ctstate it does not match, inverted or not.
+    """
+    states: list[Test] = []
     tests: list[Test] = []
     for option in match.options:
         flag, negated = option.flag, option.negated
@@ -453,7 +459,7 @@ def _conntrack(match: Match) -> Compiled | None:
             compiled = _state(Match("conntrack", (Option("--ctstate", option.args, negated),)))
             if compiled is None:
                 return None
-            tests.append(compiled.test)
+            states.append(compiled.test)
             continue
         if flag == "--ctproto":
             number = int(arg) if arg.isdigit() else PROTOCOLS.get(arg.lower())
@@ -483,7 +489,14 @@ def _conntrack(match: Match) -> Compiled | None:
         else:
             return None
         tests.append(_negate(test, negated))
-    return Compiled(_all(tests)) if tests else None
+    if not tests:
+        return Compiled(_all(states)) if states else None
+    fields = _all(tests)
+
+    def tracked(p: Packet, h: Host, hook: str) -> bool | None:
+        return bool(states) if p.ct is None else fields(p, h, hook)
+
+    return Compiled(_all([*states, tracked]))
 
 
 def _ct_field(answer: Callable[[Packet], bool | None]) -> Test:

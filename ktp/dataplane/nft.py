@@ -4,8 +4,6 @@ Every rule that is met and holds is recorded: the walk that decides is the trace
 (`numgen`, hashes) forks with its chances, what is unknown forks into both answers, and what is taken for granted (a
 limit not reached, no earlier packet of a client remembered in a dynamic set) is said with the answer.
 """
-# ruff: noqa: ARG001, ARG002, ARG005
-# Every test and action takes the same arguments, whichever it needs.
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ A getter takes (packet, host, hook) and gives a number or word, a tuple for a co
 BREAK where the kernel leaves the rule (NFT_BREAK: there is no such header, no connection, no element), UNKNOWN where
 a snapshot cannot tell. A port that a kernel draws is a `Span`: one of its numbers.
 """
-# ruff: noqa: ARG001, ARG005
-# Every getter takes the same arguments, whichever it needs.
 
 from __future__ import annotations
 
@@ -390,10 +388,18 @@ def _payload(protocol: str, name: str) -> Compiled:
         number = _OTHER_PROTOCOLS[protocol]
         return Compiled(lambda p, h, hook: UNKNOWN if p.proto == number else BREAK)
     if protocol == "ether" and name == "type":
-        return Compiled(lambda p, h, hook: 0x0800 if p.family == 4 else 0x86DD)
+        return Compiled(_ether_type, "the interfaces of the node were not read")
     if protocol == "arp":
         return Compiled(lambda p, h, hook: BREAK)
     return Compiled(_unknown, f"the link-layer header ({protocol} {name}) is not modelled")
+
+
+def _ether_type(p: Packet, h: Host, hook: str) -> Any:
+    # nft puts `meta iiftype ether` before it; what the node itself sends has no link-layer header yet.
+    link = BREAK if p.iif is None else _in_type(p, h, hook)
+    if link is BREAK or link is UNKNOWN:
+        return link
+    return (0x0800 if p.family == 4 else 0x86DD) if link == "ether" else BREAK
 
 
 def _unknown(p: Packet, h: Host, hook: str) -> Any:
@@ -465,13 +471,23 @@ def _link(name: str | None, h: Host, what: str) -> Any:
     return UNKNOWN if found is None else found
 
 
+def _realm(p: Packet, h: Host, hook: str) -> Any:
+    # Of the route, which a packet has none of before it is routed.
+    return BREAK if hook == "PREROUTING" and p.iif != "lo" else 0
+
+
+def _in_type(p: Packet, h: Host, hook: str) -> Any:
+    # Of skb->dev, which is the outgoing device already after routing.
+    return _link(p.oif if hook == "POSTROUTING" else p.iif, h, "type")
+
+
 _META: Final[Mapping[str, Compiled]] = {
     "mark": Compiled(lambda p, h, hook: p.mark),
     "iif": Compiled(lambda p, h, hook: _interface(p.iif), "the interfaces of the node were not read"),
     "oif": Compiled(lambda p, h, hook: _interface(p.oif), "the interfaces of the node were not read"),
     "iifname": Compiled(lambda p, h, hook: _interface(p.iif), "the interfaces of the node were not read"),
     "oifname": Compiled(lambda p, h, hook: _interface(p.oif), "the interfaces of the node were not read"),
-    "iiftype": Compiled(lambda p, h, hook: _link(p.iif, h, "type")),
+    "iiftype": Compiled(_in_type, "the interfaces of the node were not read"),
     "oiftype": Compiled(lambda p, h, hook: _link(p.oif, h, "type")),
     "iifkind": Compiled(lambda p, h, hook: _link(p.iif, h, "kind")),
     "oifkind": Compiled(lambda p, h, hook: _link(p.oif, h, "kind")),
@@ -483,7 +499,7 @@ _META: Final[Mapping[str, Compiled]] = {
     "skgid": Compiled(_sender_of_node, "which group the sending process runs as is not known"),
     "ipsec": Compiled(lambda p, h, hook: False, assumption="the packet did not come out of an IPsec tunnel"),
     "length": Compiled(lambda p, h, hook: UNKNOWN if p.length is None else p.length),
-    "rtclassid": Compiled(lambda p, h, hook: 0, assumption="no routing realms are in use"),
+    "rtclassid": Compiled(_realm, assumption="no routing realms are in use"),
     "nftrace": Compiled(lambda p, h, hook: 0),
 }
 
@@ -598,8 +614,9 @@ def _fib(expression: Fib) -> Compiled:
         # nft_fib4_eval, nft_fib6_eval: the interface by which the address is reached, 0 where there is none.
         if not h.has_network:
             return UNKNOWN
-        if hook == "PREROUTING" and p.iif == "lo":
-            return "lo"
+        if p.iif == "lo" and hook in ("PREROUTING", "INPUT"):
+            # nft_fib_can_skip; kernels before 6.16 skip the lookup in prerouting only
+            return "lo" if hook == "PREROUTING" else UNKNOWN
         wanted = p.oif if "oif" in flags else p.iif if "iif" in flags else None
         target, other = (p.src, p.dst) if source else (p.dst, p.src)
         found = h.fib[p.family].lookup(

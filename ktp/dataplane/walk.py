@@ -442,6 +442,10 @@ class Walker:
             if problem is not None:
                 self._lost(state, host, problem, "route")
                 return
+        elif p.dst == 1 and iif != "lo":
+            # rt6_need_strict: the route to ::1 is lo's alone, also for an answer translated back to it
+            self._lost(state, host, f"{host.name} has no route for ::1 from {iif}", "route")
+            return
         found = host.route(p, iif=iif)
         if found.type == "unknown":
             self._end_unknown(state, host.name, found.unknown or "routing is unknown")
@@ -554,8 +558,8 @@ class Walker:
             p = each.packet
             p.iif = None
             p.oif = "lo" if found.type == "local" else hop.dev
-            each.hop = hop
-            why = self._leaves_loopback(host, p)
+            each.hop = NextHop(dev="lo") if found.type == "local" else hop
+            why = self._leaves_loopback(host, p, p.oif)
             if why is not None:
                 # connect() or sendto() fails with EINVAL
                 self._lost(each, host, why, "sysctl", symptom=Symptom.UNREACHABLE)
@@ -565,10 +569,10 @@ class Walker:
                     self._postrouting(verdict.state, host)
 
     @staticmethod
-    def _leaves_loopback(host: Host, p: Packet) -> str | None:
+    def _leaves_loopback(host: Host, p: Packet, oif: str | None) -> str | None:
         # __mkroute_output: a loopback source may leave by another interface with route_localnet only
-        if p.family == 4 and p.src >> 24 == 127 and p.oif not in ("lo", "?") and host.has_network:
-            if not host.conf("ipv4", p.oif or "", "route_localnet"):
+        if p.family == 4 and p.src >> 24 == 127 and oif not in ("lo", "?") and host.has_network:
+            if not host.conf("ipv4", oif or "", "route_localnet"):
                 return (
                     f"{host.name} does not let a packet from {to_text(4, p.src)} out "
                     "(net.ipv4.conf.all.route_localnet = 0)"
@@ -578,9 +582,9 @@ class Walker:
     def _reroute(self, state: State, host: Host) -> bool:
         """ip_route_me_harder: route again after OUTPUT changed the packet. False where it is dropped."""
         p = state.packet
+        # The rest of OUTPUT still sees the first route's interface (nf_hook_state.out); POSTROUTING the new one.
         if not host.has_network:
-            p.oif = "lo" if host.is_local(p.family, p.dst) else "?"
-            state.hop = NextHop(dev=p.oif)
+            state.hop = NextHop(dev="lo" if host.is_local(p.family, p.dst) else "?")
             return True
         found = host.route(p, iif="lo")
         if found.type == "unknown":
@@ -592,17 +596,18 @@ class Walker:
                 symptom=_send_symptom(p, OUTPUT),
             )  # fmt: skip
             return False
-        hop = found.hops[0] if found.hops else NextHop(dev="lo")
-        p.oif = "lo" if found.type == "local" else hop.dev
-        state.hop = hop
-        state.note("route", _hop_words(hop) if p.oif != "lo" else "for this node", hook="ROUTING", text=_route_text(found))
-        why = self._leaves_loopback(host, p)
+        local = found.type == "local" or not found.hops
+        state.hop = hop = NextHop(dev="lo") if local else found.hops[0]
+        state.note("route", "for this node" if local else _hop_words(hop), hook="ROUTING", text=_route_text(found))
+        why = self._leaves_loopback(host, p, hop.dev)
         if why is not None:
             self._lost(state, host, why, "sysctl", symptom=_send_symptom(p, OUTPUT))
             return False
         return True
 
     def _postrouting(self, state: State, host: Host) -> None:
+        if state.hop is not None:
+            state.packet.oif = state.hop.dev
         for verdict in self._run_hook(state, host, POSTROUTING):
             if self._passed(verdict, host, POSTROUTING):
                 self._confirm(verdict.state)
@@ -814,6 +819,14 @@ class Walker:
                 )  # fmt: skip
             return
         state.delivery = Delivery(p.dst, p.dport, attached.name, attached.node, p.src, p.family)
+        if _is_loopback(p.family, p.src):
+            # ip_route_input_slow and ip6_rcv_core take no loopback source from a wire
+            self._leaf(
+                state, Disposition.LOST, Symptom.TIMES_OUT,
+                f"the packet comes to {attached.name} from {to_text(p.family, p.src)}, which it drops (martian source)",
+                host, "route",
+            )  # fmt: skip
+            return
         if p.src == p.dst:
             # ip_route_input_slow calls it a martian; in IPv6 its answer goes to the pod itself and opens nothing
             self._leaf(
@@ -984,11 +997,15 @@ class Walker:
         if kind == "tcp-reset":
             error = Packet(p.family, p.proto, p.dst, p.src, p.dport, p.sport)
             error.tcp_flags = pk.RST | pk.ACK
+            if disposition is Disposition.NO_LISTENER:
+                error.tos = p.tos  # tcp_v4_send_reset answers with the packet's TOS
         else:
             source = p.dst if host.is_local(p.family, p.dst) else 0
             error = Packet(p.family, ICMP if p.family == 4 else ICMP6, source, p.src, 0, 0)
             error.icmp = _ICMP_CODES[kind]
             error.tcp_flags = 0
+            if p.family == 4:
+                error.tos = p.tos & 0x1E | 0xC0  # icmp_send: precedence internetwork control
         error.inner = (p.src, p.sport, p.dst, p.dport, p.proto)
         error.reply = True
         error.local = True
@@ -1087,7 +1104,10 @@ class Walker:
             return programs[0].run(state, host, hook)
         if not group.ordered:
             programs = self._settle_order(state, host, hook, programs)
-            if not programs:
+            if not programs and group.note:
+                state.assume(group.note)
+                programs = group.programs
+            elif not programs:
                 return self._both_orders(state, host, hook, group.programs, self._in_turn)
         return self._in_turn(state, host, hook, programs)
 
@@ -1195,9 +1215,12 @@ class Walker:
         programs: tuple[Any, ...] = group.programs
         if len(programs) > 1 and not group.ordered:
             settled = self._settle_order(state, host, hook, programs)
-            if not settled:
+            if settled:
+                programs = settled
+            elif group.note:
+                state.assume(group.note)
+            else:
                 return self._both_orders(state, host, hook, programs, self._nat_in_turn)
-            programs = settled
         return self._nat_in_turn(state, host, hook, programs)
 
     @staticmethod
@@ -1357,6 +1380,10 @@ def _same(a: Packet, b: Packet) -> bool:
     return (a.dst, a.dport, a.src, a.sport, a.mark, a.tos, a.ctstate) == (
         b.dst, b.dport, b.src, b.sport, b.mark, b.tos, b.ctstate,
     ) and (ct_a is None or ct_b is None or (ct_a.mark, ct_a.dst_done, ct_a.src_done) == (ct_b.mark, ct_b.dst_done, ct_b.src_done))  # fmt: skip
+
+
+def _is_loopback(family: int, number: int) -> bool:
+    return number >> 24 == 127 if family == 4 else number == 1
 
 
 def _never_unique(family: int, number: int) -> bool:

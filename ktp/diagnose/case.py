@@ -11,9 +11,8 @@ from ktp.kubeproxy.outcome import Vantage
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.diagnosis import Cell, Evidence
 from ktp.model.host import NodeState
-from ktp.model.ruleset import Chain, Rule, Ruleset
 from ktp.model.snapshot import Snapshot
-from ktp.model.trace import Symptom
+from ktp.model.trace import Disposition, Symptom
 
 EXTERNAL_KINDS = frozenset((FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EXTERNAL_IP))
 
@@ -42,6 +41,11 @@ class Entry:
     def key(self) -> tuple[str, str, str]:
         """(front end, node, vantage)."""
         return self.title, self.node, self.vantage.value
+
+    @property
+    def is_swallowed(self) -> bool:
+        """Whether a socket of the dialled node takes the connection, so that it never reaches the Service."""
+        return self.cell.disposition is Disposition.HOST_PROCESS
 
     @property
     def is_external(self) -> bool:
@@ -132,25 +136,6 @@ def share(cell: Cell) -> float:
     if cell.symptom is not Symptom.INTERMITTENT:
         return 0.0
     return sum(e.probability or 0 for e in cell.endpoints if e.symptom is Symptom.CONNECTS)
-
-
-def parser_of(snapshot: Snapshot) -> Callable[[str, str, str, int, int], Rule] | None:
-    """What makes Rules of lines, taken from a chain that was read; None where no rules were."""
-    for state in snapshot.nodes.values():
-        for ruleset in state.rulesets:
-            chain = _any_chain(ruleset)
-            if chain is not None:
-                return chain.parser
-    return None
-
-
-def _any_chain(ruleset: Ruleset) -> Chain | None:
-    for table in ruleset.tables():
-        for name in ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"):
-            chain = ruleset.chain(table, name)
-            if chain is not None:
-                return chain
-    return None
 
 
 def decided_evidence(cell: Cell) -> tuple[Evidence, ...]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from ktp.diagnose.case import Case, parser_of
+from ktp.diagnose.case import Case
 from ktp.kubeproxy.changes import with_policy, with_ready_pod_on
 from ktp.kubeproxy.synthesis import reprogram
-from ktp.model.cluster import Cluster
+from ktp.model.cluster import Cluster, EndpointPort, EndpointSlice
 from ktp.model.host import NodeState
+from ktp.model.nftables import NftChain, NftTable
 from ktp.model.ruleset import Chain, Rule, Ruleset
 from ktp.model.snapshot import Snapshot
 
@@ -18,10 +19,7 @@ def reprogrammed(
     snapshot: Snapshot, cluster: Cluster, service: str, nodes: Collection[str] | None = None
 ) -> Snapshot:
     """The snapshot with `cluster` in place of its objects and the Service's rules written anew on the nodes."""
-    parse = parser_of(snapshot)
-    if parse is None:
-        return replace(snapshot, cluster=cluster)
-    return reprogram(snapshot, cluster, services={service}, nodes=nodes, parse_rule=parse)
+    return reprogram(snapshot, cluster, services={service}, nodes=nodes)
 
 
 def policy_changed(case: Case, policy: str) -> Snapshot:
@@ -84,25 +82,36 @@ def ruleset_edited(state: NodeState, ruleset: Ruleset, chains: dict[tuple[str, s
     return replace(state, rulesets=tuple(edited if r is ruleset else r for r in state.rulesets))
 
 
-def rule_removed(snapshot: Snapshot, node: str, rule: Rule, backend: str) -> Snapshot | None:
-    """The node without one rule. None where the rule is not found."""
+def rule_removed(
+    snapshot: Snapshot, node: str, backend: str, table: str, chain: str, position: int, text: str
+) -> Snapshot | None:
+    """The node without one rule (`position` counts from 1), xtables or nft. None where it is not found."""
     state = snapshot.nodes[node]
     for ruleset in state.rulesets:
-        if ruleset.backend.value != backend:
+        found = ruleset.chain(table, chain) if ruleset.backend.value == backend else None
+        if found is None or not 1 <= position <= len(found) or found.rule(position - 1).text != text:
             continue
-        chain = ruleset.chain(rule.table, rule.chain)
-        if (
-            chain is None
-            or not 1 <= rule.position <= len(chain)
-            or chain.rule(rule.position - 1).text != rule.text
-        ):
+        lines = list(found.raw_lines())
+        del lines[position - 1]
+        return with_state(snapshot, ruleset_edited(state, ruleset, {(table, chain): like(found, lines)}))
+    for nft_table in state.nft.tables if state.nft is not None else ():
+        nft_chain = nft_table.chains.get(chain) if f"{nft_table.family} {nft_table.name}" == table else None
+        if nft_chain is None or not 1 <= position <= len(nft_chain.rules):
             continue
-        lines = list(chain.raw_lines())
-        del lines[rule.position - 1]
-        return with_state(
-            snapshot, ruleset_edited(state, ruleset, {(rule.table, rule.chain): like(chain, lines)})
-        )
+        if nft_chain.rules[position - 1].text != text:
+            continue
+        rules = (*nft_chain.rules[: position - 1], *nft_chain.rules[position:])
+        # The rules keep their index: it names their place in the recorded listing.
+        return with_state(snapshot, _nft_edited(state, nft_table, replace(nft_chain, rules=rules)))
     return None
+
+
+def _nft_edited(state: NodeState, table: NftTable, chain: NftChain) -> NodeState:
+    assert state.nft is not None
+    changed = replace(table, chains={**table.chains, chain.name: chain})
+    return replace(
+        state, nft=replace(state.nft, tables=tuple(changed if t is table else t for t in state.nft.tables))
+    )
 
 
 def like(chain: Chain, lines: list[str], policy: str | None = None) -> Chain:
@@ -113,15 +122,33 @@ def like(chain: Chain, lines: list[str], policy: str | None = None) -> Chain:
 
 
 def policy_accepts(snapshot: Snapshot, node: str, table: str, name: str) -> Snapshot:
-    """The node with policy ACCEPT on a base chain, in every ruleset."""
+    """The node with policy ACCEPT on a base chain, in every ruleset; and on native nft chains of the same hook."""
     state = snapshot.nodes[node]
     for ruleset in state.rulesets:
         chain = ruleset.chain(table, name)
         if chain is not None and chain.policy == "DROP":
-            state = ruleset_edited(
-                state, ruleset, {(table, name): like(chain, list(chain.raw_lines()), "ACCEPT")}
-            )
+            state = ruleset_edited(state, ruleset, {(table, name): like(chain, list(chain.raw_lines()), "ACCEPT")})
+    for nft_table, nft_chain in dropping_nft_chains(state, name.lower()):
+        # Tables are compared by identity, so the edited one is looked up anew.
+        now = state.nft.table(nft_table.family, nft_table.name) if state.nft is not None else None
+        if now is not None:
+            state = _nft_edited(state, now, replace(nft_chain, policy="accept"))
     return with_state(snapshot, state)
+
+
+def dropping_nft_chains(state: NodeState, hook: str) -> list[tuple[NftTable, NftChain]]:
+    """Native nft base chains of a hook whose policy is drop; tables that iptables-save shows too are left out."""
+    if state.nft is None:
+        return []
+    return [
+        (table, chain)
+        for table, chain in state.nft.base_chains()
+        if chain.hook == hook
+        and chain.policy == "drop"
+        and not table.is_dormant
+        and not (table.is_xtables and any(r.backend.value == "iptables-nft" for r in state.rulesets))
+        and table.family in ("ip", "ip6", "inet")
+    ]
 
 
 def backend_dropped(snapshot: Snapshot, node: str, backend: str) -> Snapshot:
@@ -130,3 +157,27 @@ def backend_dropped(snapshot: Snapshot, node: str, backend: str) -> Snapshot:
     return with_state(
         snapshot, replace(state, rulesets=tuple(r for r in state.rulesets if r.backend.value != backend))
     )
+
+
+# -- objects
+
+
+def slices_changed(
+    case: Case, change: Callable[[EndpointSlice], EndpointSlice], nodes: Collection[str] | None = None
+) -> Snapshot:
+    """The Service's EndpointSlices (and Endpoints) in another form, and its rules accordingly."""
+    cluster = case.snapshot.cluster
+
+    def edit(parts: tuple[EndpointSlice, ...] | None) -> tuple[EndpointSlice, ...] | None:
+        if parts is None:
+            return None
+        mine = (case.service.namespace, case.service.name)
+        return tuple(change(p) if (p.namespace, p.service_name) == mine else p for p in parts)
+
+    changed = replace(cluster, slices=edit(cluster.slices), endpoints=edit(cluster.endpoints))
+    return reprogrammed(case.snapshot, changed, case.service.key, nodes)
+
+
+def port_listed(case: Case, port: EndpointPort) -> Snapshot:
+    """Every slice of the Service that has endpoints lists one more port."""
+    return slices_changed(case, lambda s: replace(s, ports=(*s.ports, port)) if s.endpoints else s)

@@ -18,7 +18,7 @@ from ktp.diagnose.topology import topology_of
 from ktp.kubeproxy.endpoints import SliceIndex, index_slices
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, FrontEnds, front_ends
 from ktp.kubeproxy.intent import Intent, PortOnNode
-from ktp.kubeproxy.node import ProxyNode, proxy_node
+from ktp.kubeproxy.node import ALL_MODES, ProxyMode, ProxyNode, proxy_node
 from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.cluster import EndpointSlice, Service, ServicePort, ip_of
 from ktp.model.diagnosis import Cell, CellEndpoint
@@ -56,7 +56,7 @@ class Examiner:
         self.index: SliceIndex = index_slices(snapshot.cluster)
         self._walker: Walker | None = None
         self._proxies: dict[str, ProxyNode] = {}
-        self._ports: dict[tuple[str, str, int, str, str], PortOnNode] = {}
+        self._ports: dict[tuple[str, str, str, int, str, str], PortOnNode] = {}
 
     @property
     def walker(self) -> Walker:
@@ -81,7 +81,7 @@ class Examiner:
 
     def port_on(self, service: Service, port: ServicePort, node: str) -> PortOnNode:
         """One service port on one node, as kube-proxy means it."""
-        key = (service.key, port.name, port.port, port.protocol, node)
+        key = _key(service, port, node)
         found = self._ports.get(key)
         if found is None:
             found = self._ports[key] = PortOnNode(self.index, service, port, self.proxy(node))
@@ -201,20 +201,39 @@ class Examiner:
 
     def ask(self, service: Service, port: ServicePort, question: Question) -> Asked:
         """Both answers to one question."""
-        on_node = self.port_on(service, port, question.node)
-        asked_node = question.node
-        intent = self.intent(on_node, question)
+        intent = self.intent(service, port, question.front_end, question.client, question.node)
         fact: FlowAnswer | None = None
-        if self.has_rules(asked_node) or (
+        if self.has_rules(question.node) or (
             question.flow.from_node is not None and self.has_rules(question.flow.from_node)
         ):
             fact = answer_flow(self.walker, question.flow)
+            if fact.symptom is Symptom.UNKNOWN and not self.has_rules(question.node):
+                fact = None  # the walk ended where nothing was read: what should happen there is the better answer
         return Asked(question=question, intent=intent, fact=fact)
 
-    @staticmethod
-    def intent(on_node: PortOnNode, question: Question) -> Intent:
-        """What the API objects call for."""
-        return on_node.outcome(question.front_end, question.client)
+    def intent(
+        self, service: Service, port: ServicePort, front_end: FrontEnd, client: Client, node: str
+    ) -> Intent:
+        """What the API objects call for.
+
+        Where that hangs on kube-proxy's mode and nothing tells it, the default (iptables) is assumed, and said.
+        """
+        intent = self.port_on(service, port, node).outcome(front_end, client)
+        proxy = self.proxy(node)
+        if intent.symptom is not Symptom.UNKNOWN or proxy.modes != ALL_MODES:
+            return intent
+        key = _key(service, port, f"{node} in iptables mode")
+        found = self._ports.get(key)
+        if found is None:
+            usual = replace(proxy, modes=(ProxyMode.IPTABLES,))
+            found = self._ports[key] = PortOnNode(self.index, service, port, usual)
+        assumed = found.outcome(front_end, client)
+        if assumed.symptom is Symptom.UNKNOWN:
+            return intent
+        words = ["kube-proxy runs in iptables mode, its default; nothing that was read tells"]
+        if intent.depends_on:
+            words.append("it depends on " + " and on ".join(intent.depends_on))
+        return replace(assumed, assumptions=(*assumed.assumptions, *words))
 
     def cell(self, asked: Asked) -> Cell:
         """The answers as a cell: the fact where it is known, else the intent."""
@@ -258,6 +277,11 @@ class Examiner:
             intended_by=intent.decided_by,
             assumptions=intent.assumptions,
         )
+
+
+def _key(service: Service, port: ServicePort, node: str) -> tuple[str, str, str, int, str, str]:
+    """What PortOnNodes are kept by; the policy, because the survey asks for the same Service with another."""
+    return service.key, service.external_traffic_policy, port.name, port.port, port.protocol, node
 
 
 def _intent_reason(intent: Intent) -> str:

@@ -182,7 +182,7 @@ def _intended(
             return None, ""
         dialled = front_end.on(address)
     client = Client(vantage=Vantage.EXTERNAL, ip=_inside(service, front_end))
-    intent = examiner.port_on(service, port, node).outcome(dialled, client)
+    intent = examiner.intent(service, port, dialled, client, node)
     return intent.symptom, intent.decided_by
 
 

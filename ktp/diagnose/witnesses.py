@@ -6,13 +6,16 @@ it show whether the rule keeps some of them out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 from ktp.diagnose.examine import Examiner
 from ktp.model.host import IPAddress, IPNetwork, NodeState
+from ktp.model.nftables import NftTable
 from ktp.model.ruleset import Rule
 
+_SADDR = re.compile(r"\bip6? saddr (?:!= )?(@\S+|\{[^}]*\}|\S+)")
 _MAX = 16
 _MAX_RULES = 4000
 
@@ -69,6 +72,27 @@ def _networks(state: NodeState, family: int) -> Iterator[str]:
                     if count > _MAX_RULES:
                         return
                     yield from _sources(rule, state)
+    for nft_table in state.nft.tables if state.nft is not None else ():
+        if nft_table.name == "kube-proxy" or nft_table.is_xtables or nft_table.family not in ("ip", "ip6", "inet"):
+            continue
+        for nft_chain in nft_table.chains.values():
+            for nft_rule in nft_chain.rules:
+                count += 1
+                if count > _MAX_RULES:
+                    return
+                yield from _nft_sources(nft_table, nft_rule.text)
+
+
+def _nft_sources(table: NftTable, text: str) -> Iterator[str]:
+    for found in _SADDR.finditer(text):
+        words = found.group(1)
+        if words.startswith("@"):
+            members = table.set_or_map(words[1:])
+            for element in (members.elements if members is not None else ())[:4]:
+                yield str(element).split("-")[0].split()[0]
+        else:
+            for part in words.strip("{ }").split(",")[:4]:
+                yield part.strip().split("-")[0]
 
 
 def _sources(rule: Rule, state: NodeState) -> Iterator[str]:

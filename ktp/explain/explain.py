@@ -33,7 +33,11 @@ VANTAGE_WORDS = {
     LOCALHOST: "a process of the node itself, to a loopback address",
     POD: "a pod on this node",
 }
-_FAMILY_CHAINS = {RuleFamily.LE_1_23: "KUBE-XLB", RuleFamily.V1_24: "KUBE-EXT, KUBE-SVL", RuleFamily.GE_1_25: "KUBE-EXT"}
+_FAMILY_CHAINS = {
+    RuleFamily.LE_1_23: "KUBE-XLB",
+    RuleFamily.V1_24: "KUBE-EXT, KUBE-SVL",
+    RuleFamily.GE_1_25: "KUBE-EXT",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +110,9 @@ def ask_dump(
                 "the rules do not tell the pods' network, so a pod is to them like any client from outside"
             )
         else:
-            notes.append(f"the pod is taken to have an address of {network}, the pods' network by these rules")
+            notes.append(
+                f"the pod is taken to have an address of {network}, the pods' network by these rules"
+            )
     elif vantage == LOCALHOST and family == 4:
         notes.append("needs net.ipv4.conf.all.route_localnet = 1 as well, which rules do not tell")
     flow = Flow(
@@ -154,7 +160,9 @@ def rules_of(ruleset: Ruleset, rules: Iterable[Rule] = ()) -> str:
     return f"{words}, {ruleset.backend.value}" + (", IPv6" if ruleset.family == "ip6" else "")
 
 
-def explain_chain_alone(ruleset: Ruleset, node: str, name: str, *, every_rule: bool = False) -> Explanation | None:
+def explain_chain_alone(
+    ruleset: Ruleset, node: str, name: str, *, every_rule: bool = False
+) -> Explanation | None:
     """What a chain is, who jumps to it, and its rules; None where no table of the ruleset has it."""
     chains: list[Chain] = [c for t in ruleset.tables() if (c := ruleset.chain(t, name)) is not None]
     if not chains:
@@ -176,7 +184,7 @@ def explain_chain_alone(ruleset: Ruleset, node: str, name: str, *, every_rule: b
         source=ruleset.source,
         rules_of=rules_of(ruleset),
         chains=tuple(chain_tree(ruleset, c.table, c, every_rule=every_rule) for c in chains),
-        jumps_here=tuple(rule_node(r, f"{r.table} {r.chain}: {explain_rule(r, ruleset)}") for r in shown),
+        jumps_here=tuple(rule_node(r, f"{r.table} {r.chain}, rule {r.position}: {explain_rule(r, ruleset, brief=True)}") for r in shown),
         notes=tuple(notes),
     )
 

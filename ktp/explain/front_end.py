@@ -42,9 +42,7 @@ class NodePortRules:
 
 def node_port_rules(ruleset: Ruleset, protocol: str, port: int) -> NodePortRules:
     """The rules that name this node port."""
-    nat, refusing = (
-        tuple(_with_port(ruleset, table, name, protocol, port)) for table, name in _PLACES
-    )
+    nat, refusing = (tuple(_with_port(ruleset, table, name, protocol, port)) for table, name in _PLACES)
     return NodePortRules(nat=nat, refusing=refusing)
 
 
@@ -72,7 +70,9 @@ def node_ports(ruleset: Ruleset) -> list[tuple[int, str, str]]:
     return sorted((port, protocol, service) for (port, protocol), service in out.items())
 
 
-def near_node_ports(known: list[tuple[int, str, str]], protocol: str, port: int) -> list[tuple[int, str, str]]:
+def near_node_ports(
+    known: list[tuple[int, str, str]], protocol: str, port: int
+) -> list[tuple[int, str, str]]:
     """The node ports that one may have meant: the same number, a swapped or mistyped digit, then the next numbers."""
 
     def distance(item: tuple[int, str, str]) -> tuple[int, int, int]:
@@ -133,7 +133,12 @@ def pod_network(ruleset: Ruleset, rules: Iterable[Rule]) -> str | None:
             for own in chain or ():
                 for match in own.matches:
                     option = match.options[0] if match.name == "" and match.options else None
-                    if option is not None and option.flag == "-s" and option.args and _is_network(option.args[0]):
+                    if (
+                        option is not None
+                        and option.flag == "-s"
+                        and option.args
+                        and _is_network(option.args[0])
+                    ):
                         return option.args[0]
     return None
 

@@ -204,7 +204,7 @@ def _kube_words(rule: Rule, ruleset: Ruleset | None, brief: bool) -> str | None:
             return _services(rule, target)
         if chain == KUBE_NODEPORTS:
             return _nodeports(rule, target)
-        if chain.startswith(XLB_PREFIX) or chain.startswith(EXT_PREFIX):
+        if chain.startswith((XLB_PREFIX, EXT_PREFIX)):
             return _external(rule, target, ruleset)
         if chain.startswith((SVC_PREFIX, SVL_PREFIX)):
             return _balance(rule, target, ruleset)
@@ -217,7 +217,9 @@ def _kube_words(rule: Rule, ruleset: Ruleset | None, brief: bool) -> str | None:
         if chain == KUBE_MARK_MASQ and target == "MARK":
             return f"{target_words(rule.target)}: KUBE-POSTROUTING will replace the source address of this packet"
         if chain == KUBE_MARK_DROP and target == "MARK":
-            return f"{target_words(rule.target)}: KUBE-FIREWALL in the filter table drops packets with this mark"
+            return (
+                f"{target_words(rule.target)}: KUBE-FIREWALL in the filter table drops packets with this mark"
+            )
     elif table == "filter":
         if chain in (KUBE_EXTERNAL_SERVICES, KUBE_SERVICES):
             return _no_endpoints(rule, target)
@@ -247,7 +249,11 @@ def _dialled(rule: Rule) -> str:
     address = host_words(dst[0]) if dst is not None else "?"
     if ":" in address and port is not None:
         address = f"[{address}]"
-    return address + (f":{port}" if port is not None else "") + (f"/{protocol_of(rule)}" if protocol_of(rule) else "")
+    return (
+        address
+        + (f":{port}" if port is not None else "")
+        + (f"/{protocol_of(rule)}" if protocol_of(rule) else "")
+    )
 
 
 def _jump_in(rule: Rule, brief: bool) -> str | None:
@@ -271,7 +277,9 @@ def _services(rule: Rule, target: str) -> str | None:
     if target == KUBE_NODEPORTS:
         dst = _header(rule, "-d")
         if dst is not None and not dst[1]:
-            return f"to {host_words(dst[0])}, an address of this node that has node ports: on to the node ports"
+            return (
+                f"to {host_words(dst[0])}, an address of this node that has node ports: on to the node ports"
+            )
         return "to any address of this node: look the port up among the node ports (always the last rule)"
     dst = _header(rule, "-d")
     if dst is None or dst[1]:
@@ -285,7 +293,11 @@ def _services(rule: Rule, target: str) -> str | None:
         return f"{_dialled(rule)} of {_service(rule)}: masquerades the connections of {whom}; decides nothing else"
     comment = rule.comment or ""
     kind = "Service address"
-    for word, name in (("cluster IP", "cluster IP"), ("loadbalancer IP", "load-balancer IP"), ("external IP", "external IP")):
+    for word, name in (
+        ("cluster IP", "cluster IP"),
+        ("loadbalancer IP", "load-balancer IP"),
+        ("external IP", "external IP"),
+    ):
         if comment.endswith(word):
             kind = name
     if target.startswith(_OWN_PREFIXES):
@@ -338,11 +350,19 @@ def _external(rule: Rule, target: str, ruleset: Ruleset | None) -> str | None:
     from_node = _type_is_local(rule, "--src-type")
     if target.startswith(SVC_PREFIX):
         if from_node:
-            return "from this node's own processes: the policy does not hold for them, any endpoint of the cluster serves"
+            return (
+                "from this node's own processes: the policy does not hold for them, any endpoint of the cluster "
+                "serves"
+            )
         if src is not None and not src[1]:
-            return f"from pods ({src[0]}): the policy does not hold for them, any endpoint of the cluster serves"
+            return (
+                f"from pods ({src[0]}): the policy does not hold for them, any endpoint of the cluster serves"
+            )
         if _header(rule, "-i") is not None:
-            return f"{condition_words(rule)} (pods): the policy does not hold for them, any endpoint of the cluster serves"
+            return (
+                f"{condition_words(rule)} (pods): the policy does not hold for them, any endpoint of the "
+                "cluster serves"
+            )
         if _bare(rule):
             return "externalTrafficPolicy Cluster: any endpoint of the cluster serves"
         return None
@@ -409,7 +429,8 @@ def _endpoint(rule: Rule, target: str) -> str | None:
     if target == KUBE_MARK_MASQ:
         src = _header(rule, "-s")
         if src is not None and not src[1]:
-            return f"masquerades the endpoint's connections to itself (source {host_words(src[0])}); concerns no one else"
+            itself = host_words(src[0])
+            return f"masquerades the endpoint's connections to itself (source {itself}); concerns no one else"
     if target == "DNAT" and rule.target is not None:
         words = f"destination becomes {rule.target.value('--to-destination') or '?'} (DNAT)"
         if _has(rule, "recent", "--set"):
@@ -481,7 +502,9 @@ def _firewall(rule: Rule, target: str) -> str | None:
     if _has(rule, "mark"):
         return "drops packets that KUBE-MARK-DROP marked"
     if _header(rule, "-d") is not None:
-        return "drops packets from outside to loopback addresses; does not concern connections to node addresses"
+        return (
+            "drops packets from outside to loopback addresses; does not concern connections to node addresses"
+        )
     return None
 
 

@@ -56,7 +56,9 @@ def stages_of(
     packet_in = Packet(family, PROTOCOLS[answer.flow.protocol.lower()], 0, dst, 0, answer.flow.port)
     stages: list[StageNode] = []
     for hook in hooks:
-        again = hook == PREROUTING and hooks[0] == OUTPUT  # over loopback: translated already, no nat rule sees it
+        again = (
+            hook == PREROUTING and hooks[0] == OUTPUT
+        )  # over loopback: translated already, no nat rule sees it
         for group in walker.groups(node, family, hook):
             for program in group.programs:
                 if not isinstance(program, Program) or (again and program.table == "nat"):
@@ -78,7 +80,9 @@ def stages_of(
     return tuple(stages)
 
 
-def quiet_tables(walker: Walker, node: str, answer: FlowAnswer, stages: Sequence[StageNode]) -> tuple[str, ...]:
+def quiet_tables(
+    walker: Walker, node: str, answer: FlowAnswer, stages: Sequence[StageNode]
+) -> tuple[str, ...]:
     """Tables of the node that have nothing to say on the packet's way, in the kernel's order."""
     state = walker.topology.nodes.get(node)
     word = "ip6" if ":" in answer.flow.dst else "ip"
@@ -227,7 +231,7 @@ class _Builder:
         if found is None:
             return node
         if not expands or name in self._shown or depth >= _DEPTH:
-            return replace(node, shown_elsewhere=name not in _MARKS)
+            return replace(node, shown=_place(name, self._shown))
         brief = explain_rule(rule, self._program.ruleset, brief=True)
         return replace(node, words=brief, chain=self.chain(found, depth + 1))
 
@@ -243,7 +247,11 @@ class _Builder:
                 for packet in self._packets:
                     for candidate in compiled.candidates(packet):
                         target = candidate.rule.target
-                        if target is not None and self._share(candidate.rule) and target.name not in self._reached:
+                        if (
+                            target is not None
+                            and self._share(candidate.rule)
+                            and target.name not in self._reached
+                        ):
                             if self._program.ruleset.chain(self._program.table, target.name) is not None:
                                 self._reached.add(target.name)
                                 names.append(target.name)
@@ -264,9 +272,7 @@ class _Bare:
         size = len(chain)
         # A chain with rules of every Service is a list of them; what lies behind each is asked for by its own name.
         listed = size if self._every_rule else min(size, _LARGE)
-        nodes = tuple(
-            self._rule(chain.rule(i), depth, chain.name not in _DISPATCH) for i in range(listed)
-        )
+        nodes = tuple(self._rule(chain.rule(i), depth, chain.name not in _DISPATCH) for i in range(listed))
         return ChainNode(
             table=chain.table,
             name=chain.name,
@@ -284,13 +290,22 @@ class _Bare:
             return node
         if name in _DISPATCH:
             return node
-        found = self._ruleset.chain(self._table, name) if not name.isupper() or "-" in name or "_" in name else None
+        found = (
+            self._ruleset.chain(self._table, name)
+            if not name.isupper() or "-" in name or "_" in name
+            else None
+        )
         if found is None:
             return node
         if name in self._shown:
-            return replace(node, shown_elsewhere=name not in _MARKS)
+            return replace(node, shown=_place(name, self._shown))
         brief = explain_rule(rule, self._ruleset, brief=True)
         return replace(node, words=brief, chain=self.chain(found, depth + 1))
+
+
+def _place(name: str, shown: set[str]) -> str:
+    """Where the tree has a chain that is not shown here; the one rule of the marking chains needs no pointer."""
+    return "" if name in _MARKS else "above" if name in shown else "below"
 
 
 def _is_own(chain: Chain) -> bool:

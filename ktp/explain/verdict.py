@@ -138,12 +138,7 @@ def _endpoints(answer: FlowAnswer, names: Mapping[str, str]) -> tuple[EndpointSh
 def _delivered(
     answer: FlowAnswer, endpoints: tuple[EndpointShare, ...], node: str, *, by_node: bool, placeholders: bool
 ) -> str:
-    strange = [
-        rule
-        for path in answer.paths
-        for _, rule in request_steps(path, node)
-        if rule.target is not None and rule.target.name in ("DNAT", "REDIRECT") and not rule.chain.startswith(SEP_PREFIX)
-    ]
+    strange = [rule for path in answer.paths for rule in _foreign_translations(request_steps(path, node))]
     if len(endpoints) == 1:
         words = f"all connections go to {_endpoint_words(endpoints[0])}"
     elif len({round(e.share, 4) for e in endpoints}) == 1:
@@ -163,6 +158,27 @@ def _delivered(
         seen = "an address of this node" if placeholders else ", ".join(answer.sources_seen[:3])
         words += f"; the client's address is replaced: the endpoint sees {seen}"
     return words
+
+
+def _foreign_translations(steps: list[tuple[str, Rule]]) -> list[Rule]:
+    """The rules on the way that gave the packet another destination and are not kube-proxy's."""
+    return [
+        rule
+        for _, rule in steps
+        if rule.target is not None
+        and rule.target.name in ("DNAT", "REDIRECT")
+        and not rule.chain.startswith(SEP_PREFIX)
+    ]
+
+
+def _astray(steps: list[tuple[str, Rule]], path: Path) -> str:
+    """The start of a sentence about a packet that somebody else's rule sent where it is lost."""
+    found = _foreign_translations(steps)
+    if not found:
+        return ""
+    rule = found[0]
+    where = f" to {path.endpoint_ip}" if path.endpoint_ip is not None else ""
+    return f"a rule that is not kube-proxy's, in chain {rule.chain} of table {rule.table}, sends the packet{where}; "
 
 
 def _endpoint_words(endpoint: EndpointShare) -> str:
@@ -191,12 +207,18 @@ def _failed(
         if path.decided_by is not None and path.decided_by.node != node:
             words = f"on {path.decided_by.node}: {words}"
         return lead + words
-    if path.disposition is Disposition.DROPPED and path.decided_by is not None and path.decided_by.kind == "policy":
+    if (
+        path.disposition is Disposition.DROPPED
+        and path.decided_by is not None
+        and path.decided_by.kind == "policy"
+    ):
         d = path.decided_by
         return f"{lead}no rule of table {d.table} accepts the packet, and {d.rule} applies"
-    if path.disposition in (Disposition.NO_LISTENER, Disposition.HOST_PROCESS) and path.endpoint_ip is None:
-        return lead + _untranslated(steps, rules, service)
-    return lead + path.reason
+    untouched = path.endpoint_ip in (None, answer.flow.dst)
+    if path.disposition in (Disposition.NO_LISTENER, Disposition.HOST_PROCESS) and untouched:
+        by_whom = f" ({path.reason})" if path.disposition is Disposition.HOST_PROCESS else ""
+        return lead + _untranslated(steps, rules, service) + by_whom
+    return lead + _astray(steps, path) + path.reason
 
 
 def _by_rule(by: Rule, steps: list[tuple[str, Rule]], service: str) -> str:
@@ -211,7 +233,8 @@ def _by_rule(by: Rule, steps: list[tuple[str, Rule]], service: str) -> str:
                 "KUBE-FIREWALL drops it"
             )
         if marking is not None:
-            return _no_local(service_of(marking) or name) + f": {marking.chain} marks the packet, KUBE-FIREWALL drops it"
+            why = _no_local(service_of(marking) or name)
+            return f"{why}: {marking.chain} marks the packet, KUBE-FIREWALL drops it"
     if by.chain == KUBE_EXTERNAL_SERVICES and by.target is not None:
         if by.target.name == "DROP":
             return _no_local(name)
@@ -239,7 +262,8 @@ def _untranslated(steps: list[tuple[str, Rule]], rules: NodePortRules | None, se
     taken = [rule for _, rule in steps]
     if any(r.target is not None and r.target.name == KUBE_MARK_DROP for r in taken):
         return (
-            _no_local(service) + "; the packet is marked to be dropped, but no rule drops marked packets (the "
+            _no_local(service)
+            + "; the packet is marked to be dropped, but no rule drops marked packets (the "
             "kubelet's in KUBE-FIREWALL is missing), so the node itself answers"
         )
     own = [r for r in taken if is_service_chain(r.chain)]
@@ -248,13 +272,17 @@ def _untranslated(steps: list[tuple[str, Rule]], rules: NodePortRules | None, se
     entered = any(r.chain == KUBE_NODEPORTS and r.table == "nat" for r in taken)
     asked = any(r.chain == KUBE_SERVICES and r.table == "nat" for r in taken)
     if rules is not None and rules.nat and not entered:
-        if not any(r.target is not None and r.target.name == KUBE_SERVICES and r.table == "nat" for r in taken):
+        if not any(
+            r.target is not None and r.target.name == KUBE_SERVICES and r.table == "nat" for r in taken
+        ):
             return (
                 "the node port has its rules, but no packet gets to them: the built-in nat chain does not jump to "
                 "KUBE-SERVICES any more (something flushed it; kube-proxy puts it back when it restarts)"
             )
         if not asked:
-            return "the node port has its rules, but KUBE-SERVICES does not lead this packet to KUBE-NODEPORTS"
+            return (
+                "the node port has its rules, but KUBE-SERVICES does not lead this packet to KUBE-NODEPORTS"
+            )
     return "no rule sends the packet to an endpoint, so it stays with the node itself"
 
 

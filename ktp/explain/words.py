@@ -59,7 +59,9 @@ def match_words(match: Match) -> list[str]:
     special = _MATCHES.get(match.name)
     if special is not None:
         return special(match)
-    return [f"{match.name} matches ({' '.join(_raw(o) for o in match.options)})" if match.options else match.name]
+    return [
+        f"{match.name} matches ({' '.join(_raw(o) for o in match.options)})" if match.options else match.name
+    ]
 
 
 def target_words(target: Target | None) -> str:
@@ -245,10 +247,12 @@ def _physdev(match: Match) -> list[str]:
 
 def _rpfilter(match: Match) -> list[str]:
     inverted = any(o.flag == "--invert" for o in match.options)
-    return [f"the way back to the source {'is not' if inverted else 'is'} the interface it came in by (rpfilter)"]
+    return [
+        f"the way back to the source {'is not' if inverted else 'is'} the interface it came in by (rpfilter)"
+    ]
 
 
-def _silent(match: Match) -> list[str]:
+def _silent(_: Match) -> list[str]:
     return []
 
 
@@ -307,7 +311,9 @@ _MATCHES: dict[str, Callable[[Match], list[str]]] = {
     "pkttype": _by_flag({"--pkt-type": "{} packets"}),
     "length": _by_flag({"--length": "of length {}"}),
     "ttl": _by_flag({"--ttl-eq": "TTL {}", "--ttl-lt": "TTL below {}", "--ttl-gt": "TTL above {}"}),
-    "hl": _by_flag({"--hl-eq": "hop limit {}", "--hl-lt": "hop limit below {}", "--hl-gt": "hop limit above {}"}),
+    "hl": _by_flag(
+        {"--hl-eq": "hop limit {}", "--hl-lt": "hop limit below {}", "--hl-gt": "hop limit above {}"}
+    ),
     "mac": _by_flag({"--mac-source": "from hardware address {}"}),
     "tos": _by_flag({"--tos": "TOS {}"}),
     "dscp": _by_flag({"--dscp": "DSCP {}", "--dscp-class": "DSCP class {}"}),
@@ -344,7 +350,7 @@ _MATCHES: dict[str, Callable[[Match], list[str]]] = {
 
 
 def _fixed(words: str) -> Callable[[Target], str]:
-    return lambda target: words
+    return lambda _: words
 
 
 def _reject(target: Target) -> str:

@@ -310,16 +310,17 @@ def reprogram(
     snapshot: Snapshot,
     changed: Cluster,
     *,
-    parse_rule: RuleParser,
     services: Collection[str] | None = None,
     nodes: Collection[str] | None = None,
+    parse_rule: RuleParser | None = None,
 ) -> Snapshot:
     """`snapshot` with the API objects `changed` and the rules that kube-proxy then writes for `services`.
 
     `services` ("namespace/name") None is every Service, what `changed_services` says is enough where rules and API
     agreed before. `nodes` None is every node; the others keep their rules (as a node whose kube-proxy hangs does).
     Rules are rewritten where there are some of kube-proxy's: `why_not_reprogrammed` names the rest. The back end is
-    the one that agrees best with the API, where an older kube-proxy left rules in another.
+    the one that agrees best with the API, where an older kube-proxy left rules in another. `parse_rule` None is what
+    the recorded lines are parsed with. Where a node may run several versions of kube-proxy, the newest writes.
     """
     after = replace(snapshot, cluster=changed)
     keys = {*snapshot.cluster.services, *changed.services} if services is None else set(services)
@@ -363,7 +364,7 @@ def _reprogram_node(
     index: SliceIndex,
     ports: _Ports,
     changed: Cluster,
-    parse_rule: RuleParser,
+    parse_rule: RuleParser | None,
 ) -> NodeState:
     iptables, nft = _live(snapshot, state, before)
     rulesets = []
@@ -376,7 +377,7 @@ def _reprogram_node(
             port_change(service, port, _rules(service, port, node, index, ruleset, knobs) if stays else None)
             for service, port, stays in ports
         ]
-        rulesets.append(overlay_ruleset(ruleset, changes, parse_rule=parse_rule))
+        rulesets.append(overlay_ruleset(ruleset, changes, parse_rule=parse_rule or _parser_of(ruleset)))
     new_nft = state.nft
     if nft and new_nft is not None:
         tables = tuple(
@@ -387,6 +388,14 @@ def _reprogram_node(
         )
         new_nft = replace(new_nft, tables=tables)
     return replace(state, rulesets=tuple(rulesets), nft=new_nft)
+
+
+def _parser_of(ruleset: Ruleset) -> RuleParser:
+    """What makes Rules of the recorded lines."""
+    services = ruleset.chain("nat", KUBE_SERVICES)
+    if services is None:
+        raise ValueError("no rules of kube-proxy's are there to rewrite")
+    return services.parser
 
 
 def _minor(node: ProxyNode) -> int:

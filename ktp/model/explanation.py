@@ -11,7 +11,7 @@ class RuleNode:
 
     `share` is the part of the asked packets that take the rule: None where no packet was asked about, 0 where
     none does, less than 1 where lots are drawn. `goes_to` is the chain that it leads to; `chain` that chain's rules
-    where they are shown here, else `shown_elsewhere` tells that another place of the tree has them.
+    where they are shown here, else `shown` tells that the tree has them "above" or "below".
     """
 
     position: int
@@ -23,7 +23,7 @@ class RuleNode:
     share: float | None = None
     goes_to: str | None = None
     chain: ChainNode | None = None
-    shown_elsewhere: bool = False
+    shown: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class ChainNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageNode:
-    """One table at one hook, in the kernel's order; `quiet` names the tables before it that have no rules there."""
+    """One table at one hook, in the kernel's order."""
 
     hook: str
     words: str

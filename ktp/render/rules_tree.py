@@ -109,15 +109,15 @@ class _Page:
             self._put("=> marks what this packet takes, a percentage what it takes by lot", "faint")
         for stage in e.stages:
             self._stage(stage)
-        if e.jumps_here:
-            self._out.append(())
-            self._put("rules that lead here:", "strong")
-            for number, rule in enumerate(e.jumps_here):
-                self._rule(rule, "", number + 1 == len(e.jumps_here))
         for chain in e.chains:
             self._out.append(())
             self._put(f"{chain.name}, table {chain.table}{_policy(chain)}: {chain.words}", "strong")
             self._rules(chain, "")
+        if e.jumps_here:
+            self._out.append(())
+            self._put("rules that lead here:", "strong")
+            for number, rule in enumerate(e.jumps_here):
+                self._rule(rule, "", number + 1 == len(e.jumps_here), numbered=False)
         if e.verdict is not None and e.verdict.assumptions:
             self._out.append(())
             self._put("assumed:")
@@ -178,13 +178,13 @@ class _Page:
         for number, line in enumerate(_fold(text, room)):
             self._out.append(((later if number else first, "faint"), (line, style)))
 
-    def _rule(self, rule: RuleNode, indent: str, last: bool) -> None:
+    def _rule(self, rule: RuleNode, indent: str, last: bool, *, numbered: bool = True) -> None:
         tee, corner, bar, blank = self._marks
         first, later = indent + (corner if last else tee), indent + (blank if last else bar)
         mark, style = self._mark(rule)
-        head = f"{mark}{rule.position}. {rule.words}" if rule.position else f"{mark}{rule.words}"
-        if rule.shown_elsewhere and rule.goes_to is not None:
-            head += f" [{rule.goes_to}: see above]" if not rule.share else f" [{rule.goes_to}: see above or below]"
+        head = f"{mark}{rule.position}. {rule.words}" if numbered else f"{mark}{rule.words}"
+        if rule.shown:
+            head += f" [{rule.goes_to}: see {rule.shown}]"
         self._hang(head, first, later, style)
         self._raw(rule.text, later + "   ")
         facts = [f"line {rule.line}"] if rule.line else []
@@ -241,7 +241,8 @@ def _explanation(e: Explanation) -> dict[str, Any]:
     if e.verdict is not None:
         data["verdict"] = _verdict(e.verdict)
         data["stages"] = [
-            {"hook": s.hook, "words": s.words, "backend": s.backend, "chain": _chain(s.chain)} for s in e.stages
+            {"hook": s.hook, "words": s.words, "backend": s.backend, "chain": _chain(s.chain)}
+            for s in e.stages
         ]
     else:
         data["jumpsHere"] = [_rule(r) for r in e.jumps_here]
@@ -268,7 +269,13 @@ def _verdict(v: Verdict) -> dict[str, Any]:
         else None,
         "clientSource": v.client_source or None,
         "endpoints": [
-            {"address": e.address, "share": round(e.share, 6), "symptom": e.symptom, "pod": e.pod, "node": e.node}
+            {
+                "address": e.address,
+                "share": round(e.share, 6),
+                "symptom": e.symptom,
+                "pod": e.pod,
+                "node": e.node,
+            }
             for e in v.endpoints
         ],
         "assumptions": list(v.assumptions),
@@ -299,8 +306,8 @@ def _rule(rule: RuleNode) -> dict[str, Any]:
     }
     if rule.chain is not None:
         data["chain"] = _chain(rule.chain)
-    elif rule.shown_elsewhere:
-        data["shownElsewhere"] = True
+    elif rule.shown:
+        data["chainShown"] = rule.shown
     return data
 
 

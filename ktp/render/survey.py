@@ -91,13 +91,15 @@ def _counts(r: Row) -> str:
 
 
 def survey_object(rows: Sequence[Row], snapshot: Snapshot) -> dict[str, Any]:
-    """kind ServiceSurvey: one item a front end, worst first."""
+    """kind ServiceDiagnosisList with `summary`: one item a front end, worst first, instead of whole diagnoses."""
     return {
         "apiVersion": "ktp.dev/v1",
         "kind": "ServiceDiagnosisList",
+        "summary": True,
         "source": snapshot.source,
         "items": [
             {
+                "summary": True,
                 "service": {
                     "namespace": r.key.split("/", 1)[0],
                     "name": r.key.split("/", 1)[1],

@@ -120,6 +120,9 @@ class Probe:
             self.fail(error.errno or 0)
 
     def fail(self, code: int) -> None:
+        if self.tcp and self.connected:  # the handshake was answered; what came then is not asked
+            self.finish({"outcome": "connects"})
+            return
         outcome = "refused" if code in _REFUSED else "unreachable"
         self.finish({"outcome": outcome, "errno": errno.errorcode.get(code, str(code))})
 

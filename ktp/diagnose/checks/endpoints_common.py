@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ktp.diagnose.case import Case, Entry
 from ktp.kubeproxy.endpoints import EndpointSelection
-from ktp.model.cluster import Pod
+from ktp.model.cluster import Pod, ServicePort
 
 
 def selection_of(case: Case, entry: Entry) -> EndpointSelection:
@@ -20,6 +20,39 @@ def without_endpoints(case: Case) -> list[Entry]:
     if not case.examiner.index.is_known:
         return []
     return [e for e in case.failing() if not selection_of(case, e).has_endpoints]
+
+
+def of_port(entries: Iterable[Entry], port: ServicePort) -> list[Entry]:
+    """The cells of one service port."""
+    return [e for e in entries if e.port == port]
+
+
+def unlisted_ports(case: Case) -> list[ServicePort]:
+    """Service ports that no slice with a ready endpoint lists by name and protocol, though some has ready endpoints."""
+    slices = [s for s in case.examiner.slices_of(case.service) if any(e.is_ready for e in s.endpoints)]
+    if not slices:
+        return []
+    there = {(p.name, p.protocol.upper()) for s in slices for p in s.ports if p.port is not None}
+    return [p for p in case.service.ports if (p.name, p.protocol.upper()) not in there]
+
+
+def names_no_container_port(port: ServicePort, pod: Pod) -> bool:
+    """Whether targetPort is a name, and no container of the pod declares a port of that name and protocol."""
+    target = port.target_port
+    if not isinstance(target, str) or target.isdecimal() or not target:
+        return False
+    return not any(p.name == target and p.protocol.upper() == port.protocol.upper() for p in pod.ports)
+
+
+def family_without_endpoints(case: Case) -> int | None:
+    """The address family of a dual-stack Service that has no usable endpoint while the other one has; else None."""
+    versions = {e.front_end.ip_version for e in case.entries}
+    if versions != {4, 6} or not case.examiner.index.is_known:
+        return None
+    has = {v: any(selection_of(case, e).has_endpoints for e in case.entries if e.front_end.ip_version == v) for v in (4, 6)}
+    if has[4] == has[6]:
+        return None
+    return 4 if has[6] else 6
 
 
 def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

@@ -24,16 +24,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ktp.diagnose.case import Case
+from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import pod_added
 from ktp.diagnose.checks.base import Check, counterfactual, field
-from ktp.diagnose.checks.endpoints_common import selected_pods, without_endpoints
+from ktp.diagnose.checks.endpoints_common import (
+    family_without_endpoints,
+    selected_pods,
+    selection_of,
+    unlisted_ports,
+    without_endpoints,
+)
 from ktp.model.diagnosis import Finding, Fix, Severity
 
 
 def run(case: Case) -> Iterable[Finding]:
-    """Fires where a port has no usable endpoint and neither KTP102 nor KTP103 tells why."""
-    entries = without_endpoints(case)
+    """Fires where a port has no usable endpoint and no other check tells why."""
+    elsewhere = unlisted_ports(case)  # KTP104, KTP105
+    family = family_without_endpoints(case)  # KTP110
+    entries = [
+        e for e in without_endpoints(case) if e.port not in elsewhere and e.front_end.ip_version != family and not _leaving(case, e)
+    ]
     if not entries:
         return
     pods = selected_pods(case)
@@ -48,7 +58,7 @@ def run(case: Case) -> Iterable[Finding]:
         evidence.append(field(f"Service {service.key}", "spec.selector: none"))
     else:
         why = "no EndpointSlice of it lists a usable endpoint" + (
-            ", though ready pods match its selector: the EndpointSlice controller is behind or the port name differs"
+            ", though ready pods match its selector: the EndpointSlice controller is behind"
             if pods
             else ""
         )
@@ -67,6 +77,10 @@ def run(case: Case) -> Iterable[Finding]:
         ],
         cells=entries,
     )
+
+
+def _leaving(case: Case, entry: Entry) -> bool:
+    return any(e.is_usable_when_terminating for e in selection_of(case, entry).listed)  # KTP112
 
 
 CHECK = Check(code="KTP101", name="NoUsableEndpoint", severity=Severity.ERROR, page=__doc__ or "", run=run)

@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import sysctls_set
 from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.rule_common import decided_here, merged
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 
 
@@ -64,7 +65,7 @@ def run(case: Case) -> Iterable[Finding]:
                     outcome=f"{len(mended)} of {len(failing)} failing cells then connect",
                 )
             ],
-            cells=mended,
+            cells=merged(mended, decided_here(case, node, "sysctl", contains="forward")),
         )
 
 

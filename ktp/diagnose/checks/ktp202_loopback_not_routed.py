@@ -25,8 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ktp.diagnose.case import Case, decided_evidence
+from ktp.diagnose.case import Case, Entry, decided_evidence
 from ktp.diagnose.checks.base import Check, field
+from ktp.kubeproxy.frontends import serves_node_port
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.trace import Symptom
@@ -42,7 +43,7 @@ def run(case: Case) -> Iterable[Finding]:
         twin = next(
             (e for e in case.entries if e.node == entry.node and e.title == entry.title and e.vantage is Vantage.NODE), None
         )
-        if twin is not None and twin.cell.symptom is Symptom.CONNECTS:
+        if (twin is not None and twin.cell.symptom is Symptom.CONNECTS) or _never_served(case, entry):
             cells.append(entry)
             nodes.append(entry.node)
     if not cells:
@@ -56,20 +57,34 @@ def run(case: Case) -> Iterable[Finding]:
             Evidence(kind="sysctl", source=first.node, text=f"net.ipv4.conf.all.route_localnet = {value}")
         )
     evidence += decided_evidence(first.cell) or (field("kube-proxy", first.asked.intent.decided_by),)
+    served = any(
+        e.vantage is Vantage.NODE and e.title == first.title and e.cell.symptom is Symptom.CONNECTS for e in case.entries
+    )
     loopback = "127.0.0.1" if first.front_end.ip_version == 4 else "::1"
     yield CHECK.finding(
-        f"{first.title} does not answer on {loopback} of the nodes; it does on the nodes' own addresses",
+        f"{first.title} does not answer on {loopback} of the nodes: dial a node's own address",
         nodes=list(dict.fromkeys(nodes)),
         evidence=evidence,
         fixes=[
             Fix(
                 summary="dial the node's address instead of loopback",
                 cost="none",
-                verified=True,
-                outcome="a process of the node connects to the node's own address",
+                verified=served,
+                outcome="a process of the node connects to the node's own address" if served else "",
             )
         ],
         cells=cells,
+    )
+
+
+def _never_served(case: Case, entry: Entry) -> bool:
+    """Whether no mode and version that the node's kube-proxy may have serves node ports on loopback."""
+    proxy = case.examiner.proxy(entry.node)
+    address = entry.asked.question.front_end.ip
+    return address is not None and not any(
+        serves_node_port(address, proxy, minor=minor, mode=mode).yes
+        for mode in proxy.modes
+        for minor in proxy.versions.minors()
     )
 
 

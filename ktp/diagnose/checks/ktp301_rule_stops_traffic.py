@@ -14,6 +14,7 @@ The rule with its table, chain, line and counters, who likely wrote it, and that
 
 # Confirm by hand
     iptables-save -c | grep -n 'DROP\\|REJECT'       # on the node: whose counter grows while a client tries?
+    nft -a list ruleset | grep -n 'drop\\|reject'     # native nftables rules are not in iptables-save
 
 # Fix
 Allow the traffic before the rule, in the tool that owns it (ufw, firewalld, the CNI's policies): a rule deleted by
@@ -30,68 +31,59 @@ from dataclasses import replace
 
 from ktp.dataplane.answer import answer_flow
 from ktp.diagnose.case import Case, Entry
-from ktp.diagnose.changes import rule_removed
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
-from ktp.diagnose.checks.rule_common import author_of, deciding_rule, is_kube_rule, stopped
+from ktp.diagnose.checks.rule_common import BANNING, RuleInPlace, deciding_rule, merged, stopped
 from ktp.diagnose.witnesses import witnesses
 from ktp.kubeproxy.outcome import Vantage
-from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
-from ktp.model.ruleset import Rule
+from ktp.model.diagnosis import Finding, Fix, Severity
 from ktp.model.trace import Path, Symptom
 
 
 def run(case: Case) -> Iterable[Finding]:
-    """Fires for each foreign rule whose removal mends a failing cell."""
-    by_rule: dict[tuple[str, str, str, str, int], tuple[Rule, Path, list[Entry]]] = {}
+    """Fires for each foreign rule whose removal mends a failing cell, or lets other clients in."""
+    by_rule: dict[RuleInPlace, tuple[Path, list[Entry]]] = {}
     for entry in case.failing():
         for path, rule in stopped(entry):
-            decided = path.decided_by
-            if rule is None or decided is None or is_kube_rule(rule.chain, rule.comment):
-                continue
-            key = (decided.node, decided.backend, rule.table, rule.chain, rule.position)
-            by_rule.setdefault(key, (rule, path, []))[2].append(entry)
-    yield from _some_clients(case)
-    for (node, backend, _, _, _), (rule, path, entries) in by_rule.items():
-        unique = list(dict.fromkeys(entries))
-        changed = rule_removed(case.snapshot, node, rule, backend)
+            if rule is not None and not rule.is_kube:
+                by_rule.setdefault(rule, (path, []))[1].append(entry)
+    named: set[RuleInPlace] = set()
+    for rule, (path, entries) in by_rule.items():
+        changed = rule.removed(case.snapshot)
         if changed is None:
             continue
-        label = f"without {backend} {rule.table} {rule.chain} {rule.position} on {node}"
-        mended = case.mended(unique, label, lambda changed=changed: changed)  # type: ignore[misc]
+        mended = case.mended(list(dict.fromkeys(entries)), rule.label, lambda changed=changed: changed)  # type: ignore[misc]
         if not mended:
             continue
-        yield _finding(node, backend, rule, path, mended)
+        named.add(rule)
+        yield _finding(rule, path, mended, merged(mended, entries))
+    yield from _some_clients(case, named)
 
 
-def _finding(node: str, backend: str, rule: Rule, path: Path, mended: list[Entry]) -> Finding:
-    author = author_of(rule.chain, rule.text, rule.comment)
-    verb = "rejects" if rule.target is not None and rule.target.name == "REJECT" else "drops"
-    counters = f" [{rule.counters.packets} packets so far]" if rule.counters is not None else ""
-    where = f"{node} {backend} {rule.table}" + (f" line {rule.line}" if rule.line else "")
+def _finding(rule: RuleInPlace, path: Path, mended: list[Entry], cells: list[Entry]) -> Finding:
     what = "the answers" if path.hops and path.hops[-1].direction == "reply" else "the traffic"
     return CHECK.finding(
-        f"a rule in {rule.table} {rule.chain} on {node} {verb} {what} of {listed(dict.fromkeys(e.title for e in mended))} "
-        f"(written by {author})",
-        node=node,
+        f"a rule in {rule.place} on {rule.node} {rule.verb} {what} of {listed(dict.fromkeys(e.title for e in mended))} "
+        f"(written by {rule.author})",
+        node=rule.node,
         evidence=[
-            Evidence(kind="rule", source=where, text=rule.text + counters),
+            rule.evidence(),
             counterfactual(f"without this rule, {mended[0].title} on {mended[0].node} connects more often"),
         ],
         fixes=[
             Fix(
-                summary=f"let the traffic pass before this rule, in what owns it ({author})",
+                summary=f"let the traffic pass before this rule, in what owns it ({rule.author})",
                 cost="opens what the rule closes: check what else it protects",
                 verified=True,
                 outcome=f"without the rule {len(mended)} failing cells connect",
             )
         ],
-        cells=mended,
+        cells=cells,
     )
 
 
-def _some_clients(case: Case) -> Iterable[Finding]:
+def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
     """Rules that keep out some clients only: those whose addresses the rules of the node name."""
-    found: dict[tuple[str, str, str, str, int], tuple[Rule, Path, list[str], Entry]] = {}
+    found: dict[RuleInPlace, tuple[Path, list[str], list[Entry]]] = {}
     for node in case.nodes:
         entries = [
             e
@@ -102,35 +94,41 @@ def _some_clients(case: Case) -> Iterable[Finding]:
             for address, words in witnesses(case.examiner, node, entry.front_end.ip_version):
                 answer = answer_flow(case.examiner.walker, replace(entry.asked.question.flow, src=str(address)))
                 for path in answer.paths:
-                    rule = deciding_rule(path)
-                    decided = path.decided_by
-                    if path.symptom is Symptom.CONNECTS or rule is None or decided is None:
+                    rule = None if path.symptom is Symptom.CONNECTS else deciding_rule(path)
+                    if rule is None or rule.is_kube or rule in named:
                         continue
-                    if is_kube_rule(rule.chain, rule.comment):
-                        continue
-                    key = (decided.node, decided.backend, rule.table, rule.chain, rule.position)
-                    who = found.setdefault(key, (rule, path, [], entry))[2]
+                    _, who, where = found.setdefault(rule, (path, [], []))
                     if words not in who:
                         who.append(words)
-    for (node, backend, _, _, _), (rule, path, who, entry) in found.items():
-        changed = rule_removed(case.snapshot, node, rule, backend)
-        if changed is None:
+                    if entry not in where:
+                        where.append(entry)
+    for rule, (path, who, where) in found.items():
+        changed = rule.removed(case.snapshot)
+        world = case.world(rule.label, lambda changed=changed: changed) if changed is not None else None  # type: ignore[misc,return-value]
+        if world is None:
             continue
-        author = author_of(rule.chain, rule.text, rule.comment)
-        where = f"{node} {backend} {rule.table}" + (f" line {rule.line}" if rule.line else "")
-        verb = "rejects" if rule.target is not None and rule.target.name == "REJECT" else "drops"
+        flow = replace(where[0].asked.question.flow, src=path.hops[0].arrived.src)
+        after = answer_flow(world.walker, flow)
+        if after.symptom is not Symptom.CONNECTS and not any(p.symptom is Symptom.CONNECTS for p in after.paths):
+            continue
         yield CHECK.finding(
-            f"a rule in {rule.table} {rule.chain} on {node} {verb} the traffic of some clients outside ({listed(who)}) "
-            f"to {entry.title}; others get through (written by {author})",
-            node=node,
-            evidence=[Evidence(kind="rule", source=where, text=rule.text), field("such a client", path.reason)],
+            f"a rule in {rule.place} on {rule.node} {rule.verb} the traffic of some clients outside ({listed(who)}) "
+            f"to {listed(dict.fromkeys(e.title for e in where))}; others get through (written by {rule.author})",
+            node=rule.node,
+            evidence=[
+                rule.evidence(),
+                field("such a client", path.reason),
+                counterfactual(f"without this rule, {flow.src} connects to {where[0].title} on {where[0].node}"),
+            ],
             fixes=[
                 Fix(
-                    summary=f"if these clients should get through, allow them before this rule, in what owns it ({author})",
+                    summary=f"if these clients should get through, allow them before this rule, in what owns it ({rule.author})",
                     cost="opens what the rule closes",
+                    verified=True,
+                    outcome=f"without the rule {flow.src} connects",
                 )
             ],
-            severity=Severity.WARNING,
+            severity=Severity.INFO if rule.author in BANNING else Severity.ERROR,
         )
 
 

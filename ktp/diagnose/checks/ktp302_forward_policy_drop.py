@@ -12,6 +12,7 @@ The chain's policy, and that the packet passes with policy ACCEPT.
 
 # Confirm by hand
     iptables -S FORWARD | head -1
+    nft list chains | grep 'hook forward'
 
 # Fix
     iptables -P FORWARD ACCEPT          # or let the CNI add its accept rules for the pod network
@@ -25,57 +26,94 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
-from ktp.diagnose.changes import policy_accepts
+from ktp.diagnose.changes import dropping_nft_chains, policy_accepts
 from ktp.diagnose.checks.base import Check, counterfactual
 from ktp.diagnose.checks.ktp201_forwarding_off import involved_nodes
+from ktp.diagnose.checks.rule_common import author_of, author_of_policy, decided_here, merged
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.host import NodeState
 
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which policy ACCEPT mends a failing cell."""
     for node in involved_nodes(case):
         state = case.state(node)
-        dropping = [
-            (ruleset, chain)
-            for ruleset in (state.rulesets if state is not None else ())
-            if (chain := ruleset.chain("filter", "FORWARD")) is not None and chain.policy == "DROP"
-        ]
-        if not dropping:
+        dropping = _dropping(state) if state is not None else []
+        if state is None or not dropping:
             continue
         failing = [e for e in case.failing() if e.asked.fact is not None]
         mended = case.mended(failing, f"FORWARD accepts on {node}", lambda node=node: policy_accepts(case.snapshot, node, "filter", "FORWARD"))  # type: ignore[misc]
         if not mended:
             continue
-        command = "iptables -P FORWARD ACCEPT" if dropping[0][0].family == "ip" else "ip6tables -P FORWARD ACCEPT"
-        ruleset, chain = dropping[0]
-        count = f" [{chain.counters.packets}:{chain.counters.bytes}]" if chain.counters is not None else ""
+        what, author, evidence, command = dropping[0]
         note = (
             "; masqueraded traffic (policy Cluster) is accepted by KUBE-FORWARD and passes"
-            if case.service.external_traffic_policy == "Local"
+            if case.service.external_traffic_policy == "Local" and what.endswith("of FORWARD")
             else ""
         )
+        by = f" (set by {author})" if author else ""
         yield CHECK.finding(
-            f"policy DROP of FORWARD on {node} drops the Service's traffic: no rule accepts it{note}",
+            f"{what} on {node}{by} drops the Service's traffic: no rule accepts it{note}",
             node=node,
             evidence=[
-                Evidence(
-                    kind="policy",
-                    source=f"{node} {ruleset.backend.value} filter",
-                    text=f":FORWARD DROP{count}",
-                ),
+                evidence,
                 counterfactual(f"with policy ACCEPT, {mended[0].title} on {mended[0].node} connects"),
             ],
             fixes=[
                 Fix(
-                    summary=f"set the policy of FORWARD to ACCEPT on {node}, or accept the pod network there",
+                    summary=_cure(node, author),
                     cost="the node forwards what no rule forbids",
                     command=command,
                     verified=True,
                     outcome=f"{len(mended)} of {len(failing)} failing cells then connect",
                 )
             ],
-            cells=mended,
+            cells=merged(mended, decided_here(case, node, "policy", contains="orward" if "forward" in what else "FORWARD")),
         )
+
+
+def _dropping(state: NodeState) -> list[tuple[str, str, Evidence, str]]:
+    """(what, who set it, evidence, command) for each base chain at the forward hook whose policy is drop."""
+    out = []
+    for ruleset in state.rulesets:
+        chain = ruleset.chain("filter", "FORWARD")
+        if chain is None or chain.policy != "DROP":
+            continue
+        count = f" [{chain.counters.packets}:{chain.counters.bytes}]" if chain.counters is not None else ""
+        where = f"{state.name} {ruleset.backend.value} filter"
+        out.append(
+            (
+                "policy DROP of FORWARD",
+                author_of_policy(state, "filter", "FORWARD"),
+                Evidence(kind="policy", source=where, text=f":FORWARD DROP{count}"),
+                ("iptables" if ruleset.family == "ip" else "ip6tables") + " -P FORWARD ACCEPT",
+            )
+        )
+    for table, nft_chain in dropping_nft_chains(state, "forward"):
+        place = f"{table.family} {table.name}"
+        author = author_of(nft_chain.name, "", None, place)
+        out.append(
+            (
+                f"policy drop of the chain {nft_chain.name} (table {place}, hook forward)",
+                "" if author.startswith("somebody") else author,
+                Evidence(
+                    kind="policy",
+                    source=f"{state.name} nftables {place}",
+                    text=f"chain {nft_chain.name} {{ type filter hook forward priority {nft_chain.priority}; policy drop; }}",
+                ),
+                f"nft chain {place} {nft_chain.name} '{{ policy accept ; }}'",
+            )
+        )
+    return out
+
+
+def _cure(node: str, author: str) -> str:
+    if author == "ufw":
+        return (
+            f"set DEFAULT_FORWARD_POLICY=ACCEPT in /etc/default/ufw on {node} and reload ufw, "
+            "or let `ufw route allow` pass the pod network"
+        )
+    return f"set the policy of FORWARD to ACCEPT on {node}, or accept the pod network there"
 
 
 CHECK = Check(code="KTP302", name="ForwardPolicyDrop", severity=Severity.ERROR, page=__doc__ or "", run=run)

@@ -27,7 +27,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ktp.diagnose.case import Case
-from ktp.diagnose.changes import EditedRuleset, like, with_state
+from ktp.diagnose.changes import EditedRuleset, like, rules_renewed, with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
@@ -52,6 +52,9 @@ def run(case: Case) -> Iterable[Finding]:
             continue
         failing = [e for e in case.failing() if e.asked.fact is not None]
         mended = case.mended(failing, f"jumps on {node}", lambda state=state: _restored(case.snapshot, state))  # type: ignore[misc]
+        # A restarted kube-proxy also writes the Service's rules anew.
+        rest = [e for e in failing if e not in mended and e.node == node]
+        mended += case.mended(rest, f"kube-proxy of {node} restarted", lambda node=node: _restarted(case, node))  # type: ignore[misc]
         if not mended:
             continue
         words = listed(f"{base} → {chain}" for _, base, chain, _ in missing)
@@ -81,6 +84,11 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             cells=mended,
         )
+
+
+def _restarted(case: Case, node: str) -> Snapshot:
+    renewed = rules_renewed(case, node)
+    return _restored(renewed, renewed.nodes[node])
 
 
 def _missing(state: NodeState) -> list[tuple[Ruleset, str, str, str]]:

@@ -22,61 +22,105 @@ An older port forwarding to a machine that no longer exists took port 31465.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ktp.diagnose.case import Case, Entry
-from ktp.diagnose.changes import rule_removed
 from ktp.diagnose.checks.base import Check, counterfactual, listed
-from ktp.diagnose.checks.rule_common import author_of, is_kube_rule
-from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
-from ktp.model.ruleset import Rule
+from ktp.diagnose.checks.endpoints_common import selection_of
+from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
+from ktp.model.cluster import ContainerPort, Pod
+from ktp.model.diagnosis import Cell, Finding, Fix, Severity
+from ktp.model.trace import Symptom
 
 _TRANSLATING = frozenset(("DNAT", "REDIRECT", "NETMAP"))
 
 
 def run(case: Case) -> Iterable[Finding]:
-    """Fires for each foreign translation on a failing cell's way whose removal mends it."""
-    found: dict[tuple[str, str, str, int], tuple[Rule, list[Entry]]] = {}
-    for entry in case.failing():
-        fact = entry.asked.fact
-        for path in fact.paths if fact is not None else ():
-            for hop in path.hops:
-                for step in hop.steps:
-                    rule = step.rule
-                    if rule is None or rule.table != "nat" or rule.target is None or rule.target.name not in _TRANSLATING:
-                        continue
-                    if is_kube_rule(rule.chain, rule.comment):
-                        continue
-                    key = (hop.node, step.backend, rule.chain, rule.position)
-                    found.setdefault(key, (rule, []))[1].append(entry)
-    for (node, backend, _, _), (rule, entries) in found.items():
-        changed = rule_removed(case.snapshot, node, rule, backend)
+    """Fires for each foreign translation on a cell's way whose removal mends it, or gives it the Service's endpoints."""
+    for rule, entries in foreign_translations(case).items():
+        if any(pod_of_host_port(case, rule, e) is not None for e in entries):
+            continue  # KTP206
+        changed = rule.removed(case.snapshot)
         if changed is None:
             continue
-        label = f"without {backend} nat {rule.chain} {rule.position} on {node}"
-        mended = case.mended(list(dict.fromkeys(entries)), label, lambda changed=changed: changed)  # type: ignore[misc]
+        mended = [e for e in entries if is_mended(case, e, case.ask_again(e, rule.label, lambda changed=changed: changed))]  # type: ignore[misc]
         if not mended:
             continue
-        author = author_of(rule.chain, rule.text, rule.comment)
-        where = f"{node} {backend} nat" + (f" line {rule.line}" if rule.line else "")
+        first = mended[0]
         yield CHECK.finding(
-            f"on {node} a rule of {rule.chain} translates {listed(dict.fromkeys(e.title for e in mended))} before "
-            f"kube-proxy's rules do (written by {author})",
-            node=node,
+            f"on {rule.node} a rule of {rule.chain} translates {listed(dict.fromkeys(e.title for e in mended))} before "
+            f"kube-proxy's rules do (written by {rule.author})",
+            node=rule.node,
             evidence=[
-                Evidence(kind="rule", source=where, text=rule.text),
-                counterfactual(f"without this rule, {mended[0].title} on {mended[0].node} connects"),
+                rule.evidence(),
+                counterfactual(
+                    f"without this rule, {first.title} on {first.node} "
+                    + ("connects" if first.fails else "leads to the Service's endpoints")
+                ),
             ],
             fixes=[
                 Fix(
-                    summary=f"remove the rule in what owns it ({author}), or give the Service another node port",
+                    summary=f"remove the rule in what owns it ({rule.author}), or give the Service another node port",
                     cost="whatever used the rule loses it",
                     verified=True,
-                    outcome=f"{len(mended)} failing cells then connect",
+                    outcome=f"{len(mended)} cells then lead to the Service",
                 )
             ],
             cells=mended,
         )
+
+
+def foreign_translations(case: Case) -> dict[RuleInPlace, list[Entry]]:
+    """The rules that translate the destination and are not kube-proxy's, with the cells whose packets met them."""
+    found: dict[RuleInPlace, list[Entry]] = {}
+    for entry in case.entries:
+        fact = entry.asked.fact
+        if fact is None or not (entry.fails or _is_astray(case, entry, entry.cell)):
+            continue
+        for rule in _translations(entry):
+            mine = found.setdefault(rule, [])
+            if entry not in mine:
+                mine.append(entry)
+    return found
+
+
+def _translations(entry: Entry) -> Iterator[RuleInPlace]:
+    fact = entry.asked.fact
+    for path in fact.paths if fact is not None else ():
+        for hop in path.hops:
+            for step in hop.steps:
+                is_nat = step.rule is not None and step.rule.target is not None and step.rule.target.name in _TRANSLATING
+                is_nft = step.backend == "nftables" and (" dnat " in f" {step.text} " or "redirect" in step.text)
+                rule = rule_of_step(hop.node, step) if is_nat or is_nft else None
+                if rule is not None and not rule.is_kube:
+                    yield rule
+
+
+def _is_astray(case: Case, entry: Entry, cell: Cell) -> bool:
+    """Whether connections succeed with somebody who is no endpoint of the Service."""
+    if cell.symptom is not Symptom.CONNECTS or not case.examiner.index.is_known:
+        return False
+    listed_there = {e.ip for e in selection_of(case, entry).listed}
+    return bool(listed_there) and bool(cell.endpoints) and all(e.ip not in listed_there for e in cell.endpoints)
+
+
+def is_mended(case: Case, entry: Entry, after: Cell) -> bool:
+    """Whether the changed snapshot leads the client to the Service's endpoints where it did not."""
+    if after.symptom is not Symptom.CONNECTS:
+        return False
+    return (entry.fails or _is_astray(case, entry, entry.cell)) and not _is_astray(case, entry, after)
+
+
+def pod_of_host_port(case: Case, rule: RuleInPlace, entry: Entry) -> tuple[Pod, ContainerPort] | None:
+    """The pod whose hostPort is the dialled port and to whose address the rule leads."""
+    for pod in case.snapshot.cluster.pods or ():
+        if pod.node_name != rule.node or pod.host_network:
+            continue
+        for port in pod.ports:
+            if port.host_port == entry.front_end.port and port.protocol.upper() == entry.front_end.protocol.upper():
+                if any(f"{ip}:{port.container_port}" in rule.text or f"[{ip}]:" in rule.text for ip in pod.pod_ips):
+                    return pod, port
+    return None
 
 
 CHECK = Check(code="KTP405", name="ForeignTranslation", severity=Severity.ERROR, page=__doc__ or "", run=run)

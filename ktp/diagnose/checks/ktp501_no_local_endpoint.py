@@ -51,10 +51,16 @@ def run(case: Case) -> Iterable[Finding]:
         for entry in case.failing(node):
             if entry.is_external and _is_local(case, entry):
                 selection = selection_of(case, entry)
-                if selection.has_endpoints and not selection.local:
+                if selection.has_endpoints and not selection.local and not _is_misnamed(case, entry):
                     by_port.setdefault((entry.port.protocol, entry.port.port), []).append(entry)
         for entries in by_port.values():
             yield from _explain(case, node, entries)
+
+
+def _is_misnamed(case: Case, entry: Entry) -> bool:
+    """Whether the node has endpoints that its kube-proxy takes for remote ones: KTP406."""
+    name = case.examiner.proxy(entry.node).known_as
+    return name != entry.node and any(e.node_name == entry.node for e in selection_of(case, entry).usable)
 
 
 def _is_local(case: Case, entry: Entry) -> bool:
@@ -112,6 +118,9 @@ def _marking_rule(entry: Entry) -> list[Evidence]:
 
 def _not_ready_here(selection: EndpointSelection, name: str) -> str:
     here = [e for e in selection.listed if e.node_name == name and e not in selection.usable]
+    leaving = [e for e in here if e.is_usable_when_terminating]
+    if leaving:
+        return f" ({len(leaving)} there terminating: kube-proxy uses such endpoints from 1.26 on, and if none is ready)"
     return f" ({len(here)} there not ready)" if here else ""
 
 

@@ -1,72 +1,193 @@
-"""Who wrote a rule, by its chain, comment and neighbours; and the rules that stop a cell's packets."""
+"""Rules that findings name, xtables and nft alike: which one stopped a packet, what it does, who likely wrote it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from ktp.diagnose.case import Entry
-from ktp.model.ruleset import Rule
-from ktp.model.trace import Disposition, Path, Symptom
+from ktp.diagnose.case import Case, Entry
+from ktp.diagnose.changes import rule_removed
+from ktp.model.diagnosis import Evidence
+from ktp.model.host import NodeState
+from ktp.model.snapshot import Snapshot
+from ktp.model.trace import Path, Step, Symptom
 
+KUBE = "kube-proxy or kubelet"
+NOBODY = "somebody by hand, or a tool that leaves no name"
+
+# Marks at the beginning of a chain's or nft table's name, or anywhere in a comment. Longer marks of one beginning first.
 _AUTHORS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("KUBE-", "kubernetes"), "kube-proxy or kubelet"),
+    (("KUBE-ROUTER", "KUBE-NWPLCY", "KUBE-POD-FW", "KUBE-SRC-DST", "kube-router"), "kube-router"),
+    (("KUBE-", "kubernetes", "kube-proxy"), KUBE),
     (("DOCKER", "docker"), "docker"),
     (("ufw", "UFW"), "ufw"),
-    (("cali-", "cali:", "felix"), "calico"),
+    (("cali-", "cali:", "calico", "felix"), "calico"),
     (("CILIUM", "OLD_CILIUM", "cilium"), "cilium"),
     (("FLANNEL", "flannel"), "flannel"),
-    (("KUBE-ROUTER", "KUBE-NWPLCY", "KUBE-POD-FW"), "kube-router"),
     (("WEAVE",), "weave"),
-    (("ANTREA",), "antrea"),
-    (("OVN-KUBE", "OVNKUBE"), "ovn-kubernetes"),
-    (("CNI-", "cnifw"), "a CNI plugin (portmap, firewall)"),
-    (("LIBVIRT",), "libvirt"),
-    (("f2b-",), "fail2ban"),
-    (("IN_", "FWD_", "FWDI_", "FWDO_", "POST_", "PRE_", "INPUT_ZONES", "FORWARD_ZONES", "FORWARD_IN_ZONES"), "firewalld"),
-    (("AWS-SNAT", "AWS-CONNMARK"), "the AWS VPC CNI"),
+    (("ANTREA", "antrea"), "antrea"),
+    (("OVN-KUBE", "OVNKUBE", "ovn-kubernetes"), "ovn-kubernetes"),
+    (("CNI-", "cnifw", "cni_hostport"), "a CNI plugin (portmap, firewall)"),
+    (("LIBVIRT", "libvirt"), "libvirt"),
+    (("f2b-", "fail2ban"), "fail2ban"),
+    (("crowdsec", "CROWDSEC"), "crowdsec"),
+    (("sshguard",), "sshguard"),
+    (("IN_", "FWD_", "FWDI_", "FWDO_", "POST_", "PRE_", "INPUT_ZONES", "FORWARD_ZONES", "FORWARD_IN_ZONES",
+      "FORWARD_OUT_ZONES", "POSTROUTING_ZONES", "firewalld", "filter_IN_", "filter_FWD", "filter_FORWARD",
+      "filter_INPUT", "nat_POST", "nat_PRE"), "firewalld"),
+    (("AWS-SNAT", "AWS-CONNMARK", "AWS, "), "the AWS VPC CNI"),
     (("ISTIO",), "istio"),
-)
+    (("kindnet", "KIND-MASQ"), "kindnet"),
+    (("IP-MASQ", "ip-masq-agent"), "ip-masq-agent"),
+    (("TRAEFIK", "CNI-HOSTPORT"), "a CNI plugin (portmap, firewall)"),
+    (("nixos-fw",), "NixOS's firewall"),
+    (("zone_", "fw4", "OPENWRT"), "OpenWrt's firewall"),
+    (("shorewall", "SHOREWALL"), "shorewall"),
+    (("net-fw", "loc-fw", "fw-net", "~excl"), "shorewall"),
+)  # fmt: skip
+BANNING = frozenset(("fail2ban", "crowdsec", "sshguard"))
+"""Tools that keep single clients out on purpose."""
 
 
-def author_of(chain: str, text: str, comment: str | None = None) -> str:
-    """Who likely wrote a rule, in words; "somebody by hand" where nothing tells."""
-    for marks, name in _AUTHORS:
-        # kube-router's chains begin like kube-proxy's: the longer marks are looked at first below
-        if name == "kube-proxy or kubelet" and chain.startswith(("KUBE-ROUTER", "KUBE-NWPLCY", "KUBE-POD-FW")):
-            continue
-        if any(chain.startswith(m) for m in marks):
-            return name
+def author_of(chain: str, text: str, comment: str | None = None, table: str = "") -> str:
+    """Who likely wrote a rule, in words; `NOBODY` where nothing tells. `table` counts for native nft ("inet NAME")."""
+    name = table.partition(" ")[2]
+    for marks, author in _AUTHORS:
+        if any(chain.startswith(m) or name.startswith(m) for m in marks):
+            return author
         if comment is not None and any(m in comment for m in marks):
-            return name
-    if "-j DOCKER" in text:
-        return "docker"
-    return "somebody by hand, or a tool that leaves no name"
+            return author
+    target = text.rpartition(" -j ")[2].partition(" ")[0] if " -j " in text else ""
+    for marks, author in _AUTHORS:
+        if target and author != KUBE and any(target.startswith(m) for m in marks):
+            return author
+    return NOBODY
 
 
-def is_kube_rule(chain: str, comment: str | None) -> bool:
+def is_kube_rule(chain: str, comment: str | None, table: str = "") -> bool:
     """Whether kube-proxy or the kubelet wrote it."""
-    return author_of(chain, "", comment) == "kube-proxy or kubelet"
+    return author_of(chain, "", comment, table) == KUBE
 
 
-def stopped(entry: Entry) -> Iterator[tuple[Path, Rule | None]]:
+@dataclass(frozen=True, slots=True)
+class RuleInPlace:
+    """A rule on a node that a packet met: enough to show it, to name its author and to take it away."""
+
+    node: str
+    backend: str
+    table: str
+    chain: str
+    position: int
+    text: str
+    line: int = 0
+    comment: str | None = None
+    packets: int | None = None
+
+    @property
+    def author(self) -> str:
+        """Who likely wrote it."""
+        return author_of(self.chain, self.text, self.comment, self.table if self.is_nft else "")
+
+    @property
+    def is_nft(self) -> bool:
+        """Whether it is a native nft rule."""
+        return self.backend == "nftables"
+
+    @property
+    def is_kube(self) -> bool:
+        """Whether kube-proxy or the kubelet wrote it."""
+        return self.author == KUBE
+
+    @property
+    def verb(self) -> str:
+        """`drops` or `rejects`."""
+        return "rejects" if "reject" in self.text.lower() else "drops"
+
+    @property
+    def place(self) -> str:
+        """`filter FORWARD`, `inet site forward`."""
+        return f"{self.table} {self.chain}"
+
+    @property
+    def label(self) -> str:
+        """A name for the world without it."""
+        return f"without {self.backend} {self.place} {self.position} on {self.node}"
+
+    def evidence(self) -> Evidence:
+        """The rule with its place and counter."""
+        where = f"{self.node} {self.backend} {self.place}" + (f" line {self.line}" if self.line else "")
+        count = f" [{self.packets} packets so far]" if self.packets is not None else ""
+        return Evidence(kind="rule", source=where, text=self.text + count)
+
+    def removed(self, snapshot: Snapshot) -> Snapshot | None:
+        """The snapshot without it."""
+        return rule_removed(snapshot, self.node, self.backend, self.table, self.chain, self.position, self.text)
+
+
+def rule_of_step(node: str, step: Step) -> RuleInPlace | None:
+    """The rule that a step met, or None where the step is of another kind."""
+    if step.kind != "rule" or not step.position:
+        return None
+    rule = step.rule
+    comment = rule.comment if rule is not None else _nft_comment(step.text)
+    counters = rule.counters if rule is not None else None
+    return RuleInPlace(
+        node=node, backend=step.backend, table=step.table, chain=step.chain, position=step.position, text=step.text,
+        line=step.line, comment=comment, packets=counters.packets if counters is not None else None,
+    )  # fmt: skip
+
+
+def _nft_comment(text: str) -> str | None:
+    _, found, rest = text.partition(' comment "')
+    return rest.rstrip('"') if found else None
+
+
+def stopped(entry: Entry) -> Iterator[tuple[Path, RuleInPlace | None]]:
     """The ways of a cell that do not end well, each with the rule that ended it."""
     fact = entry.asked.fact
     for path in fact.paths if fact is not None else ():
-        if path.symptom is Symptom.CONNECTS:
-            continue
-        yield path, deciding_rule(path)
+        if path.symptom is not Symptom.CONNECTS:
+            yield path, deciding_rule(path)
 
 
-def deciding_rule(path: Path) -> Rule | None:
+def deciding_rule(path: Path) -> RuleInPlace | None:
     """The rule that dropped, rejected or lost the packet of a way."""
     decided = path.decided_by
     if decided is None or decided.kind != "rule":
         return None
     for hop in reversed(path.hops):
         for step in reversed(hop.steps):
-            if step.rule is not None and step.rule.text == decided.rule and step.chain == decided.chain:
-                return step.rule
+            if step.text == decided.rule and step.chain == decided.chain and step.table == decided.table:
+                return rule_of_step(decided.node, step)
     return None
 
 
-ENDED_BY_RULE = frozenset((Disposition.DROPPED, Disposition.REJECTED, Disposition.LOST))
+def decided_here(case: Case, node: str, kind: str, *, contains: str = "") -> list[Entry]:
+    """Failing cells of which some way was ended on `node` by a thing of this kind ("policy", "sysctl", "rule")."""
+    out = []
+    for entry in case.failing():
+        for path, _ in stopped(entry):
+            decided = path.decided_by
+            if decided is None or decided.node != node or decided.kind != kind:
+                continue
+            if contains in f"{decided.table} {decided.chain} {decided.rule}":
+                out.append(entry)
+                break
+    return out
+
+
+def merged(first: Iterable[Entry], more: Iterable[Entry]) -> list[Entry]:
+    """The cells of both, once each."""
+    return list({e.key: e for e in (*first, *more)}.values())
+
+
+def author_of_policy(state: NodeState, table: str, chain: str) -> str:
+    """Whose chains a base chain jumps to, where they are of one tool that sets policies; "" where nothing tells."""
+    for ruleset in state.rulesets:
+        found = ruleset.chain(table, chain)
+        for rule in found if found is not None else ():
+            if rule.target is not None:
+                author = author_of(rule.target.name, "")
+                if author in ("ufw", "docker", "firewalld"):
+                    return author
+    return ""

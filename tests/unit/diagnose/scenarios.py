@@ -1,0 +1,198 @@
+"""For every code a cluster in which it is found, and a healthy twin, much like it, in which it is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ktp.kubeproxy.changes import with_ready_pod_on
+from ktp.model.snapshot import Snapshot
+from tests.unit.diagnose.worlds import (
+    CLUSTER,
+    LEGACY,
+    LOCAL,
+    NFT,
+    Asked,
+    both,
+    demo,
+    first_rule,
+    in_order,
+    not_ready,
+    policy,
+    programmed,
+    recorded,
+    routes,
+    service_with,
+    sysctl,
+    with_objects,
+    without_endpoints,
+    without_rules,
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`fires` is a cluster in which the code is found, `silent` one in which it is not."""
+
+    fires: Callable[[], Asked]
+    silent: Callable[[], Asked]
+
+
+def _no_selector() -> Asked:
+    change = both(service_with(CLUSTER, selector={}), without_endpoints(CLUSTER))
+    return Asked(programmed(demo(), CLUSTER, change), CLUSTER)
+
+
+def _none_ready() -> Asked:
+    change = not_ready(CLUSTER, "test/nginx-log-0", "test/nginx-log-1")
+    return Asked(programmed(demo(), CLUSTER, change), CLUSTER)
+
+
+def _selector_off() -> Asked:
+    change = both(service_with(CLUSTER, selector={"app": "lgo"}), without_endpoints(CLUSTER))
+    return Asked(programmed(demo(), CLUSTER, change), CLUSTER)
+
+
+def _with_pods(*nodes: str) -> Snapshot:
+    """The Local Service with one more ready pod on each of `nodes`, its rules in step."""
+    base = demo()
+    grown = base
+    for node in nodes:
+        grown = with_ready_pod_on(grown, LOCAL, node)
+    changed = programmed(replace(base, nodes=grown.nodes), LOCAL, lambda _: grown.cluster)
+    return changed
+
+
+def _rules_behind() -> Asked:
+    """A pod came up on node-b, and the rules of node-b do not know it."""
+    return Asked(with_ready_pod_on(demo(), LOCAL, "node-b"), LOCAL)
+
+
+def _old_rules_in_the_other_backend(text: str) -> str:
+    """What an earlier kube-proxy left: every Service's endpoint is one that is gone."""
+    del text
+    rules = (demo_file("node-b", LEGACY)).replace("10.244.1.12:80", "10.244.9.9:80")
+    return rules.replace("10.244.2.11:80", "10.244.9.8:80")
+
+
+def demo_file(node: str, file: str) -> str:
+    from ktp.app import demo_path
+
+    return (demo_path() / "nodes" / node / file).read_text()
+
+
+def _second_way_out() -> Asked:
+    """The default route leaves by another interface than the one that has the node's address, which is strict."""
+    address = {
+        "ifindex": 99, "ifname": "eth9", "flags": ["BROADCAST", "UP", "LOWER_UP"], "mtu": 1500, "link_type": "ether",
+        "addr_info": [{"family": "inet", "local": "192.168.9.10", "prefixlen": 24, "scope": "global"}],
+    }  # fmt: skip
+    return Asked(
+        demo(
+            {
+                ("node-b", "ip-addr.json"): lambda text: json.dumps([*json.loads(text), address]),
+                ("node-b", "ip-route.json"): routes(
+                    {"dst": "default", "gateway": "192.168.9.1", "dev": "eth9", "flags": []},
+                    {"dst": "192.168.9.0/24", "dev": "eth9", "scope": "link", "flags": []},
+                    without="default",
+                ),
+                ("node-b", "sysctl.txt"): sysctl("net.ipv4.conf.eth0.rp_filter", "1"),
+            }
+        ),
+        CLUSTER,
+    )
+
+
+def _in_demo(service: str, *edits: tuple[str, str, Callable[[str], str]]) -> Callable[[], Asked]:
+    return lambda: Asked(demo({(node, file): edit for node, file, edit in edits}), service)
+
+
+def _in_recorded(service: str, client: str | None = None) -> Callable[[], Asked]:
+    return lambda: Asked(recorded(), service, client)
+
+
+_DROP = "-A FORWARD -p tcp -m tcp --dport {port} -j DROP"
+_TAKEN = "-A PREROUTING -p tcp -m tcp --dport {port} -j DNAT --to-destination 10.0.0.99:80"
+
+SCENARIOS: dict[str, Scenario] = {
+    "KTP101": Scenario(
+        fires=_no_selector,
+        silent=lambda: Asked(programmed(demo(), CLUSTER, service_with(CLUSTER, selector={})), CLUSTER),
+    ),
+    "KTP102": Scenario(
+        fires=_none_ready,
+        silent=lambda: Asked(programmed(demo(), CLUSTER, not_ready(CLUSTER, "test/nginx-log-0")), CLUSTER),
+    ),
+    "KTP103": Scenario(fires=_selector_off, silent=_none_ready),
+    "KTP201": Scenario(
+        fires=_in_demo(CLUSTER, ("node-a", "sysctl.txt", sysctl("net.ipv4.ip_forward", "0"))),
+        silent=_in_demo(CLUSTER, ("node-a", "sysctl.txt", sysctl("net.ipv4.ip_forward", "2"))),
+    ),
+    "KTP202": Scenario(
+        fires=_in_demo(CLUSTER, ("node-a", "sysctl.txt", sysctl("net.ipv4.conf.all.route_localnet", "0"))),
+        silent=_in_demo(CLUSTER),
+    ),
+    "KTP203": Scenario(
+        fires=_second_way_out,
+        silent=_in_demo(CLUSTER, ("node-b", "sysctl.txt", sysctl("net.ipv4.conf.eth0.rp_filter", "1"))),
+    ),
+    "KTP301": Scenario(
+        fires=_in_demo(CLUSTER, ("node-a", LEGACY, first_rule("filter", _DROP.format(port=80)))),
+        silent=_in_demo(CLUSTER, ("node-a", LEGACY, first_rule("filter", _DROP.format(port=8081)))),
+    ),
+    "KTP302": Scenario(
+        fires=_in_demo(LOCAL, ("node-a", LEGACY, policy("filter", "FORWARD", "DROP"))),
+        silent=_in_demo(
+            LOCAL,
+            ("node-a", LEGACY, in_order(
+                policy("filter", "FORWARD", "DROP"),
+                first_rule("filter", "-A FORWARD -d 10.244.0.0/16 -j ACCEPT"),
+                first_rule("filter", "-A FORWARD -s 10.244.0.0/16 -j ACCEPT"),
+            )),
+        ),
+    ),
+    "KTP401": Scenario(fires=_rules_behind, silent=lambda: Asked(_with_pods("node-b"), LOCAL)),
+    "KTP402": Scenario(
+        fires=_in_demo(CLUSTER, ("node-b", NFT, _old_rules_in_the_other_backend)),
+        silent=_in_demo(CLUSTER, ("node-b", NFT, lambda _: "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n")),
+    ),
+    "KTP404": Scenario(
+        fires=_in_demo(CLUSTER, ("node-b", LEGACY, without_rules("-A PREROUTING", "KUBE-SERVICES"))),
+        silent=_in_demo(CLUSTER),
+    ),
+    "KTP405": Scenario(
+        fires=_in_demo(CLUSTER, ("node-b", LEGACY, first_rule("nat", _TAKEN.format(port=31465)))),
+        silent=_in_demo(CLUSTER, ("node-b", LEGACY, first_rule("nat", _TAKEN.format(port=31466)))),
+    ),
+    "KTP501": Scenario(
+        fires=lambda: Asked(demo(), LOCAL),
+        silent=lambda: Asked(_with_pods("node-b", "node-c"), LOCAL),
+    ),
+    "KTP502": Scenario(fires=_in_recorded("edge/itp-local"), silent=_in_recorded("test/nginx")),
+    "KTP503": Scenario(
+        fires=lambda: Asked(_with_pods("node-b", "node-b", "node-b"), LOCAL),
+        silent=lambda: Asked(_with_pods("node-b"), LOCAL),
+    ),
+    "KTP504": Scenario(fires=lambda: Asked(demo(), LOCAL), silent=lambda: Asked(demo(), CLUSTER)),
+    "KTP505": Scenario(fires=lambda: Asked(demo(), LOCAL), silent=lambda: Asked(demo(), CLUSTER)),
+    "KTP601": Scenario(
+        fires=_in_recorded("edge/lb-ranges", client="198.51.100.7"),
+        silent=lambda: Asked(
+            programmed(
+                recorded(), "edge/lb-ranges", service_with("edge/lb-ranges", load_balancer_source_ranges=())
+            ),
+            "edge/lb-ranges",
+            "198.51.100.7",
+        ),
+    ),
+    "KTP901": Scenario(
+        fires=_in_demo(
+            CLUSTER,
+            ("node-b", "ip-route.json", routes({"type": "blackhole", "dst": "10.244.1.0/24", "flags": []}, without="10.244.1.0/24")),
+        ),
+        silent=_in_demo(CLUSTER),
+    ),
+}  # fmt: skip
+
+__all__ = ["SCENARIOS", "Scenario", "with_objects"]
