@@ -26,6 +26,7 @@ _KEY = re.compile(
     r"|(?:-d \S+ )?-p (tcp|udp|sctp) (?:-m comment --comment (?:\"(?:[^\"\\]|\\.)*\"|[^\" ]+) )?"
     r"(?:-m addrtype --dst-type LOCAL )?-m (?:tcp|udp|sctp) --dport (\d+) )"
 )
+_MOST_ADDRESSES = 64  # of a range that one is drawn from
 _INDEX_FROM = 12  # rules; shorter chains are walked whole
 _SEARCHES = 8  # so many packets' candidates are searched for in a chain's text before the chain is indexed
 # As _KEY, for a whole chain's text: a line that does not match says nothing of one destination or port.
@@ -206,7 +207,6 @@ REJECT_TYPES = {
 }  # fmt: skip
 
 Change = Callable[[Packet, Host], None]
-Terminal = Callable[[State, Host, str], "Verdict | None"]
 
 
 def _compile_target(program: Program, rule: Rule) -> tuple[int, Any, str]:
@@ -449,31 +449,45 @@ def _address_range(text: str, family: int) -> tuple[int | None, int | None, int 
     return low, high, plow, phigh, base
 
 
+def _each_address(
+    state: State, low: int, high: int, text: str, translate: Callable[[State, int], None]
+) -> Verdict | list[Verdict]:
+    """Each address of a range with its chance: find_best_ips_proto takes one by a hash that nobody can foretell."""
+    count = high - low + 1
+    if count > _MOST_ADDRESSES:
+        return Verdict(UNKNOWN, state, f"which address of {text} is drawn is not modelled")
+    states = [state.fork() for _ in range(count - 1)] + [state]
+    for number, each in enumerate(states):
+        if count > 1:
+            each.decide(Decision(RANDOM, text, number, 1 / count, "", "", None))
+        translate(each, low + number)
+    return [Verdict(ACCEPT, each) for each in states]
+
+
 def _dnat(target: Target, program: Program) -> tuple[int, Any, str] | None:
     option = target.option("--to-destination")
     if option is None or len([o for o in target.options if o.flag == "--to-destination"]) != 1:
         return None
     low, high, plow, phigh, base = _address_range(option.args[0], program.family)
     text = option.args[0]
+    random = any(o.flag in ("--random", "--random-fully") for o in target.options)
 
-    def act(state: State, host: Host, hook: str) -> Verdict | None:
+    def act(state: State, host: Host, hook: str) -> Verdict | list[Verdict]:
         p = state.packet
-        dst = p.dst if low is None else low
-        if low is not None and high is not None and low <= p.dst <= high:
-            dst = p.dst
-        elif high is not None and high != low:
-            return Verdict(UNKNOWN, state, f"DNAT to the range {text}: which of its addresses is drawn is not modelled")
         dport = p.dport
         if plow is not None and phigh is not None:
             if base is not None and isinstance(p.dport, int):
                 dport = plow + (p.dport - base) % (phigh - plow + 1)
-            elif plow == phigh or not isinstance(p.dport, int) or not plow <= p.dport <= phigh:
-                # nf_nat_l4proto_unique_tuple keeps a port that is in the range, else starts at the first free one
-                dport = plow
-                if plow != phigh:
-                    return Verdict(UNKNOWN, state, f"DNAT to the ports {text}: which is free is not modelled")
-        translate_destination(state, dst, dport)
-        return Verdict(ACCEPT, state)
+            elif not random and isinstance(p.dport, int) and plow <= p.dport <= phigh:
+                dport = p.dport
+            elif plow == phigh or not random:
+                dport = plow  # nf_nat_l4proto_unique_tuple begins with the first, and the tuple is new
+            else:
+                return Verdict(UNKNOWN, state, f"DNAT to the ports {text}: which is drawn is not modelled")
+        if low is None or high is None or low <= p.dst <= high:
+            translate_destination(state, p.dst, dport)
+            return Verdict(ACCEPT, state)
+        return _each_address(state, low, high, text, lambda each, ip: translate_destination(each, ip, dport))
 
     return _END, act, f"dnat to {text}"
 
@@ -485,21 +499,17 @@ def _snat(target: Target, program: Program) -> tuple[int, Any, str] | None:
     low, high, plow, phigh, _ = _address_range(option.args[0], program.family)
     text = option.args[0]
 
-    def act(state: State, host: Host, hook: str) -> Verdict | None:
+    def act(state: State, host: Host, hook: str) -> Verdict | list[Verdict]:
         p = state.packet
-        src = p.src if low is None else low
-        if low is not None and high is not None and high != low:
-            if low <= p.src <= high:
-                src = p.src
-            else:
-                return Verdict(UNKNOWN, state, f"SNAT to the range {text}: which of its addresses is not modelled")
         sport: Port = p.sport
         if plow is not None and phigh is not None:
             sport = plow if plow == phigh else (plow, phigh)
         elif any(o.flag in ("--random", "--random-fully") for o in target.options):
             sport = RANDOM_PORTS
-        translate_source(state, src, sport)
-        return Verdict(ACCEPT, state)
+        if low is None or high is None or low <= p.src <= high:
+            translate_source(state, p.src, sport)
+            return Verdict(ACCEPT, state)
+        return _each_address(state, low, high, text, lambda each, ip: translate_source(each, ip, sport))
 
     return _END, act, f"snat to {text}"
 
@@ -562,17 +572,22 @@ def redirect_address(state: State, host: Host, hook: str) -> int | None:
 def _redirect(target: Target, program: Program) -> tuple[int, Any, str] | None:
     ports = target.value("--to-ports")
     low, _, high = (ports or "").partition("-")
-    if high and high != low:
+    first = int(low) if low else None
+    last = int(high) if high else first
+    random = any(o.flag in ("--random", "--random-fully") for o in target.options)
+    if random and first != last:
         return None
-    dport = int(low) if low else None
 
-    def act(state: State, host: Host, hook: str) -> Verdict | None:
+    def act(state: State, host: Host, hook: str) -> Verdict:
+        dport = state.packet.dport
+        if first is not None and last is not None and not (isinstance(dport, int) and first <= dport <= last):
+            dport = first  # as DNAT: the first of the range, where the packet's own is not in it
         new = redirect_address(state, host, hook)
         if new is None:
             if not host.has_network:
                 return Verdict(UNKNOWN, state, "REDIRECT: the addresses of the interface were not read")
             return Verdict(DROP, state, "REDIRECT finds no address on the interface")
-        translate_destination(state, new, dport if dport is not None else state.packet.dport)
+        translate_destination(state, new, dport)
         return Verdict(ACCEPT, state)
 
     return _END, act, f"redirect to port {ports}" if ports else "redirect"
@@ -586,7 +601,7 @@ def _netmap(target: Target, program: Program) -> tuple[int, Any, str] | None:
     mask = (1 << (net.max_prefixlen - net.prefixlen)) - 1
     value = int(net.network_address)
 
-    def act(state: State, host: Host, hook: str) -> Verdict | None:
+    def act(state: State, host: Host, hook: str) -> Verdict:
         p = state.packet
         if hook in ("PREROUTING", "OUTPUT"):
             translate_destination(state, value | p.dst & mask, p.dport)
@@ -614,10 +629,10 @@ _TARGETS: dict[str, tuple[Callable[[Target, Program], tuple[int, Any, str] | Non
     "CONNMARK": (_connmark, "exact", "shifts are unknown"),
     "CT": (_ct, "exact", "zones are unknown"),
     "NOTRACK": (_notrack, "exact", ""),
-    "DNAT": (_dnat, "exact", "of a range of several addresses or ports the one drawn is unknown"),
-    "SNAT": (_snat, "exact", "of a range of several addresses the one drawn is unknown"),
+    "DNAT": (_dnat, "exact", "of several addresses each has its chance; of several ports with --random the one drawn is unknown"),
+    "SNAT": (_snat, "exact", "of several addresses each has its chance"),
     "MASQUERADE": (_masquerade, "exact", "the source port is not modelled"),
-    "REDIRECT": (_redirect, "exact", "of several ports the one drawn is unknown"),
+    "REDIRECT": (_redirect, "exact", "of several ports with --random the one drawn is unknown"),
     "NETMAP": (_netmap, "exact", ""),
     "TOS": (_tos, "exact", ""),
     "DSCP": (_dscp, "exact", ""),
@@ -676,8 +691,7 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
                 if stack:  # the end of a user chain: back to the caller
                     (chain, rules, index), stack = stack[-1], stack[:-1]
                     continue
-                verdict = _policy(base, state, hook, table, backend)
-                out.append(verdict)
+                out.append(_policy(base, state, hook, table, backend))
                 break
             compiled = rules[index]
             index += 1
@@ -757,11 +771,11 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
                 break
             if table == "nat" and p.ct is None:
                 continue
-            verdict_or_none: Verdict | None = compiled.data(state, host, hook)
-            assert verdict_or_none is not None
-            if verdict_or_none.code == ACCEPT and p.ct is not None and p.ct.dst_done and hook in ("PREROUTING", "OUTPUT"):
-                state.nat_step = step
-            out.append(verdict_or_none._replace(step=step))
+            ended: Verdict | list[Verdict] = compiled.data(state, host, hook)
+            for verdict in ended if isinstance(ended, list) else (ended,):
+                if verdict.code == ACCEPT and p.ct is not None and hook in ("PREROUTING", "OUTPUT"):
+                    verdict.state.nat_step = step
+                out.append(verdict._replace(step=step))
             break
     return out
 

@@ -45,14 +45,26 @@ class Asked:
 class Examiner:
     """Answers questions about one snapshot; keeps what it has computed."""
 
-    def __init__(self, snapshot: Snapshot, *, client: IPAddress | None = None) -> None:
-        """`client` is the outside client to ask for, where the user named one."""
+    def __init__(
+        self, snapshot: Snapshot, *, client: IPAddress | None = None, suppose_pods: bool = True
+    ) -> None:
+        """`client` is the outside client to ask for, where the user named one.
+
+        `suppose_pods` puts a plain pod on every node that has none, for the vantages of pods.
+        """
         self.original = snapshot
         self.client = client
         self.pods = PodsByNode(snapshot.cluster)
-        prepared, self.supposed4 = with_supposed_pods(snapshot, self.pods, 4)
-        prepared, self.supposed6 = with_supposed_pods(prepared, self.pods, 6)
+        self.supposed4: dict[str, IPAddress] = {}
+        self.supposed6: dict[str, IPAddress] = {}
+        prepared = snapshot
+        if suppose_pods:
+            prepared, self.supposed4 = with_supposed_pods(prepared, self.pods, 4)
+            prepared, self.supposed6 = with_supposed_pods(prepared, self.pods, 6)
         self.snapshot = prepared
+        names = dict.fromkeys(snapshot.cluster.nodes or {})
+        names.update(dict.fromkeys(snapshot.nodes))
+        self._names = tuple(names)
         self.index: SliceIndex = index_slices(snapshot.cluster)
         self._walker: Walker | None = None
         self._proxies: dict[str, ProxyNode] = {}
@@ -67,9 +79,7 @@ class Examiner:
 
     def node_names(self) -> tuple[str, ...]:
         """All nodes that the API or the snapshot names."""
-        names = dict.fromkeys(self.snapshot.cluster.nodes or {})
-        names.update(dict.fromkeys(self.snapshot.nodes))
-        return tuple(names)
+        return self._names
 
     def proxy(self, name: str) -> ProxyNode:
         """What is known of the node's kube-proxy."""

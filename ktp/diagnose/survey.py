@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import node_addresses
@@ -19,6 +20,7 @@ from ktp.model.host import IPAddress
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
 
+_NAMED = 20  # failing nodes that a row names
 _EXTERNAL = (FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EXTERNAL_IP)
 
 
@@ -64,9 +66,10 @@ def survey(
     snapshot: Snapshot, *, namespace: str | None = None, nodes: Collection[str] = ()
 ) -> list[SurveyRow]:
     """Every front end for outside clients, worst first."""
-    examiner = Examiner(snapshot)
+    examiner = Examiner(snapshot, suppose_pods=False)
     names = [n for n in examiner.node_names() if not nodes or n in nodes]
-    classes = _classes(examiner, names)
+    asked = [n for n in names if examiner.has_rules(n)]
+    classes = _classes(examiner, [n for n in names if not examiner.has_rules(n)])
     rows: list[SurveyRow] = []
     for service in snapshot.cluster.services.values():
         if (namespace is not None and service.namespace != namespace) or ignored_reason(service):
@@ -74,18 +77,18 @@ def survey(
         for port in service.ports:
             for front_end in examiner.front_ends(service, port).programmed:
                 if front_end.kind in _EXTERNAL:
-                    rows.append(_row(examiner, service, port, front_end, names, classes))
+                    rows.append(_row(examiner, service, port, front_end, asked, classes))
     rows.sort(key=lambda r: (-(r.failing / r.total if r.total else 0), r.unknown == 0, r.key, r.front_end))
     return rows
 
 
 class _Class:
-    """Nodes that differ in name only."""
+    """Nodes that differ in name only, in order."""
 
-    __slots__ = ("first", "members")
+    __slots__ = ("members", "ordered")
 
-    def __init__(self, first: str) -> None:
-        self.first = first
+    def __init__(self) -> None:
+        self.ordered: list[str] = []
         self.members: set[str] = set()
 
 
@@ -95,8 +98,9 @@ def _classes(examiner: Examiner, names: Iterable[str]) -> list[_Class]:
         proxy = examiner.proxy(name)
         key = _without_identity(proxy)
         if key not in found:
-            found[key] = _Class(name)
+            found[key] = _Class()
         found[key].members.add(name)
+        found[key].ordered.append(name)
     return list(found.values())
 
 
@@ -114,23 +118,20 @@ def _row(
     service: Service,
     port: ServicePort,
     front_end: FrontEnd,
-    names: list[str],
+    asked: list[str],
     classes: list[_Class],
 ) -> SurveyRow:
     symptoms: dict[str, int] = {}
     failing: list[str] = []
     reason = ""
     cause: str | None = None
-    asked = {n for n in names if examiner.has_rules(n)}
     holders = {
         e.node_name
         for s in examiner.slices_of(service)
         for e in s.endpoints
         if e.node_name is not None and (e.is_ready or e.is_serving)
     }
-    for name in names if asked else ():
-        if name not in asked:
-            continue
+    for name in asked:
         question = next(
             (q for q in examiner.questions(service, front_end, name) if q.vantage is Vantage.EXTERNAL), None
         )
@@ -145,17 +146,22 @@ def _row(
                 reason = cell.reason
                 cause = _cause(examiner, service, port, front_end, name)
     for each in classes:
-        here = each.members - asked
-        for members in (here & holders, here - holders):
-            if not members:
+        holding = each.members & holders
+        for members in (
+            sorted(holding),
+            islice((n for n in each.ordered if n not in holding), _NAMED),
+        ):
+            some = list(members)
+            if not some:
                 continue
-            first = each.first if each.first in members else min(members)
+            first = some[0]
+            count = len(some) if first in holding else len(each.ordered) - len(holding)
             symptom, why = _intended(examiner, service, port, front_end, first)
             if symptom is None:
                 continue
-            symptoms[symptom.value] = symptoms.get(symptom.value, 0) + len(members)
+            symptoms[symptom.value] = symptoms.get(symptom.value, 0) + count
             if symptom is not Symptom.CONNECTS:
-                failing += sorted(members)[: 20 - len(failing)] if len(failing) < 20 else []
+                failing += some[: max(0, _NAMED - len(failing))]
                 reason = reason or why
                 cause = cause or _cause(examiner, service, port, front_end, first)
     return SurveyRow(
@@ -168,7 +174,7 @@ def _row(
         failing_nodes=tuple(failing),
         cause=cause,
         reason=reason,
-        basis="rules" if asked and len(asked) == len(names) else "rules and api" if asked else "api",
+        basis="rules" if asked and not classes else "rules and api" if asked else "api",
     )
 
 

@@ -511,7 +511,7 @@ class _PodReader:
 
     def _ports(self, serving: list[dict[str, Any]]) -> tuple[ContainerPort, ...]:
         key = [
-            (container.get("name"), *[value for port in list_of(container.get("ports")) for value in port.items()])
+            (container.get("name"), *[tuple(port.items()) for port in list_of(container.get("ports"))])
             for container in serving
         ]
         return self._shared(

@@ -21,6 +21,7 @@ from typing import Any
 
 _CLONE_NEWNET = 0x40000000
 _IP_PKTINFO, _IPV6_RECVPKTINFO, _IPV6_PKTINFO = 8, 49, 50
+_OPEN = {1, 8}  # TCP_ESTABLISHED, TCP_CLOSE_WAIT
 _REFUSED = {errno.ECONNREFUSED, errno.ECONNRESET}
 
 
@@ -135,6 +136,9 @@ class Probe:
         return selectors.EVENT_READ if self.connected else selectors.EVENT_WRITE
 
     def ready(self) -> None:
+        if self.tcp and not self.connected and self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _OPEN:
+            self.connected = True  # an error that came right behind the handshake does not undo it
+            return
         code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             self.fail(code)

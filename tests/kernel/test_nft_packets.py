@@ -507,21 +507,54 @@ def ip(*parts: str, family: str = "ip") -> str:
 # name → (ruleset, destination, port, protocol)
 SCENARIOS: dict[str, tuple[str, str, int, str]] = {
     "dnat": (ip(chain("a", PRE, "tcp dport 99 dnat to 10.244.1.10:8080")), NODE, 99, "tcp"),
-    "dnat of the address alone": (ip(chain("a", PRE, "ip daddr 10.1.0.11 dnat to 10.244.1.11")), NODE, 80, "tcp"),
-    "dnat of the port alone": (ip(chain("a", PRE, "tcp dport 99 dnat to :8081"), family="inet"), NODE, 99, "tcp"),
+    "dnat of the address alone": (
+        ip(chain("a", PRE, "ip daddr 10.1.0.11 dnat to 10.244.1.11")),
+        NODE,
+        80,
+        "tcp",
+    ),
+    "dnat of the port alone": (
+        ip(chain("a", PRE, "tcp dport 99 dnat to :8081"), family="inet"),
+        NODE,
+        99,
+        "tcp",
+    ),
     "dnat with a map by port": (
-        ip(chain("a", PRE, "dnat ip addr . port to tcp dport map { 98 : 10.244.1.10 . 80, 99 : 10.244.1.11 . 8443 }")),
-        NODE, 99, "tcp",
+        ip(
+            chain(
+                "a",
+                PRE,
+                "dnat ip addr . port to tcp dport map { 98 : 10.244.1.10 . 80, 99 : 10.244.1.11 . 8443 }",
+            )
+        ),
+        NODE,
+        99,
+        "tcp",
     ),
     "dnat with a map that has no such key": (
-        ip(chain("a", PRE, "dnat to tcp dport map { 98 : 10.244.1.10 }", "tcp dport 80 redirect to :8080")), NODE, 80, "tcp",
+        ip(chain("a", PRE, "dnat to tcp dport map { 98 : 10.244.1.10 }", "tcp dport 80 redirect to :8080")),
+        NODE,
+        80,
+        "tcp",
     ),
     "dnat at random": (
-        ip(chain("a", PRE, "tcp dport 99 dnat to numgen random mod 3 map { 0 : 10.244.1.10 . 80, 1 : 10.244.1.11 . 8080, 2 : 10.244.1.12 . 8081 }")),
-        NODE, 99, "tcp",
+        ip(
+            chain(
+                "a",
+                PRE,
+                "tcp dport 99 dnat to numgen random mod 3 map"
+                " { 0 : 10.244.1.10 . 80, 1 : 10.244.1.11 . 8080, 2 : 10.244.1.12 . 8081 }",
+            )
+        ),
+        NODE,
+        99,
+        "tcp",
     ),
     "dnat in turn": (
-        ip(chain("a", PRE, "tcp dport 80 dnat to numgen inc mod 2 map { 0 : 10.244.1.10, 1 : 10.244.1.12 }")), NODE, 80, "tcp",
+        ip(chain("a", PRE, "tcp dport 80 dnat to numgen inc mod 2 map { 0 : 10.244.1.10, 1 : 10.244.1.12 }")),
+        NODE,
+        80,
+        "tcp",
     ),
     "a random verdict": (
         ip(
@@ -529,119 +562,253 @@ SCENARIOS: dict[str, tuple[str, str, int, str]] = {
             chain("two", "tcp dport 99 dnat to 10.244.1.10:8081"),
             chain("a", PRE, "numgen random mod 2 vmap { 0 : goto one, 1 : goto two }"),
         ),
-        NODE, 99, "tcp",
+        NODE,
+        99,
+        "tcp",
     ),
     "a random condition": (
-        ip(chain("a", PRE, "tcp dport 99 numgen random mod 10 < 5 dnat to 10.244.1.10:80", "tcp dport 99 redirect to :8080")),
-        NODE, 99, "tcp",
+        ip(
+            chain(
+                "a",
+                PRE,
+                "tcp dport 99 numgen random mod 10 < 5 dnat to 10.244.1.10:80",
+                "tcp dport 99 redirect to :8080",
+            )
+        ),
+        NODE,
+        99,
+        "tcp",
     ),
     "a hash of ports": (
-        ip(chain("a", PRE, "tcp dport 99 dnat to jhash tcp sport mod 2 seed 0x5 map { 0 : 10.244.1.10, 1 : 10.244.1.11 }:8080")),
-        NODE, 99, "tcp",
+        ip(
+            chain(
+                "a",
+                PRE,
+                "tcp dport 99 dnat to jhash tcp sport mod 2 seed 0x5 map { 0 : 10.244.1.10, 1 : 10.244.1.11 }:8080",
+            )
+        ),
+        NODE,
+        99,
+        "tcp",
     ),
     "netmap": (
-        ip(chain("a", PRE, "dnat ip prefix to ip daddr map { 10.1.0.0/24 : 192.0.2.0/24 }"), chain("b", POST, "masquerade")),
-        "10.1.0.20", 80, "tcp",
+        ip(
+            chain("a", PRE, "dnat ip prefix to ip daddr map { 10.1.0.0/24 : 192.0.2.0/24 }"),
+            chain("b", POST, "masquerade"),
+        ),
+        "10.1.0.20",
+        80,
+        "tcp",
     ),
     "redirect": (ip(chain("a", PRE, "tcp dport 99 redirect to :8443")), SERVER, 99, "tcp"),
     "redirect with a map": (
-        ip(chain("a", PRE, "meta l4proto tcp redirect to :tcp dport map { 99 : 8081 }")), SERVER, 99, "tcp",
+        ip(chain("a", PRE, "meta l4proto tcp redirect to :tcp dport map { 99 : 8081 }")),
+        SERVER,
+        99,
+        "tcp",
     ),
     "redirect of udp": (ip(chain("a", PRE, "udp dport 99 redirect to :53")), NODE, 99, "udp"),
     "masquerade": (ip(chain("b", POST, 'oifname "eth1" masquerade fully-random')), SERVER, 80, "tcp"),
     "snat": (ip(chain("b", POST, "ip daddr 10.244.1.10 snat to 10.244.1.1")), SERVER, 80, "udp"),
-    "snat in IPv6": (ip(chain("b", POST, "snat ip6 to fd00:244::11"), family="inet"), "fd00:244::10", 80, "tcp"),
+    "snat in IPv6": (
+        ip(chain("b", POST, "snat ip6 to fd00:244::11"), family="inet"),
+        "fd00:244::10",
+        80,
+        "tcp",
+    ),
     "dnat in IPv6": (
-        ip(chain("a", PRE, "ip6 daddr fd00:1::11 tcp dport 99 dnat ip6 to [fd00:244::10]:8080"), family="inet"),
-        "fd00:1::11", 99, "tcp",
+        ip(
+            chain("a", PRE, "ip6 daddr fd00:1::11 tcp dport 99 dnat ip6 to [fd00:244::10]:8080"),
+            family="inet",
+        ),
+        "fd00:1::11",
+        99,
+        "tcp",
     ),
     "dnat and masquerade by mark": (
         ip(
             chain("set_mark", "meta mark set meta mark | 0x4000"),
             chain("a", PRE, "tcp dport 99 jump set_mark", "tcp dport 99 dnat to 10.244.1.10:80"),
-            chain("b", POST, "meta mark & 0x4000 == 0 return", "meta mark set meta mark ^ 0x4000", "masquerade"),
+            chain(
+                "b", POST, "meta mark & 0x4000 == 0 return", "meta mark set meta mark ^ 0x4000", "masquerade"
+            ),
         ),
-        NODE, 99, "tcp",
+        NODE,
+        99,
+        "tcp",
     ),
     "the first chain that translates wins": (
         ip(
             chain("late", "type nat hook prerouting priority -90;", "tcp dport 99 dnat to 10.244.1.10:8080"),
-            chain("early", "type nat hook prerouting priority -110;", "tcp dport 99 dnat to 10.244.1.10:8081"),
+            chain(
+                "early", "type nat hook prerouting priority -110;", "tcp dport 99 dnat to 10.244.1.10:8081"
+            ),
         ),
-        NODE, 99, "tcp",
+        NODE,
+        99,
+        "tcp",
     ),
     "input sees the translated port": (
-        ip(chain("a", PRE, "tcp dport 99 redirect to :80"), chain("i", IN, "tcp dport 99 drop", "tcp dport 80 reject")),
-        NODE, 99, "tcp",
+        ip(
+            chain("a", PRE, "tcp dport 99 redirect to :80"),
+            chain("i", IN, "tcp dport 99 drop", "tcp dport 80 reject"),
+        ),
+        NODE,
+        99,
+        "tcp",
     ),
     "ct original sees the dialled port": (
-        ip(chain("a", PRE, "tcp dport 99 redirect to :80"), chain("i", IN, "ct status dnat meta l4proto tcp ct original proto-dst 99 reject with tcp reset")),
-        NODE, 99, "tcp",
+        ip(
+            chain("a", PRE, "tcp dport 99 redirect to :80"),
+            chain("i", IN, "ct status dnat meta l4proto tcp ct original proto-dst 99 reject with tcp reset"),
+        ),
+        NODE,
+        99,
+        "tcp",
     ),
     "drop": (ip(chain("i", IN, "tcp dport 80 drop")), NODE, 80, "tcp"),
     "policy drop": (
-        ip(chain("i", IN.replace("accept", "drop"), "ct state established,related accept", "tcp dport 22 accept")),
-        NODE, 80, "tcp",
+        ip(
+            chain(
+                "i",
+                IN.replace("accept", "drop"),
+                "ct state established,related accept",
+                "tcp dport 22 accept",
+            )
+        ),
+        NODE,
+        80,
+        "tcp",
     ),
     "policy drop with an exception": (
-        ip(chain("i", IN.replace("accept", "drop"), "ct state vmap { established : accept, related : accept }", "tcp dport { 80, 443 } accept")),
-        NODE, 80, "tcp",
+        ip(
+            chain(
+                "i",
+                IN.replace("accept", "drop"),
+                "ct state vmap { established : accept, related : accept }",
+                "tcp dport { 80, 443 } accept",
+            )
+        ),
+        NODE,
+        80,
+        "tcp",
     ),
     "accept ends one chain only": (
         ip(
             chain("first", IN.replace("priority filter", "priority -5"), "tcp dport 80 accept"),
             chain("second", IN.replace("priority filter", "priority 5"), "tcp dport 80 drop"),
         ),
-        NODE, 80, "tcp",
+        NODE,
+        80,
+        "tcp",
     ),
     "return in a base chain is its policy": (
-        ip(chain("i", IN.replace("accept", "drop"), "tcp dport 80 return", "accept")), NODE, 80, "tcp",
+        ip(chain("i", IN.replace("accept", "drop"), "tcp dport 80 return", "accept")),
+        NODE,
+        80,
+        "tcp",
     ),
     "return from a chain goes on with the caller": (
-        ip(chain("u", "return", "drop"), chain("i", IN, "jump u", "reject with tcp reset")), NODE, 80, "tcp",
+        ip(chain("u", "return", "drop"), chain("i", IN, "jump u", "reject with tcp reset")),
+        NODE,
+        80,
+        "tcp",
     ),
     "the end of a chain that was gone to is the policy": (
-        ip(chain("u", "tcp dport 81 drop"), chain("i", IN.replace("accept", "drop"), "goto u", "accept")), NODE, 80, "tcp",
+        ip(chain("u", "tcp dport 81 drop"), chain("i", IN.replace("accept", "drop"), "goto u", "accept")),
+        NODE,
+        80,
+        "tcp",
     ),
     "a chain gone to from a chain jumped to returns to the first": (
-        ip(chain("w"), chain("u", "goto w", "drop"), chain("i", IN, "jump u", "reject with tcp reset")), NODE, 80, "tcp",
+        ip(chain("w"), chain("u", "goto w", "drop"), chain("i", IN, "jump u", "reject with tcp reset")),
+        NODE,
+        80,
+        "tcp",
     ),
-    "continue": (ip(chain("i", IN, "tcp dport vmap { 80 : continue }", "tcp dport 80 reject")), NODE, 80, "tcp"),
+    "continue": (
+        ip(chain("i", IN, "tcp dport vmap { 80 : continue }", "tcp dport 80 reject")),
+        NODE,
+        80,
+        "tcp",
+    ),
     "a verdict map with a catch-all": (
-        ip(chain("i", IN, "tcp dport vmap { 22 : accept, 8000-9000 : accept, * : drop }")), NODE, 80, "tcp",
+        ip(chain("i", IN, "tcp dport vmap { 22 : accept, 8000-9000 : accept, * : drop }")),
+        NODE,
+        80,
+        "tcp",
     ),
     "a verdict map of intervals": (
-        ip(chain("i", IN, "ip saddr . tcp dport vmap { 10.1.0.0/24 . 70-90 : drop, 10.1.0.50 . 8080 : accept }")), NODE, 80, "tcp",
+        ip(
+            chain(
+                "i", IN, "ip saddr . tcp dport vmap { 10.1.0.0/24 . 70-90 : drop, 10.1.0.50 . 8080 : accept }"
+            )
+        ),
+        NODE,
+        80,
+        "tcp",
     ),
     **{
-        f"reject with {kind}": (ip(chain("f", FWD, f"reject with {kind}"), family="inet"), SERVER, 80, protocol)
+        f"reject with {kind}": (
+            ip(chain("f", FWD, f"reject with {kind}"), family="inet"),
+            SERVER,
+            80,
+            protocol,
+        )
         for kind in (
-            "icmp port-unreachable", "icmp net-unreachable", "icmp host-unreachable", "icmp prot-unreachable",
-            "icmp net-prohibited", "icmp host-prohibited", "icmp admin-prohibited", "icmpx no-route",
-            "icmpx host-unreachable", "icmpx admin-prohibited", "icmpx port-unreachable",
+            "icmp port-unreachable",
+            "icmp net-unreachable",
+            "icmp host-unreachable",
+            "icmp prot-unreachable",
+            "icmp net-prohibited",
+            "icmp host-prohibited",
+            "icmp admin-prohibited",
+            "icmpx no-route",
+            "icmpx host-unreachable",
+            "icmpx admin-prohibited",
+            "icmpx port-unreachable",
         )
         for protocol in ("tcp",)
     },
     **{
-        f"reject with {kind} in IPv6": (ip(chain("f", FWD, f"reject with {kind}"), family="inet"), "fd00:244::10", 80, "tcp")
+        f"reject with {kind} in IPv6": (
+            ip(chain("f", FWD, f"reject with {kind}"), family="inet"),
+            "fd00:244::10",
+            80,
+            "tcp",
+        )
         for kind in (
-            "icmpv6 no-route", "icmpv6 admin-prohibited", "icmpv6 addr-unreachable", "icmpv6 port-unreachable",
-            "icmpx no-route", "icmpx host-unreachable", "icmpx admin-prohibited", "icmp port-unreachable",
+            "icmpv6 no-route",
+            "icmpv6 admin-prohibited",
+            "icmpv6 addr-unreachable",
+            "icmpv6 port-unreachable",
+            "icmpx no-route",
+            "icmpx host-unreachable",
+            "icmpx admin-prohibited",
+            "icmp port-unreachable",
         )
     },
     "reject of udp": (ip(chain("f", FWD, "udp dport 53 reject")), SERVER, 53, "udp"),
     "reject of udp with tcp reset": (
-        ip(chain("f", FWD, "meta l4proto tcp reject with tcp reset", "drop")), SERVER, 53, "udp",
+        ip(chain("f", FWD, "meta l4proto tcp reject with tcp reset", "drop")),
+        SERVER,
+        53,
+        "udp",
     ),
     "reject before routing": (
-        ip(chain("p", "type filter hook prerouting priority -110;", "tcp dport 80 reject with tcp reset")), NODE, 80, "tcp",
+        ip(chain("p", "type filter hook prerouting priority -110;", "tcp dport 80 reject with tcp reset")),
+        NODE,
+        80,
+        "tcp",
     ),
     "untracked": (
         ip(
             chain("r", "type filter hook prerouting priority raw;", "tcp dport 80 notrack"),
             chain("i", IN, "ct state untracked reject with icmp host-prohibited"),
         ),
-        NODE, 80, "tcp",
+        NODE,
+        80,
+        "tcp",
     ),
     "a packet remembers itself in a set": (
         ip(
@@ -649,29 +816,64 @@ SCENARIOS: dict[str, tuple[str, str, int, str]] = {
             chain("p", "type filter hook prerouting priority -150;", "tcp dport 80 add @seen { ip saddr }"),
             chain("i", IN, "ip saddr @seen reject with tcp reset"),
         ),
-        NODE, 80, "tcp",
+        NODE,
+        80,
+        "tcp",
     ),
     "a limit that is not reached": (ip(chain("i", IN, "limit rate over 5/second drop")), NODE, 80, "tcp"),
     "a quota that is used up": (
-        ip("\tquota q { over 5 bytes used 5 bytes\n\t}\n", chain("i", IN, 'quota name "q" drop')), NODE, 80, "tcp",
+        ip("\tquota q { over 5 bytes used 5 bytes\n\t}\n", chain("i", IN, 'quota name "q" drop')),
+        NODE,
+        80,
+        "tcp",
     ),
-    "a count that is not reached": (ip(chain("i", IN, "ct state new ct count over 9 reject")), NODE, 80, "tcp"),
+    "a count that is not reached": (
+        ip(chain("i", IN, "ct state new ct count over 9 reject")),
+        NODE,
+        80,
+        "tcp",
+    ),
     "a dormant table": ("table ip t {\n\tflags dormant\n" + chain("i", IN, "drop") + "}\n", NODE, 80, "tcp"),
     "another family's table": (ip(chain("i", IN, "drop"), family="ip6"), NODE, 80, "tcp"),
     "ingress": (
-        ip(chain("g", 'type filter hook ingress device "eth0" priority 0;', "tcp dport 80 drop"), family="netdev"), NODE, 80, "tcp",
+        ip(
+            chain("g", 'type filter hook ingress device "eth0" priority 0;', "tcp dport 80 drop"),
+            family="netdev",
+        ),
+        NODE,
+        80,
+        "tcp",
     ),
     "ingress of another device": (
-        ip(chain("g", 'type filter hook ingress device "eth1" priority 0;', "tcp dport 80 drop"), family="netdev"), NODE, 80, "tcp",
+        ip(
+            chain("g", 'type filter hook ingress device "eth1" priority 0;', "tcp dport 80 drop"),
+            family="netdev",
+        ),
+        NODE,
+        80,
+        "tcp",
     ),
     "a rewritten header": (
-        ip(chain("p", "type filter hook prerouting priority -400;", "tcp dport 99 tcp dport set 80")), NODE, 99, "tcp",
+        ip(chain("p", "type filter hook prerouting priority -400;", "tcp dport 99 tcp dport set 80")),
+        NODE,
+        99,
+        "tcp",
     ),
     "the answer is dropped": (
-        ip(chain("o", "type filter hook output priority 0;", "tcp sport 80 tcp flags syn,ack / syn,ack drop")), NODE, 80, "tcp",
+        ip(
+            chain("o", "type filter hook output priority 0;", "tcp sport 80 tcp flags syn,ack / syn,ack drop")
+        ),
+        NODE,
+        80,
+        "tcp",
     ),
-    "the answer is dropped by its direction": (ip(chain("f", FWD, "ct direction reply drop")), SERVER, 80, "tcp"),
-}  # fmt: skip
+    "the answer is dropped by its direction": (
+        ip(chain("f", FWD, "ct direction reply drop")),
+        SERVER,
+        80,
+        "tcp",
+    ),
+}
 
 
 def predicted(state: NodeState, flow: Flow) -> dict[str, float]:

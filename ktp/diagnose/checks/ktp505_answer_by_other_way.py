@@ -45,6 +45,9 @@ def run(case: Case) -> Iterable[Finding]:
                 continue
             asked = [h.node for h in path.hops if h.direction == "request"]
             answered = [h.node for h in path.hops if h.direction == "reply"]
+            home = entry.asked.question.flow.from_node
+            if home == entry.node or home not in answered:
+                continue  # the answer was lost on its way, not because of its way
             if entry.node in asked and entry.node not in answered and path.endpoint_node != entry.node:
                 cells.append(entry)
                 text = text or f"question: {' → '.join(asked)}; answer: {' → '.join(answered)} → {entry.asked.question.client_name}"

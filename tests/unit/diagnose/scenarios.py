@@ -25,7 +25,6 @@ from tests.unit.diagnose.worlds import (
     routes,
     service_with,
     sysctl,
-    with_objects,
     without_endpoints,
     without_rules,
 )
@@ -60,8 +59,7 @@ def _with_pods(*nodes: str) -> Snapshot:
     grown = base
     for node in nodes:
         grown = with_ready_pod_on(grown, LOCAL, node)
-    changed = programmed(replace(base, nodes=grown.nodes), LOCAL, lambda _: grown.cluster)
-    return changed
+    return programmed(replace(base, nodes=grown.nodes), LOCAL, lambda _: grown.cluster)
 
 
 def _rules_behind() -> Asked:
@@ -114,6 +112,8 @@ def _in_recorded(service: str, client: str | None = None) -> Callable[[], Asked]
 
 _DROP = "-A FORWARD -p tcp -m tcp --dport {port} -j DROP"
 _TAKEN = "-A PREROUTING -p tcp -m tcp --dport {port} -j DNAT --to-destination 10.0.0.99:80"
+
+_BLACKHOLE: dict[str, object] = {"type": "blackhole", "dst": "10.244.1.0/24", "flags": []}
 
 SCENARIOS: dict[str, Scenario] = {
     "KTP101": Scenario(
@@ -189,10 +189,8 @@ SCENARIOS: dict[str, Scenario] = {
     "KTP901": Scenario(
         fires=_in_demo(
             CLUSTER,
-            ("node-b", "ip-route.json", routes({"type": "blackhole", "dst": "10.244.1.0/24", "flags": []}, without="10.244.1.0/24")),
+            ("node-b", "ip-route.json", routes(_BLACKHOLE, without="10.244.1.0/24")),
         ),
         silent=_in_demo(CLUSTER),
     ),
 }  # fmt: skip
-
-__all__ = ["SCENARIOS", "Scenario", "with_objects"]

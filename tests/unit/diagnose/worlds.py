@@ -148,9 +148,10 @@ def of_service(snapshot: Snapshot, key: str) -> Service:
 
 def sysctl(key: str, value: str) -> Edit:
     """A kernel setting."""
-    return lambda text: "".join(
-        line for line in text.splitlines(keepends=True) if not line.startswith(f"{key} =")
-    ) + f"{key} = {value}\n"
+    return lambda text: (
+        "".join(line for line in text.splitlines(keepends=True) if not line.startswith(f"{key} ="))
+        + f"{key} = {value}\n"
+    )
 
 
 def first_rule(table: str, rule: str) -> Edit:
@@ -176,7 +177,9 @@ def first_rule(table: str, rule: str) -> Edit:
 def without_rules(*words: str) -> Edit:
     """Without the rules that have all of the words."""
     return lambda text: "".join(
-        line for line in text.splitlines(keepends=True) if not ("-A " in line and all(w in line for w in words))
+        line
+        for line in text.splitlines(keepends=True)
+        if not ("-A " in line and all(w in line for w in words))
     )
 
 

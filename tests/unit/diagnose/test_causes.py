@@ -1,0 +1,192 @@
+"""Neighbouring causes are told apart, and a cause is named only where taking it away helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ktp.kubeproxy.changes import with_ready_pod_on
+from ktp.model.diagnosis import Severity
+from ktp.model.trace import Symptom
+from tests.unit.diagnose.scenarios import SCENARIOS
+from tests.unit.diagnose.worlds import (
+    CLUSTER,
+    LEGACY,
+    LOCAL,
+    LOCAL_POD,
+    Asked,
+    both,
+    causes,
+    cell,
+    codes,
+    demo,
+    findings,
+    first_rule,
+    in_order,
+    not_ready,
+    only_nodes,
+    policy,
+    programmed,
+    service_with,
+    sysctl,
+    with_objects,
+    without_endpoints,
+    without_rules,
+)
+
+
+def local(change: Callable[..., object], *, api_alone: bool) -> Asked:
+    if api_alone:
+        return Asked(with_objects(only_nodes(demo()), change), LOCAL)  # type: ignore[arg-type]
+    return Asked(programmed(demo(), LOCAL, change), LOCAL)  # type: ignore[arg-type]
+
+
+NEIGHBOURS = {
+    "no pod on this node": (
+        lambda c: c,
+        {"node-a": None, "node-b": "KTP501", "node-c": "KTP501"},
+    ),
+    "no selector and no endpoint": (
+        both(service_with(LOCAL, selector={}), without_endpoints(LOCAL)),
+        dict.fromkeys(("node-a", "node-b", "node-c"), "KTP101"),
+    ),
+    "the only pod is not ready": (
+        not_ready(LOCAL, LOCAL_POD),
+        dict.fromkeys(("node-a", "node-b", "node-c"), "KTP102"),
+    ),
+    "the selector matches nothing": (
+        both(service_with(LOCAL, selector={"app": "ept"}), without_endpoints(LOCAL)),
+        dict.fromkeys(("node-a", "node-b", "node-c"), "KTP103"),
+    ),
+    "ready pods that no slice lists": (
+        without_endpoints(LOCAL),
+        dict.fromkeys(("node-a", "node-b", "node-c"), "KTP101"),
+    ),
+}
+
+
+@pytest.mark.parametrize("api_alone", [False, True], ids=["rules", "API alone"])
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_neighbours_are_told_apart(name: str, api_alone: bool) -> None:
+    change, expected = NEIGHBOURS[name]
+    diagnosis = local(change, api_alone=api_alone).diagnosis()
+    assert causes(diagnosis) == expected
+    # of the five that look alike from outside, only the one
+    assert codes(diagnosis) & {"KTP101", "KTP102", "KTP103", "KTP401", "KTP501"} == set(expected.values()) - {
+        None
+    }
+
+
+def test_rules_that_are_behind_are_not_taken_for_a_missing_pod() -> None:
+    diagnosis = Asked(with_ready_pod_on(demo(), LOCAL, "node-b"), LOCAL).diagnosis()
+    assert causes(diagnosis) == {"node-a": None, "node-b": "KTP401", "node-c": "KTP501"}
+    finding = next(f for f in findings(diagnosis, "KTP401") if f.node == "node-b")
+    assert finding.severity is Severity.ERROR
+    assert finding.fixes[0].verified
+
+
+def test_a_pod_that_is_not_ready_on_this_node_is_said_so() -> None:
+    ready_there = with_ready_pod_on(demo(), LOCAL, "node-b")
+    pod = next(p.key for p in ready_there.cluster.pods or () if p.node_name == "node-b" and p.key not in
+               {q.key for q in demo().cluster.pods or ()})  # fmt: skip
+    diagnosis = Asked(
+        programmed(demo(), LOCAL, lambda _: not_ready(LOCAL, pod)(ready_there.cluster)), LOCAL
+    ).diagnosis()
+    finding = next(f for f in findings(diagnosis, "KTP501") if f.node == "node-b")
+    assert any("1 there not ready" in e.text for e in finding.evidence)
+
+
+# --------------------------------------------------------------------------------------------- counterfactuals
+
+
+def test_the_policy_is_not_blamed_where_another_policy_would_not_help() -> None:
+    """node-b neither has a pod nor forwards: neither Cluster nor a pod there would make it answer."""
+    snapshot = demo({("node-b", "sysctl.txt"): sysctl("net.ipv4.ip_forward", "0")})
+    diagnosis = Asked(snapshot, LOCAL).diagnosis()
+    assert causes(diagnosis)["node-b"] not in {"KTP501", None}
+    assert causes(diagnosis)["node-c"] == "KTP501"
+    assert {f.node for f in findings(diagnosis, "KTP501")} == {"node-c"}
+
+
+def test_forwarding_is_not_blamed_where_the_packet_needs_none() -> None:
+    """All endpoints are elsewhere, and the policy drops before anything is forwarded."""
+    snapshot = demo({("node-c", "sysctl.txt"): sysctl("net.ipv4.ip_forward", "0")})
+    diagnosis = Asked(snapshot, CLUSTER).diagnosis()
+    assert causes(diagnosis)["node-c"] == "KTP201"
+    on_c = Asked(snapshot, LOCAL).diagnosis()
+    assert cell(on_c, "node-a").symptom is Symptom.CONNECTS
+
+
+def test_a_rule_that_drops_something_else_is_not_blamed() -> None:
+    rule = "-A FORWARD -s 192.0.2.0/24 -j DROP"
+    diagnosis = Asked(demo({("node-b", LEGACY): first_rule("filter", rule)}), LOCAL).diagnosis()
+    assert causes(diagnosis)["node-b"] == "KTP501"
+    assert Severity.ERROR not in {f.severity for f in findings(diagnosis, "KTP301")}
+
+
+def test_two_faults_on_two_nodes_each_have_their_own_cause() -> None:
+    snapshot = demo(
+        {
+            ("node-a", "sysctl.txt"): sysctl("net.ipv4.ip_forward", "0"),
+            ("node-b", LEGACY): without_rules("-A PREROUTING", "KUBE-SERVICES"),
+        }
+    )
+    diagnosis = Asked(snapshot, CLUSTER).diagnosis()
+    assert causes(diagnosis, kind="loadBalancer") == {"node-a": "KTP201", "node-b": "KTP404", "node-c": None}
+
+
+def test_two_drops_behind_one_another_leave_neither_alone_to_blame() -> None:
+    """Taking either away changes nothing, so neither is called the cause; the cell is not left without one."""
+    rules = in_order(
+        first_rule("filter", "-A FORWARD -p tcp -m tcp --dport 80 -j DROP"),
+        first_rule("mangle", "-A FORWARD -p tcp -m tcp --dport 80 -j DROP"),
+    )
+    snapshot = demo({(node, LEGACY): rules for node in ("node-a", "node-b", "node-c")})
+    diagnosis = Asked(snapshot, CLUSTER).diagnosis()
+    assert causes(diagnosis)["node-a"] == "KTP901"
+    assert "KTP301" not in codes(diagnosis)
+
+
+def test_forward_policy_drop_spares_what_is_masqueraded() -> None:
+    """ "Cluster works, Local does not": kube-proxy accepts what it marked."""
+    dropping = {("node-a", LEGACY): policy("filter", "FORWARD", "DROP")}
+    assert causes(Asked(demo(dropping), LOCAL).diagnosis())["node-a"] == "KTP302"
+    assert cell(Asked(demo(dropping), CLUSTER).diagnosis(), "node-a").symptom is Symptom.CONNECTS
+
+
+def test_an_answer_that_is_lost_underway_is_not_blamed_on_its_way() -> None:
+    diagnosis = SCENARIOS["KTP901"].fires().diagnosis()
+    assert "KTP505" not in codes(diagnosis)
+    assert causes(diagnosis)["node-b"] == "KTP901"
+
+
+# ------------------------------------------------------------------------------------------------- the main case
+
+
+def test_the_article() -> None:
+    diagnosis = Asked(demo(), LOCAL).diagnosis()
+    assert diagnosis.verdict.startswith("nodePort 31015/TCP answers outside clients on node-a")
+    assert [(f.code, f.node) for f in diagnosis.findings if f.severity is Severity.ERROR] == [
+        ("KTP501", "node-b"),
+        ("KTP501", "node-c"),
+    ]
+    finding = diagnosis.findings[0]
+    texts = {(e.kind, e.text) for e in finding.evidence}
+    assert ("field", "spec.externalTrafficPolicy: Local") in texts
+    assert any(kind == "rule" and "has no local endpoints" in text for kind, text in texts)
+    assert any(kind == "rule" and "0x8000/0x8000 -j DROP" in text for kind, text in texts)
+    assert sum(kind == "counterfactual" for kind, _ in texts) == 2
+    assert len(finding.fixes) == 3
+    assert all(fix.verified for fix in finding.fixes)
+    assert finding.fixes[2].patch == {"spec": {"externalTrafficPolicy": "Cluster"}}
+    assert cell(diagnosis, "node-b").source_kept is None
+    assert cell(diagnosis, "node-a").source_kept is True
+
+
+def test_a_healthy_service_has_no_finding() -> None:
+    diagnosis = Asked(demo(), CLUSTER).diagnosis()
+    assert diagnosis.findings == ()
+    assert not diagnosis.undetermined
+    assert "answers outside clients on all 3 nodes" in diagnosis.verdict
+    assert [row.cells["external"].source_kept for row in diagnosis.frontends[0].nodes] == [False] * 3
