@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TextIO
 
 
@@ -16,4 +15,11 @@ def use_color(choice: str, stream: TextIO) -> bool:
 
 def width() -> int:
     """Columns to write in: COLUMNS, else the terminal's, 80 in a pipe; never more than reads well."""
-    return max(40, min(shutil.get_terminal_size((80, 24)).columns, 120))
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns):
+        return max(40, min(int(columns), 120))
+    try:
+        # As shutil.get_terminal_size, which would load every archive format to say so.
+        return max(40, min(os.get_terminal_size(1).columns or 80, 120))
+    except (ValueError, OSError):
+        return 80

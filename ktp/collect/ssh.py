@@ -201,10 +201,12 @@ class _Visitor:
         with self._lock:
             if self._unconfigured is None:
                 self._unconfigured = self._configuration(_NOBODY)
+            nobody = self._unconfigured
         for host, configuration in configurations.items():
-            if configuration.get("hostname", host).lower() != host.lower() or any(
-                configuration.get(key) != self._unconfigured.get(key)
-                for key in {*configuration, *self._unconfigured} - _NOT_COMPARED
+            name = configuration.get("hostname", host)
+            if (name.lower() != host.lower() and name != nobody.get("hostname")) or any(
+                configuration.get(key) != nobody.get(key)
+                for key in {*configuration, *nobody} - _NOT_COMPARED
             ):
                 return host
         for host, configuration in configurations.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from ktp.dataplane.host import Host
+from ktp.dataplane.ipvs import INPUT_PRIORITY, OUTPUT_PRIORITY
 from ktp.dataplane.state import State, Verdict
 from ktp.dataplane.xtables import Program
 from ktp.model.ruleset import Backend
@@ -40,7 +41,7 @@ class HookProgram(Protocol):
 
 
 class Group(NamedTuple):
-    """Programs of one priority. `kind` is "conntrack", "nat" or "table".
+    """Programs of one priority. `kind` is "conntrack", "nat", "ipvs" or "table".
 
     Where `ordered` is False the kernel runs them in the order of registration, last first, which is not known; `note`
     is then set where the tables' handles tell it as far as they can. `reroutes` tells that a changed mark or TOS makes local output route again (mangle, nft type route).
@@ -136,6 +137,8 @@ class HookTable:
                 groups.append(
                     Group("nat", place_of_nat, programs_of_nat, ordered, note=HANDLE_NOTE if known else "")
                 )
+            if host.virtual_servers is not None and hook in (INPUT, OUTPUT):
+                groups.append(Group("ipvs", INPUT_PRIORITY if hook == INPUT else OUTPUT_PRIORITY))
             groups.sort(key=lambda g: g.priority)
             self._groups[hook] = tuple(groups)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv6Address
 
+from ktp.dataplane.ipvs import VirtualServers
 from ktp.dataplane.ipset import Tester, compile_set
 from ktp.dataplane.packet import LOCAL_PORTS, PROTOCOL_NAMES, Packet, Port
 from ktp.dataplane.routing import LOCAL, Fib, Lookup
@@ -53,6 +54,8 @@ class Host:
             6: Fib(6, routes or (), state.rules6),
         }
         self._assumed_local = assumed_local
+        servers = state.ipvs
+        self.virtual_servers = VirtualServers(servers) if servers is not None and servers.services else None
         self._addresses: dict[tuple[int, int], tuple[Interface, InterfaceAddress]] = {}
         for interface in state.interfaces or ():
             for address in interface.addresses:

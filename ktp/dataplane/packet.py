@@ -150,6 +150,7 @@ class Packet:
         "icmp",
         "iif",
         "inner",
+        "ipvs",
         "length",
         "local",
         "mark",
@@ -194,6 +195,7 @@ class Packet:
         self.local = False  # made by a process of the node it is on
         self.reply = False
         self.tproxy = False
+        self.ipvs = False  # scheduled by IPVS already (skb->ipvs_property)
 
     def copy(self) -> Packet:
         new = object.__new__(Packet)

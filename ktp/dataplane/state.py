@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ktp.dataplane.packet import Conn, Packet
 
-ACCEPT, DROP, REJECT, UNKNOWN, STOLEN = 1, 2, 3, 4, 5
+ACCEPT, DROP, REJECT, UNKNOWN, STOLEN, IPVS = 1, 2, 3, 4, 5, 6
 
 RANDOM, ASKED = "random", "unknown"
 

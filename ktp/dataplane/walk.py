@@ -34,14 +34,17 @@ from ktp.dataplane.state import (
     ACCEPT,
     ASKED,
     DROP,
+    IPVS,
     RANDOM,
     REJECT,
+    UNKNOWN,
     Decision,
     HopRecord,
     State,
     StepRecord,
     Verdict,
 )
+from ktp.dataplane.xtables import translate_destination
 from ktp.model.host import NextHop, NodeState
 from ktp.model.trace import Disposition, Flow, Symptom
 
@@ -535,7 +538,11 @@ class Walker:
         p = state.packet
         p.oif = oif
         if p.ttl <= 1:
-            self._lost(state, host, f"the packet's TTL ends at {host.name}", "route")
+            reason = f"the packet's TTL ends at {host.name}"
+            step = state.note("route", reason, hook="ROUTING")
+            p.oif = None
+            kind = "icmp-time-exceeded" if p.family == 4 else "icmp6-time-exceeded"
+            self._send_error(state, host, kind, Disposition.LOST, reason, step, "route")
             return
         p.ttl -= 1
         for verdict in self._run_hook(state, host, FORWARD):
@@ -546,9 +553,74 @@ class Walker:
         p = state.packet
         p.oif = None
         for verdict in self._run_hook(state, host, INPUT):
-            if self._passed(verdict, host, INPUT):
+            if verdict.code == IPVS:
+                self._ipvs_out(verdict.state, host)
+            elif self._passed(verdict, host, INPUT):
                 self._confirm(verdict.state)
                 self._deliver_here(verdict.state, host)
+
+    # -- IPVS
+
+    @staticmethod
+    def _ipvs(state: State, host: Host, hook: str) -> list[Verdict]:
+        """ip_vs_in: a packet to a virtual server goes to one of its real servers; without any it is refused."""
+        p = state.packet
+        servers = host.virtual_servers
+        if servers is None or p.ipvs or p.reply or state.direction != "request":
+            return [Verdict(ACCEPT, state)]
+        found = servers.schedule(p)
+        if found is None:
+            return [Verdict(ACCEPT, state)]
+        if found.assumption is not None:
+            state.assume(found.assumption)
+        if not found.choices:
+            kind = "icmp-port-unreachable" if p.family == 4 else "icmp6-port-unreachable"
+            step = state.note("rule", "no real server: refused", hook=hook, table="ipvs", text=found.text, backend="ipvs")
+            return [Verdict(REJECT, state, kind, step)]
+        out: list[Verdict] = []
+        for number, (server, chance) in enumerate(found.choices):
+            each = state.fork() if number + 1 < len(found.choices) else state
+            if len(found.choices) > 1:
+                each.decide(Decision(RANDOM, ("ipvs", found.text), number, chance, "", "", None))
+            q = each.packet
+            words = endpoint_text(q.family, int(server.ip), server.port)
+            each.nat_step = each.note(
+                "rule", f"real server {words}", hook=hook, table="ipvs", text=found.text, backend="ipvs"
+            )
+            q.ipvs = True
+            if server.method != "masq":
+                out.append(Verdict(UNKNOWN, each, f"IPVS forwarding method {server.method} is not modelled", each.nat_step))
+                continue
+            if q.ct is not None:
+                translate_destination(each, int(server.ip), server.port)
+            else:
+                q.dst, q.dport = int(server.ip), server.port
+            out.append(Verdict(IPVS if hook == INPUT else ACCEPT, each))
+        return out
+
+    def _ipvs_out(self, state: State, host: Host) -> None:
+        """ip_vs_nat_xmit: what IPVS took in LOCAL_IN leaves by LOCAL_OUT and POSTROUTING, or stays where it is."""
+        p = state.packet
+        found = host.route(p, iif="lo")
+        if found.type == "local":
+            self._confirm(state)
+            self._deliver_here(state, host)
+            return
+        if found.type != "unicast" or not found.hops:
+            self._lost(state, host, f"{host.name} has no route to {to_text(p.family, p.dst)} ({found.type})", "route")
+            return
+        if p.ttl <= 1:
+            self._lost(state, host, f"the packet's TTL ends at {host.name}", "route")
+            return
+        p.ttl -= 1
+        for each, hop in self._choose_hop(state, found):
+            q = each.packet
+            q.iif, q.oif = None, hop.dev
+            each.hop = hop
+            each.note("route", _hop_words(hop), hook="ROUTING", text=_route_text(found))
+            for verdict in self._run_hook(each, host, OUTPUT):
+                if self._passed(verdict, host, OUTPUT):
+                    self._postrouting(verdict.state, host)
 
     # -- out of a node
 
@@ -1045,7 +1117,12 @@ class Walker:
                     after.append(each)
                     continue
                 before = (p.dst, p.mark, p.tos)
-                verdicts = self._nat(each, host, hook, group) if group.kind == "nat" else self._tables(each, host, hook, group)
+                if group.kind == "nat":
+                    verdicts = self._nat(each, host, hook, group)
+                elif group.kind == "ipvs":
+                    verdicts = self._ipvs(each, host, hook)
+                else:
+                    verdicts = self._tables(each, host, hook, group)
                 for verdict in verdicts:
                     if verdict.code != ACCEPT:
                         ended.append(verdict)
@@ -1338,6 +1415,8 @@ _ICMP_CODES = {
     "icmp-net-prohibited": (3, 9),
     "icmp-host-prohibited": (3, 10),
     "icmp-admin-prohibited": (3, 13),
+    "icmp-time-exceeded": (11, 0),
+    "icmp6-time-exceeded": (3, 0),
     "icmp6-no-route": (1, 0),
     "icmp6-adm-prohibited": (1, 1),
     "icmp6-addr-unreachable": (1, 3),
@@ -1347,7 +1426,10 @@ _ICMP_CODES = {
 }
 # Errors that a connected UDP socket is not told of (icmp_err_convert[].fatal, icmpv6_err_convert).
 _SOFT = frozenset(
-    ("icmp-net-unreachable", "icmp-host-unreachable", "icmp6-no-route", "icmp6-addr-unreachable")
+    (
+        "icmp-net-unreachable", "icmp-host-unreachable", "icmp-time-exceeded",
+        "icmp6-no-route", "icmp6-addr-unreachable", "icmp6-time-exceeded",
+    )  # fmt: skip
 )
 
 

@@ -11,7 +11,7 @@ from ktp.kubeproxy.synthesis import reprogram
 from ktp.model.cluster import Cluster, EndpointPort, EndpointSlice
 from ktp.model.host import NodeState
 from ktp.model.nftables import NftChain, NftTable
-from ktp.model.ruleset import Chain, Rule, Ruleset
+from ktp.model.ruleset import Chain, Ruleset
 from ktp.model.snapshot import Snapshot
 
 
@@ -127,7 +127,9 @@ def policy_accepts(snapshot: Snapshot, node: str, table: str, name: str) -> Snap
     for ruleset in state.rulesets:
         chain = ruleset.chain(table, name)
         if chain is not None and chain.policy == "DROP":
-            state = ruleset_edited(state, ruleset, {(table, name): like(chain, list(chain.raw_lines()), "ACCEPT")})
+            state = ruleset_edited(
+                state, ruleset, {(table, name): like(chain, list(chain.raw_lines()), "ACCEPT")}
+            )
     for nft_table, nft_chain in dropping_nft_chains(state, name.lower()):
         # Tables are compared by identity, so the edited one is looked up anew.
         now = state.nft.table(nft_table.family, nft_table.name) if state.nft is not None else None

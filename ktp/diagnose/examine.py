@@ -108,10 +108,10 @@ class Examiner:
         found = (self.index.slices or {}).get(key) or (self.index.endpoints or {}).get(key) or ()
         return tuple(found)
 
-    def has_rules(self, node: str) -> bool:
-        """Whether the node's rules and network were read."""
+    def has_rules(self, node: str, version: int = 4) -> bool:
+        """Whether the node's rules (of IPv4 or 6) were read."""
         state = self.snapshot.nodes.get(node)
-        return state is not None and state.has_rules
+        return state is not None and state.knows_rules_of(version)
 
     # -- questions
 
@@ -171,7 +171,7 @@ class Examiner:
             if ip is None:
                 return None
             flow = replace(flow, from_node=home)
-            if not self.has_rules(home):
+            if not self.has_rules(home, family):
                 flow = replace(flow, src=str(ip))
             name = f"a process on {home}"
         return Question(
@@ -213,11 +213,11 @@ class Examiner:
         """Both answers to one question."""
         intent = self.intent(service, port, question.front_end, question.client, question.node)
         fact: FlowAnswer | None = None
-        if self.has_rules(question.node) or (
-            question.flow.from_node is not None and self.has_rules(question.flow.from_node)
-        ):
+        version = question.front_end.ip_version
+        dialled, home = question.node, question.flow.from_node
+        if self.has_rules(dialled, version) or (home is not None and self.has_rules(home, version)):
             fact = answer_flow(self.walker, question.flow)
-            if fact.symptom is Symptom.UNKNOWN and not self.has_rules(question.node):
+            if fact.symptom is Symptom.UNKNOWN and not self.has_rules(dialled, version):
                 fact = None  # the walk ended where nothing was read: what should happen there is the better answer
         return Asked(question=question, intent=intent, fact=fact)
 

@@ -11,7 +11,7 @@ from ktp.diagnose.checks.ktp901_unexplained import CHECK as UNEXPLAINED
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import node_addresses
 from ktp.diagnose.share import load_shares
-from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason
+from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason, ip_versions_of
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.capture import EvidenceGap
 from ktp.model.cluster import Service, ServicePort
@@ -74,7 +74,7 @@ def diagnose_service(
         frontends=tuple(matrices),
         findings=tuple(findings),
         evidence_nodes={n: evidence_of(snapshot, n) for n in names},
-        gaps=_gaps(snapshot, names),
+        gaps=_gaps(snapshot, names, ip_versions_of(service)),
         source=snapshot.source,
         versions={n: str(examiner.proxy(n).versions) for n in names},
         undetermined=undetermined,
@@ -277,11 +277,23 @@ def _local_count(usable: Iterable[object], local: Iterable[object]) -> int:
     return len(here)
 
 
-def _gaps(snapshot: Snapshot, names: Iterable[str]) -> tuple[EvidenceGap, ...]:
+def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> tuple[EvidenceGap, ...]:
     known = {(g.kind, g.subject) for g in snapshot.gaps}
     extra = []
     for name in names:
         state = snapshot.nodes.get(name)
+        for version in versions if state is not None and state.has_rules else ():
+            if not state.knows_rules_of(version):
+                extra.append(
+                    EvidenceGap(
+                        kind="node-rules",
+                        subject=name,
+                        message=f"the IPv{version} rules of {name} were not read",
+                        remedy="save ip6tables-save of the node too, or let ktp read the node"
+                        if version == 6
+                        else "save iptables-save of the node too, or let ktp read the node",
+                    )
+                )
         if (state is None or not state.has_rules) and ("node-rules", name) not in known:
             extra.append(
                 EvidenceGap(

@@ -73,7 +73,11 @@ def _networks(state: NodeState, family: int) -> Iterator[str]:
                         return
                     yield from _sources(rule, state)
     for nft_table in state.nft.tables if state.nft is not None else ():
-        if nft_table.name == "kube-proxy" or nft_table.is_xtables or nft_table.family not in ("ip", "ip6", "inet"):
+        if (
+            nft_table.name == "kube-proxy"
+            or nft_table.is_xtables
+            or nft_table.family not in ("ip", "ip6", "inet")
+        ):
             continue
         for nft_chain in nft_table.chains.values():
             for nft_rule in nft_chain.rules:

@@ -70,6 +70,11 @@ def explain_flow(walker: Walker, asked: Asked, *, every_rule: bool = False) -> E
     stages = stages_of(walker, asked.node, answer, every_rule=every_rule)
     quiet = quiet_tables(walker, asked.node, answer, stages)
     notes = asked.notes
+    if asked.vantage in (NODE, LOCALHOST):
+        notes = (
+            *notes,
+            "what a process of the node sees proves nothing about clients outside: other rules meet them",
+        )
     if quiet:
         notes = (*notes, f"no rules on this packet's way in table{'s' * (len(quiet) > 1)} {', '.join(quiet)}")
     return Explanation(
@@ -184,7 +189,10 @@ def explain_chain_alone(
         source=ruleset.source,
         rules_of=rules_of(ruleset),
         chains=tuple(chain_tree(ruleset, c.table, c, every_rule=every_rule) for c in chains),
-        jumps_here=tuple(rule_node(r, f"{r.table} {r.chain}, rule {r.position}: {explain_rule(r, ruleset, brief=True)}") for r in shown),
+        jumps_here=tuple(
+            rule_node(r, f"{r.table} {r.chain}, rule {r.position}: {explain_rule(r, ruleset, brief=True)}")
+            for r in shown
+        ),
         notes=tuple(notes),
     )
 

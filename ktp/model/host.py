@@ -180,6 +180,12 @@ class NodeState:
         """Whether any packet filter rules of this node are known."""
         return bool(self.rulesets) or self.nft is not None
 
+    def knows_rules_of(self, version: int) -> bool:
+        """Whether the packet filter rules of IPv4 (or 6) are known; a dump of one family tells nothing of the other."""
+        if self.nft is not None or not self.files.isdisjoint(("nft-ruleset.json", "nft-ruleset.txt")):
+            return self.has_rules
+        return any(r.family == ("ip" if version == 4 else "ip6") for r in self.rulesets)
+
     def rulesets_of(self, family: str) -> tuple[Ruleset, ...]:
         """The xtables rulesets of `family` ("ip" or "ip6"), legacy before nft."""
         return tuple(r for r in self.rulesets if r.family == family)

@@ -524,22 +524,21 @@ class _BisectedRuleset:
         if section is None:
             return found
         needle = b" " + name.encode("utf-8", "surrogateescape")
+        callers: dict[str, None] = {}
         at = self._find(needle, section.rules, section.commit)
         while at >= 0:
             start = self._line_start(at, section.rules)
             line = self._line(start)
-            of = self._name(line).decode("utf-8", "surrogateescape")
-            if of != name and self._buf[at - 2 : at] in (b"-j", b"-g"):
-                rule = self._rule_at(table, of, line.decode("utf-8", "surrogateescape"))
+            if self._buf[at - 2 : at] in (b"-j", b"-g"):
+                callers[self._name(line).decode("utf-8", "surrogateescape")] = None
+            at = self._find(needle, start + len(line), section.commit)
+        for caller in callers:
+            chain = self.chain(table, caller)
+            for index in chain.containing(f" {name}") if chain is not None else ():
+                rule = chain.rule(index) if chain is not None else None
                 if rule is not None and rule.target is not None and rule.target.name == name:
                     found.append(rule)
-            at = self._find(needle, start + len(line), section.commit)
         return found
-
-    def _rule_at(self, table: str, name: str, line: str) -> Rule | None:
-        chain = self.chain(table, name)
-        numbers = chain.containing(line) if chain is not None else []
-        return chain.rule(numbers[0]) if chain is not None and numbers else None
 
     # -- where things lie
 

@@ -40,6 +40,10 @@ _RULESET_FILES = (
     ("iptables-save.txt", "ip", None),
     ("ip6tables-save.txt", "ip6", None),
 )
+_IPV4_RULES = frozenset((
+    *(file for file, family, _ in _RULESET_FILES if family == "ip"), "nft-ruleset.json", "nft-ruleset.txt",
+))  # fmt: skip
+_IPV6_RULES = frozenset(file for file, family, _ in _RULESET_FILES if family == "ip6")
 _BACKEND_ORDER = (Backend.LEGACY, Backend.UNKNOWN, Backend.NFT)
 _KUBE_PROXY_CONFIGS = ("kube-proxy-config.yaml", "kube-proxy-config.json")
 _NFT_TABLE_START = re.compile(rb'"table"\s*:\s*\{')
@@ -127,10 +131,17 @@ class _NodeFiles:
         self._node = node
         self._gaps = gaps
         self._read: set[str] = set()
+        self._unreadable: set[str] = set()
 
     def parse(self) -> NodeState:
         """All that the files tell of the node."""
         rulesets = self._rulesets()
+        nft = self._nft(rulesets)
+        # What is left of rules of which a part cannot be read would answer as if that part were not there.
+        if self._unreadable & _IPV4_RULES:
+            rulesets, nft = [], None
+        elif self._unreadable & _IPV6_RULES:
+            rulesets = [ruleset for ruleset in rulesets if ruleset.family != "ip6"]
         # Ruleset order decides nothing in the kernel; readers expect the older back end first.
         rulesets.sort(key=lambda ruleset: _BACKEND_ORDER.index(ruleset.backend))
         return NodeState(
@@ -145,7 +156,7 @@ class _NodeFiles:
             sysctls=self._parse("sysctl.txt", parse_sysctls),
             ipsets=self._parse("ipset-save.txt", parse_ipsets),
             rulesets=tuple(rulesets),
-            nft=self._nft(rulesets),
+            nft=nft,
             nft_hooks=self._parse("nft-hooks.txt", lambda data, *, source: decode_text(data, source)),
             ipvs=self._parse("ipvsadm.txt", parse_ipvs),
             kube_proxy=self._kube_proxy(),
@@ -170,6 +181,7 @@ class _NodeFiles:
         else:
             self._read.add(file)
             return value
+        self._unreadable.add(file)
         subject = f"{self._node}/{file}"
         self._gaps.add(EvidenceGap(kind="node-file", subject=subject, message=why, remedy=remedy))
         return None

@@ -193,6 +193,9 @@ def collect(node: str) -> dict[str, str]:
     from ktp.collect.local_node import collect_local_node
 
     capture = collect_local_node(node)
+    lost = [gap for gap in capture.gaps if gap.kind.startswith("node-")]
+    if lost:
+        raise OSError("; ".join(gap.message for gap in lost))
     return {name: content.decode("latin-1") for name, content in capture.files.items()}
 
 

@@ -301,7 +301,7 @@ add(
 add(
     "MASQUERADE and the hints of a route",
     "nf_nat_masquerade_ipv4 asks the device, not the route: `src` does not matter",
-    [p("pa1", "srv", 80), p("pa1", "c1", 80), p("pa1", "b")],
+    [p("pa1", "srv", 80), p("pa1", "b")],
     {"a": "nat: -A POSTROUTING -j MASQUERADE"},
     commands={"a": ["-4 route add 10.1.0.60 dev eth0 src 10.1.0.21"]},
 )
@@ -359,7 +359,7 @@ add(
 add(
     "NETMAP changes the network part",
     "NETMAP",
-    [p("c1", "10.96.1.10", 80), p("c1", "10.96.1.11", 80)],
+    [p("c1", "vip.a", 80), p("c1", "vip.a2", 80)],
     {"a": "nat: -A PREROUTING -d 10.96.1.0/24 -j NETMAP --to 10.244.1.0/24"},
 )
 
@@ -561,7 +561,7 @@ add(
 add(
     "a TTL that ends at the node",
     "ip_forward",
-    [p("c1", "pa1", 80), p("c1", "a"), p("a", "pb1", 80)],
+    [*both("c1", "pa1", 80), p("c1", "a"), *both("a", "pb1", 80)],
     {"a": "mangle: -A PREROUTING -i eth0 -j TTL --ttl-set 1\nmangle: -A OUTPUT -j TTL --ttl-set 1"},
 )
 

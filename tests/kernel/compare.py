@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from ktp.model.trace import Flow, FlowAnswer, Path, Symptom
 
 _FAILED_LINE = re.compile(r"line:? (\d+)")
 _COUNTED = re.compile(r"^\[(\d+):\d+\] (-A \S+)")
+RuleKey = tuple[str, str, str, str, int]  # node, back end, table, chain, position
 # Behind this the client's patience: a local client learns of an error in answer to its second SYN, after one second.
 _PATIENCE = 2.4
 
@@ -30,7 +30,7 @@ class Outcome:
     answer: FlowAnswer
     agrees: bool
     why: str = ""
-    moved: dict[tuple[str, str, str, str, int], int] = field(default_factory=dict)
+    moved: dict[RuleKey, int] = field(default_factory=dict)
 
 
 def load(lab: Lab, case: Case) -> Case:
@@ -92,13 +92,13 @@ def run_case(lab: Lab, case: Case, *, counted: bool = False) -> list[Outcome]:
         if counted:
             return [_counted(lab, case, walker, p, answer) for p, answer in zip(case.packets, answers, strict=True)]
         results = lab.probe([_wire(p) for p in case.packets])
-        out = [_judge(p, kernel, answer) for p, kernel, answer in zip(case.packets, results, answers, strict=True)]
+        out = [judge(p, kernel, answer) for p, kernel, answer in zip(case.packets, results, answers, strict=True)]
         for number, each in enumerate(out):
             if not each.agrees:  # alone, and with patience
                 for node in NODES:
                     lab.agents[node].run("conntrack", "-F", check=False)
                 again = lab.probe([{**_wire(each.packet), "timeout": _PATIENCE}])[0]
-                out[number] = _judge(each.packet, again, each.answer)
+                out[number] = judge(each.packet, again, each.answer)
         return out
     finally:
         unload(lab, case)
@@ -108,7 +108,7 @@ def _wire(p: Packet) -> dict[str, Any]:
     return {"host": p.host, "dst": p.dst, "port": p.port, "proto": p.proto, "src": p.src, "timeout": 0.3}
 
 
-def _judge(p: Packet, kernel: dict[str, Any], answer: FlowAnswer) -> Outcome:
+def judge(p: Packet, kernel: dict[str, Any], answer: FlowAnswer) -> Outcome:
     if answer.symptom is Symptom.UNKNOWN:
         return Outcome(p, kernel, answer, True, "undetermined")
     reasons = [_differs(kernel, path) for path in answer.paths]
@@ -134,8 +134,8 @@ def _differs(kernel: dict[str, Any], path: Path) -> str | None:
 # -- counters
 
 
-def read_counters(lab: Lab, case: Case) -> dict[tuple[str, str, str, str, int], int]:
-    """(node, back end, table, chain, position) → packets."""
+def read_counters(lab: Lab, case: Case) -> dict[RuleKey, int]:
+    """What each rule of the case has counted by now."""
     out = {}
     for node, backend in case.rules:
         table, at = "", Counter[str]()
@@ -149,9 +149,9 @@ def read_counters(lab: Lab, case: Case) -> dict[tuple[str, str, str, str, int], 
     return out
 
 
-def expected_counters(path: Path) -> Counter[tuple[str, str, str, str, int]]:
+def expected_counters(path: Path) -> Counter[RuleKey]:
     """The rules that ktp says matched, request, answer and error alike."""
-    out: Counter[tuple[str, str, str, str, int]] = Counter()
+    out: Counter[RuleKey] = Counter()
     for hop in path.hops:
         for step in hop.steps:
             if step.kind == "rule":
@@ -177,34 +177,40 @@ def _count(lab: Lab, case: Case, walker: Walker, p: Packet, answer: FlowAnswer) 
     kernel = lab.probe([_wire(p)])[0]
     after = read_counters(lab, case)
     moved = {k: n - before.get(k, 0) for k, n in after.items() if n != before.get(k, 0)}
-    judged = _judge(p, kernel, answer)
+    judged = judge(p, kernel, answer)
     if not judged.agrees:
         again = lab.probe([{**_wire(p), "timeout": _PATIENCE}])[0]
-        return _judge(p, again, answer)
+        return judge(p, again, answer)
+    why = counters_differ(case, walker, p, kernel, answer, moved)
+    return replace(judged, agrees=why is None, why=why or judged.why, moved=moved)
+
+
+def counters_differ(
+    case: Case, walker: Walker, p: Packet, kernel: dict[str, Any], answer: FlowAnswer, moved: dict[RuleKey, int]
+) -> str | None:
+    """Which rules matched by the kernel's counters and not by ktp's trace, or the other way; None where they agree.
+
+    Also None where the trace of the answer does not tell: what is unknown and ends alike either way; an answer that
+    is refused, of which the kernel tells the sender, its own process; two back ends, of which either may be first.
+    """
     if any(leaf.state.asked for leaf in walker.walk(Flow(**flow_of(p, case.family)))):
-        return judged  # both ways end alike, and which of them it was is left open
+        return None
     if "refuses the answer" in answer.reason or kernel.get("errno") == "EPERM":
-        return judged  # the kernel tells the sender, which is the node itself; ktp ends there
-    both = any((node, "nft") in case.rules and (node, "legacy") in case.rules for node in NODES)
-    if answer.symptom is Symptom.UNKNOWN or both:  # of two back ends at one priority, a dump does not tell the first
-        return judged
+        return None
+    if any((node, "nft") in case.rules and (node, "legacy") in case.rules for node in NODES):
+        return None
     whole = case.family == 4 and (p.proto == "udp" or kernel["outcome"] != "connects")
-    tries = []
+    tracked = not any("NOTRACK" in text or "--notrack" in text for text in case.rules.values())
+    wrong = []
     for path in answer.paths:
         if _differs(kernel, path) is not None:
             continue
         said = expected_counters(path)
-        if whole and dict(said) == moved:
-            return replace(judged, moved=moved)
-        tracked = not any("NOTRACK" in text or "--notrack" in text for text in case.rules.values())
-        if not whole and _contained(said, moved, tracked):
-            return replace(judged, moved=moved)
-        tries.append(dict(said))
-    wrong = []
-    for said_here in tries[:2]:
-        keys = [k for k in {*moved, *said_here} if moved.get(k, 0) != said_here.get(k, 0)]
-        wrong.append("; ".join(f"{k}: kernel {moved.get(k, 0)}, ktp {said_here.get(k, 0)}" for k in sorted(keys)))
-    return replace(judged, agrees=False, why="counters: " + " | ".join(wrong), moved=moved)
+        if dict(said) == moved if whole else _contained(said, moved, tracked):
+            return None
+        keys = sorted(k for k in {*moved, *said} if moved.get(k, 0) != said.get(k, 0))
+        wrong.append("; ".join(f"{k}: kernel {moved.get(k, 0)}, ktp {said.get(k, 0)}" for k in keys))
+    return "counters: " + " | ".join(wrong[:2])
 
 
 def _contained(said: Counter[Any], moved: dict[Any, int], tracked: bool) -> bool:
@@ -235,8 +241,3 @@ def tell(case: Case, outcome: Outcome) -> str:
         if any(what.values()):
             parts.append(f"  {what}")
     return "\n".join(parts)
-
-
-def summary(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """How many pairs, of what symptom, and how many that ktp leaves open."""
-    return dict(Counter(o.answer.symptom.value for o in outcomes))

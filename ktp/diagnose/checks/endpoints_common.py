@@ -49,7 +49,10 @@ def family_without_endpoints(case: Case) -> int | None:
     versions = {e.front_end.ip_version for e in case.entries}
     if versions != {4, 6} or not case.examiner.index.is_known:
         return None
-    has = {v: any(selection_of(case, e).has_endpoints for e in case.entries if e.front_end.ip_version == v) for v in (4, 6)}
+    has = {
+        v: any(selection_of(case, e).has_endpoints for e in case.entries if e.front_end.ip_version == v)
+        for v in (4, 6)
+    }
     if has[4] == has[6]:
         return None
     return 4 if has[6] else 6
@@ -65,7 +68,9 @@ def selected_pods(case: Case) -> list[Pod] | None:
     pods = case.snapshot.cluster.pods
     if pods is None or not case.service.selector:
         return None
-    return [p for p in pods if p.namespace == case.service.namespace and matches(case.service.selector, p.labels)]
+    return [
+        p for p in pods if p.namespace == case.service.namespace and matches(case.service.selector, p.labels)
+    ]
 
 
 def selector_text(selector: Mapping[str, str]) -> str:

@@ -42,7 +42,9 @@ def run(case: Case) -> Iterable[Finding]:
     elsewhere = unlisted_ports(case)  # KTP104, KTP105
     family = family_without_endpoints(case)  # KTP110
     entries = [
-        e for e in without_endpoints(case) if e.port not in elsewhere and e.front_end.ip_version != family and not _leaving(case, e)
+        e
+        for e in without_endpoints(case)
+        if e.port not in elsewhere and e.front_end.ip_version != family and not _leaving(case, e)
     ]
     if not entries:
         return
@@ -52,15 +54,17 @@ def run(case: Case) -> Iterable[Finding]:
     service = case.service
     node = entries[0].node
     mended = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node))
-    evidence = [field(f"EndpointSlices of {service.key}", "no endpoint with ready, or serving and terminating")]
+    evidence = [
+        field(f"EndpointSlices of {service.key}", "no endpoint with ready, or serving and terminating")
+    ]
     if not service.selector:
-        why = "it has no selector, so its EndpointSlices must be made by hand, and none lists a ready endpoint"
+        why = (
+            "it has no selector, so its EndpointSlices must be made by hand, and none lists a ready endpoint"
+        )
         evidence.append(field(f"Service {service.key}", "spec.selector: none"))
     else:
         why = "no EndpointSlice of it lists a usable endpoint" + (
-            ", though ready pods match its selector: the EndpointSlice controller is behind"
-            if pods
-            else ""
+            ", though ready pods match its selector: the EndpointSlice controller is behind" if pods else ""
         )
     if mended:
         evidence.append(counterfactual(f"with a ready endpoint on {node}, {mended[0].title} connects"))

@@ -46,7 +46,9 @@ def run(case: Case) -> Iterable[Finding]:
     node = entries[0].node
     mended = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node))
     if mended:
-        evidence.append(counterfactual(f"with a ready pod that matches on {node}, {mended[0].title} connects"))
+        evidence.append(
+            counterfactual(f"with a ready pod that matches on {node}, {mended[0].title} connects")
+        )
     yield CHECK.finding(
         f"the selector {selector_text(service.selector)} matches no pod in namespace {service.namespace}",
         evidence=evidence,
@@ -76,7 +78,11 @@ def _nearest(case: Case) -> tuple[Pod, str] | None:
     if best is None:
         return None
     pod = best[1]
-    missing = [f"{k}={v} (it has {k}={pod.labels[k]})" if k in pod.labels else f"{k}={v}" for k, v in selector.items() if pod.labels.get(k) != v]
+    missing = [
+        f"{k}={v} (it has {k}={pod.labels[k]})" if k in pod.labels else f"{k}={v}"
+        for k, v in selector.items()
+        if pod.labels.get(k) != v
+    ]
     return pod, ", ".join(missing)
 
 

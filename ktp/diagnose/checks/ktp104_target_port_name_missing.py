@@ -26,6 +26,7 @@ targetPort: web, and the Deployment's container port is called http.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import port_listed
@@ -51,20 +52,34 @@ def run(case: Case) -> Iterable[Finding]:
         number = port.port
         cells = of_port(without_endpoints(case), port) if port in unlisted_ports(case) else []
         supposed = EndpointPort(name=port.name, protocol=port.protocol, port=number)
-        mended = case.mended(cells, f"slices list {port.name} {number}", lambda supposed=supposed: port_listed(case, supposed))  # type: ignore[misc]
+        mended = case.mended(cells, f"slices list {port.name} {number}", partial(port_listed, case, supposed))
         every = len(without) == len(pods)
         if every and cells and not mended:
             continue
         declared = listed(
-            dict.fromkeys(f"{p.name or 'unnamed'} {p.container_port}/{p.protocol}" for pod in without for p in pod.ports), 6
+            dict.fromkeys(
+                f"{p.name or 'unnamed'} {p.container_port}/{p.protocol}" for pod in without for p in pod.ports
+            ),
+            6,
         )
         evidence = [
-            field(f"Service {case.service.key}", f"spec.ports[{port.name or port.port}].targetPort: {port.target_port}"),
+            field(
+                f"Service {case.service.key}",
+                f"spec.ports[{port.name or port.port}].targetPort: {port.target_port}",
+            ),
             field(f"Pod {without[0].key}", f"container ports: {declared or 'none declared'}"),
         ]
         if mended:
-            evidence.append(counterfactual(f"with that port in the slices, {mended[0].title} on {mended[0].node} connects"))
-        who = "no container of its pods has" if every else f"{len(without)} of {len(pods)} ready pods do not have"
+            evidence.append(
+                counterfactual(
+                    f"with that port in the slices, {mended[0].title} on {mended[0].node} connects"
+                )
+            )
+        who = (
+            "no container of its pods has"
+            if every
+            else f"{len(without)} of {len(pods)} ready pods do not have"
+        )
         yield CHECK.finding(
             f"{case.service.key}: targetPort {port.target_port} of port {port.port} is a name that {who}",
             evidence=evidence,
@@ -81,4 +96,6 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-CHECK = Check(code="KTP104", name="TargetPortNameMissing", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check(
+    code="KTP104", name="TargetPortNameMissing", severity=Severity.ERROR, page=__doc__ or "", run=run
+)

@@ -26,6 +26,7 @@ A hand-made EndpointSlice has a port named http, and the Service's only port has
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import port_listed
@@ -59,7 +60,11 @@ def run(case: Case) -> Iterable[Finding]:
             continue
         like = next((p for p in there if p.name == port.name), there[0])
         supposed = EndpointPort(name=port.name, protocol=port.protocol, port=like.port)
-        mended = case.mended(cells, f"slices list {port.name} {like.port}", lambda supposed=supposed: port_listed(case, supposed))  # type: ignore[misc]
+        mended = case.mended(
+            cells,
+            f"slices list {port.name} {like.port}",
+            partial(port_listed, case, supposed),
+        )
         if not mended:
             continue
         found = listed(dict.fromkeys(f'"{p.name}" {p.port}/{p.protocol}' for p in there), 6)
@@ -67,9 +72,13 @@ def run(case: Case) -> Iterable[Finding]:
             f'{case.service.key}: no EndpointSlice lists a port named "{port.name}" of protocol {port.protocol}; '
             f"they list {found}",
             evidence=[
-                field(f"Service {case.service.key}", f'spec.ports: name "{port.name}", protocol {port.protocol}'),
+                field(
+                    f"Service {case.service.key}", f'spec.ports: name "{port.name}", protocol {port.protocol}'
+                ),
                 field(f"EndpointSlices of {case.service.key}", f"ports: {found}"),
-                counterfactual(f"with that name and protocol in the slices, {mended[0].title} on {mended[0].node} connects"),
+                counterfactual(
+                    f"with that name and protocol in the slices, {mended[0].title} on {mended[0].node} connects"
+                ),
             ],
             fixes=[
                 Fix(

@@ -55,7 +55,9 @@ def run(case: Case) -> Iterable[Finding]:
 
     failing = [e for e in case.failing() if e.node in homes.values()]
     mended = case.mended(failing, "nodeName written", lambda: slices_changed(case, named)) if homes else []
-    policy = "externalTrafficPolicy" if service.external_traffic_policy == "Local" else "internalTrafficPolicy"
+    policy = (
+        "externalTrafficPolicy" if service.external_traffic_policy == "Local" else "internalTrafficPolicy"
+    )
     evidence = [
         field(f"EndpointSlices of {service.key}", f"no nodeName: {listed(e.addresses[0] for e in lost)}"),
         field(f"Service {service.key}", f"spec.{policy}: Local"),
@@ -106,4 +108,6 @@ def _home(case: Case, endpoint: Endpoint) -> str | None:
     return None
 
 
-CHECK = Check(code="KTP106", name="EndpointWithoutNode", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check(
+    code="KTP106", name="EndpointWithoutNode", severity=Severity.WARNING, page=__doc__ or "", run=run
+)

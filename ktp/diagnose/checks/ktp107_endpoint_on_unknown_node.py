@@ -51,15 +51,22 @@ def run(case: Case) -> Iterable[Finding]:
     def without(one: EndpointSlice) -> EndpointSlice:
         return replace(one, endpoints=tuple(e for e in one.endpoints if e not in ghosts))
 
-    mended = case.mended(case.failing(), "endpoints of unknown nodes gone", lambda: slices_changed(case, without))
+    mended = case.mended(
+        case.failing(), "endpoints of unknown nodes gone", lambda: slices_changed(case, without)
+    )
     names = listed(dict.fromkeys(e.node_name or "" for e in ghosts))
     evidence = [
-        *(field(f"EndpointSlices of {case.service.key}", f"{e.addresses[0]}: nodeName {e.node_name}") for e in ghosts[:4]),
+        *(
+            field(f"EndpointSlices of {case.service.key}", f"{e.addresses[0]}: nodeName {e.node_name}")
+            for e in ghosts[:4]
+        ),
         field("Nodes", listed(nodes, 8)),
     ]
     if mended:
         evidence.append(
-            counterfactual(f"without {ghosts[0].addresses[0]}, {mended[0].title} on {mended[0].node} connects more often")
+            counterfactual(
+                f"without {ghosts[0].addresses[0]}, {mended[0].title} on {mended[0].node} connects more often"
+            )
         )
     yield CHECK.finding(
         f"{len(ghosts)} endpoint{'s' * (len(ghosts) != 1)} of {case.service.key} ({listed(e.addresses[0] for e in ghosts)}) "
@@ -68,7 +75,9 @@ def run(case: Case) -> Iterable[Finding]:
         fixes=[
             Fix(
                 summary="delete the pods that are bound to the missing node, or correct the EndpointSlice",
-                cost="none: nothing can answer there" if mended else "what still runs there is lost to the Service",
+                cost="none: nothing can answer there"
+                if mended
+                else "what still runs there is lost to the Service",
                 verified=bool(mended),
                 outcome=f"{len(mended)} cells then connect more often" if mended else "",
             )
@@ -78,4 +87,6 @@ def run(case: Case) -> Iterable[Finding]:
     )
 
 
-CHECK = Check(code="KTP107", name="EndpointOnUnknownNode", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check(
+    code="KTP107", name="EndpointOnUnknownNode", severity=Severity.WARNING, page=__doc__ or "", run=run
+)

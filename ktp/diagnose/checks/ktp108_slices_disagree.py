@@ -49,7 +49,9 @@ def run(case: Case) -> Iterable[Finding]:
     if not (only_old or only_new) or len(old) >= _OVER_CAPACITY or key not in index.endpoints:
         return
     readers = [
-        n for n in case.nodes if uses_endpoints_objects(case.examiner.proxy(n).versions.minors()[-1], case.examiner.proxy(n))
+        n
+        for n in case.nodes
+        if uses_endpoints_objects(case.examiner.proxy(n).versions.minors()[-1], case.examiner.proxy(n))
     ]
     reads = "Endpoints" if readers else "EndpointSlices"
     evidence = []
@@ -81,4 +83,6 @@ def _ready(parts: Iterable[EndpointSlice]) -> set[tuple[str, int]]:
     }
 
 
-CHECK = Check(code="KTP108", name="SlicesDisagreeWithEndpoints", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check(
+    code="KTP108", name="SlicesDisagreeWithEndpoints", severity=Severity.WARNING, page=__doc__ or "", run=run
+)

@@ -37,7 +37,9 @@ def run(case: Case) -> Iterable[Finding]:
     service = case.service
     if not service.publish_not_ready_addresses:
         return
-    listed_there = {a for s in case.examiner.slices_of(service) for e in s.endpoints if e.is_ready for a in e.addresses}
+    listed_there = {
+        a for s in case.examiner.slices_of(service) for e in s.endpoints if e.is_ready for a in e.addresses
+    }
     pods = [p for p in selected_pods(case) or () if not p.is_ready and listed_there.intersection(p.pod_ips)]
     if not pods:
         return

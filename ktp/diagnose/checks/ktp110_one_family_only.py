@@ -51,7 +51,11 @@ def run(case: Case) -> Iterable[Finding]:
     if mended:
         evidence.append(counterfactual(f"with a pod of both families on {node}, {mended[0].title} connects"))
     one = sum(1 for p in pods if len({":" in a for a in p.pod_ips}) == 1)
-    who = f"; {one} of {len(pods)} pods {'has' if one == 1 else 'have'} an address of one family only" if one else ""
+    who = (
+        f"; {one} of {len(pods)} pods {'has' if one == 1 else 'have'} an address of one family only"
+        if one
+        else ""
+    )
     yield CHECK.finding(
         f"{service.key} is dual-stack and has no IPv{version} endpoint: "
         f"IPv{version} clients are refused{who}",

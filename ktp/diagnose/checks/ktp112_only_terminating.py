@@ -62,7 +62,8 @@ def _unused(case: Case, cells: list[Entry]) -> Iterable[Finding]:
         return replace(
             one,
             endpoints=tuple(
-                replace(e, ready=True, terminating=False) if e.is_terminating and e.is_serving else e for e in one.endpoints
+                replace(e, ready=True, terminating=False) if e.is_terminating and e.is_serving else e
+                for e in one.endpoints
             ),
         )
 
@@ -86,7 +87,10 @@ def _unused(case: Case, cells: list[Entry]) -> Iterable[Finding]:
                 verified=True,
                 outcome=f"{len(mended)} of {len(cells)} cells then connect",
             ),
-            Fix(summary="upgrade kube-proxy to 1.26 or later, which serves from them meanwhile", cost="an upgrade"),
+            Fix(
+                summary="upgrade kube-proxy to 1.26 or later, which serves from them meanwhile",
+                cost="an upgrade",
+            ),
         ],
         cells=cells,
     )

@@ -23,6 +23,7 @@ A hardening script or `systemctl restart systemd-sysctl` set ip_forward back to 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import sysctls_set
@@ -40,12 +41,15 @@ def run(case: Case) -> Iterable[Finding]:
             k: "1"
             for k, v in sysctls.items()
             if v.strip() == "0"
-            and (k == "net.ipv4.ip_forward" or (k.startswith(("net.ipv4.conf.", "net.ipv6.conf.")) and k.endswith(".forwarding")))
+            and (
+                k == "net.ipv4.ip_forward"
+                or (k.startswith(("net.ipv4.conf.", "net.ipv6.conf.")) and k.endswith(".forwarding"))
+            )
         }
         if not off:
             continue
         failing = [e for e in case.failing() if e.asked.fact is not None]
-        mended = case.mended(failing, f"forwarding on {node}", lambda node=node, off=off: sysctls_set(case.snapshot, node, off))  # type: ignore[misc]
+        mended = case.mended(failing, f"forwarding on {node}", partial(sysctls_set, case.snapshot, node, off))
         if not mended:
             continue
         key = "net.ipv4.ip_forward" if "net.ipv4.ip_forward" in off else sorted(off)[0]

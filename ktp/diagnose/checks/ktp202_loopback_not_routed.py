@@ -41,7 +41,12 @@ def run(case: Case) -> Iterable[Finding]:
         if entry.vantage is not Vantage.LOCALHOST:
             continue
         twin = next(
-            (e for e in case.entries if e.node == entry.node and e.title == entry.title and e.vantage is Vantage.NODE), None
+            (
+                e
+                for e in case.entries
+                if e.node == entry.node and e.title == entry.title and e.vantage is Vantage.NODE
+            ),
+            None,
         )
         if (twin is not None and twin.cell.symptom is Symptom.CONNECTS) or _never_served(case, entry):
             cells.append(entry)
@@ -58,7 +63,8 @@ def run(case: Case) -> Iterable[Finding]:
         )
     evidence += decided_evidence(first.cell) or (field("kube-proxy", first.asked.intent.decided_by),)
     served = any(
-        e.vantage is Vantage.NODE and e.title == first.title and e.cell.symptom is Symptom.CONNECTS for e in case.entries
+        e.vantage is Vantage.NODE and e.title == first.title and e.cell.symptom is Symptom.CONNECTS
+        for e in case.entries
     )
     loopback = "127.0.0.1" if first.front_end.ip_version == 4 else "::1"
     yield CHECK.finding(

@@ -24,6 +24,7 @@ A node with two networks whose default route leaves by the other one.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from ktp.diagnose.case import Case, decided_evidence
 from ktp.diagnose.changes import sysctls_set
@@ -41,7 +42,11 @@ def run(case: Case) -> Iterable[Finding]:
         if not strict:
             continue
         failing = [e for e in case.failing() if e.asked.fact is not None]
-        mended = case.mended(failing, f"loose rp_filter on {node}", lambda node=node, strict=strict: sysctls_set(case.snapshot, node, strict))  # type: ignore[misc]
+        mended = case.mended(
+            failing,
+            f"loose rp_filter on {node}",
+            partial(sysctls_set, case.snapshot, node, strict),
+        )
         if not mended:
             continue
         first = mended[0]

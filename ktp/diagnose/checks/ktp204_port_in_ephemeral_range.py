@@ -66,7 +66,11 @@ def run(case: Case) -> Iterable[Finding]:
         "and is not reserved: another process may be given it",
         nodes=nodes,
         evidence=[
-            Evidence(kind="sysctl", source=n, text=f"{_RANGE} = {taken[n][1]}; {_RESERVED} = {taken[n][2] or '(empty)'}")
+            Evidence(
+                kind="sysctl",
+                source=n,
+                text=f"{_RANGE} = {taken[n][1]}; {_RESERVED} = {taken[n][2] or '(empty)'}",
+            )
             for n in nodes[:4]
         ],
         fixes=[

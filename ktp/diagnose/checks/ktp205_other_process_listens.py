@@ -48,7 +48,11 @@ def run(case: Case) -> Iterable[Finding]:
             ]
             if not found:
                 continue
-            cells = [e for e in case.entries if e.node == node and e.port == port and e.is_external and e.is_swallowed]
+            cells = [
+                e
+                for e in case.entries
+                if e.node == node and e.port == port and e.is_external and e.is_swallowed
+            ]
             socket = found[0]
             where = f"{socket.ip or '*'}:{socket.port}/{socket.protocol}"
             owner = f" ({socket.process})" if socket.process else ""
@@ -63,9 +67,17 @@ def run(case: Case) -> Iterable[Finding]:
                 evidence=[
                     Evidence(kind="socket", source=f"{node} ss -lntu", text=f"{where}{owner}"),
                     field("kube-proxy", f"{versions} opens no node ports"),
-                    *(Evidence(kind="socket", source=e.node, text=f"{e.vantage.value}: {e.cell.reason}") for e in cells[:3]),
+                    *(
+                        Evidence(kind="socket", source=e.node, text=f"{e.vantage.value}: {e.cell.reason}")
+                        for e in cells[:3]
+                    ),
                 ],
-                fixes=[Fix(summary="move the process to another port, or give the Service another node port", cost="a restart")],
+                fixes=[
+                    Fix(
+                        summary="move the process to another port, or give the Service another node port",
+                        cost="a restart",
+                    )
+                ],
                 cells=cells,
                 severity=Severity.ERROR if cells else Severity.INFO,
             )

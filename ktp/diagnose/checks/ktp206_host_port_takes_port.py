@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ktp.diagnose.case import Case, Entry
+from ktp.diagnose.case import Case, Entry, given
 from ktp.diagnose.checks.base import Check, counterfactual, field
 from ktp.diagnose.checks.ktp405_foreign_translation import foreign_translations, is_mended, pod_of_host_port
 from ktp.diagnose.checks.rule_common import RuleInPlace
@@ -49,7 +49,12 @@ def run(case: Case) -> Iterable[Finding]:
         yield _finding(pod, port, rule, mended)
     ports = {(p.node_port, p.protocol.upper()) for p in case.service.ports if p.node_port}
     for pod in case.snapshot.cluster.pods or ():
-        if pod.key in taken or pod.host_network or pod.node_name not in case.nodes or pod.phase in ("Succeeded", "Failed"):
+        if (
+            pod.key in taken
+            or pod.host_network
+            or pod.node_name not in case.nodes
+            or pod.phase in ("Succeeded", "Failed")
+        ):
             continue
         for port in pod.ports:
             if (port.host_port, port.protocol.upper()) in ports:
@@ -57,8 +62,17 @@ def run(case: Case) -> Iterable[Finding]:
                     f"pod {pod.key} asks for hostPort {port.host_port}/{port.protocol} on {pod.node_name}, a node port of "
                     f"{case.service.key}: only one of the two can have it there",
                     node=pod.node_name,
-                    evidence=[field(f"Pod {pod.key}", f"containers[{port.container}].ports: hostPort {port.host_port}")],
-                    fixes=[Fix(summary="give the pod another hostPort, or the Service another node port", cost="a restart of the pod")],
+                    evidence=[
+                        field(
+                            f"Pod {pod.key}", f"containers[{port.container}].ports: hostPort {port.host_port}"
+                        )
+                    ],
+                    fixes=[
+                        Fix(
+                            summary="give the pod another hostPort, or the Service another node port",
+                            cost="a restart of the pod",
+                        )
+                    ],
                     severity=Severity.WARNING,
                 )
 
@@ -67,7 +81,7 @@ def _mended(case: Case, rule: RuleInPlace, entries: list[Entry]) -> list[Entry]:
     changed = rule.removed(case.snapshot)
     if changed is None:
         return []
-    return [e for e in entries if is_mended(case, e, case.ask_again(e, rule.label, lambda: changed))]
+    return [e for e in entries if is_mended(case, e, case.ask_again(e, rule.label, given(changed)))]
 
 
 def _finding(pod: Pod, port: ContainerPort, rule: RuleInPlace, mended: list[Entry]) -> Finding:
@@ -76,9 +90,14 @@ def _finding(pod: Pod, port: ContainerPort, rule: RuleInPlace, mended: list[Entr
         f"hostPort {port.host_port} of pod {pod.key} takes {first.title} on {rule.node}: its rule comes before kube-proxy's",
         node=rule.node,
         evidence=[
-            field(f"Pod {pod.key} on {rule.node}", f"containers[{port.container}].ports: hostPort {port.host_port}"),
+            field(
+                f"Pod {pod.key} on {rule.node}",
+                f"containers[{port.container}].ports: hostPort {port.host_port}",
+            ),
             rule.evidence(),
-            counterfactual(f"without this rule, {first.title} on {first.node} leads to the Service's endpoints"),
+            counterfactual(
+                f"without this rule, {first.title} on {first.node} leads to the Service's endpoints"
+            ),
         ],
         fixes=[
             Fix(

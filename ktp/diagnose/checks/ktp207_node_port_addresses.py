@@ -33,8 +33,8 @@ from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.questions import node_addresses
 from ktp.kubeproxy.frontends import FrontEndKind, serves_node_port
 from ktp.kubeproxy.intent import PortOnNode
-from ktp.kubeproxy.outcome import Vantage
 from ktp.kubeproxy.node import ProxyNode
+from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Finding, Fix, Severity
 from ktp.model.host import IPAddress
 from ktp.model.trace import Symptom
@@ -68,8 +68,16 @@ def run(case: Case) -> Iterable[Finding]:
         yield CHECK.finding(
             f"node ports answer on some addresses of the nodes only; not on {listed(str(a) for v in silent.values() for a in v)}",
             nodes=nodes,
-            evidence=[field("kube-proxy", _why(silent[nodes[0]][0], case.examiner.proxy(nodes[0]))), field("not served", words)],
-            fixes=[Fix(summary="dial an address that is served, or add the network to nodePortAddresses", cost="none")],
+            evidence=[
+                field("kube-proxy", _why(silent[nodes[0]][0], case.examiner.proxy(nodes[0]))),
+                field("not served", words),
+            ],
+            fixes=[
+                Fix(
+                    summary="dial an address that is served, or add the network to nodePortAddresses",
+                    cost="none",
+                )
+            ],
             severity=Severity.INFO,
         )
 
@@ -78,13 +86,18 @@ def _finding(case: Case, node: str, proxy: ProxyNode, mended: list[Entry]) -> Fi
     first = mended[0]
     dialled = first.asked.question.front_end.ip
     assert dialled is not None
-    served = [str(a) for a in (*node_addresses(case.snapshot, node), *_addresses(case, node)) if _served(a, proxy)]
+    served = [
+        str(a) for a in (*node_addresses(case.snapshot, node), *_addresses(case, node)) if _served(a, proxy)
+    ]
     return CHECK.finding(
         f"kube-proxy on {node} serves no node ports on {dialled}: {_why(dialled, proxy)}"
         + (f"; it does on {listed(served)}" if served else ""),
         node=node,
         evidence=[
-            field(f"kube-proxy's configuration on {node}", f"nodePortAddresses: {', '.join(proxy.node_port_addresses) or 'not set'}"),
+            field(
+                f"kube-proxy's configuration on {node}",
+                f"nodePortAddresses: {', '.join(proxy.node_port_addresses) or 'not set'}",
+            ),
             field(f"addresses of {node}", listed(map(str, node_addresses(case.snapshot, node)))),
             counterfactual(f"with node ports on every address, {first.title} on {node} connects"),
         ],
@@ -108,13 +121,28 @@ def _addresses(case: Case, node: str) -> list[IPAddress]:
     return [
         a.ip
         for interface in (state.interfaces if state is not None else None) or ()
-        if not interface.is_loopback and interface.kind not in ("bridge", "veth") and not interface.name.startswith(_POD_DEVICES)
+        if not interface.is_loopback
+        and interface.kind not in ("bridge", "veth")
+        and not interface.name.startswith(_POD_DEVICES)
         for a in interface.addresses
         if a.scope == "global" and a.ip.version in families and a.prefixlen < a.ip.max_prefixlen
     ]
 
 
-_POD_DEVICES = ("cni", "cali", "veth", "flannel", "kube-", "docker", "cilium", "lxc", "vxlan", "tunl", "nodelocaldns", "virbr")
+_POD_DEVICES = (
+    "cni",
+    "cali",
+    "veth",
+    "flannel",
+    "kube-",
+    "docker",
+    "cilium",
+    "lxc",
+    "vxlan",
+    "tunl",
+    "nodelocaldns",
+    "virbr",
+)
 
 
 def _served(address: IPAddress, proxy: ProxyNode) -> bool:
@@ -138,4 +166,6 @@ def _connects_without_limit(case: Case, entry: Entry, proxy: ProxyNode) -> bool:
     return asked.outcome(dialled, entry.asked.question.client).symptom is Symptom.CONNECTS
 
 
-CHECK = Check(code="KTP207", name="NodePortAddressNotServed", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check(
+    code="KTP207", name="NodePortAddressNotServed", severity=Severity.ERROR, page=__doc__ or "", run=run
+)

@@ -45,7 +45,11 @@ def run(case: Case) -> Iterable[Finding]:
     on_them = [n for n in bad if n in holders]
     yield CHECK.finding(
         f"{listed(bad)} {'is' if len(bad) == 1 else 'are'} not Ready"
-        + (f"; {listed(on_them)} hold{'s' * (len(on_them) == 1)} endpoints of {case.service.key}" if on_them else ""),
+        + (
+            f"; {listed(on_them)} hold{'s' * (len(on_them) == 1)} endpoints of {case.service.key}"
+            if on_them
+            else ""
+        ),
         nodes=list(bad),
         evidence=[
             field(
@@ -54,7 +58,13 @@ def run(case: Case) -> Iterable[Finding]:
             )
             for name, c in list(bad.items())[:6]
         ],
-        fixes=[Fix(summary="bring the kubelet of the node back", cost="none", command=f"kubectl describe node {next(iter(bad))}")],
+        fixes=[
+            Fix(
+                summary="bring the kubelet of the node back",
+                cost="none",
+                command=f"kubectl describe node {next(iter(bad))}",
+            )
+        ],
     )
 
 

@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ktp.dataplane.answer import answer_flow
-from ktp.diagnose.case import Case, Entry
+from ktp.diagnose.case import Case, Entry, given
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.checks.rule_common import BANNING, RuleInPlace, deciding_rule, merged, stopped
 from ktp.diagnose.witnesses import witnesses
@@ -51,7 +51,7 @@ def run(case: Case) -> Iterable[Finding]:
         changed = rule.removed(case.snapshot)
         if changed is None:
             continue
-        mended = case.mended(list(dict.fromkeys(entries)), rule.label, lambda changed=changed: changed)  # type: ignore[misc]
+        mended = case.mended(list(dict.fromkeys(entries)), rule.label, given(changed))
         if not mended:
             continue
         named.add(rule)
@@ -92,7 +92,9 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
         ]
         for entry in entries:
             for address, words in witnesses(case.examiner, node, entry.front_end.ip_version):
-                answer = answer_flow(case.examiner.walker, replace(entry.asked.question.flow, src=str(address)))
+                answer = answer_flow(
+                    case.examiner.walker, replace(entry.asked.question.flow, src=str(address))
+                )
                 for path in answer.paths:
                     rule = None if path.symptom is Symptom.CONNECTS else deciding_rule(path)
                     if rule is None or rule.is_kube or rule in named:
@@ -104,12 +106,14 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
                         where.append(entry)
     for rule, (path, who, where) in found.items():
         changed = rule.removed(case.snapshot)
-        world = case.world(rule.label, lambda changed=changed: changed) if changed is not None else None  # type: ignore[misc,return-value]
+        world = case.world(rule.label, given(changed)) if changed is not None else None
         if world is None:
             continue
         flow = replace(where[0].asked.question.flow, src=path.hops[0].arrived.src)
         after = answer_flow(world.walker, flow)
-        if after.symptom is not Symptom.CONNECTS and not any(p.symptom is Symptom.CONNECTS for p in after.paths):
+        if after.symptom is not Symptom.CONNECTS and not any(
+            p.symptom is Symptom.CONNECTS for p in after.paths
+        ):
             continue
         yield CHECK.finding(
             f"a rule in {rule.place} on {rule.node} {rule.verb} the traffic of some clients outside ({listed(who)}) "
@@ -118,7 +122,9 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
             evidence=[
                 rule.evidence(),
                 field("such a client", path.reason),
-                counterfactual(f"without this rule, {flow.src} connects to {where[0].title} on {where[0].node}"),
+                counterfactual(
+                    f"without this rule, {flow.src} connects to {where[0].title} on {where[0].node}"
+                ),
             ],
             fixes=[
                 Fix(

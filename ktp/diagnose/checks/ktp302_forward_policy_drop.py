@@ -24,6 +24,7 @@ Docker was installed on the node; its policy DROP stays although Kubernetes uses
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import dropping_nft_chains, policy_accepts
@@ -42,7 +43,11 @@ def run(case: Case) -> Iterable[Finding]:
         if state is None or not dropping:
             continue
         failing = [e for e in case.failing() if e.asked.fact is not None]
-        mended = case.mended(failing, f"FORWARD accepts on {node}", lambda node=node: policy_accepts(case.snapshot, node, "filter", "FORWARD"))  # type: ignore[misc]
+        mended = case.mended(
+            failing,
+            f"FORWARD accepts on {node}",
+            partial(policy_accepts, case.snapshot, node, "filter", "FORWARD"),
+        )
         if not mended:
             continue
         what, author, evidence, command = dropping[0]
@@ -68,7 +73,10 @@ def run(case: Case) -> Iterable[Finding]:
                     outcome=f"{len(mended)} of {len(failing)} failing cells then connect",
                 )
             ],
-            cells=merged(mended, decided_here(case, node, "policy", contains="orward" if "forward" in what else "FORWARD")),
+            cells=merged(
+                mended,
+                decided_here(case, node, "policy", contains="orward" if "forward" in what else "FORWARD"),
+            ),
         )
 
 

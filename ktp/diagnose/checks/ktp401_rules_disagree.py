@@ -30,6 +30,7 @@ from collections.abc import Iterable
 from ktp.diagnose.case import Case, Entry, decided_evidence, share
 from ktp.diagnose.changes import rules_renewed
 from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.kube_common import kube_proxy_evidence
 from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
 from ktp.model.trace import Symptom
 
@@ -42,30 +43,21 @@ def run(case: Case) -> Iterable[Finding]:
         state = case.state(node)
         if state is None or not state.has_rules:
             continue
-        entries = [e for e in case.entries if e.node == node and e.asked.fact is not None]
-        changed = [e for e in entries if _differs(e.cell, _renewed(case, e, node))]
+        changed = changed_cells(case, node)
         if not changed:
             continue
         worse = [e for e in changed if share(_renewed(case, e, node)) > share(e.cell) + 1e-9]
         first = (worse or changed)[0]
         after = _renewed(case, first, node)
-        config = state.kube_proxy
         evidence: list[Evidence] = [
             Evidence(kind="field", source=f"API objects of {case.service.key}", text=_words(after)),
             Evidence(kind="rule", source=f"rules of {node}", text=_words(first.cell)),
             *decided_evidence(first.cell),
-            counterfactual(f"with the rules that kube-proxy would write, {first.title} on {node}: {after.symptom.value}"),
+            counterfactual(
+                f"with the rules that kube-proxy would write, {first.title} on {node}: {after.symptom.value}"
+            ),
         ]
-        name = config.hostname_override if config is not None else None
-        known = case.snapshot.cluster.nodes
-        if name and known is not None and name not in known:
-            evidence.append(
-                Evidence(
-                    kind="field",
-                    source=f"kube-proxy's configuration on {node}",
-                    text=f"hostnameOverride: {name} is no Node's name: every endpoint counts as remote",
-                )
-            )
+        evidence += kube_proxy_evidence(case, node)
         yield CHECK.finding(
             f"the rules on {node} disagree with the API objects of {case.service.key}: "
             f"by the API {_words(after)}, by the rules {_words(first.cell)}; kube-proxy there has not synced",
@@ -84,6 +76,12 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             cells=worse or changed,
         )
+
+
+def changed_cells(case: Case, node: str) -> list[Entry]:
+    """The cells of a node that its rules, written anew from the API objects, answer differently."""
+    entries = [e for e in case.entries if e.node == node and e.asked.fact is not None]
+    return [e for e in entries if _differs(e.cell, _renewed(case, e, node))]
 
 
 def _renewed(case: Case, entry: Entry, node: str) -> Cell:
@@ -111,4 +109,6 @@ def _words(cell: Cell) -> str:
     return words
 
 
-CHECK = Check(code="KTP401", name="RulesDisagreeWithApi", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check(
+    code="KTP401", name="RulesDisagreeWithApi", severity=Severity.ERROR, page=__doc__ or "", run=run
+)

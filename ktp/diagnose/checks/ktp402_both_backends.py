@@ -27,6 +27,7 @@ The distribution's default changed from legacy to nft with an upgrade, without a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import backend_dropped
@@ -45,20 +46,26 @@ def run(case: Case) -> Iterable[Finding]:
         both = [r for r in state.rulesets if r.family == "ip" and _has_kube(r)]
         if len({r.backend for r in both}) < 2:
             continue
-        entries = [e for e in case.entries if e.node == node and (e.fails or e.cell.symptom is Symptom.UNKNOWN)]
+        entries = [
+            e for e in case.entries if e.node == node and (e.fails or e.cell.symptom is Symptom.UNKNOWN)
+        ]
         evidence: list[Evidence] = []
         concerned = []
         for ruleset in both:
             backend = ruleset.backend.value
             count = sum(1 for c in ruleset.chain_names("nat") if c.startswith("KUBE-"))
-            evidence.append(Evidence(kind="rule", source=f"{node} {backend} nat", text=f"{count} KUBE- chains"))
+            evidence.append(
+                Evidence(kind="rule", source=f"{node} {backend} nat", text=f"{count} KUBE- chains")
+            )
             label = f"{node} without {backend}"
             for entry in entries:
-                after = case.ask_again(entry, label, lambda backend=backend: backend_dropped(case.snapshot, node, backend))  # type: ignore[misc]
+                after = case.ask_again(entry, label, partial(backend_dropped, case.snapshot, node, backend))
                 if after.symptom is Symptom.CONNECTS and entry not in concerned:
                     concerned.append(entry)
                     evidence.append(
-                        counterfactual(f"without the {backend} rules, {entry.title} on {node} ({entry.vantage.value}) connects")
+                        counterfactual(
+                            f"without the {backend} rules, {entry.title} on {node} ({entry.vantage.value}) connects"
+                        )
                     )
         yield CHECK.finding(
             f"{node} holds kube-proxy's rules in both iptables back ends; the kernel runs both, and the first to "

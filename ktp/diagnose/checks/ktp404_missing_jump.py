@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import EditedRuleset, like, rules_renewed, with_state
@@ -51,10 +52,10 @@ def run(case: Case) -> Iterable[Finding]:
         if not missing:
             continue
         failing = [e for e in case.failing() if e.asked.fact is not None]
-        mended = case.mended(failing, f"jumps on {node}", lambda state=state: _restored(case.snapshot, state))  # type: ignore[misc]
+        mended = case.mended(failing, f"jumps on {node}", partial(_restored, case.snapshot, state))
         # A restarted kube-proxy also writes the Service's rules anew.
         rest = [e for e in failing if e not in mended and e.node == node]
-        mended += case.mended(rest, f"kube-proxy of {node} restarted", lambda node=node: _restarted(case, node))  # type: ignore[misc]
+        mended += case.mended(rest, f"kube-proxy of {node} restarted", partial(_restarted, case, node))
         if not mended:
             continue
         words = listed(f"{base} → {chain}" for _, base, chain, _ in missing)
@@ -94,7 +95,9 @@ def _restarted(case: Case, node: str) -> Snapshot:
 def _missing(state: NodeState) -> list[tuple[Ruleset, str, str, str]]:
     out = []
     for ruleset in state.rulesets:
-        if ruleset.chain("nat", "KUBE-SERVICES") is None or not len(ruleset.chain("nat", "KUBE-SERVICES") or ()):
+        if ruleset.chain("nat", "KUBE-SERVICES") is None or not len(
+            ruleset.chain("nat", "KUBE-SERVICES") or ()
+        ):
             continue
         for base, target, comment in _JUMPS:
             chain = ruleset.chain("nat", base)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ktp.diagnose.case import Case, Entry
+from ktp.diagnose.case import Case, Entry, given
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
@@ -43,7 +43,7 @@ def run(case: Case) -> Iterable[Finding]:
         changed = rule.removed(case.snapshot)
         if changed is None:
             continue
-        mended = [e for e in entries if is_mended(case, e, case.ask_again(e, rule.label, lambda changed=changed: changed))]  # type: ignore[misc]
+        mended = [e for e in entries if is_mended(case, e, case.ask_again(e, rule.label, given(changed)))]
         if not mended:
             continue
         first = mended[0]
@@ -89,8 +89,14 @@ def _translations(entry: Entry) -> Iterator[RuleInPlace]:
     for path in fact.paths if fact is not None else ():
         for hop in path.hops:
             for step in hop.steps:
-                is_nat = step.rule is not None and step.rule.target is not None and step.rule.target.name in _TRANSLATING
-                is_nft = step.backend == "nftables" and (" dnat " in f" {step.text} " or "redirect" in step.text)
+                is_nat = (
+                    step.rule is not None
+                    and step.rule.target is not None
+                    and step.rule.target.name in _TRANSLATING
+                )
+                is_nft = step.backend == "nftables" and (
+                    " dnat " in f" {step.text} " or "redirect" in step.text
+                )
                 rule = rule_of_step(hop.node, step) if is_nat or is_nft else None
                 if rule is not None and not rule.is_kube:
                     yield rule
@@ -101,7 +107,9 @@ def _is_astray(case: Case, entry: Entry, cell: Cell) -> bool:
     if cell.symptom is not Symptom.CONNECTS or not case.examiner.index.is_known:
         return False
     listed_there = {e.ip for e in selection_of(case, entry).listed}
-    return bool(listed_there) and bool(cell.endpoints) and all(e.ip not in listed_there for e in cell.endpoints)
+    return (
+        bool(listed_there) and bool(cell.endpoints) and all(e.ip not in listed_there for e in cell.endpoints)
+    )
 
 
 def is_mended(case: Case, entry: Entry, after: Cell) -> bool:
@@ -117,8 +125,14 @@ def pod_of_host_port(case: Case, rule: RuleInPlace, entry: Entry) -> tuple[Pod, 
         if pod.node_name != rule.node or pod.host_network:
             continue
         for port in pod.ports:
-            if port.host_port == entry.front_end.port and port.protocol.upper() == entry.front_end.protocol.upper():
-                if any(f"{ip}:{port.container_port}" in rule.text or f"[{ip}]:" in rule.text for ip in pod.pod_ips):
+            if (
+                port.host_port == entry.front_end.port
+                and port.protocol.upper() == entry.front_end.protocol.upper()
+            ):
+                if any(
+                    f"{ip}:{port.container_port}" in rule.text or f"[{ip}]:" in rule.text
+                    for ip in pod.pod_ips
+                ):
                     return pod, port
     return None
 

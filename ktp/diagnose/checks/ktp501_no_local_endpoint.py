@@ -74,6 +74,8 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
     by_policy = case.mended(entries, "policy Cluster", lambda: policy_changed(case, "Cluster"))
     by_pod = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node))
     cells = [e for e in entries if e in by_policy or e in by_pod]
+    # Where something else would stop the packet next, the drop is still what stops it now.
+    cells += [e for e in entries if e not in cells and _gets_further(case, e, node)]
     if not cells:
         return
     selection = selection_of(case, entries[0])
@@ -90,18 +92,46 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
         *decided_evidence(first.cell),
     ]
     if by_policy:
-        evidence.append(counterfactual(f"with externalTrafficPolicy: Cluster, {first.title} on {node} connects"))
+        evidence.append(
+            counterfactual(f"with externalTrafficPolicy: Cluster, {first.title} on {node} connects")
+        )
     if by_pod:
         evidence.append(counterfactual(f"with a ready pod on {node}, {first.title} on {node} connects"))
+    if not by_policy and not by_pod:
+        after = case.ask_again(first, f"pod on {node}", lambda: pod_added(case, node))
+        evidence.append(
+            counterfactual(f"with a ready pod on {node} the packet gets further, and then: {after.reason}")
+        )
     symptom = {Symptom.TIMES_OUT: "time out", Symptom.REFUSED: "are refused"}.get(first.cell.symptom, "fail")
-    curl = [e for e in case.entries if e.node == node and e.vantage is Vantage.NODE and e.is_external and not e.fails]
+    curl = [
+        e
+        for e in case.entries
+        if e.node == node and e.vantage is Vantage.NODE and e.is_external and not e.fails
+    ]
     message = (
         f"externalTrafficPolicy is Local and no usable endpoint of {service.key} runs on {node}: "
         f"clients outside {symptom} at {first.title}"
     )
     if curl:
         message += "; a curl on the node itself connects and proves nothing"
-    yield CHECK.finding(message, node=node, evidence=evidence, fixes=_fixes(case, node, cells, by_policy, by_pod), cells=cells)
+    yield CHECK.finding(
+        message, node=node, evidence=evidence, fixes=_fixes(case, node, cells, by_policy, by_pod), cells=cells
+    )
+
+
+def _gets_further(case: Case, entry: Entry, node: str) -> bool:
+    """Whether kube-proxy's drop ends the packet, and with a pod on the node something else does."""
+    before = entry.cell.decided_by
+    after = case.ask_again(entry, f"pod on {node}", lambda: pod_added(case, node)).decided_by
+    if (
+        before is None
+        or before.node != node
+        or ("local endpoint" not in before.rule + before.chain and "no-endpoint" not in before.rule)
+    ):
+        return False
+    return after is not None and (after.kind, after.table, after.chain, after.rule) != (
+        before.kind, before.table, before.chain, before.rule,
+    )  # fmt: skip
 
 
 def _marking_rule(entry: Entry) -> list[Evidence]:
@@ -110,8 +140,14 @@ def _marking_rule(entry: Entry) -> list[Evidence]:
     for path in fact.paths if fact is not None else ():
         for hop in path.hops:
             for step in hop.steps:
-                if step.rule is not None and step.rule.target is not None and step.rule.target.name == "KUBE-MARK-DROP":
-                    where = f"{hop.node} {step.backend} {step.table}" + (f" line {step.line}" if step.line else "")
+                if (
+                    step.rule is not None
+                    and step.rule.target is not None
+                    and step.rule.target.name == "KUBE-MARK-DROP"
+                ):
+                    where = f"{hop.node} {step.backend} {step.table}" + (
+                        f" line {step.line}" if step.line else ""
+                    )
                     return [Evidence(kind="rule", source=where, text=step.text)]
     return []
 
@@ -124,7 +160,9 @@ def _not_ready_here(selection: EndpointSelection, name: str) -> str:
     return f" ({len(here)} there not ready)" if here else ""
 
 
-def _fixes(case: Case, node: str, cells: list[Entry], by_policy: list[Entry], by_pod: list[Entry]) -> list[Fix]:
+def _fixes(
+    case: Case, node: str, cells: list[Entry], by_policy: list[Entry], by_pod: list[Entry]
+) -> list[Fix]:
     service = case.service
     good = sorted(
         {
@@ -163,7 +201,7 @@ def _fixes(case: Case, node: str, cells: list[Entry], by_policy: list[Entry], by
             patch={"spec": {"externalTrafficPolicy": "Cluster"}},
             command=(
                 f"kubectl patch service -n {service.namespace} {service.name} "
-                "-p '{\"spec\":{\"externalTrafficPolicy\":\"Cluster\"}}'"
+                '-p \'{"spec":{"externalTrafficPolicy":"Cluster"}}\''
             ),
             verified=len(by_policy) == len(cells),
             outcome=f"{len(by_policy)} of {len(cells)} failing cells of {node} then connect",

@@ -22,6 +22,7 @@ A node-local cache with a Service of internalTrafficPolicy Local, and a node who
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from ktp.diagnose.case import Case, decided_evidence
 from ktp.diagnose.changes import pod_added
@@ -35,10 +36,14 @@ def run(case: Case) -> Iterable[Finding]:
     if case.service.internal_traffic_policy != "Local":
         return
     for node in case.nodes:
-        entries = [e for e in case.failing(node) if selection_of(case, e).has_endpoints and not selection_of(case, e).local]
+        entries = [
+            e
+            for e in case.failing(node)
+            if selection_of(case, e).has_endpoints and not selection_of(case, e).local
+        ]
         if not entries:
             continue
-        mended = case.mended(entries, f"pod on {node}", lambda node=node: pod_added(case, node))  # type: ignore[misc]
+        mended = case.mended(entries, f"pod on {node}", partial(pod_added, case, node))
         if not mended:
             continue
         first = mended[0]

@@ -42,10 +42,16 @@ def run(case: Case) -> Iterable[Finding]:
         return
     seen: set[tuple[str, int]] = set()
     for port in case.service.ports:
-        entries = [e for e in case.entries if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL]
+        entries = [
+            e for e in case.entries if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL
+        ]
         counts = {e.node: len(selection_of(case, e).local) for e in entries}
         worst = max(
-            (s for s in load_shares(entries, "Local", counts) if s.balancer == "nodes-with-pods" and s.ratio is not None),
+            (
+                s
+                for s in load_shares(entries, "Local", counts)
+                if s.balancer == "nodes-with-pods" and s.ratio is not None
+            ),
             key=lambda s: s.ratio or 0,
             default=None,
         )
@@ -68,7 +74,9 @@ def run(case: Case) -> Iterable[Finding]:
                 Fix(
                     summary="spread the pods evenly with topologySpreadConstraints (maxSkew: 1, kubernetes.io/hostname)"
                     + (f": {moved}" if moved else ""),
-                    cost=f"{len(moves)} pod{'s' * (len(moves) != 1)} must move" if moves else "pods must be added",
+                    cost=f"{len(moves)} pod{'s' * (len(moves) != 1)} must move"
+                    if moves
+                    else "pods must be added",
                 ),
                 Fix(
                     summary="let the load balancer weigh nodes by their pods",

@@ -39,7 +39,12 @@ def run(case: Case) -> Iterable[Finding]:
         if entry.vantage is not Vantage.EXTERNAL:
             continue
         twin = next(
-            (e for e in case.entries if e.node == entry.node and e.title == entry.title and e.vantage is Vantage.NODE), None
+            (
+                e
+                for e in case.entries
+                if e.node == entry.node and e.title == entry.title and e.vantage is Vantage.NODE
+            ),
+            None,
         )
         if twin is not None and twin.cell.symptom is Symptom.CONNECTS:
             by_title.setdefault(entry.title, []).append(entry.node)

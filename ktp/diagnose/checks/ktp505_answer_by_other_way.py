@@ -50,7 +50,10 @@ def run(case: Case) -> Iterable[Finding]:
                 continue  # the answer was lost on its way, not because of its way
             if entry.node in asked and entry.node not in answered and path.endpoint_node != entry.node:
                 cells.append(entry)
-                text = text or f"question: {' → '.join(asked)}; answer: {' → '.join(answered)} → {entry.asked.question.client_name}"
+                text = (
+                    text
+                    or f"question: {' → '.join(asked)}; answer: {' → '.join(answered)} → {entry.asked.question.client_name}"
+                )
                 break
     if not cells:
         return

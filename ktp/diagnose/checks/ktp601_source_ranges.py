@@ -52,7 +52,9 @@ def run(case: Case) -> Iterable[Finding]:
         evidence=[
             field(f"Service {case.service.key}", f"spec.loadBalancerSourceRanges: {', '.join(ranges)}"),
             *decided_evidence(first.cell),
-            counterfactual(f"without source ranges, {first.title} answers {first.asked.question.client_name}"),
+            counterfactual(
+                f"without source ranges, {first.title} answers {first.asked.question.client_name}"
+            ),
         ],
         fixes=[
             Fix(

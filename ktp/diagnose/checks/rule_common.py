@@ -121,7 +121,9 @@ class RuleInPlace:
 
     def removed(self, snapshot: Snapshot) -> Snapshot | None:
         """The snapshot without it."""
-        return rule_removed(snapshot, self.node, self.backend, self.table, self.chain, self.position, self.text)
+        return rule_removed(
+            snapshot, self.node, self.backend, self.table, self.chain, self.position, self.text
+        )
 
 
 def rule_of_step(node: str, step: Step) -> RuleInPlace | None:

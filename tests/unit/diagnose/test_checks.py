@@ -99,7 +99,7 @@ def test_a_page_that_is_not_whole_is_refused(text: str, why: str) -> None:
 
 
 def test_pages_are_in_the_order_of_their_numbers() -> None:
-    assert [page.code for page in pages()] == sorted(FILES)
+    assert [page.code for page in pages()] == sorted(check.code for check in ALL_CHECKS)
 
 
 # -------------------------------------------------------------------------------------------- firing and silence

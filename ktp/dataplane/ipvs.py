@@ -1,0 +1,72 @@
+"""IPVS virtual servers on a packet's way (net/netfilter/ipvs/ip_vs_core.c, ip_vs_xmit.c).
+
+IPVS sits in LOCAL_IN behind the filter table (NF_IP_PRI_NAT_SRC - 1) and in LOCAL_OUT behind nat
+(NF_IP_PRI_NAT_DST + 2). A scheduled packet gets the real server's address and leaves by LOCAL_OUT and POSTROUTING: it
+never sees FORWARD. Written after the kernel's source; not tried against a kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ktp.dataplane.packet import PROTOCOLS, Packet
+from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
+
+INPUT_PRIORITY = 99
+OUTPUT_PRIORITY = -98
+
+# Schedulers that draw in proportion to weights; the others, as far as a first connection goes, draw alike.
+_WEIGHTED = frozenset(("wrr", "wlc", "mh", "fo"))
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A virtual server that takes a packet, and the real servers it may draw with their probabilities."""
+
+    server: VirtualServer
+    choices: tuple[tuple[RealServer, float], ...]
+    assumption: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The virtual server as `ipvsadm -Sn` prints it."""
+        s = self.server
+        if s.protocol == "fwmark":
+            return f"-A -f {s.port} -s {s.scheduler}"
+        flag = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"}[s.protocol]
+        where = f"[{s.ip}]" if s.ip is not None and s.ip.version == 6 else s.ip
+        return f"-A {flag} {where}:{s.port} -s {s.scheduler}"
+
+
+class VirtualServers:
+    """The virtual servers of one node, by what they are looked up with."""
+
+    def __init__(self, table: IpvsTable) -> None:
+        """Index `table`."""
+        self._by_address: dict[tuple[int, int, int], VirtualServer] = {}
+        self._by_mark: dict[int, VirtualServer] = {}
+        for service in table.services:
+            if service.protocol == "fwmark":
+                self._by_mark[service.port] = service
+            elif service.ip is not None:
+                self._by_address[PROTOCOLS[service.protocol], int(service.ip), service.port] = service
+
+    def schedule(self, p: Packet) -> Scheduled | None:
+        """The virtual server of a packet that opens a connection (ip_vs_service_find: firewall mark first)."""
+        found = self._by_mark.get(p.mark) if p.mark else None
+        if found is None and isinstance(p.dport, int):
+            found = self._by_address.get((p.proto, p.dst, p.dport))
+        if found is None:
+            return None
+        usable = [s for s in found.servers if s.weight > 0]
+        assumption = None
+        if found.persistent is not None and usable:
+            assumption = "no earlier connection of this client is remembered (IPVS persistence)"
+        if found.scheduler in ("sh", "dh", "mh") and len(usable) > 1:
+            assumption = f"IPVS scheduler {found.scheduler} draws by a hash, taken as a lot"
+        total = sum(s.weight for s in usable) if found.scheduler in _WEIGHTED else len(usable)
+        return Scheduled(
+            found,
+            tuple((s, (s.weight if found.scheduler in _WEIGHTED else 1) / total) for s in usable),
+            assumption,
+        )

@@ -1,0 +1,139 @@
+"""The node's rules list other endpoints than the API, and no client notices yet.
+
+# What it means
+For a port of the Service the rules on the node lead to an endpoint that the API does not list, or miss one that it does.
+None of the cells that ktp asks changes by it (where one does, it is KTP401).
+
+# Why traffic fails
+It does not yet. kube-proxy is behind by seconds, as in every rollout, or has stopped: then the difference grows until
+clients meet a pod that is gone.
+
+# Evidence
+Endpoints of the rules and of the API, side by side.
+
+# Confirm by hand
+    iptables-save -t nat | grep 'NAMESPACE/NAME' | grep DNAT
+    kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME
+    curl -s http://NODE-IP:10256/healthz
+
+# Fix
+Look again after half a minute. If the difference stays, restart kube-proxy on the node and look at its log.
+
+# Example
+kube-proxy's watch of the API server is broken since the certificate was renewed; one pod has been replaced since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ktp.diagnose.case import Case
+from ktp.diagnose.checks import ktp401_rules_disagree
+from ktp.diagnose.checks.base import Check, listed
+from ktp.diagnose.checks.kube_common import kube_proxy_evidence, restart_command
+from ktp.kubeproxy.names import NFT_ENDPOINT_PREFIX, service_chains, service_port_strings
+from ktp.model.cluster import ServicePort
+from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.host import NodeState
+from ktp.model.nftables import NftTable
+from ktp.model.ruleset import Ruleset
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires for each node whose rules list other endpoints for a port and that KTP401 says nothing of."""
+    if not case.examiner.index.is_known or not case.entries:
+        return
+    for node in case.nodes:
+        state = case.state(node)
+        if state is None or not state.has_rules or len({r.backend for r in state.rulesets if _kube(r)}) > 1:
+            continue
+        for port in case.service.ports:
+            programmed = _programmed(case, state, port)
+            if programmed is None:
+                continue
+            wanted = _wanted(case, node, port)
+            missing, extra = sorted(wanted - programmed), sorted(programmed - wanted)
+            if not (missing or extra) or ktp401_rules_disagree.changed_cells(case, node):
+                continue
+            parts = [f"{listed(extra)} only in the rules"] if extra else []
+            parts += [f"{listed(missing)} only in the API"] if missing else []
+            yield CHECK.finding(
+                f"the rules on {node} and the API list different endpoints of {case.service.key} "
+                f"port {port.name or port.port}: {'; '.join(parts)}",
+                node=node,
+                evidence=[
+                    Evidence(
+                        kind="rule", source=f"rules of {node}", text=listed(sorted(programmed), 8) or "none"
+                    ),
+                    Evidence(
+                        kind="field",
+                        source=f"EndpointSlices of {case.service.key}",
+                        text=listed(sorted(wanted), 8) or "none",
+                    ),
+                    *kube_proxy_evidence(case, node),
+                ],
+                fixes=[
+                    Fix(
+                        summary=f"if it stays so, restart kube-proxy on {node} and look at its log",
+                        cost="none",
+                        command=restart_command(node),
+                    )
+                ],
+            )
+
+
+def _kube(ruleset: Ruleset) -> bool:
+    return ruleset.chain("nat", "KUBE-SERVICES") is not None
+
+
+def _wanted(case: Case, node: str, port: ServicePort) -> set[str]:
+    """`ip:port` of every endpoint that kube-proxy would write for the port on this node."""
+    on_node = case.examiner.port_on(case.service, port, node)
+    out: set[str] = set()
+    for version in {e.front_end.ip_version for e in case.entries if e.port == port}:
+        selection = on_node.selection(ip_version=version)
+        chosen = {*selection.cluster, *selection.local}
+        out |= {f"[{e.ip}]:{e.port}" if version == 6 else f"{e.ip}:{e.port}" for e in chosen}
+    return out
+
+
+def _programmed(case: Case, state: NodeState, port: ServicePort) -> set[str] | None:
+    """`ip:port` of every endpoint in the node's rules for the port; None where its rules cannot be told."""
+    out: set[str] = set()
+    known = False
+    for ruleset in state.rulesets:
+        if _kube(ruleset):
+            known = True
+            for text in service_port_strings(case.service, port):
+                out |= set(_targets(ruleset, text, port.protocol.lower()))
+    for table in state.nft.tables if state.nft is not None else ():
+        if table.name == "kube-proxy":
+            known = True
+            out |= set(_nft_targets(table, case, port))
+    return out if known else None
+
+
+def _targets(ruleset: Ruleset, text: str, protocol: str) -> Iterator[str]:
+    chains = service_chains(text, protocol)
+    for name in (chains.svc, chains.svl, chains.xlb):
+        chain = ruleset.chain("nat", name)
+        for line in chain.raw_lines() if chain is not None else ():
+            target = line.rpartition(" -j ")[2].partition(" ")[0]
+            endpoint = ruleset.chain("nat", target) if target.startswith("KUBE-SEP-") else None
+            for rule in endpoint.raw_lines() if endpoint is not None else ():
+                _, found, rest = rule.partition("--to-destination ")
+                if found:
+                    yield rest.partition(" ")[0]
+
+
+def _nft_targets(table: NftTable, case: Case, port: ServicePort) -> Iterator[str]:
+    middle = f"-{case.service.namespace}/{case.service.name}/{port.protocol.lower()}/{port.name}__"
+    for name in table.chains:
+        if name.startswith(NFT_ENDPOINT_PREFIX) and middle in name and not name.endswith("..."):
+            address, _, number = name.partition(middle)[2].rpartition("/")
+            yield (
+                f"[{address.replace('.', ':')}]:{number}" if table.family == "ip6" else f"{address}:{number}"
+            )
+
+
+CHECK = Check(code="KTP409", name="QuietDrift", severity=Severity.INFO, page=__doc__ or "", run=run)

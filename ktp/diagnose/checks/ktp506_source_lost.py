@@ -1,0 +1,98 @@
+"""The client's address is replaced although externalTrafficPolicy is Local.
+
+# What it means
+Local exists to keep the client's address. kube-proxy does not masquerade here, but another rule on the node does.
+
+# Why traffic fails
+It does not fail, but the pods see an address of the node: access lists, rate limits, logs and geo-location are wrong,
+and the price of Local (nodes that drop) is paid for nothing.
+
+# Evidence
+The rule that replaces the source, who likely wrote it, and that the address stays without it.
+
+# Confirm by hand
+    iptables -t nat -S POSTROUTING; nft list ruleset | grep -n 'masquerade\\|snat'
+    conntrack -L -p tcp --dport TARGETPORT       # on the node: the reply's dst is what the pod sees
+
+# Fix
+Exempt traffic to the pod network from the rule, in what owns it (the CNI's ipMasq, firewalld's zone, a script). Where
+the load balancer itself replaces the address, the nodes cannot know: use proxy protocol or X-Forwarded-For.
+
+# Example
+firewalld's zone has masquerading on, and the nodes' interface is in that zone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ktp.diagnose.case import Case, Entry, given
+from ktp.diagnose.checks.base import Check, counterfactual, field, listed
+from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
+from ktp.kubeproxy.outcome import Vantage
+from ktp.model.diagnosis import Finding, Fix, Severity
+from ktp.model.trace import Symptom
+
+_REPLACING = frozenset(("MASQUERADE", "SNAT", "NETMAP"))
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires for each rule without which an outside client's address is kept under Local."""
+    if case.service.external_traffic_policy != "Local":
+        return
+    by_rule: dict[RuleInPlace, list[Entry]] = {}
+    for entry in case.entries:
+        if entry.vantage is Vantage.EXTERNAL and entry.is_external and entry.cell.symptom is Symptom.CONNECTS:
+            if entry.cell.source_kept is False:
+                for rule in _sources(entry):
+                    by_rule.setdefault(rule, []).append(entry)
+    for rule, entries in by_rule.items():
+        changed = rule.removed(case.snapshot)
+        if changed is None:
+            continue
+        kept = [
+            e for e in dict.fromkeys(entries) if case.ask_again(e, rule.label, given(changed)).source_kept
+        ]
+        if not kept:
+            continue
+        first = kept[0]
+        seen = listed(first.cell.sources_seen)
+        yield CHECK.finding(
+            f"externalTrafficPolicy is Local, but on {rule.node} a rule in {rule.place} replaces the client's address: the "
+            f"pods see {seen} (written by {rule.author})",
+            node=rule.node,
+            evidence=[
+                rule.evidence(),
+                field(f"Service {case.service.key}", "spec.externalTrafficPolicy: Local"),
+                counterfactual(
+                    f"without this rule, the client's address is kept at {first.title} on {first.node}"
+                ),
+            ],
+            fixes=[
+                Fix(
+                    summary=f"exempt traffic to the pod network from the rule, in what owns it ({rule.author})",
+                    cost="where pods have no route back to the clients, answers are lost",
+                    verified=True,
+                    outcome=f"without the rule {len(kept)} cells keep the client's address",
+                )
+            ],
+        )
+
+
+def _sources(entry: Entry) -> Iterator[RuleInPlace]:
+    fact = entry.asked.fact
+    for path in fact.paths if fact is not None else ():
+        for hop in path.hops:
+            for step in hop.steps if hop.direction == "request" else ():
+                is_snat = (
+                    step.rule is not None
+                    and step.rule.target is not None
+                    and step.rule.target.name in _REPLACING
+                )
+                is_nft = step.backend == "nftables" and ("masquerade" in step.text or "snat" in step.text)
+                rule = rule_of_step(hop.node, step) if is_snat or is_nft else None
+                if rule is not None:
+                    yield rule
+
+
+CHECK = Check(code="KTP506", name="SourceLost", severity=Severity.WARNING, page=__doc__ or "", run=run)
