@@ -906,11 +906,17 @@ class Walker:
                 f"{attached.name} gets its own packet back with itself as the sender, and cannot answer it", host, "route",
             )  # fmt: skip
             return
-        if host is None:
-            self._delivered(state, host, "")
-            return
         reply = self._reply_of(p)
         self._turn(state, reply, "reply")
+        if host is None:
+            # Its node is not known: the answer is taken to get out of it unchanged, towards whom it is for.
+            owner = self._owners.get((reply.family, reply.dst))
+            target = self.host(owner) if owner is not None else None
+            if target is not None:
+                self._enter(state, target, target.interface_of(reply.family, reply.dst) or "?", None)
+            else:
+                self._answer_arrives(state, None)
+            return
         if attached.node is None:
             self._answer_from_outside(state, host, attached)
             return
@@ -1063,6 +1069,13 @@ class Walker:
         if p.reply:
             self._lost(state, host, f"{host.name} refuses the answer ({reason})", cause, step)
             return
+        if disposition is Disposition.NO_LISTENER and kind == "tcp-reset" and p.family == 6 and p.src == 1:
+            if host.has_network and host.interface_of(6, p.dst) != "lo":
+                # tcp_v6_send_response asks for ::1 by the interface of the dialled address, and there is no such route
+                self._leaf(
+                    state, disposition, Symptom.TIMES_OUT, f"{reason}; the reset for ::1 finds no route", host, cause, step
+                )
+                return
         if kind == "tcp-reset" and p.proto not in (TCP, pk.SCTP):
             self._leaf(state, disposition, Symptom.TIMES_OUT, f"{reason}; a TCP reset cannot be sent for this protocol", host, cause, step)
             return

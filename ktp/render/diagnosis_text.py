@@ -14,16 +14,16 @@ from ktp.model.trace import Symptom
 
 _HEADINGS = {
     "external": "outside",
-    "node": "node itself",
+    "node": "node\nitself",
     "localhost": "127.0.0.1",
-    "podSameNode": "pod here",
-    "podOtherNode": "pod else-where",
-    "otherNode": "other node",
+    "podSameNode": "pod on\nnode",
+    "podOtherNode": "pod\nelsewhere",
+    "otherNode": "other\nnode",
 }
 _WORDS = {
     Symptom.TIMES_OUT: ("times out", "red"),
     Symptom.REFUSED: ("refused", "red"),
-    Symptom.UNREACHABLE: ("unreach-able", "red"),
+    Symptom.UNREACHABLE: ("unreach.", "red"),
     Symptom.UNKNOWN: ("unknown", "yellow"),
 }
 _SEVERITY = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}
@@ -60,6 +60,8 @@ def print_matrices(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fal
     )
     if shown_cells:
         console.print(Text("kept: the pod sees the client's address; SNAT: it sees a node's", style="dim"))
+    if any(c.basis == "api" for m in d.frontends for r in m.nodes for c in r.cells.values()):
+        console.print(Text("~: by the API objects alone, the node's rules were not read", style="dim"))
 
 
 def write(console: Console, text: Text, indent: int = 0, hang: int | None = None) -> None:
@@ -122,13 +124,13 @@ def _print_matrix(m: FrontEndMatrix, console: Console) -> None:
         title_justify="left",
         box=None,
         pad_edge=False,
-        padding=(0, 1),
+        padding=(0, 2, 0, 0),
         expand=False,
     )
     table.add_column(Text("node"), overflow="fold", min_width=6)
     table.add_column(Text("pods"), justify="right", min_width=4)
     for vantage in vantages:
-        table.add_column(Text(_HEADINGS[vantage]), overflow="fold", min_width=8)
+        table.add_column(Text(_HEADINGS[vantage]), no_wrap=True)
     rows = list(m.nodes) if len(m.nodes) <= _MAX_ROWS else _worst(m)
     for row in rows:
         address = f" {row.addresses[0]}" if row.addresses and console.width >= 100 else ""
@@ -191,7 +193,7 @@ def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> 
     if first.fixes:
         write(console, Text("What to do", style="bold"), 2)
     for number, fix in enumerate(first.fixes, 1):
-        mark = "checked" if fix.verified else "not checked by ktp"
+        mark = "checked" if fix.verified else "checked in part" if fix.outcome else "not checked by ktp"
         write(console, Text(f"{number}. {fix.summary}"), 4, 7)
         price = f"price: {fix.cost}" + (f"; {mark}: {fix.outcome}" if fix.outcome else f"; {mark}")
         write(console, Text(price, style="dim"), 7)

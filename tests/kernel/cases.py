@@ -400,6 +400,13 @@ add(
     family=6,
 )  # fmt: skip
 add(
+    "a process that calls from ::1 at another of its node's addresses",
+    "tcp_v6_send_response finds no route to ::1 by that address's interface: no reset comes; an answer does",
+    [*both("b", "b", 8081, src="localhost", six=True), *both("b", "b", src="localhost", six=True),
+     *both("b", "localhost", 8082, six=True), *both("b", "localhost", 8082, src="b", six=True)],
+    family=6,
+)  # fmt: skip
+add(
     "a packet with 127.0.0.1 in it from the wire",
     "ip_route_input_slow asks route_localnet of the incoming interface",
     [p("c1", "vip.a"), p("pa1", "vip.a")],

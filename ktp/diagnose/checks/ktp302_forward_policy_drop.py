@@ -51,9 +51,10 @@ def run(case: Case) -> Iterable[Finding]:
         if not mended:
             continue
         what, author, evidence, command = dropping[0]
+        excepted = any(r.chain("filter", "KUBE-FORWARD") is not None for r in state.rulesets)
         note = (
             "; masqueraded traffic (policy Cluster) is accepted by KUBE-FORWARD and passes"
-            if case.service.external_traffic_policy == "Local" and what.endswith("of FORWARD")
+            if case.service.external_traffic_policy == "Local" and excepted and what.endswith("of FORWARD")
             else ""
         )
         by = f" (set by {author})" if author else ""

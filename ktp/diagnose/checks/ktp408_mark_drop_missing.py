@@ -63,10 +63,10 @@ def run(case: Case) -> Iterable[Finding]:
         ]
         if not changed:
             continue
-        yield _finding(case, node, state, changed, next(r for e, r in marked if e is changed[0]))
+        yield _finding(node, state, changed, next(r for e, r in marked if e is changed[0]))
 
 
-def _finding(case: Case, node: str, state: NodeState, cells: list[Entry], rule: RuleInPlace) -> Finding:
+def _finding(node: str, state: NodeState, cells: list[Entry], rule: RuleInPlace) -> Finding:
     first = cells[0]
     hangs = any(e.is_swallowed for e in cells)
     what = (
