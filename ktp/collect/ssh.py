@@ -225,10 +225,10 @@ class _Visitor:
 
     def _is_known(self, host: str, configuration: dict[str, str]) -> bool:
         """Whether one of the known_hosts files has a key of this host, also where names are hashed."""
-        name = configuration.get("hostkeyalias") or host
-        port = configuration.get("port", "22")
-        if port != "22":
-            name = f"[{name}]:{port}"
+        name = configuration.get("hostkeyalias", "")
+        if not name:
+            port = configuration.get("port", "22")
+            name = host if port == "22" else f"[{host}]:{port}"
         files = (
             f"{configuration.get('userknownhostsfile', '')} {configuration.get('globalknownhostsfile', '')}"
         )

@@ -910,10 +910,12 @@ class Walker:
         self._turn(state, reply, "reply")
         if host is None:
             # Its node is not known: the answer is taken to get out of it unchanged, towards whom it is for.
-            owner = self._owners.get((reply.family, reply.dst))
+            key = (reply.family, reply.dst)
+            pod = self.topology.attached.get(key)
+            owner = pod.node if pod is not None else self._owners.get(key)
             target = self.host(owner) if owner is not None else None
             if target is not None:
-                self._enter(state, target, target.interface_of(reply.family, reply.dst) or "?", None)
+                self._enter(state, target, self._arrival_interface(target, reply), None)
             else:
                 self._answer_arrives(state, None)
             return
