@@ -108,7 +108,9 @@ def service(number: int) -> dict[str, Any]:
         for place_, port in enumerate(spec["ports"]):
             port["nodePort"] = 30000 + number // 20 * 2 + place_
         if spec["type"] == "LoadBalancer":
-            status["loadBalancer"] = {"ingress": [{"ip": f"203.0.113.{number // 100 % 250 + 1}", "ipMode": "VIP"}]}
+            status["loadBalancer"] = {
+                "ingress": [{"ip": f"203.0.113.{number // 100 % 250 + 1}", "ipMode": "VIP"}]
+            }
             spec["allocateLoadBalancerNodePorts"] = True
             if spec["externalTrafficPolicy"] == "Local":
                 spec["healthCheckNodePort"] = 32000 + number // 400

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
     from ktp.collect.auth import Allowed, Permission
     from ktp.collect.kube_api import KubeApi
     from ktp.collect.nft_chains import Reach
+    from ktp.collect.prober import ProbeSettings
     from ktp.collect.redact import ChainNaming
     from ktp.dataplane.walk import Walker
+    from ktp.diagnose.probing import Predictor
     from ktp.diagnose.survey import SurveyRow
     from ktp.diagnose.whatif import Change
     from ktp.kubeproxy.frontends import FrontEndKind
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from ktp.model.cluster import Cluster, Service
     from ktp.model.diagnosis import ServiceDiagnosis
     from ktp.model.explanation import Explanation
+    from ktp.model.probing import HealthAnswer, MovedRule, ProbeRow, WitnessRow
     from ktp.model.ruleset import Ruleset
     from ktp.model.snapshot import Snapshot
     from ktp.model.trace import FlowAnswer
@@ -281,7 +286,9 @@ def _near(name: str, names: set[str] | list[str]) -> str:
     from difflib import get_close_matches
 
     near = get_close_matches(name, sorted(names), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(names)[:8])}"
+    if near or not names:
+        return f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"; there {'is' if len(names) == 1 else 'are'} {', '.join(sorted(names)[:8])}"
 
 
 def walker_for(snapshot: Snapshot) -> Walker:
@@ -557,15 +564,32 @@ def _sender(snapshot: Snapshot, answer: FlowAnswer) -> str:
 # -- ktp diagnose svc
 
 
-def diagnose_services(settings: Settings, names: tuple[str, ...], client: str | None) -> ExitCode:
-    """Diagnose the named Services and write the report to stdout; the exit status."""
+def diagnose_services(
+    settings: Settings,
+    names: tuple[str, ...],
+    client: str | None,
+    *,
+    probing: Probing | None = None,
+    health: bool = False,
+) -> ExitCode:
+    """Diagnose the named Services and write the report to stdout; the exit status.
+
+    With `probing` their front ends are dialled too, with `health` their health checks are asked.
+    """
     from ktp.diagnose.service import diagnose_service
 
     outside = _client_address(client)
     reports = []
     for name in names:
         snapshot, service = snapshot_for_service(settings, name)
-        reports.append(diagnose_service(snapshot, service, nodes=settings.nodes, client=outside))
+        _require_family(service, outside)
+        said = _health_answers(settings, snapshot, service, probing) if health else None
+        report = diagnose_service(snapshot, service, nodes=settings.nodes, client=outside, health=said)
+        if probing is not None:
+            from ktp.diagnose.probing import with_probes
+
+            report = with_probes(report, _dial(settings, snapshot, service, probing).rows)
+        reports.append(report)
     _write_diagnoses(settings, reports)
     return _status_of(reports, settings.fail_on)
 
@@ -574,9 +598,20 @@ def _client_address(text: str | None) -> IPv4Address | IPv6Address | None:
     if text is None:
         return None
     try:
-        return ip_address(text)
+        address = ip_address(text)
     except ValueError:
         raise UsageError(f"--client {text!r} is no IP address") from None
+    if address.is_loopback or address.is_unspecified or address.is_multicast:
+        raise UsageError(f"--client {text} is no address that a client outside the cluster can have")
+    return address
+
+
+def _require_family(service: Service, client: IPv4Address | IPv6Address | None) -> None:
+    from ktp.kubeproxy.frontends import ip_versions_of
+
+    versions = ip_versions_of(service)
+    if client is not None and versions and client.version not in versions:
+        raise UsageError(f"--client {client} cannot dial {service.key}, which has no IPv{client.version} address")
 
 
 def _write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis], *, as_list: bool = False) -> None:
@@ -701,12 +736,12 @@ def open_rules(file: str | None, stdin: Any) -> Ruleset | None:
 
 def explain_node_port(settings: Settings, text: str, vantage: str, dump: Ruleset | None) -> Explained:
     """`ktp explain-rules --node-port`: from a dump, a snapshot, or this machine."""
-    from ktp.explain.explain import ask_dump, explain_flow
-    from ktp.explain.front_end import node_port_rules
-
     port, protocol = _node_port(text)
     if dump is None:
         return _explain_snapshot_port(settings, port, protocol, vantage)
+    from ktp.explain.explain import ask_dump, explain_flow
+    from ktp.explain.front_end import node_port_rules
+
     rules = node_port_rules(dump, protocol, port)
     if not rules:
         raise _no_such_node_port([dump], protocol, port, ())
@@ -780,8 +815,19 @@ def _node_port(text: str) -> tuple[int, str]:
     return int(number), protocol
 
 
-def _rules_snapshot(settings: Settings) -> Snapshot:
-    """The snapshot, the cluster where one is named, else this machine alone: it needs no API server."""
+def _port_reach(port: int, protocol: str) -> Reach:
+    from ktp.collect.nft_chains import Destination, Reach
+
+    # One port's rules in words are wanted at once, and told apart from what else hooks in by `ktp diagnose`.
+    asked = Destination(protocol=protocol, port=port)
+    return Reach(destinations=(asked,), look_for_foreign_hooks=False)
+
+
+def _rules_snapshot(settings: Settings, reach: Reach | None = None) -> Snapshot:
+    """The snapshot, the cluster where one is named, else this machine alone: it needs no API server.
+
+    With `reach`, of a large machine's rules in nf_tables only those that it reaches are read.
+    """
     if offline(settings) or settings.kubeconfig is not None or settings.context is not None:
         return snapshot_for_all(settings, None)
     import socket
@@ -790,7 +836,9 @@ def _rules_snapshot(settings: Settings) -> Snapshot:
     from ktp.parse.snapshot import parse_snapshot
 
     name = settings.nodes[0] if settings.nodes else socket.gethostname()
-    return parse_snapshot(collect_local_node(name))
+    # What explains is imported while the node's commands are at work.
+    threading.Thread(target=importlib.import_module, args=("ktp.explain.explain",), daemon=True).start()
+    return parse_snapshot(collect_local_node(name, reach=reach))
 
 
 def _nodes_with_rules(snapshot: Snapshot, settings: Settings) -> list[str]:
@@ -840,10 +888,10 @@ def _no_such_node_port(
 
 
 def _explain_snapshot_port(settings: Settings, port: int, protocol: str, vantage: str) -> Explained:
+    snapshot = _rules_snapshot(settings, _port_reach(port, protocol))
     from ktp.explain.front_end import node_port_rules
     from ktp.kubeproxy.frontends import FrontEndKind
 
-    snapshot = _rules_snapshot(settings)
     _require_rules(snapshot, settings)
     services = [
         (service, f"{service.key}{':' + p.name if p.name else ''}")
@@ -1019,9 +1067,10 @@ def take_snapshot(
         capture = strip_capture(capture, namespace=settings.namespace, nodes=nodes)
     else:
         progress("reading the API server")
-        cluster = _cluster_capture(settings)
+        api, cluster = _cluster_capture(settings)
         progress("reading the nodes")
-        capture = strip_capture(_with_nodes(settings, cluster), nodes=settings.nodes or None)
+        asked = replace(settings, progress=_counting(progress))
+        capture = strip_capture(_with_nodes(asked, cluster, api=api), nodes=settings.nodes or None)
     if redact:
         progress("replacing names and addresses")
         capture = _redacted(capture, redact_map)
@@ -1030,11 +1079,17 @@ def take_snapshot(
     return _taken(out, capture, redacted=redact)
 
 
-def _cluster_capture(settings: Settings) -> Capture:
+def _cluster_capture(settings: Settings) -> tuple[KubeApi, Capture]:
     from ktp.collect.cluster import collect_services
     from ktp.collect.kube_api import connect
 
-    return collect_services(connect(settings.kubeconfig, settings.context), settings.namespace)
+    api = connect(settings.kubeconfig, settings.context)
+    return api, collect_services(api, settings.namespace)
+
+
+def _counting(progress: Callable[[str], None], before: int = 0, total: int = 0) -> Callable[[int, int, str], None]:
+    """What is told of each node that was read, in words for `progress`."""
+    return lambda done, asked, node: progress(f"reading nodes: {before + done} of {total or asked} ({node})")
 
 
 def _take_into_folder(
@@ -1045,7 +1100,8 @@ def _take_into_folder(
     from ktp.collect.strip import strip_capture
 
     progress("reading the API server")
-    cluster = strip_capture(_cluster_capture(settings))
+    api, found = _cluster_capture(settings)
+    cluster = strip_capture(found)
     folder = SnapshotFolder(out, resume=resume)
     files = {name: cluster.read(name) for name in cluster.names()}
     folder.write_cluster(files)
@@ -1066,16 +1122,16 @@ def _take_into_folder(
     for number, batch in enumerate(batches):
         if wanted and not batch:
             continue  # every node is there already
-        if remote:
-            progress(
-                f"reading nodes {number * _NODES_AT_ONCE + 1} to {number * _NODES_AT_ONCE + len(batch)} of {len(left)}"
-            )
-        else:
-            progress("reading this machine")
-        asked = replace(settings, nodes=tuple(batch) if remote or resume or settings.nodes else ())
-        read = strip_capture(_with_nodes(asked, cluster))
+        progress("reading the nodes" if remote else "reading this machine")
+        asked = replace(
+            settings,
+            nodes=tuple(batch) if remote or resume or settings.nodes else (),
+            progress=_counting(progress, number * _NODES_AT_ONCE, len(left)),
+        )
+        read = strip_capture(_with_nodes(asked, cluster, api=api))
         new = {name: read.read(name) for name in read.names() if name.startswith("nodes/")}
-        for name in read.node_names():
+        # What the API says about all nodes is in each answer; only those of this turn were read.
+        for name in batch if remote else read.node_names():
             if name not in done:
                 folder.write_node(name, new)
         gaps += [gap for gap in read.gaps if gap not in gaps]
@@ -1215,3 +1271,180 @@ def ask_rights(settings: Settings) -> Rights:
         missing=missing,
         manifest=tuple(manifest(missing, user)),
     )
+
+
+# ------------------------------------------------------------------------------------------------------- ktp probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probing:
+    """How `ktp probe` and `diagnose svc --probe` dial. `progress` is told (tries done, tries in all, address)."""
+
+    tries: int = 5
+    timeout: float = 2.0
+    http: str | None = None
+    data: str | None = None
+    from_nodes: bool = False
+    progress: Callable[[int, int, str], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dialled:
+    rows: tuple[ProbeRow, ...]
+    left_out: int
+    notes: tuple[str, ...] = ()
+    moved: tuple[MovedRule, ...] | None = None
+
+
+def probe_service(
+    settings: Settings, name: str, probing: Probing, *, health: bool = False, counters: bool = False
+) -> ExitCode:
+    """`ktp probe`: dial the front ends of a Service, and write what came of it beside what was predicted."""
+    from ktp.diagnose.probing import probe_findings
+    from ktp.diagnose.service import diagnose_service
+    from ktp.model.probing import ServiceProbe
+
+    snapshot, service = snapshot_for_service(settings, name)
+    dialled = _dial(settings, snapshot, service, probing, counters=counters)
+    if not any(r.verdict != "skipped" for r in dialled.rows):
+        why = next((f": {r.note}" for r in dialled.rows if r.note), "")
+        raise EvidenceError(
+            f"nothing of {service.key} can be dialled from here{why}",
+            hint="an external front end is a node port, a load balancer IP or an external IP",
+        )
+    findings = list(probe_findings(dialled.rows))
+    witnesses: tuple[WitnessRow, ...] = ()
+    if health:
+        said = _health_answers(settings, snapshot, service, probing)
+        report = diagnose_service(snapshot, service, nodes=settings.nodes, health=said)
+        witnesses = report.reconciliation
+        findings += (f for f in report.findings if f.code == "KTP902")
+    answer = ServiceProbe(
+        namespace=service.namespace,
+        name=service.name,
+        rows=dialled.rows,
+        findings=tuple(findings),
+        reconciliation=witnesses,
+        moved=dialled.moved,
+        left_out=dialled.left_out,
+        notes=dialled.notes,
+        source=snapshot.source,
+    )
+    if settings.output == "text":
+        from ktp.render.probe import print_probe
+        from ktp.render.terminal import make_console
+
+        print_probe(answer, make_console(settings.color, sys.stdout), verbose=settings.verbose)
+    else:
+        from ktp.render.probe import probe_object
+        from ktp.render.structured import dump
+
+        dump(probe_object(answer), settings.output, sys.stdout)
+    if answer.findings or any(r.fails for r in answer.rows):
+        return ExitCode.FINDINGS
+    if any(r.verdict == "silent" for r in answer.rows):
+        return ExitCode.UNDETERMINED
+    return ExitCode.OK
+
+
+def _dial(
+    settings: Settings, snapshot: Snapshot, service: Service, probing: Probing, *, counters: bool = False
+) -> _Dialled:
+    """Dial from here, or from the nodes, and compare."""
+    from ktp.collect.prober import ProbeSettings, probe_all, source_address
+    from ktp.diagnose.probing import Predictor, Sender, compare, sender_of
+
+    how = ProbeSettings(
+        tries=probing.tries,
+        parallel=settings.parallel,
+        timeout=probing.timeout,
+        http=probing.http,
+        datagram=probing.data.encode() if probing.data is not None else None,
+        dns_ports=frozenset(
+            number for p in service.ports if p.port == 53 for number in (p.port, p.node_port) if number
+        ),
+    )
+    predictor = Predictor(snapshot, service, nodes=settings.nodes)
+    if probing.from_nodes:
+        return _dial_from_nodes(settings, snapshot, predictor, how)
+    here = Sender()
+    for target in predictor.targets(here):
+        here = sender_of(snapshot, source_address(target.host))
+        if here.node is not None:
+            break
+    before = _counters(snapshot, here.node) if counters else {}
+    observed = probe_all(predictor.targets(here), how, on_progress=probing.progress)
+    rows = tuple(compare(predictor, observed))
+    if not counters:
+        return _Dialled(rows=rows, left_out=predictor.left_out)
+    if here.node is None or here.pod is not None:
+        note = "--counters reads the rules of the node that ktp runs on, and this machine is none"
+        return _Dialled(rows=rows, left_out=predictor.left_out, notes=(note,))
+    if not before:
+        note = (
+            f"the counters of {here.node} could not be read: they need root, and rules of iptables"
+            " (kube-proxy's nftables mode counts nothing)"
+        )
+        return _Dialled(rows=rows, left_out=predictor.left_out, notes=(note,))
+    from ktp.diagnose.probing import moved_rules
+
+    moved = moved_rules(here.node, service, before, _counters(snapshot, here.node))
+    return _Dialled(rows=rows, left_out=predictor.left_out, moved=tuple(moved))
+
+
+# Nodes that dial with --from-nodes; --node names others.
+_MOST_SENDERS = 10
+
+
+def _dial_from_nodes(
+    settings: Settings, snapshot: Snapshot, predictor: Predictor, how: ProbeSettings
+) -> _Dialled:
+    """Let the nodes dial, over SSH; a node that cannot be logged in to is a note."""
+    from ktp.collect.remote_prober import probe_from_nodes
+    from ktp.collect.ssh import SshSettings
+    from ktp.diagnose.probing import Sender, compare
+
+    if settings.node_access != "ssh":
+        raise UsageError("--from-nodes dials from the nodes by SSH", hint="add --node-access ssh")
+    ssh = SshSettings(
+        user=settings.ssh_user,
+        options=settings.ssh_options,
+        parallel=settings.parallel,
+        timeout=settings.timeout,
+    )
+    senders = predictor.nodes if settings.nodes else predictor.nodes[:_MOST_SENDERS]
+    addresses = {
+        node.name: tuple(a for kind, a in node.addresses if kind != "Hostname")
+        for node in (snapshot.cluster.nodes or {}).values()
+    }
+    targets = {node: predictor.targets(Sender(node=node)) for node in senders}
+    observed, gaps = probe_from_nodes(addresses, targets, how, ssh)
+    notes = [f"{gap.message}" + (f" ({gap.remedy})" if gap.remedy else "") for gap in gaps]
+    if len(senders) < len(predictor.nodes):
+        notes.append(f"{len(predictor.nodes) - len(senders)} more nodes did not dial; --node names those that do")
+    return _Dialled(
+        rows=tuple(compare(predictor, observed)), left_out=predictor.left_out, notes=tuple(notes)
+    )
+
+
+def _counters(snapshot: Snapshot, node: str | None) -> dict[str, bytes]:
+    """This machine's rules with counters, of the back ends that the node is known to have rules in."""
+    from ktp.collect.prober import read_counters
+
+    state = snapshot.nodes.get(node) if node is not None else None
+    if state is None:
+        return {}
+    return read_counters(dict.fromkeys(r.backend.value for r in state.rulesets if r.tables()))
+
+
+def _health_answers(
+    settings: Settings, snapshot: Snapshot, service: Service, probing: Probing | None
+) -> dict[str, HealthAnswer]:
+    """What the healthCheckNodePort of each node says; nothing where the Service has none."""
+    from ktp.collect.prober import ask_health
+    from ktp.diagnose.reconcile import health_targets
+
+    targets = health_targets(snapshot, service, settings.nodes)
+    timeout = probing.timeout if probing is not None else 2.0
+    answers = ask_health(targets, timeout=timeout, parallel=settings.parallel)
+    return {answer.target.node: answer for answer in answers}

@@ -39,7 +39,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     if not (arguments.case / "cluster" / "services.json").is_file():
-        print(f"{arguments.case} is not a snapshot", file=sys.stderr)
+        sys.stderr.write(f"{arguments.case} is not a snapshot\n")
         return 2
     if arguments.out.exists():
         shutil.rmtree(arguments.out)

@@ -13,6 +13,7 @@ import click
 
 import ktp
 from ktp.cli.options import common_options
+from ktp.cli.terminal import degrade_gracefully
 from ktp.errors import ExitCode, KtpError
 
 _COMMANDS = {
@@ -26,6 +27,7 @@ _COMMANDS = {
     ),
     "trace": ("ktp.cli.trace", "One packet's way through the nodes, every step."),
     "what-if": ("ktp.cli.what_if", "The matrix before and after a change, without changing anything."),
+    "probe": ("ktp.cli.probe", "Dial the front ends for real, and see whether it goes as predicted."),
     "snapshot": ("ktp.cli.snapshot", "Collect everything into a folder or archive."),
     "auth": ("ktp.cli.auth", "What the current user may read, and the manifest that adds the rest."),
     "codes": ("ktp.cli.codes", "The findings, and the page of one."),
@@ -73,8 +75,7 @@ def main() -> None:
 def run(args: list[str]) -> int:
     """Run ktp with `args`; the exit status (ktp.errors.ExitCode)."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # an ASCII terminal gets "?" instead of a crash
-            stream.reconfigure(errors="replace")
+        degrade_gracefully(stream)
     try:
         result = cli.main(args=args, prog_name="ktp", standalone_mode=False)
         sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -51,7 +52,9 @@ def _lines(rights: Rights, node_access: str) -> Iterator[str]:
         for answer in rights.answers:
             permission = answer.permission
             if permission.mode == mode:
-                word = "can" if answer.allowed else "cannot" if permission.needed else "cannot (ktp says less)"
+                word = (
+                    "can" if answer.allowed else "cannot" if permission.needed else "cannot (ktp says less)"
+                )
                 yield f"  {permission!s:{width}}  {word:22}  {permission.purpose}"
     yield ""
     if not rights.missing:
@@ -68,7 +71,7 @@ def _lines(rights: Rights, node_access: str) -> Iterator[str]:
     yield yaml.safe_dump_all(rights.manifest, sort_keys=False).rstrip("\n")
 
 
-def _document(rights: Rights) -> dict[str, object]:
+def _document(rights: Rights) -> dict[str, Any]:
     return {
         "apiVersion": "ktp.dev/v1",
         "kind": "Rights",

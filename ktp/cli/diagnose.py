@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ktp.cli.options import common_options, settings, store
+from ktp.cli.probe import probe_options, probing
 from ktp.errors import UsageError
 
 
@@ -27,18 +28,41 @@ def command() -> None:
     help="Exit with 1 from findings of this severity on (default: warning).",
 )
 @click.option("--client", metavar="IP", help="The outside client to ask for (default: one far away).")
+@click.option("--probe", is_flag=True, help="Dial the front ends for real too, as ktp probe does.")
+@probe_options
+@click.option("--health", is_flag=True, help="Ask the healthCheckNodePort of each node too.")
 @common_options
-def svc(names: tuple[str, ...], all_namespaces: bool, client: str | None) -> int:
+def svc(
+    names: tuple[str, ...],
+    all_namespaces: bool,
+    client: str | None,
+    probe: bool,
+    tries: int,
+    wait: float,
+    http: str | None,
+    data: str | None,
+    from_nodes: bool,
+    health: bool,
+) -> int:
     """Diagnose Services: those named, or all (-A, or -n NAMESPACE alone)."""
     from ktp import app
 
     chosen = settings()
     if all_namespaces and names:
         raise UsageError("-A means every Service; leave the names out")
+    if client is not None and not names:
+        raise UsageError("--client is asked for with named Services only")
     if not names and not all_namespaces and chosen.namespace is None:
         raise UsageError("name a Service (NAMESPACE/NAME), or ask for all of them with -A or -n NAMESPACE")
+    how = probing(tries, wait, http, data, from_nodes)
+    if not probe and (http is not None or data is not None or from_nodes):
+        raise UsageError("--http, --data and --from-nodes say how --probe dials; add --probe")
+    if (probe or health) and not names:
+        raise UsageError("--probe and --health dial; name the Services that they are for")
     if names:
-        return int(app.diagnose_services(chosen, names, client))
+        return int(
+            app.diagnose_services(chosen, names, client, probing=how if probe else None, health=health)
+        )
     return int(app.survey_services(chosen, None if all_namespaces else chosen.namespace))
 
 

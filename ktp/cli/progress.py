@@ -14,7 +14,8 @@ class NodeProgress:
     The bar is gone when all is done, and after Ctrl-C with the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "reading nodes") -> None:
+        self._what = what
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -34,7 +35,7 @@ class NodeProgress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._bar = Progress(
-            TextColumn("reading nodes"),
+            TextColumn(self._what),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 
@@ -18,9 +19,13 @@ _GAPS_SHOWN = 10
 
 @click.command("snapshot", short_help="Collect everything into a folder or archive.")
 @click.argument("out")
-@click.option("--resume", is_flag=True, help="Go on with a folder: nodes that are in it already are not read again.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with a folder: nodes that are in it already are not read again."
+)
 @click.option("--redact", is_flag=True, help="Replace names, addresses and labels by pseudonyms.")
-@click.option("--redact-map", metavar="FILE", help="Keep the pseudonyms in FILE; an existing one is used again.")
+@click.option(
+    "--redact-map", metavar="FILE", help="Keep the pseudonyms in FILE; an existing one is used again."
+)
 @common_options
 def command(out: str, resume: bool, redact: bool, redact_map: str | None) -> int:
     """Writes what ktp can read of a cluster to OUT: a folder, or an archive if OUT ends in .tar.gz.
@@ -63,7 +68,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
     with Console(stderr=True, highlight=False, markup=False).status("") as status:
-        yield lambda words: status.update(words)
+        yield status.update
 
 
 def _lines(taken: Taken, *, verbose: bool) -> Iterator[str]:
@@ -91,7 +96,7 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}" + ("" if number == 1 else "s")
 
 
-def _document(taken: Taken) -> dict[str, object]:
+def _document(taken: Taken) -> dict[str, Any]:
     return {
         "apiVersion": "ktp.dev/v1",
         "kind": "SnapshotTaken",

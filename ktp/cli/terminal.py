@@ -23,3 +23,19 @@ def width() -> int:
         return max(40, min(os.get_terminal_size(1).columns or 80, 120))
     except (ValueError, OSError):
         return 80
+
+
+_ASCII = {"→": "->", "…": "...", "–": "-", "×": "x", "’": "'", "•": "*", "✓": "ok", "─": "-", "│": "|"}
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_ASCII.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+
+def degrade_gracefully(stream: TextIO) -> None:
+    """Let a stream that cannot hold a character get its nearest ASCII spelling instead of failing."""
+    codecs.register_error("ktp-ascii", _in_ascii)
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="ktp-ascii")

@@ -72,7 +72,7 @@ def permissions(namespace: str | None) -> tuple[Permission, ...]:
     config = partial(Permission, namespace=KUBE_PROXY_NAMESPACE, resource="configmaps", verb="get")
     return (
         wide(verb="get", resource="services", purpose="the Service that is asked about", needed=True),
-        wide(verb="list", resource="services", purpose="all Services, and the names next to a misspelt one", needed=True),
+        wide(verb="list", resource="services", purpose="all Services, and names near a misspelt one", needed=True),
         slices(verb="list", purpose="the endpoints of a Service"),
         wide(verb="get", resource="endpoints", purpose="the endpoints, where there is no EndpointSlice of a Service"),
         wide(verb="list", resource="endpoints", purpose="the same for all Services"),
@@ -87,7 +87,7 @@ def permissions(namespace: str | None) -> tuple[Permission, ...]:
         Permission(verb="list", resource="namespaces", purpose="the names next to a misspelt namespace"),
         kube_proxy(verb="list", resource="pods", purpose="finding kube-proxy's pod on each node"),
         kube_proxy(verb="get", resource="pods/exec", purpose="running iptables-save in it, over a WebSocket"),
-        kube_proxy(verb="create", resource="pods/exec", purpose="the same, which servers from 1.35 on ask for as well"),
+        kube_proxy(verb="create", resource="pods/exec", purpose="the same, asked for by servers from 1.35 on"),
     )  # fmt: skip
 
 

@@ -487,7 +487,8 @@ class _NodeReader:
         dumped = {("ip", table) for table in BASE_CHAINS}
         if self._runner.has_command("ip6tables-nft-save"):
             dumped |= {("ip6", table) for table in BASE_CHAINS}
-        for family in {family for family, _ in tables & dumped}:
+        look = self._reach is None or self._reach.look_for_foreign_hooks
+        for family in {family for family, _ in tables & dumped} if look else ():
             listed = self._runner.run(("nft", "list", "chains", family), timeout=COMMAND_TIMEOUT)
             dumped -= foreign_hooks(listed.stdout)
         return self._nft_json(sorted(tables - dumped))

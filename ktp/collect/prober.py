@@ -127,14 +127,15 @@ def probe_once(target: ProbeTarget, settings: ProbeSettings) -> Attempt:
                     return Attempt(symptom=Symptom.REFUSED, seconds=time.monotonic() - started)
                 seconds = time.monotonic() - started
                 return _get(s, target, settings, seconds)
-            s.send(_datagram(target, settings))
+            s.send(datagram_for(target, settings))
             s.recv(_MAX_BODY)
             return Attempt(symptom=Symptom.CONNECTS, seconds=time.monotonic() - started)
     except OSError as error:
         return _failed(error, target.protocol, time.monotonic() - started)
 
 
-def _datagram(target: ProbeTarget, settings: ProbeSettings) -> bytes:
+def datagram_for(target: ProbeTarget, settings: ProbeSettings) -> bytes:
+    """What UDP sends to a target."""
     if settings.datagram is not None:
         return settings.datagram
     return _DNS_QUERY if target.port in settings.dns_ports else _DATAGRAM
@@ -146,7 +147,7 @@ def _get(s: socket.socket, target: ProbeTarget, settings: ProbeSettings, seconds
         return Attempt(symptom=Symptom.CONNECTS, seconds=seconds)
     deadline = time.monotonic() + settings.timeout
     try:
-        answer = _exchange(s, _request(target.dialled, settings.http, "HTTP/1.1"), deadline, until=b"\n")
+        answer = _exchange(s, http_request(target.dialled, settings.http, "HTTP/1.1"), deadline, until=b"\n")
     except OSError as error:
         why = "nothing" if isinstance(error, TimeoutError) else "an error"
         return Attempt(symptom=Symptom.CONNECTS, seconds=seconds, detail=f"the GET is answered with {why}")
@@ -158,7 +159,8 @@ def _get(s: socket.socket, target: ProbeTarget, settings: ProbeSettings, seconds
     return Attempt(symptom=Symptom.CONNECTS, seconds=seconds, detail=f"HTTP {status}", http=status)
 
 
-def _request(host: str, path: str, version: str) -> bytes:
+def http_request(host: str, path: str, version: str) -> bytes:
+    """A GET that asks for the connection to be closed behind the answer."""
     return (
         f"GET {path} {version}\r\nHost: {host}\r\nUser-Agent: ktp-probe\r\nAccept: */*\r\n"
         "Connection: close\r\n\r\n"
@@ -185,14 +187,18 @@ def _exchange(s: socket.socket, request: bytes, deadline: float, *, until: bytes
 def _failed(error: OSError, protocol: str, seconds: float) -> Attempt:
     code = errno.errorcode.get(error.errno or 0, "")
     if isinstance(error, socket.gaierror):
-        return Attempt(symptom=Symptom.UNKNOWN, seconds=seconds, detail=f"the name does not resolve: {error.strerror}")
+        return Attempt(
+            symptom=Symptom.UNKNOWN, seconds=seconds, detail=f"the name does not resolve: {error.strerror}"
+        )
     if isinstance(error, TimeoutError):
         detail = "no answer: lost, or an application that does not answer" if protocol == "UDP" else ""
         return Attempt(symptom=Symptom.TIMES_OUT, seconds=seconds, detail=detail)
     symptom = Symptom.UNKNOWN
     if error.errno == errno.EPERM:
         # A rule of this machine drops what it sends: the only sign that UDP gets, where TCP waits in vain.
-        return Attempt(symptom=Symptom.TIMES_OUT, seconds=seconds, detail="EPERM: a rule of the sender drops it")
+        return Attempt(
+            symptom=Symptom.TIMES_OUT, seconds=seconds, detail="EPERM: a rule of the sender drops it"
+        )
     if error.errno in _REFUSED:
         symptom = Symptom.REFUSED
     elif error.errno in _UNREACHABLE:
@@ -216,7 +222,7 @@ def _ask_one(target: HealthTarget, timeout: float) -> HealthAnswer:
     try:
         with socket.create_connection((target.address, target.port), timeout=timeout) as s:
             # HTTP/1.0: the body then comes in one piece, as it is.
-            answer = _exchange(s, _request(f"{host}:{target.port}", "/", "HTTP/1.0"), deadline)
+            answer = _exchange(s, http_request(f"{host}:{target.port}", "/", "HTTP/1.0"), deadline)
     except TimeoutError:
         return HealthAnswer(target=target, problem="does not answer")
     except OSError as error:

@@ -12,13 +12,40 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import pairwise
 from typing import Any
 
 from ktp.collect.pseudonyms import AddressMap, NameMap
+from ktp.collect.redact_schema import (
+    ADDRESSES,
+    BUILT_IN_CHAINS,
+    CONDITIONS,
+    FILE_KINDS,
+    FREE_TEXT,
+    INTERFACES,
+    KEPT_LABEL_VALUES,
+    KINDS,
+    KUBE_PROXY_CONFIG,
+    LINK,
+    METADATA_TIMES,
+    NAMED,
+    OWN_NAME,
+    PUBLIC_CHAIN,
+    PUBLIC_DOMAINS,
+    PUBLIC_KEYS,
+    PUBLIC_NAMES,
+    PUBLIC_NFT_NAMES,
+    PUBLIC_PORT_NAMES,
+    PUBLIC_SET,
+    PUBLIC_VALUES,
+    ROUTE,
+    SET_OPTIONS,
+    VERSION,
+    VOCABULARY,
+    Schema,
+)
 from ktp.errors import SnapshotError
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
-
-Schema = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,71 +79,6 @@ class Redaction:
         }
 
 
-# Names that every cluster has; they tell nothing and other programs look for them.
-_PUBLIC_NAMES = frozenset(
-    """default kube-system kube-public kube-node-lease kubernetes kube-dns coredns kube-proxy kube-router
-    metrics-server calico calico-system calico-node calico-kube-controllers cilium cilium-agent cilium-operator
-    canal flannel kube-flannel kube-flannel-ds aws-node azure-cns weave-net antrea-agent ovn-kubernetes metallb
-    metallb-system ingress-nginx istio-system localhost local cluster svc internal kube-proxy-windows
-    kube-proxy-ds kube-apiserver apiserver component""".split()
-)
-_PUBLIC_PORT_NAMES = frozenset(
-    """http https http2 grpc dns dns-tcp tcp udp sctp metrics web ssh mysql redis smtp ldap ftp amqp admin api health
-    healthz probe status port main default http-metrics prometheus webhook grpc-web http-web tls peer client
-    server postgres postgresql mongodb kafka nfs ws wss https-webhook""".split()
-)
-# Domains of labels and annotations that are part of a public API.
-_PUBLIC_DOMAINS = (
-    "kubernetes.io", "k8s.io", "metallb.universe.tf", "metallb.io", "cilium.io", "projectcalico.org",
-    "openshift.io", "kube-vip.io",
-)  # fmt: skip
-_PUBLIC_KEYS = frozenset(("k8s-app", "component", "pod-template-hash", "controller-revision-hash"))
-_KEPT_LABEL_VALUES = frozenset(
-    ("kubernetes.io/os", "kubernetes.io/arch", "beta.kubernetes.io/os", "beta.kubernetes.io/arch")
-)
-_PUBLIC_VALUES = frozenset(("", "true", "false", "auto", "enabled", "disabled", "none", "local", "cluster"))
-_CONDITIONS = frozenset(
-    """Ready ContainersReady PodScheduled Initialized PodReadyToStartContainers DisruptionTarget MemoryPressure
-    DiskPressure PIDPressure NetworkUnavailable""".split()
-)
-# Words of the comments that kube-proxy, the kubelet and network plugins write, and of conditions' messages.
-_VOCABULARY = frozenset(
-    """a abolish accept accepted accepting active addresses adopt affinity all allow allowed an and any are as at
-    balancer balancing be been block by cali calico chain chains check cidr cilium cluster clusterip clusterips cni
-    condition conditions connections conntrack container containers dest destination destinations dnat dns docker
-    drop dropped dropping endpoint endpoints established exceeded exists external externalip externally fail failed
-    failing filter firewall flannel flanneld for forward forwarding from has have health host hostport hostports if
-    in incoming interface internal invalid ip ipam ips ipvs is jump kubelet kubernetes last lb loadbalancer
-    loadbalancersourceranges local localnet loopback mark marked marking masq masquerade matched metadata must
-    namespace nat network no node nodeport nodeports nodes not note of on only or other outgoing packets pod pods
-    policies policy port portals ports posting postrouting prerouting preserve probe protect proxy purpose ready
-    redirect reach reject rejected related requiring return route router rule rules running service services set
-    short-circuit snat source start starting state static status subject such table tcp that the their this to
-    traffic trying udp unknown unready unreachable used via vip visible vmap vxlan wildcard will with
-    local-with-fallback externally-visible subset kube-dns loadbalancerip hairpin spec kube-firewall""".split()
-)
-_FREE_TEXT = frozenset(("--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--hex-string", "--label"))
-_NAMED = frozenset(("--name", "--hashlimit-name", "--nfacct-name", "--led-trigger-id"))
-_SET_OPTIONS = frozenset(("--match-set", "--add-set", "--del-set", "--map-set"))
-_INTERFACES = frozenset(
-    ("-i", "-o", "--in-interface", "--out-interface", "--physdev-in", "--physdev-out", "--oif", "--gateway-dev")
-)
-_ADDRESSES = frozenset(("-s", "-d", "--source", "--destination", "--src", "--dst"))
-_BUILT_IN_CHAINS = frozenset(("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "BROUTING"))
-_PUBLIC_CHAIN = re.compile(
-    r"(?:KUBE-|cali-|CILIUM_|OLD_CILIUM_|CNI-|FLANNEL-|DOCKER|ufw6?-|f2b-|LIBVIRT_|WEAVE|ANTREA-|AWS-|AZURE|IP-MASQ"
-    r"|OVN-KUBE-|INPUT_|FWD[IO]?_|FORWARD_|OUTPUT_|PRE_|POST_|IN_|SERVICE-|NETAVARK)"
-)
-_PUBLIC_SET = re.compile(r"(?:KUBE-|kube-router-|cali|cilium_|weave-|ANTREA-|f2b-|docker-)")
-_PUBLIC_NFT_NAMES = frozenset(
-    """filter nat mangle raw security kube-proxy inet firewalld docker-bridges services masquerading reject-chain
-    cluster-ips nodeport-ips no-endpoint-services no-endpoint-nodeports firewall-ips service-ips service-nodeports
-    firewall-check cluster-ips-check nodeport-endpoints-check service-endpoints-check hairpin-connections
-    filter-prerouting filter-prerouting-pre-dnat filter-output-pre-dnat filter-input filter-forward filter-output
-    filter-output-post-dnat nat-prerouting nat-output nat-postrouting mark-for-masquerade input forward output
-    prerouting postrouting ingress egress firewall firewall-allow firewall-allow-check""".split()
-)
-
 _SERVICE_CHAIN = re.compile(r"(KUBE-(?:SVC|SVL|EXT|XLB|FW)-)([A-Z2-7]{16})")
 _ENDPOINT_CHAIN = re.compile(r"(KUBE-SEP-)([A-Z2-7]{16})")
 _ANY_SERVICE_CHAIN = re.compile(r"\bKUBE-(?:SVC|SVL|EXT|XLB|FW|SEP)-[A-Z2-7]{16}\b")
@@ -141,174 +103,6 @@ _WORD = re.compile(r"[A-Za-z][\w-]*(?:\.[\w-]+)*")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _IMAGE = re.compile(r"(?P<path>(?:[^/@\s]+/)*)(?P<name>[^/:@\s]+)(?::(?P<tag>[\w.-]+))?(?P<digest>@\S+)?")
 _VERSION_TAG = re.compile(r"v?\d+\.\d+[\w.-]*")
-
-_METADATA_TIMES = {"creationTimestamp": "keep", "deletionTimestamp": "keep", "deletionGracePeriodSeconds": "keep"}
-_TARGET = {"kind": "keep", "namespace": "name:namespace", "name": "name:pod"}
-_CONDITION = {
-    "type": "condition", "status": "keep", "reason": "keep", "message": "text", "lastTransitionTime": "keep",
-    "lastProbeTime": "keep", "lastHeartbeatTime": "keep",
-}  # fmt: skip
-_CONTAINER_STATE = {
-    "waiting": {"reason": "keep"}, "running": {"startedAt": "keep"},
-    "terminated": {"reason": "keep", "exitCode": "keep", "signal": "keep", "startedAt": "keep", "finishedAt": "keep"},
-}  # fmt: skip
-_CONTAINER_STATUS = {
-    "name": "name:container", "ready": "keep", "started": "keep", "restartCount": "keep", "state": _CONTAINER_STATE,
-    "lastState": _CONTAINER_STATE, "image": "image",
-}  # fmt: skip
-_PROBE_TIMES = {
-    field: "keep"
-    for field in ("initialDelaySeconds", "periodSeconds", "timeoutSeconds", "successThreshold", "failureThreshold")
-}
-_PROBE = {
-    **_PROBE_TIMES,
-    "httpGet": {"path": "path", "port": "port", "scheme": "keep", "host": "host"},
-    "tcpSocket": {"port": "port", "host": "host"},
-    "grpc": {"port": "port"},
-    "exec": {"command": "command"},
-}
-_CONTAINER = {
-    "name": "name:container", "image": "image", "restartPolicy": "keep", "readinessProbe": _PROBE,
-    "ports": {
-        "name": "port", "containerPort": "keep", "protocol": "keep", "hostPort": "keep", "hostIP": "address",
-    },
-}  # fmt: skip
-_SUBSET_ADDRESS = {"ip": "address", "nodeName": "name:node", "hostname": "name:pod", "targetRef": _TARGET}
-_PORT = {"name": "port", "port": "keep", "protocol": "keep", "appProtocol": "key"}
-_KINDS: dict[str, Schema] = {
-    "Service": {
-        "spec": {
-            "type": "keep", "clusterIP": "address", "clusterIPs": "address", "externalIPs": "address",
-            "ports": {**_PORT, "targetPort": "port", "nodePort": "keep"}, "selector": "labels",
-            "externalTrafficPolicy": "keep", "internalTrafficPolicy": "keep", "sessionAffinity": "keep",
-            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": "keep"}}, "healthCheckNodePort": "keep",
-            "loadBalancerIP": "address", "loadBalancerSourceRanges": "address", "loadBalancerClass": "key",
-            "allocateLoadBalancerNodePorts": "keep", "publishNotReadyAddresses": "keep", "ipFamilies": "keep",
-            "ipFamilyPolicy": "keep", "trafficDistribution": "keep", "externalName": "host",
-        },
-        "status": {
-            "loadBalancer": {"ingress": {"ip": "address", "hostname": "host", "ipMode": "keep"}},
-            "conditions": _CONDITION,
-        },
-    },
-    "EndpointSlice": {
-        "addressType": "keep",
-        "ports": _PORT,
-        "endpoints": {
-            "addresses": "address", "conditions": {"ready": "keep", "serving": "keep", "terminating": "keep"},
-            "nodeName": "name:node", "zone": "name:zone", "hostname": "name:pod", "targetRef": _TARGET,
-            "hints": {"forZones": {"name": "name:zone"}, "forNodes": {"name": "name:node"}},
-            "topology": "labels", "deprecatedTopology": "labels",
-        },
-    },
-    "Endpoints": {
-        "subsets": {"addresses": _SUBSET_ADDRESS, "notReadyAddresses": _SUBSET_ADDRESS, "ports": _PORT},
-    },
-    "Pod": {
-        "spec": {
-            "nodeName": "name:node", "hostNetwork": "keep", "restartPolicy": "keep", "nodeSelector": "labels",
-            "terminationGracePeriodSeconds": "keep", "containers": _CONTAINER, "initContainers": _CONTAINER,
-            "readinessGates": {"conditionType": "condition"}, "hostname": "name:pod", "subdomain": "name:service",
-        },
-        "status": {
-            "phase": "keep", "reason": "keep", "qosClass": "keep", "startTime": "keep", "podIP": "address",
-            "podIPs": {"ip": "address"}, "hostIP": "address", "hostIPs": {"ip": "address"},
-            "conditions": _CONDITION, "containerStatuses": _CONTAINER_STATUS,
-            "initContainerStatuses": _CONTAINER_STATUS,
-        },
-    },
-    "Node": {
-        "spec": {
-            "podCIDR": "address", "podCIDRs": "address", "providerID": "provider", "unschedulable": "keep",
-            "taints": {"key": "key", "value": "value", "effect": "keep", "timeAdded": "keep"},
-        },
-        "status": {
-            "addresses": {"type": "keep", "address": "address"}, "conditions": _CONDITION,
-            "nodeInfo": {
-                field: "keep"
-                for field in (
-                    "kubeProxyVersion", "kubeletVersion", "kernelVersion", "osImage", "operatingSystem",
-                    "architecture", "containerRuntimeVersion",
-                )
-            },
-        },
-    },
-}  # fmt: skip
-_OWN_NAME = {
-    "Service": "service", "EndpointSlice": "slice", "Endpoints": "service", "Pod": "pod", "Node": "node",
-}  # fmt: skip
-_FILE_KINDS = {
-    "cluster/services.json": "Service",
-    "cluster/endpointslices.json": "EndpointSlice",
-    "cluster/endpoints.json": "Endpoints",
-    "cluster/pods.json": "Pod",
-    "cluster/nodes.json": "Node",
-}
-_VERSION = {field: "keep" for field in ("major", "minor", "gitVersion", "platform", "goVersion", "compiler")}
-_KUBE_PROXY_CONFIG: Schema = {
-    "apiVersion": "keep", "kind": "keep", "mode": "keep", "clusterCIDR": "addresses", "hostnameOverride": "host",
-    "bindAddress": "address", "healthzBindAddress": "scrub", "metricsBindAddress": "scrub",
-    "nodePortAddresses": "address", "detectLocalMode": "keep", "portRange": "keep", "oomScoreAdj": "keep",
-    "bindAddressHardFail": "keep", "showHiddenMetricsForVersion": "keep",
-    "detectLocal": {"bridgeInterface": "interface", "interfaceNamePrefix": "keep", "clusterCIDRs": "address"},
-    "iptables": {
-        "masqueradeAll": "keep", "masqueradeBit": "keep", "minSyncPeriod": "keep", "syncPeriod": "keep",
-        "localhostNodePorts": "keep",
-    },
-    "ipvs": {
-        "excludeCIDRs": "address", "minSyncPeriod": "keep", "scheduler": "keep", "strictARP": "keep",
-        "syncPeriod": "keep", "tcpFinTimeout": "keep", "tcpTimeout": "keep", "udpTimeout": "keep",
-    },
-    "nftables": {
-        "masqueradeAll": "keep", "masqueradeBit": "keep", "minSyncPeriod": "keep", "syncPeriod": "keep",
-    },
-    "conntrack": {
-        field: "keep"
-        for field in (
-            "maxPerCore", "min", "tcpBeLiberal", "tcpCloseWaitTimeout", "tcpEstablishedTimeout",
-            "udpStreamTimeout", "udpTimeout",
-        )
-    },
-    "featureGates": "flags",
-}  # fmt: skip
-_LINK: Schema = {
-    **{
-        field: "keep"
-        for field in (
-            "ifindex", "link_index", "flags", "mtu", "qdisc", "operstate", "group", "txqlen", "link_type",
-            "link_netnsid", "promiscuity",
-        )
-    },
-    "ifname": "interface", "master": "interface", "link": "interface", "address": "scrub", "broadcast": "scrub",
-    "linkinfo": {"info_kind": "keep", "info_slave_kind": "keep"},
-    "addr_info": {
-        **{
-            field: "keep"
-            for field in (
-                "family", "prefixlen", "scope", "dynamic", "secondary", "deprecated", "noprefixroute", "mngtmpaddr",
-                "temporary", "tentative", "dadfailed", "nodad", "metric", "protocol", "valid_life_time",
-                "preferred_life_time",
-            )
-        },
-        "local": "address", "address": "address", "broadcast": "address", "anycast": "address",
-        "label": "interface",
-    },
-}  # fmt: skip
-_HOP: Schema = {
-    "dev": "interface", "gateway": "address", "via": {"family": "keep", "host": "address"}, "weight": "keep",
-    "flags": "keep", "encap": "keep", "onlink": "keep",
-}  # fmt: skip
-_ROUTE: Schema = {
-    **_HOP,
-    **{
-        field: "keep"
-        for field in (
-            "type", "table", "protocol", "scope", "metric", "pref", "tos", "expires", "error", "mtu", "advmss",
-            "metrics", "nhid", "realms", "ttl-propagate",
-        )
-    },
-    "dst": "address", "from": "address", "prefsrc": "address", "nexthops": _HOP,
-}  # fmt: skip
 
 
 def redact_capture(
@@ -335,7 +129,9 @@ def redact_capture(
             files[written[0]] = written[1]
     gaps = [redactor.gap(gap) for gap in capture.gaps]
     if left_out:
-        message = f"{len(left_out)} files were left out when the snapshot was redacted, for ktp cannot read them"
+        message = (
+            f"{len(left_out)} files were left out when the snapshot was redacted, for ktp cannot read them"
+        )
         gaps.append(EvidenceGap(kind="redacted", subject="files", message=message))
     return Redaction(
         capture=MemoryCapture(files=files, gaps=tuple(gaps), source="redacted snapshot"),
@@ -349,7 +145,7 @@ class _Redactor:
 
     def __init__(self, naming: ChainNaming, key: bytes, known: Mapping[str, str] | None) -> None:
         self.addresses = AddressMap(key)
-        self.names = NameMap(_PUBLIC_NAMES, known)
+        self.names = NameMap(PUBLIC_NAMES, known)
         self.learning = True
         self._naming = naming
         self._service_ports: dict[str, None] = {}
@@ -366,7 +162,9 @@ class _Redactor:
         for service_port in self._service_ports:
             new = self._new_service_port(service_port)
             for protocol in ("tcp", "udp", "sctp"):
-                self._suffixes[naming.service_suffix(service_port, protocol)] = naming.service_suffix(new, protocol)
+                self._suffixes[naming.service_suffix(service_port, protocol)] = naming.service_suffix(
+                    new, protocol
+                )
         for suffix, (service_port, protocol, ip, port) in self._endpoints.items():
             address = str(self.addresses.address(ip_address(ip)))
             new = self._new_service_port(service_port)
@@ -388,7 +186,9 @@ class _Redactor:
         """A gap without its words, which quote names, addresses, users and paths."""
         subject = "/".join(
             [
-                part if re.search(r"\.(json|txt|yaml)$", part) or part in _VOCABULARY else self._name("host", part)
+                part
+                if re.search(r"\.(json|txt|yaml)$", part) or part in VOCABULARY
+                else self._name("host", part)
                 for part in gap.subject.split("/")
             ]
         )
@@ -399,10 +199,10 @@ class _Redactor:
     def _cluster_file(self, name: str, capture: Capture) -> bytes | None:
         if name == "cluster/version.json":
             document = _load_json(name, capture.read(name))
-            return _to_json(self._fields(document.get("serverVersion") or document, _VERSION))
-        if name not in _FILE_KINDS:
+            return _to_json(self._fields(document.get("serverVersion") or document, VERSION))
+        if name not in FILE_KINDS:
             return None
-        kind = _FILE_KINDS[name]
+        kind = FILE_KINDS[name]
         document = _load_json(name, capture.read(name))
         if isinstance(document, dict) and "items" not in document and "metadata" not in document:
             raise SnapshotError(f"{name} holds no list of API objects, so it cannot be redacted")
@@ -430,8 +230,8 @@ class _Redactor:
             return text_files[file](content.decode(errors="replace")).encode()
         readers: dict[str, Callable[[Any], Any]] = {
             "ip-addr.json": self._links,
-            "ip-route.json": lambda entries: [self._fields(entry, _ROUTE) for entry in entries],
-            "ip6-route.json": lambda entries: [self._fields(entry, _ROUTE) for entry in entries],
+            "ip-route.json": lambda entries: [self._fields(entry, ROUTE) for entry in entries],
+            "ip6-route.json": lambda entries: [self._fields(entry, ROUTE) for entry in entries],
             "ip-rule.json": lambda entries: [self._routing_rule(entry) for entry in entries],
             "ip6-rule.json": lambda entries: [self._routing_rule(entry) for entry in entries],
             "nft-ruleset.json": self._nft,
@@ -453,8 +253,10 @@ class _Redactor:
         return self.names.name(text)
 
     def _port_name(self, text: str) -> str:
-        if not text or text in _PUBLIC_PORT_NAMES or all(
-            word.isdigit() or word in _PUBLIC_PORT_NAMES for word in text.split("-")
+        if (
+            not text
+            or text in PUBLIC_PORT_NAMES
+            or all(word.isdigit() or word in PUBLIC_PORT_NAMES for word in text.split("-"))
         ):
             return text
         return self._name("port", text)
@@ -519,7 +321,7 @@ class _Redactor:
     def _key(self, text: str) -> str:
         """The key of a label, annotation or taint."""
         domain, slash, key = text.rpartition("/")
-        if text in _PUBLIC_KEYS or (slash and _is_public_domain(domain)):
+        if text in PUBLIC_KEYS or (slash and _is_public_domain(domain)):
             return text
         if not slash:
             return self._name("key", text)
@@ -527,14 +329,14 @@ class _Redactor:
 
     def _value(self, text: str) -> str:
         """The value of a label or annotation."""
-        if text.lower() in _PUBLIC_VALUES:
+        if text.lower() in PUBLIC_VALUES:
             return text
         new, count = _ADDRESS.subn(self._replace, text)
         return new if count else self._name("value", text)
 
     def _labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         return {
-            self._key(key): value if key in _KEPT_LABEL_VALUES else self._value(str(value))
+            self._key(key): value if key in KEPT_LABEL_VALUES else self._value(str(value))
             for key, value in labels.items()
         }
 
@@ -552,7 +354,7 @@ class _Redactor:
 
     def _text(self, text: str) -> str:
         """Words that somebody wrote: those of kube-proxy and the like stay, the others become `word-3`."""
-        if text in _PUBLIC_VALUES:
+        if text in PUBLIC_VALUES:
             return text
         pieces, end = [], 0
         for match in _SERVICE_PORT.finditer(text):
@@ -566,9 +368,9 @@ class _Redactor:
 
         def word(match: re.Match[str]) -> str:
             found = match[0]
-            if found.lower() in _VOCABULARY or _PUBLIC_CHAIN.match(found) or found in _PUBLIC_NAMES:
+            if found.lower() in VOCABULARY or PUBLIC_CHAIN.match(found) or found in PUBLIC_NAMES:
                 return found
-            return self._name("word", found.strip(".-_").replace("_", "-") or "x")
+            return self._name("word", found.strip(".-_").replace("_", "-").lower() or "x")
 
         # An IPv6 address has letters as well; it was dealt with above.
         parts = re.split(r"([0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.:]*)", text)
@@ -593,7 +395,9 @@ class _Redactor:
     def _image(self, text: str) -> str:
         """Base name and version of what every cluster runs; of other images a pseudonym."""
         match = _IMAGE.fullmatch(text)
-        if match and any(name in match["name"] for name in ("kube-proxy", "coredns", "kube-router", "hyperkube")):
+        if match and any(
+            name in match["name"] for name in ("kube-proxy", "coredns", "kube-router", "hyperkube")
+        ):
             tag = match["tag"]
             return match["name"] + (f":{tag}" if tag and _VERSION_TAG.fullmatch(tag) else "")
         word = re.sub(r"[^a-z0-9-]", "-", text.lower())
@@ -602,7 +406,11 @@ class _Redactor:
     def _provider(self, text: str) -> str:
         scheme, separator, rest = text.partition("://")
         word = re.sub(r"[^a-z0-9-]", "-", rest.lower())
-        return f"{scheme}{separator}/{self._name('instance', word)}" if separator else self._name("instance", text)
+        return (
+            f"{scheme}{separator}/{self._name('instance', word)}"
+            if separator
+            else self._name("instance", text)
+        )
 
     # ------------------------------------------------------------------------------------------ API objects
 
@@ -611,15 +419,15 @@ class _Redactor:
         own = self._fields(
             metadata,
             {
-                "name": f"name:{_OWN_NAME[kind]}", "namespace": "name:namespace", "labels": "labels",
-                "annotations": "annotations", **_METADATA_TIMES,
+                "name": f"name:{OWN_NAME[kind]}", "namespace": "name:namespace", "labels": "labels",
+                "annotations": "annotations", **METADATA_TIMES,
                 "ownerReferences": {"kind": "keep", "controller": "keep", "name": "name:owner"},
             },
         )  # fmt: skip
         version = "discovery.k8s.io/v1" if kind == "EndpointSlice" else "v1"
         new = {
             "apiVersion": item.get("apiVersion", version), "kind": kind, "metadata": own,
-            **self._fields(item, _KINDS[kind]),
+            **self._fields(item, KINDS[kind]),
         }  # fmt: skip
         if self.learning:
             self._learn_chains(item, kind, metadata)
@@ -696,9 +504,13 @@ class _Redactor:
         if rule == "addresses":
             return ",".join([self._address(part.strip()) for part in value.split(",")])
         if rule == "condition":
-            return value if value in _CONDITIONS else self._key(value)
+            return value if value in CONDITIONS else self._key(value)
         if rule == "path":
-            return value if re.fullmatch(r"/(health|healthz|ready|readyz|live|livez|status|ping)?/?", value) else "/path"
+            return (
+                value
+                if re.fullmatch(r"/(health|healthz|ready|readyz|live|livez|status|ping)?/?", value)
+                else "/path"
+            )
         rules: dict[str, Callable[[str], str]] = {
             "address": self._address, "host": self._host, "port": self._port_name, "image": self._image,
             "key": self._key, "value": self._value, "text": self._text, "interface": self._interface,
@@ -729,7 +541,11 @@ class _Redactor:
             elif line.startswith("COMMIT"):
                 order = sorted(user)
                 out += [user[chain] for chain in order]
-                out += [rule for chain in dict.fromkeys([*builtin, *order, *rules]) for rule in rules.get(chain, ())]
+                out += [
+                    rule
+                    for chain in dict.fromkeys([*builtin, *order, *rules])
+                    for rule in rules.get(chain, ())
+                ]
                 out.append(line)
                 builtin, user, rules = [], {}, {}
             elif line.startswith(("-", "[")):
@@ -747,7 +563,7 @@ class _Redactor:
         out: list[str] = []
         tokens = _TOKEN.findall(line)
         for token in tokens:
-            if token.startswith("-") and option not in _FREE_TEXT and option != "--comment":
+            if token.startswith("-") and option not in FREE_TEXT and option != "--comment":
                 option = token
                 out.append(token)
                 continue
@@ -758,9 +574,9 @@ class _Redactor:
             new = self._argument(option, token, declared)
             if option in {"-A", "--append"}:
                 chain = new
-            if option in _FREE_TEXT or option in {"--comment", "-A"}:
+            if option in FREE_TEXT or option in {"--comment", "-A"}:
                 option = ""
-            elif option in _SET_OPTIONS:
+            elif option in SET_OPTIONS:
                 option = "set directions"
             out.append(new)
         if self.learning:
@@ -771,7 +587,7 @@ class _Redactor:
         """What the chain of an endpoint is named after, where the rule that translates to it says all of it."""
         if "--to-destination" not in tokens or "--comment" not in tokens:
             return
-        options = dict(zip(tokens, tokens[1:], strict=False))
+        options = dict(pairwise(tokens))
         found = _ENDPOINT_CHAIN.fullmatch(options.get("-A", ""))
         service_port = options["--comment"].strip('"').partition(" ")[0]
         host, _, port = options["--to-destination"].rpartition(":")
@@ -791,19 +607,21 @@ class _Redactor:
         bare = token[1:-1] if token.startswith('"') and len(token) > 1 else token
         if option == "--comment":
             new = self._text(bare.replace('\\"', "'"))
-        elif option in {"-A", "--append"} or (option in {"-j", "-g", "--jump", "--goto"} and token in declared):
+        elif option in {"-A", "--append"} or (
+            option in {"-j", "-g", "--jump", "--goto"} and token in declared
+        ):
             return self._chain(token)
-        elif option in _FREE_TEXT:
+        elif option in FREE_TEXT:
             new = self._name("text", re.sub(r"[^a-z0-9-]", "-", bare.lower()) or "x")
-        elif option in _NAMED and _ANY_SERVICE_CHAIN.fullmatch(bare):
+        elif option in NAMED and _ANY_SERVICE_CHAIN.fullmatch(bare):
             return self._chain(bare)  # session affinity remembers clients under the name of the chain
-        elif option in _NAMED:
+        elif option in NAMED:
             return token if token in {"DEFAULT"} or not re.search("[a-z]", bare) else self._name("list", bare)
-        elif option in _SET_OPTIONS:
+        elif option in SET_OPTIONS:
             return self._set_name(token)
-        elif option in _INTERFACES:
+        elif option in INTERFACES:
             return self._interface(token)
-        elif option in _ADDRESSES and "," not in token:
+        elif option in ADDRESSES and "," not in token:
             return self._address(token)
         else:
             return self._scrub(token)
@@ -811,21 +629,21 @@ class _Redactor:
 
     def _chain(self, name: str) -> str:
         if self.learning:
-            if not (name in _BUILT_IN_CHAINS or _PUBLIC_CHAIN.match(name)):
+            if not (name in BUILT_IN_CHAINS or PUBLIC_CHAIN.match(name)):
                 self._name("chain", _as_word(name))
             return name
         for pattern in (_SERVICE_CHAIN, _ENDPOINT_CHAIN):
             if found := pattern.fullmatch(name):
                 return found[1] + (self._suffixes.get(found[2]) or self.addresses.opaque(found[2]))
-        if name in _BUILT_IN_CHAINS:
+        if name in BUILT_IN_CHAINS:
             return name
-        if _PUBLIC_CHAIN.match(name):
+        if PUBLIC_CHAIN.match(name):
             name = self._interface(name)
             return _HASH.sub(lambda m: self.addresses.opaque(m[0]), name)
         return self.names.name(_as_word(name))
 
     def _set_name(self, name: str) -> str:
-        if _PUBLIC_SET.match(name):
+        if PUBLIC_SET.match(name):
             return name if self.learning else _HASH.sub(lambda m: self.addresses.opaque(m[0]), name)
         return self._name("set", _as_word(name))
 
@@ -891,7 +709,7 @@ class _Redactor:
     def _nft_name(self, name: str) -> str:
         if found := _NFT_CHAIN.fullmatch(name):
             return self._nft_chain(found)
-        if name in _PUBLIC_NFT_NAMES or name.startswith("xtables"):
+        if name in PUBLIC_NFT_NAMES or name.startswith("xtables"):
             return name
         if name.startswith("__"):
             return name  # of a set without a name
@@ -912,16 +730,18 @@ class _Redactor:
             return found[1] + self._naming.nft_service(*words)
         text = found["ip"]
         ip = ip_address(text if re.fullmatch(_V4, text) else text.replace(".", ":"))
-        return found[1] + self._naming.nft_endpoint(*words, str(self.addresses.address(ip)), int(found["number"]))
+        return found[1] + self._naming.nft_endpoint(
+            *words, str(self.addresses.address(ip)), int(found["number"])
+        )
 
     def _nft_text(self, text: str) -> str:
         """What `nft list ruleset` or `nft list hooks` print."""
-        text = re.sub(_NFT_CHAIN.pattern + r"(?=[\s;{},\"]|$)", lambda m: self._nft_chain(m), text)
+        text = re.sub(_NFT_CHAIN.pattern + r"(?=[\s;{},\"]|$)", self._nft_chain, text)
+        text = re.sub(r"(?<=comment )\"([^\"]*)\"", lambda m: '"' + self._text(m[1]) + '"', text)
         text = re.sub(
-            r"(?<=comment )\"([^\"]*)\"", lambda m: '"' + self._text(m[1]) + '"', text
-        )
-        text = re.sub(
-            r"(?<=log prefix )\"([^\"]*)\"", lambda m: '"' + self._name("text", _as_word(m[1]) or "x") + '"', text
+            r"(?<=log prefix )\"([^\"]*)\"",
+            lambda m: '"' + self._name("text", _as_word(m[1]) or "x") + '"',
+            text,
         )
 
         def named(match: re.Match[str]) -> str:
@@ -943,7 +763,7 @@ class _Redactor:
                 for info in (link or {}).get("addr_info") or ():
                     if _is_address(info.get("local")) and isinstance(info.get("prefixlen"), int):
                         self.addresses.note_network(ip_address(info["local"]), info["prefixlen"])
-        return [self._fields(link, _LINK) for link in links]
+        return [self._fields(link, LINK) for link in links]
 
     def _routing_rule(self, entry: dict[str, Any]) -> dict[str, Any]:
         """A rule of `ip -j rule`, whose prefix is in two fields."""
@@ -979,18 +799,18 @@ class _Redactor:
         try:
             text = content.decode(errors="replace")
             if file.endswith(".json") and text.lstrip().startswith("{"):
-                return _to_json(self._fields(json.loads(text), _KUBE_PROXY_CONFIG))
+                return _to_json(self._fields(json.loads(text), KUBE_PROXY_CONFIG))
             document = yaml.safe_load(text)
             if isinstance(document, dict) and document.get("kind") == "ConfigMap":
                 held = document.get("data") or {}
                 document = yaml.safe_load(held.get("config.conf") or held.get("config") or "")
         except (ValueError, yaml.YAMLError, RecursionError):
             return None
-        return yaml.safe_dump(self._fields(document, _KUBE_PROXY_CONFIG), sort_keys=False).encode()
+        return yaml.safe_dump(self._fields(document, KUBE_PROXY_CONFIG), sort_keys=False).encode()
 
 
 def _is_public_domain(domain: str) -> bool:
-    return any(domain == public or domain.endswith("." + public) for public in _PUBLIC_DOMAINS)
+    return any(domain == public or domain.endswith("." + public) for public in PUBLIC_DOMAINS)
 
 
 def _is_address(text: Any) -> bool:

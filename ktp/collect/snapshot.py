@@ -373,7 +373,8 @@ def _contents(capture: Capture) -> Iterator[tuple[str, bytes]]:
 
 def _gaps_json(gaps: Iterable[EvidenceGap]) -> bytes:
     entries = [
-        {"kind": gap.kind, "subject": gap.subject, "message": gap.message, "remedy": gap.remedy} for gap in gaps
+        {"kind": gap.kind, "subject": gap.subject, "message": gap.message, "remedy": gap.remedy}
+        for gap in gaps
     ]
     return json.dumps(entries, indent=1, ensure_ascii=False).encode()
 
@@ -456,7 +457,9 @@ class SnapshotFolder:
             try:
                 for name, content in files.items():
                     target = building / PurePosixPath(name).name
-                    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    with os.fdopen(
+                        os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+                    ) as file:
                         file.write(content)
                 if (self.path / folder).exists():
                     (self.path / folder).rename(building.with_name(building.name + ".old"))
@@ -469,7 +472,12 @@ class SnapshotFolder:
 
 
 def _holds_rules(file: str) -> bool:
-    return file.endswith("tables-save.txt") or "tables-legacy-" in file or "tables-nft-" in file or "nft-rules" in file
+    return (
+        file.endswith("tables-save.txt")
+        or "tables-legacy-" in file
+        or "tables-nft-" in file
+        or "nft-rules" in file
+    )
 
 
 def is_archive_name(path: str | Path) -> bool:

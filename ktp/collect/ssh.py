@@ -100,7 +100,7 @@ def collect_over_ssh(
     A node that cannot be read is a gap. Raises EvidenceError only if there is no ssh client.
     """
     addresses = node_addresses(capture)
-    visitor = _Visitor(settings, reach)
+    visitor = Visitor(settings, reach)
     done = 0
     lock = threading.Lock()
 
@@ -144,7 +144,7 @@ def node_addresses(capture: Capture) -> dict[str, tuple[str, ...]]:
     return found
 
 
-class _Visitor:
+class Visitor:
     """Reads nodes, one at a call, from several threads."""
 
     def __init__(self, settings: SshSettings, reach: Reach | None) -> None:
@@ -178,6 +178,19 @@ class _Visitor:
             return _gap(node, *self._connection_problem(node, destination, done))
         return self._read(node, destination, recording, done)
 
+    def run_script(
+        self, node: str, addresses: Sequence[str], script: bytes, *, timeout: float
+    ) -> ChildResult | EvidenceGap:
+        """Run a shell script on a node; the gap where it did not run. A script prints something at once."""
+        if not is_host(node):
+            return EvidenceGap(kind="probe", subject=node, message=f"{node!r} is no host name")
+        destination = self._destination(node, [address for address in addresses if is_host(address)])
+        done = self._run((*self._arguments, "--", destination, "sh -s"), timeout, script)
+        if done.stdout:
+            return done
+        message, remedy = self._connection_problem(node, destination, done)
+        return EvidenceGap(kind="probe", subject=node, message=message, remedy=remedy)
+
     def _run(self, command: Sequence[str], timeout: float, stdin: bytes = b"") -> ChildResult:
         try:
             return run_child(command, timeout=timeout, stdin=stdin, environment=self._environment)
@@ -205,8 +218,7 @@ class _Visitor:
         for host, configuration in configurations.items():
             name = configuration.get("hostname", host)
             if (name.lower() != host.lower() and name != nobody.get("hostname")) or any(
-                configuration.get(key) != nobody.get(key)
-                for key in {*configuration, *nobody} - _NOT_COMPARED
+                configuration.get(key) != nobody.get(key) for key in {*configuration, *nobody} - _NOT_COMPARED
             ):
                 return host
         for host, configuration in configurations.items():

@@ -25,7 +25,9 @@ _NODE_FILE = re.compile(
     r"(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
     r"|ip-addr\.json|ip6?-(?:rule|route)\.json|ss\.txt|sysctl\.txt|kube-proxy-config\.(?:yaml|json))"
 )
-_COPIED_MANIFEST = re.compile(r"last-applied|/applied$|original-configuration|token|secret|password|credential", re.I)
+_COPIED_MANIFEST = re.compile(
+    r"last-applied|/applied$|original-configuration|token|secret|password|credential", re.I
+)
 _CONTAINER_FIELDS = (
     "env", "envFrom", "volumeMounts", "volumeDevices", "lifecycle", "livenessProbe", "startupProbe",
 )  # fmt: skip

@@ -56,13 +56,17 @@ def answer_flow(walker: Walker, flow: Flow, *, trace: bool = True) -> FlowAnswer
 
 
 def fold(
-    flow: Flow, leaves: Sequence[Leaf], *, trace: bool = True, names: Mapping[tuple[int, int], Attached] | None = None
+    flow: Flow,
+    leaves: Sequence[Leaf],
+    *,
+    trace: bool = True,
+    names: Mapping[tuple[int, int], Attached] | None = None,
 ) -> FlowAnswer:
     """Leaves of one walk → the answer. `names` tells whom an address belongs to."""
     unknowns: list[Unknown] = []
     forked = [(_decisions(leaf.state.decisions), leaf) for leaf in leaves]
     if any(d.kind == ASKED for decisions, _ in forked for d in decisions):
-        weighted = _combine(forked, 0, unknowns)
+        weighted = _combine(forked, unknowns)
     else:
         weighted = [_Weighted(leaf, _chance(decisions)) for decisions, leaf in forked]
     for each in weighted:
@@ -77,10 +81,16 @@ def fold(
     paths = tuple(_path(w, trace, names) for w in weighted)
     assumptions = tuple(dict.fromkeys(a for p in paths for a in p.assumptions))
     delivered = [w for w in weighted if _delivery(w.leaf) is not None and w.leaf.symptom is Symptom.CONNECTS]
-    seen = tuple(dict.fromkeys(p.source_seen for p in paths if p.source_seen and p.symptom is Symptom.CONNECTS))
+    seen = tuple(
+        dict.fromkeys(p.source_seen for p in paths if p.source_seen and p.symptom is Symptom.CONNECTS)
+    )
     preserved: bool | None = None
     if delivered:
-        original = {to_text(w.leaf.state.hops[0].arrived.family, w.leaf.state.hops[0].arrived.src) for w in delivered if w.leaf.state.hops}
+        original = {
+            to_text(w.leaf.state.hops[0].arrived.family, w.leaf.state.hops[0].arrived.src)
+            for w in delivered
+            if w.leaf.state.hops
+        }
         preserved = set(seen) <= original if original else None
     if unknowns:
         first = unknowns[0]
@@ -95,7 +105,9 @@ def fold(
         worst = best
     else:
         symptom = Symptom.INTERMITTENT
-        worst = max((p for p in paths if p.symptom is not Symptom.CONNECTS), key=lambda p: p.probability, default=best)
+        worst = max(
+            (p for p in paths if p.symptom is not Symptom.CONNECTS), key=lambda p: p.probability, default=best
+        )
     disposition = best.disposition if len(symptoms) == 1 else worst.disposition
     reason = worst.reason
     if symptom is Symptom.INTERMITTENT:
@@ -124,7 +136,7 @@ def _chance(decisions: list[Decision]) -> float:
     return product
 
 
-def _combine(forked: list[tuple[list[Decision], Leaf]], depth: int, unknowns: list[Unknown]) -> list[_Weighted]:
+def _combine(forked: list[tuple[list[Decision], Leaf]], unknowns: list[Unknown]) -> list[_Weighted]:
     """The leaves below one fork, weighted; where an unknown's sides differ, `unknowns` gains it."""
     out: list[_Weighted] = []
     stack = [forked]
@@ -142,7 +154,7 @@ def _combine(forked: list[tuple[list[Decision], Leaf]], depth: int, unknowns: li
         if decision.kind != ASKED:
             stack.extend(sides.values())
             continue
-        results = [_combine(side, at + 1, unknowns) for side in sides.values()]
+        results = [_combine(side, unknowns) for side in sides.values()]
         first = _signature(results[0])
         if any(_signature(other) != first for other in results[1:]):
             node = decision.key[1] if decision.key[0] == "order" else decision.key[0]
@@ -157,7 +169,11 @@ def _why(decision: Decision) -> str:
     if decision.rule is None:
         return decision.why
     rule = decision.rule
-    return f"{decision.why}: {rule.table} {rule.text}" if hasattr(rule, "table") else f"{decision.why}: {decision.what}"
+    return (
+        f"{decision.why}: {rule.table} {rule.text}"
+        if hasattr(rule, "table")
+        else f"{decision.why}: {decision.what}"
+    )
 
 
 def _first_difference(group: list[tuple[list[Decision], Leaf]]) -> int:
@@ -240,7 +256,10 @@ def _decided_by(leaf: Leaf) -> DecidedBy | None:
     step = leaf.step
     node = leaf.node
     if step is None:
-        if leaf.disposition in (Disposition.DELIVERED, Disposition.HOST_PROCESS) and leaf.state.nat_step is not None:
+        if (
+            leaf.disposition in (Disposition.DELIVERED, Disposition.HOST_PROCESS)
+            and leaf.state.nat_step is not None
+        ):
             step = leaf.state.nat_step
             node = leaf.state.hops[0].node if leaf.state.hops else node
         else:

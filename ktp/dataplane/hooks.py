@@ -44,7 +44,8 @@ class Group(NamedTuple):
     """Programs of one priority. `kind` is "conntrack", "nat", "ipvs" or "table".
 
     Where `ordered` is False the kernel runs them in the order of registration, last first, which is not known; `note`
-    is then set where the tables' handles tell it as far as they can. `reroutes` tells that a changed mark or TOS makes local output route again (mangle, nft type route).
+    is then set where the tables' handles tell it as far as they can. `reroutes` tells that a changed mark or TOS makes
+    local output route again (mangle, nft type route).
     """
 
     kind: str

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv6Address
 
-from ktp.dataplane.ipvs import VirtualServers
 from ktp.dataplane.ipset import Tester, compile_set
+from ktp.dataplane.ipvs import VirtualServers
 from ktp.dataplane.packet import LOCAL_PORTS, PROTOCOL_NAMES, Packet, Port
 from ktp.dataplane.routing import LOCAL, Fib, Lookup
 from ktp.model.host import Interface, InterfaceAddress, ListeningSocket, NodeState, Route
@@ -98,7 +98,7 @@ class Host:
         if not self.has_network:
             if (family, ip) in self._assumed_local:
                 return "LOCAL"
-            if family == 4 and ip >> 24 == 127 or family == 6 and ip == 1:
+            if (family == 4 and ip >> 24 == 127) or (family == 6 and ip == 1):
                 return "LOCAL"
             return "UNICAST"
         if family == 4:
@@ -152,7 +152,9 @@ class Host:
         interface = self.interfaces.get(dev or "")
         chosen: int | None = None
         if interface is not None:
-            ceiling = _SCOPES["link"] if self.conf("ipv4", interface.name, "route_localnet") else _SCOPES["host"]
+            ceiling = (
+                _SCOPES["link"] if self.conf("ipv4", interface.name, "route_localnet") else _SCOPES["host"]
+            )
             for a in interface.addresses:
                 if a.ip.version != 4 or a.secondary:
                     continue
@@ -168,7 +170,12 @@ class Host:
             return chosen
         for other in sorted(self.interfaces.values(), key=lambda i: i.index):
             for a in other.addresses:
-                if a.ip.version == 4 and not a.secondary and a.scope != "link" and _SCOPES.get(a.scope, 0) <= limit:
+                if (
+                    a.ip.version == 4
+                    and not a.secondary
+                    and a.scope != "link"
+                    and _SCOPES.get(a.scope, 0) <= limit
+                ):
                     return int(a.ip)
         return None
 
@@ -392,11 +399,22 @@ def _routes_from_addresses(interfaces: tuple[Interface, ...]) -> tuple[Route, ..
             hop = (NextHop(dev=i.name),)
             bits = a.ip.max_prefixlen
             out.append(
-                Route(dst=ip_network((a.ip, bits)), type="local", table=LOCAL, nexthops=hop, prefsrc=a.ip, scope="host")
+                Route(
+                    dst=ip_network((a.ip, bits)),
+                    type="local",
+                    table=LOCAL,
+                    nexthops=hop,
+                    prefsrc=a.ip,
+                    scope="host",
+                )
             )
             net = ip_network((a.ip, a.prefixlen), strict=False)
             if i.is_loopback and not isinstance(a.ip, IPv6Address):
-                out.append(Route(dst=net, type="local", table=LOCAL, nexthops=hop, prefsrc=a.ip, scope="host"))
+                out.append(
+                    Route(dst=net, type="local", table=LOCAL, nexthops=hop, prefsrc=a.ip, scope="host")
+                )
             elif a.prefixlen < bits:
-                out.append(Route(dst=net, nexthops=hop, prefsrc=a.ip if a.ip.version == 4 else None, scope="link"))
+                out.append(
+                    Route(dst=net, nexthops=hop, prefsrc=a.ip if a.ip.version == 4 else None, scope="link")
+                )
     return tuple(out)

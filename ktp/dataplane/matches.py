@@ -28,7 +28,9 @@ class Compiled:
 
     test: Test
     assumption: str | None = None
-    probability: float | None = None  # of matching, where the match draws lots (statistic); test is then ignored
+    probability: float | None = (
+        None  # of matching, where the match draws lots (statistic); test is then ignored
+    )
     recent: tuple[str, str, bool] | None = None  # (list name, "src"|"dst", whether it enters the address)
 
 
@@ -70,7 +72,16 @@ def _number_range(text: str, names: dict[str, int] | None = None) -> tuple[int, 
         return None
 
 
-_SERVICES = {"http": 80, "https": 443, "ssh": 22, "domain": 53, "ntp": 123, "bootps": 67, "bootpc": 68, "snmp": 161}
+_SERVICES = {
+    "http": 80,
+    "https": 443,
+    "ssh": 22,
+    "domain": 53,
+    "ntp": 123,
+    "bootps": 67,
+    "bootpc": 68,
+    "snmp": 161,
+}
 
 
 def _port(text: str, names: dict[str, int] | None) -> int:
@@ -266,7 +277,7 @@ def _sctp_chunks(option: Option) -> Test:
         chunk = "INIT_ACK" if p.reply else "INIT"
         if "ALL" in names:
             return how == "any"
-        if how == "any" or how == "only":
+        if how in ("any", "only"):
             return chunk in names
         return names == {chunk}
 
@@ -471,7 +482,9 @@ def _conntrack(match: Match) -> Compiled | None:
                 net = ip_network(arg, strict=False)
             except ValueError:
                 return None
-            test = _ct_field(_tuple_address(flag, int(net.network_address), net.max_prefixlen - net.prefixlen))
+            test = _ct_field(
+                _tuple_address(flag, int(net.network_address), net.max_prefixlen - net.prefixlen)
+            )
         elif flag in ("--ctorigsrcport", "--ctorigdstport", "--ctreplsrcport", "--ctrepldstport"):
             ports = _number_range(arg)
             if ports is None:
@@ -595,6 +608,8 @@ def _below_limit(what: str) -> Callable[[Match], Compiled | None]:
 
 
 def _hashlimit(match: Match) -> Compiled | None:
+    if not all(o.flag.startswith("--hashlimit") for o in match.options):
+        return None
     above = match.option("--hashlimit-above") is not None
     upto = next((o for o in match.options if o.flag in ("--hashlimit-upto", "--hashlimit")), None)
     answer = not above
@@ -632,6 +647,8 @@ def _quota(match: Match) -> Compiled | None:
 def _iprange(match: Match) -> Compiled | None:
     tests: list[Test] = []
     for option in match.options:
+        if option.flag not in ("--src-range", "--dst-range"):
+            return None
         low, _, high = option.args[0].partition("-")
         try:
             first, last = to_int(low)[1], to_int(high or low)[1]
@@ -682,10 +699,17 @@ def _physdev(match: Match) -> Compiled | None:
             incoming = flag == "--physdev-in"
 
             def test(
-                p: Packet, h: Host, hook: str, arg: str = arg, incoming: bool = incoming, negated: bool = negated
+                p: Packet,
+                h: Host,
+                hook: str,
+                arg: str = arg,
+                incoming: bool = incoming,
+                negated: bool = negated,
             ) -> bool | None:
                 if p.physin is None:
-                    return negated  # physdev_mt: without the bridge's note every condition is taken as not met
+                    return (
+                        negated  # physdev_mt: without the bridge's note every condition is taken as not met
+                    )
                 if incoming:
                     answer = h.port_matches(p.iif, arg)
                 elif p.physout is None:
@@ -778,7 +802,7 @@ def _dscp(match: Match) -> Compiled | None:
         return None
     option = match.options[0]
     value = dscp_value(option)
-    if value is None:
+    if value is None or option.flag not in ("--dscp", "--dscp-class"):
         return None
     return Compiled(_negate(lambda p, h, hook: p.tos >> 2 == value, option.negated), _DEFAULT_TOS)
 
@@ -825,6 +849,8 @@ def _policy(match: Match) -> Compiled | None:
 
 
 def _rpfilter(match: Match) -> Compiled | None:
+    if any(o.flag not in ("--loose", "--validmark", "--accept-local", "--invert") for o in match.options):
+        return None
     loose = match.option("--loose") is not None
     validmark = match.option("--validmark") is not None
     accept_local = match.option("--accept-local") is not None
@@ -907,7 +933,8 @@ def _realm(match: Match) -> Compiled | None:
     except ValueError:
         return None
     return Compiled(
-        _negate(_always(mask & 0 == value), option.negated), "no route carries a realm (`ip -j route` shows none)"
+        _negate(_always(mask & 0 == value), option.negated),
+        "no route carries a realm (`ip -j route` shows none)",
     )
 
 
@@ -916,7 +943,11 @@ def _bpf_unknown(match: Match) -> Compiled | None:
 
 
 _TABLE: dict[str, tuple[Callable[[Match], Compiled | None], str, str]] = {
-    "tcp": (lambda m: _transport(m, TCP), "exact", "`--tcp-option` is unknown: the options of the SYN are not known"),
+    "tcp": (
+        lambda m: _transport(m, TCP),
+        "exact",
+        "`--tcp-option` is unknown: the options of the SYN are not known",
+    ),
     "udp": (lambda m: _transport(m, UDP), "exact", ""),
     "udplite": (lambda m: _transport(m, 136), "exact", ""),
     "sctp": (lambda m: _transport(m, SCTP), "exact", "the first chunk is INIT, its answer INIT_ACK"),
@@ -931,8 +962,16 @@ _TABLE: dict[str, tuple[Callable[[Match], Compiled | None], str, str]] = {
     "connmark": (lambda m: _mark(m, True), "exact", ""),
     "conntrack": (_conntrack, "exact", "`--ctexpire` is unknown"),
     "state": (_state, "exact", ""),
-    "statistic": (_statistic, "exact", "random: both ways with their probabilities; nth: assumed to stand anywhere"),
-    "recent": (_recent, "assumed", "the lists are not in a dump: no earlier packet of the address is assumed"),
+    "statistic": (
+        _statistic,
+        "exact",
+        "random: both ways with their probabilities; nth: assumed to stand anywhere",
+    ),
+    "recent": (
+        _recent,
+        "assumed",
+        "the lists are not in a dump: no earlier packet of the address is assumed",
+    ),
     "set": (_set, "exact", "needs `ipset save`; counters and --return-nomatch are unknown"),
     "iprange": (_iprange, "exact", ""),
     "comment": (_comment, "exact", ""),
@@ -941,7 +980,11 @@ _TABLE: dict[str, tuple[Callable[[Match], Compiled | None], str, str]] = {
     "hashlimit": (_hashlimit, "assumed", "below the limit"),
     "connlimit": (_connlimit, "assumed", "below the limit"),
     "quota": (_quota, "assumed", "not used up"),
-    "physdev": (_physdev, "exact", "where some ports of the bridge match and some do not, which one it is is unknown"),
+    "physdev": (
+        _physdev,
+        "exact",
+        "where some ports of the bridge match and some do not, which one it is is unknown",
+    ),
     "pkttype": (_pkttype, "exact", "unicast"),
     "length": (_length, "exact", "known for a SYN within its options, unknown for datagrams"),
     "ttl": (_ttl, "exact", "of packets from outside it is unknown"),
@@ -1001,5 +1044,3 @@ def compile_match(match: Match) -> Compiled | None:
         return entry[0](match)
     except (ValueError, IndexError):
         return None
-
-

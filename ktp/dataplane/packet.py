@@ -107,6 +107,7 @@ class Conn:
         self.state = NEW
 
     def copy(self) -> Conn:
+        """The same entry, to go its own way."""
         new = object.__new__(Conn)
         for name in Conn.__slots__:
             setattr(new, name, getattr(self, name))
@@ -168,9 +169,7 @@ class Packet:
         "ttl",
     )
 
-    def __init__(
-        self, family: int, proto: int, src: int, dst: int, sport: Port, dport: Port
-    ) -> None:
+    def __init__(self, family: int, proto: int, src: int, dst: int, sport: Port, dport: Port) -> None:
         self.family = family
         self.proto = proto
         self.src = src
@@ -198,6 +197,7 @@ class Packet:
         self.ipvs = False  # scheduled by IPVS already (skb->ipvs_property)
 
     def copy(self) -> Packet:
+        """The same packet, with an entry of its own."""
         new = object.__new__(Packet)
         for name in Packet.__slots__:
             setattr(new, name, getattr(self, name))

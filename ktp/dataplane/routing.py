@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ktp.dataplane.packet import PROTOCOLS, Packet, Port
-from ktp.model.host import NextHop, Route, RoutingRule
+from ktp.model.host import IPNetwork, NextHop, Route, RoutingRule
 
 LOCAL, MAIN, DEFAULT = "local", "main", "default"
 _TABLE_NAMES = {"255": LOCAL, "254": MAIN, "253": DEFAULT, "0": "unspec"}
@@ -79,7 +79,9 @@ class Fib:
                 for candidates in nets.values():
                     yield from candidates
 
-    def in_table(self, table: str, dst: int, oif: str | None = None, tos: int = 0) -> tuple[Route, tuple[NextHop, ...]] | None:
+    def in_table(
+        self, table: str, dst: int, oif: str | None = None, tos: int = 0
+    ) -> tuple[Route, tuple[NextHop, ...]] | None:
         """The best route of one table for `dst`, with its usable next hops; None where it has none."""
         by_length = self._tables.get(table)
         if by_length is None:
@@ -129,7 +131,9 @@ class Fib:
             if answer is False:
                 continue
             if answer is None:
-                return Lookup("unknown", unknown=f"routing rule {rule.priority} asks what a snapshot cannot tell")
+                return Lookup(
+                    "unknown", unknown=f"routing rule {rule.priority} asks what a snapshot cannot tell"
+                )
             if rule.action == "goto":
                 skip_to = rule.goto or 0
                 continue
@@ -163,6 +167,10 @@ class Fib:
         kind = "hostunreach" if route.type == "unreachable" else route.type
         return Lookup(kind, route, hops, table)
 
+    def _inside(self, number: int, net: IPNetwork) -> bool:
+        shift = self._bits - net.prefixlen
+        return number >> shift == int(net.network_address) >> shift
+
     def _applies(
         self,
         rule: RoutingRule,
@@ -178,34 +186,21 @@ class Fib:
     ) -> bool | None:
         if rule.unsupported:
             return None
+        answer = not (
+            (rule.src is not None and not self._inside(src, rule.src))
+            or (rule.dst is not None and not self._inside(dst, rule.dst))
+            or (rule.iif is not None and rule.iif != iif)
+            or (rule.oif is not None and rule.oif != oif)
+            or (rule.fwmark is not None and (mark ^ rule.fwmark) & rule.fwmask)
+            or (rule.tos is not None and rule.tos != tos)
+            or (rule.ipproto is not None and _protocol(rule.ipproto) != proto)
+        )
         unknown = False
-        answer = True
-        shift = self._bits
-        if rule.src is not None and src >> (shift - rule.src.prefixlen) != int(rule.src.network_address) >> (
-            shift - rule.src.prefixlen
-        ):
-            answer = False
-        elif rule.dst is not None and dst >> (shift - rule.dst.prefixlen) != int(rule.dst.network_address) >> (
-            shift - rule.dst.prefixlen
-        ):
-            answer = False
-        elif rule.iif is not None and rule.iif != iif:
-            answer = False
-        elif rule.oif is not None and rule.oif != oif:
-            answer = False
-        elif rule.fwmark is not None and (mark ^ rule.fwmark) & rule.fwmask:
-            answer = False
-        elif rule.tos is not None and rule.tos != tos:
-            answer = False
-        elif rule.ipproto is not None and _protocol(rule.ipproto) != proto:
-            answer = False
-        elif rule.dport is not None and not (isinstance(dport, int) and rule.dport[0] <= dport <= rule.dport[1]):
-            answer = False
-        elif rule.sport is not None:
-            if not isinstance(sport, int):
-                unknown = True
-            elif not rule.sport[0] <= sport <= rule.sport[1]:
-                answer = False
+        for wanted, port in ((rule.dport, dport), (rule.sport, sport)):
+            if answer and wanted is not None:
+                inside = _port_inside(port, wanted)
+                unknown = unknown or inside is None
+                answer = inside is not False
         if answer and rule.uidrange is not None:
             if iif == "lo":
                 unknown = True
@@ -214,6 +209,14 @@ class Fib:
         if not answer:
             return rule.inverted
         return None if unknown else not rule.inverted
+
+
+def _port_inside(port: Port, wanted: tuple[int, int]) -> bool | None:
+    """Whether a port, or one of a range that is not known, is in `wanted`."""
+    low, high = (port, port) if isinstance(port, int) else port
+    if wanted[0] <= low and high <= wanted[1]:
+        return True
+    return False if high < wanted[0] or low > wanted[1] else None
 
 
 def _protocol(word: str) -> int:

@@ -14,6 +14,12 @@ ACCEPT, DROP, REJECT, UNKNOWN, STOLEN, IPVS = 1, 2, 3, 4, 5, 6
 
 RANDOM, ASKED = "random", "unknown"
 
+MOST_WAYS = 20_000  # of one flow, and through one base chain
+
+
+class LimitExceededError(Exception):
+    """The flow forks into more ways than can be followed."""
+
 
 class Decision(NamedTuple):
     """A fork: `kind` RANDOM or ASKED; `choice` which way; `chance` its probability; `what`/`why`/`rule` for people."""

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ktp.dataplane import packet as pk
-from ktp.dataplane.hooks import FORWARD, INPUT, OUTPUT, POSTROUTING, PREROUTING, Group, HookTable, NftBaseChain
+from ktp.dataplane.hooks import (
+    FORWARD,
+    INPUT,
+    OUTPUT,
+    POSTROUTING,
+    PREROUTING,
+    Group,
+    HookTable,
+    NftBaseChain,
+)
 from ktp.dataplane.host import Host
 from ktp.dataplane.packet import (
     CLIENT_PORTS,
@@ -35,11 +44,13 @@ from ktp.dataplane.state import (
     ASKED,
     DROP,
     IPVS,
+    MOST_WAYS,
     RANDOM,
     REJECT,
     UNKNOWN,
     Decision,
     HopRecord,
+    LimitExceededError,
     State,
     StepRecord,
     Verdict,
@@ -49,7 +60,6 @@ from ktp.model.host import NextHop, NodeState
 from ktp.model.trace import Disposition, Flow, Symptom
 
 _MAX_HOPS = 12
-_MAX_LEAVES = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +117,6 @@ class Leaf:
     step: StepRecord | None = None
     node: str = ""
     kind: str = ""
-
-
-class LimitExceededError(Exception):
-    """The flow forks into more ways than can be followed."""
 
 
 class _Client:
@@ -219,11 +225,15 @@ class Walker:
             host = self.host(flow.from_node)
             if host is None and src is not None:
                 # Of the client's own node nothing is known: its packet is taken to get out of it unchanged.
-                state.assume(f"nothing on {flow.from_node} stops or changes the packet (no rules of it were read)")
+                state.assume(
+                    f"nothing on {flow.from_node} stops or changes the packet (no rules of it were read)"
+                )
                 self._client = _Client(src, flow.from_node, True, dst, flow.port, proto)
                 self._from_outside(state, flow)
             elif host is None:
-                self._end_unknown(state, flow.from_node, f"nothing was read of node {flow.from_node}, where the client runs")
+                self._end_unknown(
+                    state, flow.from_node, f"nothing was read of node {flow.from_node}, where the client runs"
+                )
             elif src is None or self._is_process(host, family, src):
                 self._from_process(state, host, src)
             else:
@@ -250,7 +260,14 @@ class Walker:
         if src is None:
             src = self._source_for(host, p, found)
             if src is None:
-                self._leaf(state, Disposition.LOST, Symptom.UNREACHABLE, "the node has no address to send from", host, "route")
+                self._leaf(
+                    state,
+                    Disposition.LOST,
+                    Symptom.UNREACHABLE,
+                    "the node has no address to send from",
+                    host,
+                    "route",
+                )
                 return
             p.src = src
             if found.table != "local":  # rules may look at the source: the kernel asks again with it
@@ -264,7 +281,11 @@ class Walker:
     def _first_route(self, state: State, host: Host, src: int | None) -> Lookup | None:
         p = state.packet
         if not host.has_network:
-            return Lookup("local", table="local") if host.is_local(p.family, p.dst) else Lookup("unicast", hops=(NextHop(dev="?"),))
+            return (
+                Lookup("local", table="local")
+                if host.is_local(p.family, p.dst)
+                else Lookup("unicast", hops=(NextHop(dev="?"),))
+            )
         found = host.route(p, iif="lo", src=src or 0)
         if found.type == "unknown":
             self._end_unknown(state, host.name, found.unknown or "routing is unknown")
@@ -299,7 +320,9 @@ class Walker:
         target = self.topology.attached.get((p.family, p.dst))
         iif, bridge = self._interface_toward(host, p.family, src)
         if iif is None and host.has_network:
-            self._end_unknown(state, host.name, f"{host.name} has no route to the client {to_text(p.family, src)}")
+            self._end_unknown(
+                state, host.name, f"{host.name} has no route to the client {to_text(p.family, src)}"
+            )
             return
         if bridge and target is not None and self._on_bridge(host, p.family, p.dst, iif):
             self._bridged(state, host, iif or "?", target)
@@ -329,7 +352,12 @@ class Walker:
     def _direct_interface(host: Host, family: int, ip: int) -> str | None:
         """The interface on whose link `ip` is by the main table, whatever policy routing does with packets to it."""
         direct = host.fib[family].in_table(MAIN, ip)
-        if direct is None or direct[0].dst.prefixlen == 0 or not direct[1] or direct[1][0].gateway is not None:
+        if (
+            direct is None
+            or direct[0].dst.prefixlen == 0
+            or not direct[1]
+            or direct[1][0].gateway is not None
+        ):
             return None
         return direct[1][0].dev
 
@@ -360,7 +388,9 @@ class Walker:
             entry = found.node if found is not None else None
         if entry is None:
             self._end_unknown(
-                state, "", f"no node owns {flow.dst}: say with `via` at which node the packet reaches the cluster"
+                state,
+                "",
+                f"no node owns {flow.dst}: say with `via` at which node the packet reaches the cluster",
             )
             return
         host = self.host(entry)
@@ -412,7 +442,9 @@ class Walker:
         p = state.packet
         state.seen_nodes += 1
         if state.seen_nodes > _MAX_HOPS:
-            self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, "the packet goes round in a circle", host, "route")
+            self._leaf(
+                state, Disposition.LOST, Symptom.TIMES_OUT, "the packet goes round in a circle", host, "route"
+            )
             return
         p.iif, p.oif = iif, None
         p.local = False
@@ -423,7 +455,9 @@ class Walker:
         state.arrived = p.copy()
         state.steps = None
         if p.family == 6 and iif != "lo" and (p.dst == 1 or p.src == 1):
-            self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, "::1 never comes in by a wire", host, "route")
+            self._leaf(
+                state, Disposition.LOST, Symptom.TIMES_OUT, "::1 never comes in by a wire", host, "route"
+            )
             return
         for verdict in self._run_hook(state, host, PREROUTING):
             if self._passed(verdict, host, PREROUTING):
@@ -462,10 +496,17 @@ class Walker:
             if found.type == "broadcast":
                 self._lost(state, host, f"{to_text(p.family, p.dst)} is a broadcast address", "route")
                 return
-            state.note("route", f"for this node ({to_text(p.family, p.dst)} is one of its addresses)", hook="ROUTING")
+            state.note(
+                "route", f"for this node ({to_text(p.family, p.dst)} is one of its addresses)", hook="ROUTING"
+            )
             self._input(state, host)
             return
-        if p.physin is not None and found.hops and found.hops[0].dev == iif and self._on_bridge(host, p.family, p.dst, iif):
+        if (
+            p.physin is not None
+            and found.hops
+            and found.hops[0].dev == iif
+            and self._on_bridge(host, p.family, p.dst, iif)
+        ):
             # br_nf_pre_routing_finish: translated to another port of the same bridge, it stays on the bridge
             self._bridge_forward(state, host, iif)
             return
@@ -487,11 +528,22 @@ class Walker:
             what = "no route" if found.route is None else f"a route of type {found.route.type}"
             step = state.note("route", f"{what} to {to_text(p.family, p.dst)}: {kind}", hook="ROUTING")
             self._send_error(
-                state, host, kind, Disposition.LOST, f"{host.name} has {what} to {to_text(p.family, p.dst)}", step, "route"
+                state,
+                host,
+                kind,
+                Disposition.LOST,
+                f"{host.name} has {what} to {to_text(p.family, p.dst)}",
+                step,
+                "route",
             )
             return
         if found.type != "unicast" or not found.hops:
-            self._lost(state, host, f"{host.name} has only a {found.type} route to {to_text(p.family, p.dst)}", "route")
+            self._lost(
+                state,
+                host,
+                f"{host.name} has only a {found.type} route to {to_text(p.family, p.dst)}",
+                "route",
+            )
             return
         why = host.validate_source(p, iif, found.hops[0].dev)
         if why is not None:
@@ -504,7 +556,7 @@ class Walker:
 
     @staticmethod
     def _martian(host: Host, p: Packet, iif: str) -> str | None:
-        if p.src >> 28 == 0xE or p.src == 0xFFFFFFFF or p.src == 0:
+        if p.src >> 28 == 0xE or p.src in (0xFFFFFFFF, 0):
             return f"{to_text(4, p.src)} is no source address (martian source)"
         if (p.src >> 24 == 127 or p.dst >> 24 == 127) and not host.conf("ipv4", iif, "route_localnet"):
             which = "source" if p.src >> 24 == 127 else "destination"
@@ -531,7 +583,9 @@ class Walker:
             each = state.fork() if number + 1 < len(found.hops) else state
             out.append((each, hop))
         for number, (each, hop) in enumerate(out):
-            each.decide(Decision(RANDOM, ("multipath", id(found.route)), number, hop.weight / total, "", "", None))
+            each.decide(
+                Decision(RANDOM, ("multipath", id(found.route)), number, hop.weight / total, "", "", None)
+            )
         return out
 
     def _forward(self, state: State, host: Host, oif: str) -> None:
@@ -575,7 +629,9 @@ class Walker:
             state.assume(found.assumption)
         if not found.choices:
             kind = "icmp-port-unreachable" if p.family == 4 else "icmp6-port-unreachable"
-            step = state.note("rule", "no real server: refused", hook=hook, table="ipvs", text=found.text, backend="ipvs")
+            step = state.note(
+                "rule", "no real server: refused", hook=hook, table="ipvs", text=found.text, backend="ipvs"
+            )
             return [Verdict(REJECT, state, kind, step)]
         out: list[Verdict] = []
         for number, (server, chance) in enumerate(found.choices):
@@ -589,7 +645,14 @@ class Walker:
             )
             q.ipvs = True
             if server.method != "masq":
-                out.append(Verdict(UNKNOWN, each, f"IPVS forwarding method {server.method} is not modelled", each.nat_step))
+                out.append(
+                    Verdict(
+                        UNKNOWN,
+                        each,
+                        f"IPVS forwarding method {server.method} is not modelled",
+                        each.nat_step,
+                    )
+                )
                 continue
             if q.ct is not None:
                 translate_destination(each, int(server.ip), server.port)
@@ -607,7 +670,9 @@ class Walker:
             self._deliver_here(state, host)
             return
         if found.type != "unicast" or not found.hops:
-            self._lost(state, host, f"{host.name} has no route to {to_text(p.family, p.dst)} ({found.type})", "route")
+            self._lost(
+                state, host, f"{host.name} has no route to {to_text(p.family, p.dst)} ({found.type})", "route"
+            )
             return
         if p.ttl <= 1:
             self._lost(state, host, f"the packet's TTL ends at {host.name}", "route")
@@ -670,7 +735,9 @@ class Walker:
             return False
         local = found.type == "local" or not found.hops
         state.hop = hop = NextHop(dev="lo") if local else found.hops[0]
-        state.note("route", "for this node" if local else _hop_words(hop), hook="ROUTING", text=_route_text(found))
+        state.note(
+            "route", "for this node" if local else _hop_words(hop), hook="ROUTING", text=_route_text(found)
+        )
         why = self._leaves_loopback(host, p, hop.dev)
         if why is not None:
             self._lost(state, host, why, "sysctl", symptom=_send_symptom(p, OUTPUT))
@@ -714,7 +781,12 @@ class Walker:
         if bridge and attached is not None:
             self._arrive_attached(state, host, attached)
             return
-        if hop.gateway is None and attached is not None and attached.node == host.name and not attached.host_network:
+        if (
+            hop.gateway is None
+            and attached is not None
+            and attached.node == host.name
+            and not attached.host_network
+        ):
             self._arrive_attached(state, host, attached)
             return
         if p.reply and not client.pod and client.node is None and p.dst == client.ip:
@@ -761,12 +833,16 @@ class Walker:
                 "and nobody that ktp knows answers there"
             )
             if state.direction != "request":
-                reason = f"the answer leaves by router {to_text(p.family, next_ip)} for {target}, which is not the client"
+                router = to_text(p.family, next_ip)
+                reason = f"the answer leaves by router {router} for {target}, which is not the client"
             self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, reason, host, "route")
             return
         # Nobody answers the neighbour solicitation: after three seconds the node itself reports it (arp_error_report).
         kind = "icmp-host-unreachable" if p.family == 4 else "icmp6-addr-unreachable"
-        reason = f"{target} should be a neighbour of {host.name} on {hop.dev}, and no node, pod or endpoint has this address"
+        reason = (
+            f"{target} should be a neighbour of {host.name} on {hop.dev}, "
+            "and no node, pod or endpoint has this address"
+        )
         p.oif = None
         step = state.note("route", f"no neighbour {target} on {hop.dev}", hook="ROUTING")
         if state.direction != "request":
@@ -790,7 +866,8 @@ class Walker:
             mine = host.interfaces.get(dev)
             on_link = mine is not None and any(
                 a.ip.version == p.family
-                and int(a.ip) >> (a.ip.max_prefixlen - a.prefixlen) == next_ip >> (a.ip.max_prefixlen - a.prefixlen)
+                and int(a.ip) >> (a.ip.max_prefixlen - a.prefixlen)
+                == next_ip >> (a.ip.max_prefixlen - a.prefixlen)
                 and a.prefixlen < a.ip.max_prefixlen
                 for a in mine.addresses
             )
@@ -805,11 +882,21 @@ class Walker:
         p = state.packet
         attached = self.topology.attached.get((p.family, p.dst))
         process = (name, p.proto, _number(p.dport)) in self.topology.processes
-        if state.direction == "request" and attached is not None and attached.node == name and (not attached.host_network or process):
+        if (
+            state.direction == "request"
+            and attached is not None
+            and attached.node == name
+            and (not attached.host_network or process)
+        ):
             state.assume(f"nothing on {name} stops the packet (no rules of {name} were read)")
             self._arrive_attached(state, None, attached)
             return
-        if state.direction != "request" and self._client.pod and p.dst == self._client.ip and self._client.node == name:
+        if (
+            state.direction != "request"
+            and self._client.pod
+            and p.dst == self._client.ip
+            and self._client.node == name
+        ):
             state.assume(f"nothing on {name} stops the answer (no rules of {name} were read)")
             self._answer_arrives(state, host)
             return
@@ -848,7 +935,9 @@ class Walker:
             return
         state.seen_nodes += 1
         if state.seen_nodes > _MAX_HOPS:
-            self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, "the packet goes round in a circle", host, "route")
+            self._leaf(
+                state, Disposition.LOST, Symptom.TIMES_OUT, "the packet goes round in a circle", host, "route"
+            )
             return
         p.iif, p.oif, p.physin, p.physout, p.bridged = bridge, None, "?", None, False
         p.local = False
@@ -903,7 +992,8 @@ class Walker:
             # ip_route_input_slow calls it a martian; in IPv6 its answer goes to the pod itself and opens nothing
             self._leaf(
                 state, Disposition.LOST, Symptom.TIMES_OUT,
-                f"{attached.name} gets its own packet back with itself as the sender, and cannot answer it", host, "route",
+                f"{attached.name} gets its own packet back with itself as the sender, and cannot answer it",
+                host, "route",
             )  # fmt: skip
             return
         reply = self._reply_of(p)
@@ -966,15 +1056,29 @@ class Walker:
         proto = pk.PROTOCOL_NAMES.get(p.proto, str(p.proto))
         if socket is None and name is None:
             # Most ports have no listener, and kube-proxy since 1.24 holds none. The answer says what it stands on.
-            state.assume(f"no process of {host.name} listens on {where}/{proto} (its sockets are not in the snapshot)")
+            state.assume(
+                f"no process of {host.name} listens on {where}/{proto} (its sockets are not in the snapshot)"
+            )
             socket = False
         if socket is False:
             step = state.note("socket", f"no process of {host.name} listens on {where}/{proto}", hook="LOCAL")
-            kind = "tcp-reset" if p.proto == TCP else "icmp-port-unreachable" if p.family == 4 else "icmp6-port-unreachable"
+            kind = (
+                "tcp-reset"
+                if p.proto == TCP
+                else "icmp-port-unreachable"
+                if p.family == 4
+                else "icmp6-port-unreachable"
+            )
             if p.proto == pk.SCTP:
                 kind = "tcp-reset"  # an ABORT, with the same effect
             self._send_error(
-                state, host, kind, Disposition.NO_LISTENER, f"nothing on {host.name} listens on {where}/{proto}", step, "socket"
+                state,
+                host,
+                kind,
+                Disposition.NO_LISTENER,
+                f"nothing on {host.name} listens on {where}/{proto}",
+                step,
+                "socket",
             )
             return
         silent = name is None and (host.name, p.proto, _number(p.dport)) in self.topology.silent
@@ -1014,7 +1118,11 @@ class Walker:
         """The node itself sends the answer or the error."""
         p = state.packet
         if not host.has_network:
-            found = Lookup("local", table="local") if host.is_local(p.family, p.dst) else Lookup("unicast", hops=(NextHop(dev="?"),))
+            found = (
+                Lookup("local", table="local")
+                if host.is_local(p.family, p.dst)
+                else Lookup("unicast", hops=(NextHop(dev="?"),))
+            )
         else:
             found = host.route(p, iif="lo")
         if found.type not in ("unicast", "local"):
@@ -1057,14 +1165,28 @@ class Walker:
             state.assume(note)
         if d.process:
             what = "kube-proxy's own socket, which never answers" if d.silent else "a process of the node"
-            self._leaf(state, Disposition.HOST_PROCESS, Symptom.CONNECTS, f"{what} takes it on {d.node}", host, "socket")
+            self._leaf(
+                state,
+                Disposition.HOST_PROCESS,
+                Symptom.CONNECTS,
+                f"{what} takes it on {d.node}",
+                host,
+                "socket",
+            )
         else:
             self._leaf(state, Disposition.DELIVERED, Symptom.CONNECTS, f"delivered to {name}", host, "")
 
     # -- errors on the way
 
     def _send_error(
-        self, state: State, host: Host, kind: str, disposition: Disposition, reason: str, step: StepRecord | None, cause: str
+        self,
+        state: State,
+        host: Host,
+        kind: str,
+        disposition: Disposition,
+        reason: str,
+        step: StepRecord | None,
+        cause: str,
     ) -> None:
         """A rule, a route or the stack refuses: the error walks back to the sender."""
         p = state.packet
@@ -1075,11 +1197,25 @@ class Walker:
             if host.has_network and host.interface_of(6, p.dst) != "lo":
                 # tcp_v6_send_response asks for ::1 by the interface of the dialled address, and there is no such route
                 self._leaf(
-                    state, disposition, Symptom.TIMES_OUT, f"{reason}; the reset for ::1 finds no route", host, cause, step
+                    state,
+                    disposition,
+                    Symptom.TIMES_OUT,
+                    f"{reason}; the reset for ::1 finds no route",
+                    host,
+                    cause,
+                    step,
                 )
                 return
         if kind == "tcp-reset" and p.proto not in (TCP, pk.SCTP):
-            self._leaf(state, disposition, Symptom.TIMES_OUT, f"{reason}; a TCP reset cannot be sent for this protocol", host, cause, step)
+            self._leaf(
+                state,
+                disposition,
+                Symptom.TIMES_OUT,
+                f"{reason}; a TCP reset cannot be sent for this protocol",
+                host,
+                cause,
+                step,
+            )
             return
         if kind == "tcp-reset":
             error = Packet(p.family, p.proto, p.dst, p.src, p.dport, p.sport)
@@ -1114,7 +1250,9 @@ class Walker:
         disposition, kind, reason, step, cause, node, proto = state.delivery
         symptom = _symptom_of(kind, proto) if known else Symptom.TIMES_OUT
         if not known:
-            reason += "; the error that says so reaches the client in a form that it does not take for its own"
+            reason += (
+                "; the error that says so reaches the client in a form that it does not take for its own"
+            )
         state.delivery = None
         self._leaves.append(Leaf(state, disposition, symptom, reason, step, node, cause))
 
@@ -1151,7 +1289,7 @@ class Walker:
                             continue
                     after.append(then)
             states = after
-            if len(states) + len(self._leaves) > _MAX_LEAVES:
+            if len(states) + len(self._leaves) > MOST_WAYS:
                 raise LimitExceededError
         ended.extend(Verdict(ACCEPT, s) for s in states)
         return ended
@@ -1167,14 +1305,21 @@ class Walker:
             if verdict.detail:
                 words = verdict.detail
             if state.direction != "request":
-                self._lost(state, host, f"{host.name} drops the answer: {words}", step.kind if step else "rule", step)
+                self._lost(
+                    state, host, f"{host.name} drops the answer: {words}", step.kind if step else "rule", step
+                )
             else:
                 self._close_hop(state, host)
                 self._leaf(
-                    state, Disposition.DROPPED, _send_symptom(state.packet, hook), f"{host.name} drops the packet: {words}", host,
+                    state, Disposition.DROPPED, _send_symptom(state.packet, hook),
+                    f"{host.name} drops the packet: {words}", host,
                     step.kind if step is not None else "rule", step,
                 )  # fmt: skip
-        elif code == REJECT and state.direction == "request" and _send_symptom(state.packet, hook) is Symptom.UNREACHABLE:
+        elif (
+            code == REJECT
+            and state.direction == "request"
+            and _send_symptom(state.packet, hook) is Symptom.UNREACHABLE
+        ):
             self._close_hop(state, host)
             self._leaf(
                 state, Disposition.REJECTED, Symptom.UNREACHABLE,
@@ -1236,7 +1381,12 @@ class Walker:
         return tuple(sorted(programs, key=lambda x: x in active))
 
     def _both_orders(
-        self, state: State, host: Host, hook: str, programs: tuple[Any, ...], run: Callable[..., list[Verdict]]
+        self,
+        state: State,
+        host: Host,
+        hook: str,
+        programs: tuple[Any, ...],
+        run: Callable[..., list[Verdict]],
     ) -> list[Verdict]:
         names = tuple(f"{p.backend} {p.table}" for p in programs)
         key = ("order", host.name, hook if programs[0].table != "nat" else "", programs[0].table)
@@ -1250,7 +1400,11 @@ class Walker:
         other = state.fork()
         for each, answer in ((state, True), (other, False)):
             each.asked = {**(each.asked or {}), key: answer}
-            each.decide(Decision(ASKED, key, 0 if answer else 1, 1.0, "the order of " + " and ".join(names), why, None))
+            each.decide(
+                Decision(
+                    ASKED, key, 0 if answer else 1, 1.0, "the order of " + " and ".join(names), why, None
+                )
+            )
         return [*run(state, host, hook, programs), *run(other, host, hook, programs[::-1])]
 
     # -- conntrack and NAT
@@ -1265,7 +1419,13 @@ class Walker:
         if p.inner is not None and p.icmp is not None:
             src, sport, dst, dport, proto = p.inner
             for conn in reversed(mine):
-                if (conn.src, conn.sport, conn.dst, conn.dport, conn.proto) == (src, sport, dst, dport, proto):
+                if (conn.src, conn.sport, conn.dst, conn.dport, conn.proto) == (
+                    src,
+                    sport,
+                    dst,
+                    dport,
+                    proto,
+                ):
                     p.ct, p.ctstate = conn.copy(), pk.RELATED
                     return
             p.ctstate = pk.INVALID
@@ -1279,7 +1439,11 @@ class Walker:
             if p.proto == TCP:
                 # tcp_new: a SYN-ACK or RST does not open a connection
                 p.ctstate = pk.INVALID
-                state.note("conntrack", "INVALID: this node has seen no connection that the answer belongs to", hook="CONNTRACK")
+                state.note(
+                    "conntrack",
+                    "INVALID: this node has seen no connection that the answer belongs to",
+                    hook="CONNTRACK",
+                )
                 return
         else:
             for conn in reversed(mine):
@@ -1355,7 +1519,12 @@ class Walker:
                 p.dst = ct.osrc
                 if p.inner is None or p.icmp is None:
                     p.dport = ct.osport
-                state.note("nat", f"source translation undone: for {to_text(p.family, p.dst)}", hook=hook, table="nat")
+                state.note(
+                    "nat",
+                    f"source translation undone: for {to_text(p.family, p.dst)}",
+                    hook=hook,
+                    table="nat",
+                )
             if p.inner is not None:
                 _, _, dst, dport, proto = p.inner
                 p.inner = (ct.osrc, ct.osport, dst, dport, proto)
@@ -1364,7 +1533,12 @@ class Walker:
                 p.src = ct.odst
                 if p.inner is None or p.icmp is None:
                     p.sport = ct.odport
-                state.note("nat", f"destination translation undone: from {to_text(p.family, p.src)}", hook=hook, table="nat")
+                state.note(
+                    "nat",
+                    f"destination translation undone: from {to_text(p.family, p.src)}",
+                    hook=hook,
+                    table="nat",
+                )
             if p.inner is not None:
                 src, sport, _, _, proto = p.inner
                 p.inner = (src, sport, ct.odst, ct.odport, proto)
@@ -1372,7 +1546,10 @@ class Walker:
     # -- ends
 
     def _close_hop(self, state: State, host: Host) -> None:
-        state.hops = (*state.hops, HopRecord(host.name, state.direction, state.arrived, state.packet.copy(), state.steps))
+        state.hops = (
+            *state.hops,
+            HopRecord(host.name, state.direction, state.arrived, state.packet.copy(), state.steps),
+        )
         state.steps = None
 
     def _leaf(
@@ -1406,20 +1583,32 @@ class Walker:
             disposition, _, why, first, cause, node, _ = state.delivery
             state.delivery = None
             self._leaves.append(
-                Leaf(state, disposition, Symptom.TIMES_OUT, f"{why}; the error that says so is lost: {reason}", first, node, cause)
+                Leaf(
+                    state,
+                    disposition,
+                    Symptom.TIMES_OUT,
+                    f"{why}; the error that says so is lost: {reason}",
+                    first,
+                    node,
+                    cause,
+                )
             )
             return
         if state.direction != "request":
             symptom = Symptom.TIMES_OUT
         self._leaves.append(Leaf(state, Disposition.LOST, symptom, reason, step, host.name, kind))
 
-    def _end_unknown(self, state: State, node: str, why: str, what: str = "", step: StepRecord | None = None) -> None:
+    def _end_unknown(
+        self, state: State, node: str, why: str, what: str = "", step: StepRecord | None = None
+    ) -> None:
         host = self.host(node) if node else None
         if host is not None and state.steps is not None:
             self._close_hop(state, host)
         if isinstance(state.delivery, tuple):
             state.delivery = None
-        self._leaves.append(Leaf(state, Disposition.UNDETERMINED, Symptom.UNKNOWN, why, step, node, what or "evidence"))
+        self._leaves.append(
+            Leaf(state, Disposition.UNDETERMINED, Symptom.UNKNOWN, why, step, node, what or "evidence")
+        )
 
 
 _ICMP_CODES = {
@@ -1442,9 +1631,13 @@ _ICMP_CODES = {
 # Errors that a connected UDP socket is not told of (icmp_err_convert[].fatal, icmpv6_err_convert).
 _SOFT = frozenset(
     (
-        "icmp-net-unreachable", "icmp-host-unreachable", "icmp-time-exceeded",
-        "icmp6-no-route", "icmp6-addr-unreachable", "icmp6-time-exceeded",
-    )  # fmt: skip
+        "icmp-net-unreachable",
+        "icmp-host-unreachable",
+        "icmp-time-exceeded",
+        "icmp6-no-route",
+        "icmp6-addr-unreachable",
+        "icmp6-time-exceeded",
+    )
 )
 
 
@@ -1476,7 +1669,10 @@ def _same(a: Packet, b: Packet) -> bool:
     ct_a, ct_b = a.ct, b.ct
     return (a.dst, a.dport, a.src, a.sport, a.mark, a.tos, a.ctstate) == (
         b.dst, b.dport, b.src, b.sport, b.mark, b.tos, b.ctstate,
-    ) and (ct_a is None or ct_b is None or (ct_a.mark, ct_a.dst_done, ct_a.src_done) == (ct_b.mark, ct_b.dst_done, ct_b.src_done))  # fmt: skip
+    ) and (
+        ct_a is None or ct_b is None
+        or (ct_a.mark, ct_a.dst_done, ct_a.src_done) == (ct_b.mark, ct_b.dst_done, ct_b.src_done)
+    )  # fmt: skip
 
 
 def _is_loopback(family: int, number: int) -> bool:
@@ -1499,7 +1695,11 @@ def _route_text(found: Lookup) -> str:
         return ""
     dst = "default" if route.dst.prefixlen == 0 else str(route.dst)
     return " ".join(
-        [*([route.type] if route.type != "unicast" else []), dst, *(_hop_words(h)[7:] for h in found.hops[:1])]
+        [
+            *([route.type] if route.type != "unicast" else []),
+            dst,
+            *(_hop_words(h)[7:] for h in found.hops[:1]),
+        ]
     )
 
 

@@ -14,7 +14,19 @@ from ktp.dataplane import packet as pk
 from ktp.dataplane.host import Host
 from ktp.dataplane.matches import Test, compile_match, dscp_value
 from ktp.dataplane.packet import RANDOM_PORTS, Conn, Packet, Port, endpoint_text, to_int, to_text
-from ktp.dataplane.state import ACCEPT, ASKED, DROP, RANDOM, REJECT, UNKNOWN, Decision, State, Verdict
+from ktp.dataplane.state import (
+    ACCEPT,
+    ASKED,
+    DROP,
+    MOST_WAYS,
+    RANDOM,
+    REJECT,
+    UNKNOWN,
+    Decision,
+    LimitExceededError,
+    State,
+    Verdict,
+)
 from ktp.model.ruleset import Chain, LineBlock, Rule, Ruleset, Target
 
 # Actions of a compiled rule.
@@ -85,7 +97,17 @@ class Program:
 class CompiledChain:
     """A chain whose rules are compiled when first met, with an index over exact destinations and ports."""
 
-    __slots__ = ("_by_key", "_candidates", "_compiled", "_other", "_searches", "name", "program", "size", "source")
+    __slots__ = (
+        "_by_key",
+        "_candidates",
+        "_compiled",
+        "_other",
+        "_searches",
+        "name",
+        "program",
+        "size",
+        "source",
+    )
 
     def __init__(self, program: Program, source: Chain) -> None:
         self.program = program
@@ -425,7 +447,9 @@ def translate_source(state: State, src: int, sport: Port) -> None:
     ct.src_done = True
 
 
-def _address_range(text: str, family: int) -> tuple[int | None, int | None, int | None, int | None, int | None]:
+def _address_range(
+    text: str, family: int
+) -> tuple[int | None, int | None, int | None, int | None, int | None]:
     """`IP[-IP][:port[-port[/base]]]` → (low, high, port low, port high, base); None where not given."""
     low = high = None
     if text.startswith("["):
@@ -629,7 +653,11 @@ _TARGETS: dict[str, tuple[Callable[[Target, Program], tuple[int, Any, str] | Non
     "CONNMARK": (_connmark, "exact", "shifts are unknown"),
     "CT": (_ct, "exact", "zones are unknown"),
     "NOTRACK": (_notrack, "exact", ""),
-    "DNAT": (_dnat, "exact", "of several addresses each has its chance; of several ports with --random the one drawn is unknown"),
+    "DNAT": (
+        _dnat,
+        "exact",
+        "of several addresses each has its chance; of several ports with --random the one drawn is unknown",
+    ),
     "SNAT": (_snat, "exact", "of several addresses each has its chance"),
     "MASQUERADE": (_masquerade, "exact", "the source port is not modelled"),
     "REDIRECT": (_redirect, "exact", "of several ports with --random the one drawn is unknown"),
@@ -657,7 +685,11 @@ _TARGETS: dict[str, tuple[Callable[[Target, Program], tuple[int, Any, str] | Non
     "SET": (_set_target, "assumed", "additions made by the packet itself are not seen by later rules"),
     "NFQUEUE": (_nfqueue, "unknown", "a program of the node decides"),
     "QUEUE": (_nfqueue, "unknown", "a program of the node decides"),
-    "TPROXY": (_unknown_target("TPROXY hands the packet to a proxy of the node"), "unknown", "a proxy takes it"),
+    "TPROXY": (
+        _unknown_target("TPROXY hands the packet to a proxy of the node"),
+        "unknown",
+        "a proxy takes it",
+    ),
     "SYNPROXY": (_unknown_target("SYNPROXY answers in the server's place"), "unknown", ""),
     "DNPT": (_unknown_target("DNPT is not modelled"), "unknown", ""),
     "SNPT": (_unknown_target("SNPT is not modelled"), "unknown", ""),
@@ -679,17 +711,20 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
     """Every way through a base chain. Iterative: a Service may have thousands of endpoints, each a fork."""
     out: list[Verdict] = []
     table, backend = program.table, program.backend
-    # A frame is (chain, candidates, next index). The stack holds the callers' frames.
-    work: list[tuple[State, CompiledChain, Sequence[Compiled], int, tuple[Any, ...]]] = [
-        (first, base, base.candidates(first.packet), 0, ())
+    # A frame is (chain, candidates, next index, trail). The stack holds the callers' frames; a trail names the chains
+    # that led here: the kernel loads no ruleset whose chains jump in a circle (mark_source_chains).
+    work: list[tuple[State, CompiledChain, Sequence[Compiled], int, tuple[str, ...], tuple[Any, ...]]] = [
+        (first, base, base.candidates(first.packet), 0, (base.name,), ())
     ]
     while work:
-        state, chain, rules, index, stack = work.pop()
+        if len(out) > MOST_WAYS:
+            raise LimitExceededError
+        state, chain, rules, index, trail, stack = work.pop()
         p = state.packet
         while True:
             if index >= len(rules):
                 if stack:  # the end of a user chain: back to the caller
-                    (chain, rules, index), stack = stack[-1], stack[:-1]
+                    (chain, rules, index, trail), stack = stack[-1], stack[:-1]
                     continue
                 out.append(_policy(base, state, hook, table, backend))
                 break
@@ -720,14 +755,14 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
                     other = state.fork()
                     why = compiled.unknown or "a snapshot cannot tell whether it matches"
                     _ask(other, key, False, compiled.rule, why)
-                    work.append((other, chain, rules, index, stack))
+                    work.append((other, chain, rules, index, trail, stack))
                     _ask(state, key, True, compiled.rule, why)
             if compiled.chance is not None and compiled.chance < 1:
                 if compiled.chance <= 0:
                     continue
                 other = state.fork()
                 other.decide(Decision(RANDOM, compiled.rule, 1, 1 - compiled.chance, "", "", compiled.rule))
-                work.append((other, chain, rules, index, stack))
+                work.append((other, chain, rules, index, trail, stack))
                 state.decide(Decision(RANDOM, compiled.rule, 0, compiled.chance, "", "", compiled.rule))
             for sentence in compiled.assumptions:
                 state.assume(sentence)
@@ -735,28 +770,35 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
                 _enter_recent(compiled, state)
             action = compiled.action
             step = state.note(
-                "rule", compiled.effect, hook=hook, table=table, chain=chain.name, rule=compiled.rule, backend=backend
+                "rule",
+                compiled.effect,
+                hook=hook,
+                table=table,
+                chain=chain.name,
+                rule=compiled.rule,
+                backend=backend,
             )
             if action == _CONTINUE:
                 continue
             if action == _CHANGE:
                 compiled.data(p, host)
                 continue
-            if action == _JUMP or action == _GOTO:
+            if action in (_JUMP, _GOTO):
                 target = program.chain(compiled.data)
                 if target is None:
                     out.append(Verdict(UNKNOWN, state, f"chain {compiled.data} is not in the dump", step))
                     break
+                if target.name in trail:
+                    out.append(Verdict(UNKNOWN, state, "the chains jump in a circle", step))
+                    break
                 if action == _JUMP:
-                    stack = (*stack, (chain, rules, index))
-                    if len(stack) > 512:
-                        out.append(Verdict(UNKNOWN, state, "the chains jump in a circle", step))
-                        break
+                    stack = (*stack, (chain, rules, index, trail))
+                trail = (*trail, target.name)
                 chain, rules, index = target, target.candidates(p), 0
                 continue
             if action == _RETURN:
                 if stack:
-                    (chain, rules, index), stack = stack[-1], stack[:-1]
+                    (chain, rules, index, trail), stack = stack[-1], stack[:-1]
                     continue
                 out.append(_policy(base, state, hook, table, backend))
                 break
@@ -784,7 +826,13 @@ def _policy(base: CompiledChain, state: State, hook: str, table: str, backend: s
     policy = base.source.policy or "ACCEPT"
     if policy == "DROP":
         step = state.note(
-            "policy", "drop", hook=hook, table=table, chain=base.name, backend=backend, text=f"policy {policy} of {base.name}"
+            "policy",
+            "drop",
+            hook=hook,
+            table=table,
+            chain=base.name,
+            backend=backend,
+            text=f"policy {policy} of {base.name}",
         )
         return Verdict(DROP, state, "", step)
     return Verdict(ACCEPT, state)

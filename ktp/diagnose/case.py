@@ -69,6 +69,7 @@ class Case:
         self.service = service
         self.entries = tuple(entries)
         self.nodes = tuple(nodes)
+        self._by_node: dict[str, tuple[Entry, ...]] | None = None
         self._worlds: dict[str, Examiner | None] = {}
         self._answers: dict[tuple[str, tuple[str, str, str]], tuple[Asked, Cell]] = {}
 
@@ -83,7 +84,16 @@ class Case:
 
     def failing(self, node: str | None = None) -> Iterator[Entry]:
         """Cells that do not connect."""
-        return (e for e in self.entries if e.fails and (node is None or e.node == node))
+        return (e for e in (self.entries if node is None else self.on(node)) if e.fails)
+
+    def on(self, node: str) -> tuple[Entry, ...]:
+        """The cells of the node that is dialled."""
+        if self._by_node is None:
+            found: dict[str, list[Entry]] = {}
+            for entry in self.entries:
+                found.setdefault(entry.node, []).append(entry)
+            self._by_node = {name: tuple(entries) for name, entries in found.items()}
+        return self._by_node.get(node, ())
 
     # -- counterfactuals
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from ktp.diagnose.case import EXTERNAL_KINDS, Case, Entry
@@ -10,6 +10,7 @@ from ktp.diagnose.checks import ALL_CHECKS
 from ktp.diagnose.checks.ktp901_unexplained import CHECK as UNEXPLAINED
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import node_addresses
+from ktp.diagnose.reconcile import health_findings, reconcile
 from ktp.diagnose.share import load_shares
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason, ip_versions_of
 from ktp.kubeproxy.outcome import Vantage
@@ -26,6 +27,7 @@ from ktp.model.diagnosis import (
     Way,
 )
 from ktp.model.host import IPAddress
+from ktp.model.probing import HealthAnswer
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
 
@@ -43,10 +45,12 @@ def diagnose_service(
     *,
     nodes: Collection[str] = (),
     client: IPAddress | None = None,
+    health: Mapping[str, HealthAnswer] | None = None,
 ) -> ServiceDiagnosis:
     """Everything that ktp can say about one Service.
 
-    `nodes` restricts the rows (default: all); `client` is the outside client to ask for (default: one far away).
+    `nodes` restricts the rows (default: all); `client` is the outside client to ask for (default: one far away);
+    `health` holds what the nodes' healthCheckNodePorts said, where they were asked.
     """
     examiner = Examiner(snapshot, client=client)
     names = [n for n in examiner.node_names() if not nodes or n in nodes]
@@ -60,7 +64,8 @@ def diagnose_service(
             ):
                 entries += _entries(examiner, service, port, front_end, names)
     case = Case(examiner, service, entries, names)
-    findings = _findings(case)
+    witnesses = reconcile(case, health or {})
+    findings = [*_findings(case), *health_findings(witnesses)]
     findings, causes = _assign(case, findings)
     matrices = _matrices(case, names, causes)
     undetermined = any(e.cell.symptom is Symptom.UNKNOWN for e in entries)
@@ -80,6 +85,7 @@ def diagnose_service(
         undetermined=undetermined,
         shares=tuple(_shares(case)),
         ways=tuple(_ways(case)),
+        reconciliation=tuple(witnesses),
     )
 
 
@@ -282,8 +288,8 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
     extra = []
     for name in names:
         state = snapshot.nodes.get(name)
-        for version in versions if state is not None and state.has_rules else ():
-            if not state.knows_rules_of(version):
+        for version in versions:
+            if state is not None and state.has_rules and not state.knows_rules_of(version):
                 extra.append(
                     EvidenceGap(
                         kind="node-rules",
@@ -348,11 +354,14 @@ def _verdict(case: Case, findings: list[Finding], ignored: str) -> str:
         parts.append(_title_verdict(title, mine))
     main = next((f for f in findings if f.severity is Severity.ERROR), None)
     verdict = "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more front ends" if len(parts) > 3 else "")
-    return verdict + (f". Cause: {main.code} {_cause_words(main)}" if main is not None else "")
+    # An error may concern other clients, or the load balancer's health check, while this client gets through.
+    word = "Cause" if any(e.fails or e.is_swallowed for e in external) else "But"
+    return verdict + (f". {word}: {main.code} {_cause_words(main)}" if main is not None else "")
 
 
 def _title_verdict(title: str, entries: list[Entry]) -> str:
-    good = [e.node for e in entries if e.cell.symptom is Symptom.CONNECTS]
+    good = [e.node for e in entries if e.cell.symptom is Symptom.CONNECTS and not e.is_swallowed]
+    taken = [e.node for e in entries if e.cell.symptom is Symptom.CONNECTS and e.is_swallowed]
     bad = [e.node for e in entries if e.fails]
     unknown = [e.node for e in entries if e.cell.symptom is Symptom.UNKNOWN]
     every = len(entries)
@@ -366,7 +375,7 @@ def _title_verdict(title: str, entries: list[Entry]) -> str:
             else ""
         )
         return f"{title} answers outside clients on all {every} nodes{source}"
-    if unknown and not bad and not good:
+    if unknown and not bad and not good and not taken:
         return f"{title}: what outside clients get is not known"
     words = {
         Symptom.TIMES_OUT: "times out",
@@ -385,6 +394,8 @@ def _title_verdict(title: str, entries: list[Entry]) -> str:
         f"{w} on {'all ' + str(every) + ' nodes' if len(n) == every else _some(n)}"
         for w, n in by_symptom.items()
     ]
+    if taken:
+        said.append(f"ends at a socket of the node itself on {_some(taken)}")
     if unknown:
         said.append(f"is not known on {_some(unknown)}")
     return f"{title} " + ", ".join(said)

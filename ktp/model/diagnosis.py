@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from ktp.model.capture import EvidenceGap
+from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import DecidedBy, Disposition, Hop, Symptom
 
 VANTAGES = ("external", "node", "localhost", "podSameNode", "podOtherNode", "otherNode")
@@ -101,7 +102,7 @@ class FrontEndMatrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """A piece of proof. `kind`: rule, field, sysctl, route, socket, policy, map-element, counterfactual."""
+    """A piece of proof. `kind`: rule, field, sysctl, route, socket, policy, map-element, counterfactual, probe."""
 
     kind: str
     source: str
@@ -202,6 +203,8 @@ class ServiceDiagnosis:
     undetermined: bool = False
     shares: tuple[LoadShare, ...] = ()
     ways: tuple[Way, ...] = ()
+    reconciliation: tuple[WitnessRow, ...] = ()
+    probes: tuple[ProbeRow, ...] = ()
 
     @property
     def key(self) -> str:

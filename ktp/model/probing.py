@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ktp.model.trace import DecidedBy, Symptom
+
+if TYPE_CHECKING:
+    from ktp.model.diagnosis import Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,3 +167,27 @@ class WitnessRow:
     health: HealthAnswer | None = None
     odd: str = ""
     words: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceProbe:
+    """What `ktp probe` says of one Service.
+
+    `left_out` counts the nodes that were not dialled because there are too many; `notes` are sentences about what
+    could not be done.
+    """
+
+    namespace: str
+    name: str
+    rows: tuple[ProbeRow, ...]
+    findings: tuple[Finding, ...] = ()
+    reconciliation: tuple[WitnessRow, ...] = ()
+    moved: tuple[MovedRule, ...] | None = None
+    left_out: int = 0
+    notes: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"

@@ -53,7 +53,7 @@ _SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 _HOSTNAME_LABEL = "kubernetes.io/hostname"
 _ZONE_LABEL = "topology.kubernetes.io/zone"
 
-_SPACE = re.compile(r"[ \t\n\r]*").match
+_NO_SPACE = re.compile(r"[^ \t\n\r]|\Z")
 
 T = TypeVar("T")
 
@@ -176,24 +176,25 @@ def _stream_objects(data: bytes | str, kind: str, parse: Callable[[dict[str, Any
     Raises anything of what `_parse_objects` expects where the text is not such a list.
     """
     text = data if isinstance(data, str) else data.decode(json.detect_encoding(data), "surrogatepass")
-    scan = json.JSONDecoder().scan_once
+    # `raw_decode` without its own search for a fault, which raises StopIteration instead.
+    scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
     objects: list[T] = []
     listed: Any = None
     untyped = False
-    at = _SPACE(text, 0).end()
+    at = _skip_space(text, 0)
     if text[at] != "{":
         raise ValueError("not an object")
-    at = _SPACE(text, at + 1).end()
+    at = _skip_space(text, at + 1)
     while text[at] != "}":
         field, at = scan(text, at)
-        at = _SPACE(text, at).end()
+        at = _skip_space(text, at)
         if text[at] != ":" or not isinstance(field, str):
             raise ValueError("not a field of an object")
-        at = _SPACE(text, at + 1).end()
+        at = _skip_space(text, at + 1)
         if field == "items" and text[at] == "[":
             if objects:
                 raise ValueError("items come twice")
-            at = _SPACE(text, at + 1).end()
+            at = _skip_space(text, at + 1)
             while text[at] != "]":
                 item, at = scan(text, at)
                 own_kind = item.get("kind")
@@ -206,18 +207,24 @@ def _stream_objects(data: bytes | str, kind: str, parse: Callable[[dict[str, Any
             value, at = scan(text, at)
             listed = value if field == "kind" else listed
         at = _next_element(text, at, "}")
-    if _SPACE(text, at + 1).end() != len(text) or not objects:
+    if _skip_space(text, at + 1) != len(text) or not objects:
         raise ValueError("text behind the list, or nothing in it")
     if untyped and listed not in (None, "List", f"{kind}List"):
         raise ValueError("a list of something else")
     return objects
 
 
+def _skip_space(text: str, at: int) -> int:
+    """Where the next character that is no white space stands, or the end."""
+    found = _NO_SPACE.search(text, at)
+    return found.start() if found else len(text)
+
+
 def _next_element(text: str, at: int, end: str) -> int:
     """Where the next element begins, or the closing bracket."""
-    at = _SPACE(text, at).end()
+    at = _skip_space(text, at)
     if text[at] == ",":
-        at = _SPACE(text, at + 1).end()
+        at = _skip_space(text, at + 1)
         if text[at] == end:
             raise ValueError("a comma before the end")
     elif text[at] != end:
@@ -515,7 +522,8 @@ class _PodReader:
             for container in serving
         ]
         return self._shared(
-            ("ports", *key), lambda: tuple([port for container in serving for port in _container_ports(container)])
+            ("ports", *key),
+            lambda: tuple([port for container in serving for port in _container_ports(container)]),
         )
 
     def _status(self, entry: dict[str, Any]) -> ContainerStatus:

@@ -773,6 +773,8 @@ class _Parser:
 
     def rule(self, index: int) -> NftRule:
         first = self.token
+        if first.kind == "end":
+            self.fail("'}'")  # the text breaks off inside a chain
         statements: list[Statement] = []
         comment: str | None = None
         handle = 0

@@ -78,6 +78,10 @@ class _Gaps:
         self.gaps = gaps
         self._told = {(gap.kind, gap.subject) for gap in gaps}
 
+    def has(self, kind: str, subject: str) -> bool:
+        """Whether such a gap was met."""
+        return (kind, subject) in self._told
+
     def add(self, gap: EvidenceGap, *, same: Collection[str] = ()) -> None:
         """Adds `gap`, unless there is one of its kind, or of a kind in `same`, about its subject."""
         if self._told.isdisjoint((kind, gap.subject) for kind in (gap.kind, *same)):
@@ -138,7 +142,8 @@ class _NodeFiles:
         rulesets = self._rulesets()
         nft = self._nft(rulesets)
         # What is left of rules of which a part cannot be read would answer as if that part were not there.
-        if self._unreadable & _IPV4_RULES:
+        nothing_else = nft is None and not any(ruleset.tables() for ruleset in rulesets)
+        if self._unreadable & _IPV4_RULES or (nothing_else and self._gaps.has("node-rules", self._node)):
             rulesets, nft = [], None
         elif self._unreadable & _IPV6_RULES:
             rulesets = [ruleset for ruleset in rulesets if ruleset.family != "ip6"]
@@ -245,7 +250,11 @@ class _NodeFiles:
             data = path if path is not None else self._capture.read(name)
             return open_ruleset(data, source=name, family=family, backend=backend)
 
-        return self._attempt(file, read)
+        ruleset = self._attempt(file, read)
+        if ruleset is None and not self._capture.read(name).strip():
+            # A command prints nothing where its back end has no tables: no part of the rules is missing then.
+            self._unreadable.discard(file)
+        return ruleset
 
     def _nft(self, rulesets: list[Ruleset]) -> NftRuleset | None:
         """The nft ruleset, unless all of its tables are those that iptables-nft-save dumped as well.

@@ -8,6 +8,7 @@ from typing import Any
 from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis
 from ktp.model.trace import DecidedBy
+from ktp.render.probe_json import row_object, witness_object
 
 API_VERSION = "ktp.dev/v1"
 
@@ -37,7 +38,7 @@ def _body(d: ServiceDiagnosis) -> dict[str, Any]:
         },
         "verdict": d.verdict,
         "frontends": [_matrix(m) for m in d.frontends],
-        "findings": [_finding(f) for f in d.findings],
+        "findings": [finding_object(f) for f in d.findings],
         "evidence": {
             "api": d.evidence_api,
             "source": d.source,
@@ -45,6 +46,8 @@ def _body(d: ServiceDiagnosis) -> dict[str, Any]:
             "kubeProxy": dict(d.versions),
         },
         "gaps": [gap_object(g) for g in d.gaps],
+        "reconciliation": [witness_object(r) for r in d.reconciliation],
+        **({"probes": [row_object(r) for r in d.probes]} if d.probes else {}),
         "loadShare": [
             {
                 "frontend": x.frontend,
@@ -130,7 +133,8 @@ def decided_object(d: DecidedBy) -> dict[str, Any]:
     return out
 
 
-def _finding(f: Finding) -> dict[str, Any]:
+def finding_object(f: Finding) -> dict[str, Any]:
+    """A finding with its proof and cures."""
     return {
         "code": f.code,
         "name": f.name,

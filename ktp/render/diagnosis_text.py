@@ -11,6 +11,8 @@ from rich.text import Text
 from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
 from ktp.model.trace import Symptom
+from ktp.render.probe_tables import print_rows, print_witnesses
+from ktp.render.terminal import write
 
 _HEADINGS = {
     "external": "outside",
@@ -44,10 +46,17 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
     )
     write(console, Text(f"Evidence  {_evidence(d)}"), 0, 10)
     print_matrices(d, console, verbose=verbose)
-    for group in _groups(d.findings):
+    print_findings(d.findings, console, verbose=verbose)
+    print_rows(d.probes, console)
+    print_witnesses(d.reconciliation, console, verbose=verbose)
+    _print_gaps(d.gaps, console, verbose=verbose)
+
+
+def print_findings(findings: Iterable[Finding], console: Console, *, verbose: bool = False) -> None:
+    """The findings, those of one cause together."""
+    for group in _groups(findings):
         console.print()
         _print_finding(group, console, verbose=verbose)
-    _print_gaps(d.gaps, console, verbose=verbose)
 
 
 def print_matrices(d: ServiceDiagnosis, console: Console, *, verbose: bool = False) -> None:
@@ -62,22 +71,20 @@ def print_matrices(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fal
         console.print(Text("kept: the pod sees the client's address; SNAT: it sees a node's", style="dim"))
     if any(c.basis == "api" for m in d.frontends for r in m.nodes for c in r.cells.values()):
         console.print(Text("~: by the API objects alone, the node's rules were not read", style="dim"))
+    _print_reasons(d, console, verbose=verbose)
 
 
-def write(console: Console, text: Text, indent: int = 0, hang: int | None = None) -> None:
-    """Print `text` folded to the console's width, without trailing blanks; `hang` indents its further lines."""
-    width = console.width
-    first, *rest = text.wrap(console, width - indent)
-    lines = [(indent, first)]
-    if rest:
-        hang = indent if hang is None else hang
-        remainder = text[len(first.plain) :]
-        while remainder.plain[:1] == " ":
-            remainder = remainder[1:]
-        lines += [(hang, line) for line in remainder.wrap(console, width - hang)]
-    for margin, line in lines:
-        line.rstrip()
-        console.print(Text(" " * margin).append_text(line), soft_wrap=True)
+def _print_reasons(d: ServiceDiagnosis, console: Console, *, verbose: bool) -> None:
+    """Why cells are unknown, and what was assumed for the others: once each, without the nodes' names."""
+    cells = [c for m in _shown(d, verbose) for r in m.nodes for c in r.cells.values()]
+    said = [("unknown", c.reason) for c in cells if c.symptom is Symptom.UNKNOWN]
+    said += [("assumed", a) for c in cells if c.symptom is not Symptom.UNKNOWN for a in c.assumptions]
+    lines = list(dict.fromkeys(said))
+    shown = lines if verbose else lines[:4]
+    for label, words in shown:
+        write(console, Text(f"{label}: {words}", style="dim"), 0, 2)
+    if len(lines) > len(shown):
+        console.print(Text(f"and {len(lines) - len(shown)} more such remarks (-v shows them)", style="dim"))
 
 
 def _evidence(d: ServiceDiagnosis) -> str:
@@ -188,8 +195,13 @@ def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> 
     if len(group) > 1:
         message += f" (the same on {_some([n for n in nodes if n != first.node])})"
     write(console, Text(message), 2)
+    if first.severity is Severity.INFO and not verbose:
+        return  # good to know, and no more: the proof is in -v and in the data
     for e in first.evidence:
-        write(console, _labelled(f"{e.kind}:", f"{e.source}: {e.text}"), 2, 4)
+        if e.kind == "counterfactual":
+            write(console, _labelled("tried:", e.text), 2, 4)
+        else:
+            write(console, _labelled(f"{e.kind}:", f"{e.source}: {e.text}"), 2, 4)
     if first.fixes:
         write(console, Text("What to do", style="bold"), 2)
     for number, fix in enumerate(first.fixes, 1):
@@ -197,8 +209,8 @@ def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> 
         write(console, Text(f"{number}. {fix.summary}"), 4, 7)
         price = f"price: {fix.cost}" + (f"; {mark}: {fix.outcome}" if fix.outcome else f"; {mark}")
         write(console, Text(price, style="dim"), 7)
-        if fix.command:
-            write(console, Text(fix.command), 7)
+        if fix.command:  # not folded: it is to be copied
+            console.print(Text(" " * 7 + fix.command), soft_wrap=True)
     if verbose:
         write(console, Text(f"more: ktp codes {first.code}", style="dim"), 2)
 

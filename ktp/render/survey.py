@@ -61,19 +61,19 @@ def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False
     shown = rows if verbose else bad
     if shown:
         console.print()
-        table = Table(box=None, pad_edge=False, padding=(0, 1))
-        for title in ("Service", "front end", "policy", "outside clients", "cause"):
+        wide = console.width >= 100
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for title in ("Service", "front end", *(["policy"] if wide else []), "outside clients", "cause"):
             table.add_column(Text(title), overflow="fold")
         for r in shown:
             style = "red" if r.failing == r.total else "yellow" if r.failing else ""
-            table.add_row(
-                Text(r.key),
-                Text(r.front_end),
-                Text(r.policy),
-                Text(_counts(r), style=style),
-                Text(r.cause or ""),
-            )
-        console.print(table)
+            counts = Text(_counts(r), style=style)
+            policy = [Text(r.policy)] if wide else []
+            table.add_row(Text(r.key), Text(r.front_end), *policy, counts, Text(r.cause or ""))
+        with console.capture() as capture:
+            console.print(table)
+        for line in capture.get().splitlines():
+            console.out(line.rstrip(), highlight=False)
     if fine and not verbose:
         console.print()
         console.print(Text(f"{fine} more front ends answer on every node (-v shows them)", style="dim"))

@@ -7,6 +7,7 @@ import shutil
 from typing import TextIO
 
 from rich.console import Console
+from rich.text import Text
 
 
 def make_console(color: str, stream: TextIO) -> Console:
@@ -28,3 +29,19 @@ def make_console(color: str, stream: TextIO) -> Console:
         highlight=False,
         legacy_windows=False,
     )
+
+
+def write(console: Console, text: Text, indent: int = 0, hang: int | None = None) -> None:
+    """Print `text` folded to the console's width, without trailing blanks; `hang` indents its further lines."""
+    width = console.width
+    first, *rest = text.wrap(console, width - indent)
+    lines = [(indent, first)]
+    if rest:
+        hang = indent if hang is None else hang
+        remainder = text[len(first.plain) :]
+        while remainder.plain[:1] == " ":
+            remainder = remainder[1:]
+        lines += [(hang, line) for line in remainder.wrap(console, width - hang)]
+    for margin, line in lines:
+        line.rstrip()
+        console.print(Text(" " * margin).append_text(line), soft_wrap=True)

@@ -11,7 +11,8 @@ from rich.text import Text
 from ktp.model.diagnosis import Cell, ServiceDiagnosis
 from ktp.model.trace import Symptom
 from ktp.render.diagnosis_json import API_VERSION, diagnosis_object
-from ktp.render.diagnosis_text import print_matrices, write
+from ktp.render.diagnosis_text import print_matrices
+from ktp.render.terminal import write
 
 
 class Altered(Protocol):

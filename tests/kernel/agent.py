@@ -83,7 +83,7 @@ class Servers:
 
     def _datagram(self, s: Any, family: int) -> None:
         """Answer from the address that was asked, as servers on several addresses do."""
-        data, ancillary, _, client = s.recvmsg(2048, 512)
+        _, ancillary, _, client = s.recvmsg(2048, 512)
         local, extra = "", []
         for level, kind, value in ancillary:
             if family == socket.AF_INET and kind == _IP_PKTINFO:
@@ -136,7 +136,11 @@ class Probe:
         return selectors.EVENT_READ if self.connected else selectors.EVENT_WRITE
 
     def ready(self) -> None:
-        if self.tcp and not self.connected and self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _OPEN:
+        if (
+            self.tcp
+            and not self.connected
+            and self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _OPEN
+        ):
             self.connected = True  # an error that came right behind the handshake does not undo it
             return
         code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

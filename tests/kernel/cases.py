@@ -7,7 +7,7 @@ it where there is no kernel to ask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kernel.generator import Case, Packet
 from kernel.lab import ADDRESSES, PODS
@@ -61,7 +61,9 @@ def save_text(text: str) -> str:
     out = []
     for table, rules in tables.items():
         policies = dict(r.split()[1:3] for r in rules if r.startswith("-P"))
-        own = [r.split()[1] for r in rules if r.startswith("-A") and r.split()[1] not in _HOOKS[table].split()]
+        own = [
+            r.split()[1] for r in rules if r.startswith("-A") and r.split()[1] not in _HOOKS[table].split()
+        ]
         out.append(f"*{table}")
         out += [f":{hook} {policies.get(hook, 'ACCEPT')} [0:0]" for hook in _HOOKS[table].split()]
         out += [f":{chain} - [0:0]" for chain in dict.fromkeys(own)]
@@ -70,7 +72,9 @@ def save_text(text: str) -> str:
     return "\n".join(out) + "\n"
 
 
-def p(host: str, to: str, port: int = 8080, proto: str = "tcp", *, src: str | None = None, six: bool = False) -> Packet:
+def p(
+    host: str, to: str, port: int = 8080, proto: str = "tcp", *, src: str | None = None, six: bool = False
+) -> Packet:
     """A packet between names of the laboratory."""
     via = to[4] if to.startswith("vip") and host not in PODS and host not in ("a", "b") else None
     dst = ADDRESSES[to][six] if to in ADDRESSES else to
@@ -102,7 +106,9 @@ add(
     "a datagram dropped behind lo is lost in silence",
     "loopback_xmit has taken it: no error comes back",
     [*both("a", "a"), *both("a", "a.second", 30081)],
-    {"a": "raw: -A PREROUTING -i lo -p udp --dport 8080 -j DROP\nfilter: -A INPUT -p udp --dport 30081 -j DROP"},
+    {
+        "a": "raw: -A PREROUTING -i lo -p udp --dport 8080 -j DROP\nfilter: -A INPUT -p udp --dport 30081 -j DROP"
+    },
 )
 add(
     "from 127.0.0.1 to elsewhere there is no way without route_localnet",
@@ -137,7 +143,9 @@ for _number, _kind in enumerate((
         f"REJECT with {_kind}",
         "icmp_err_convert",
         [*both("c1", "a"), *both("c1", "pa1", 80), *both("pa1", "pb1", 80)],
-        {"a": f"filter: -A INPUT -j REJECT --reject-with {_kind}\nfilter: -A FORWARD -j REJECT --reject-with {_kind}"},
+        {
+            "a": f"filter: -A INPUT -j REJECT --reject-with {_kind}\nfilter: -A FORWARD -j REJECT --reject-with {_kind}"
+        },
         backend=("nft", "legacy")[_number % 2],
     )
 for _number, _kind in enumerate((
@@ -148,7 +156,9 @@ for _number, _kind in enumerate((
         f"REJECT with {_kind}",
         "icmpv6_err_convert",
         [*both("c1", "a", six=True), *both("c1", "pa1", 80, six=True)],
-        {"a": f"filter: -A INPUT -j REJECT --reject-with {_kind}\nfilter: -A FORWARD -j REJECT --reject-with {_kind}"},
+        {
+            "a": f"filter: -A INPUT -j REJECT --reject-with {_kind}\nfilter: -A FORWARD -j REJECT --reject-with {_kind}"
+        },
         backend=("nft", "legacy")[_number % 2],
         family=6,
     )
@@ -286,7 +296,9 @@ add(
     "nat INPUT gives the process another client",
     "SNAT in INPUT, undone in OUTPUT",
     [*both("c1", "a"), *both("pa1", "a"), *both("c1", "a", 443)],
-    {"a": "nat: -A INPUT -p tcp -j SNAT --to-source 10.1.0.60\nnat: -A INPUT -p udp -j SNAT --to-source 10.1.0.60"},
+    {
+        "a": "nat: -A INPUT -p tcp -j SNAT --to-source 10.1.0.60\nnat: -A INPUT -p udp -j SNAT --to-source 10.1.0.60"
+    },
     backend="legacy",
 )
 
@@ -308,14 +320,27 @@ add(
 add(
     "MASQUERADE in IPv6",
     "ipv6_dev_get_saddr: the longest common prefix counts as far as the address's own prefix",
-    [p("c1", "pa1", 80, six=True), p("c1", "pa2", 80, six=True), p("pa1", "srv", 80, six=True), p("pa1", "b", six=True)],
+    [
+        p("c1", "pa1", 80, six=True),
+        p("c1", "pa2", 80, six=True),
+        p("pa1", "srv", 80, six=True),
+        p("pa1", "b", six=True),
+    ],
     {"a": "nat: -A POSTROUTING -j MASQUERADE"},
     family=6,
 )
 add(
     "which address a process sends from",
     "fib_select_path and ipv6_dev_get_saddr",
-    [p("a", "b"), p("a", "b.eth1"), p("a", "pb1", 80), p("a", "pa1", 80), p("a", "pa2", 80), p("a", "qa1", 80), p("a", "a.dummy")],
+    [
+        p("a", "b"),
+        p("a", "b.eth1"),
+        p("a", "pb1", 80),
+        p("a", "pa1", 80),
+        p("a", "pa2", 80),
+        p("a", "qa1", 80),
+        p("a", "a.dummy"),
+    ],
 )
 add(
     "which address a process sends from in IPv6",
@@ -387,7 +412,11 @@ add(
     "from 127.0.0.1 to a pod of another node, masqueraded",
     "as kube-proxy up to 1.32 lets node ports be used on localhost",
     both("a", "localhost", 30081),
-    {"a": (_TO_POD + "\nnat: -A POSTROUTING -s 127.0.0.1 ! -o lo -j MASQUERADE").replace("10.244.1.10", "10.244.2.10")},
+    {
+        "a": (_TO_POD + "\nnat: -A POSTROUTING -s 127.0.0.1 ! -o lo -j MASQUERADE").replace(
+            "10.244.1.10", "10.244.2.10"
+        )
+    },
     sysctls={"a": {"net/ipv4/conf/eth0/route_localnet": "1"}},
 )
 add(
@@ -425,7 +454,10 @@ add(
     "a Service whose endpoint is on the client's bridge, bridged packets seen",
     "the answer crosses the bridge, and is translated back there",
     [*both("qa1", "vip.a"), *both("qa1", "qa2", 80)],
-    {"a": _SERVICE + "\nfilter: -A FORWARD -m physdev --physdev-is-bridged\nmangle: -A POSTROUTING -m physdev --physdev-is-bridged"},
+    {
+        "a": _SERVICE
+        + "\nfilter: -A FORWARD -m physdev --physdev-is-bridged\nmangle: -A POSTROUTING -m physdev --physdev-is-bridged"
+    },
 )
 add(
     "a Service whose endpoint is on the client's bridge, bridged packets not seen",
@@ -498,7 +530,12 @@ add(
     "__fib_validate_source: last_resort",
     [*both("pa2", "a"), *both("pa1", "a"), *both("pa2", "srv", 80)],
     sysctls={"a": {"net/ipv4/conf/all/rp_filter": "1"}},
-    commands={"a": ["-4 route add 10.244.1.11 dev vp-pa1 metric 0 table 101", "-4 rule add pref 90 to 10.244.1.11 iif lo lookup 101"]},
+    commands={
+        "a": [
+            "-4 route add 10.244.1.11 dev vp-pa1 metric 0 table 101",
+            "-4 rule add pref 90 to 10.244.1.11 iif lo lookup 101",
+        ]
+    },
 )
 add(
     "the node's own address as a source from outside",
@@ -523,14 +560,24 @@ add(
     "policy routing does not move a pod",
     "the packet comes from the pod's own veth, whatever way others to the pod take",
     [p("pa1", "srv", 80), p("pa1", "a"), p("pa2", "pa1", 80)],
-    commands={"a": ["-4 rule add pref 100 not fwmark 0x1 lookup 100", "-4 route add default via 10.2.0.1 table 100"]},
+    commands={
+        "a": ["-4 rule add pref 100 not fwmark 0x1 lookup 100", "-4 route add default via 10.2.0.1 table 100"]
+    },
 )
 add(
     "a mark in PREROUTING chooses the route",
     "ip rule fwmark",
-    [p("c1", "pb1", 80), p("pa1", "srv", 80), p("pa1", "srv", 8080), p("pa1", "b"), p("pa1", "b", 8080, "udp")],
+    [
+        p("c1", "pb1", 80),
+        p("pa1", "srv", 80),
+        p("pa1", "srv", 8080),
+        p("pa1", "b"),
+        p("pa1", "b", 8080, "udp"),
+    ],
     {"a": "mangle: -A PREROUTING -p tcp --dport 8080 -j MARK --set-xmark 0x1/0xffffffff"},
-    commands={"a": ["-4 route add unreachable default table 100", "-4 rule add pref 100 fwmark 0x1 lookup 100"]},
+    commands={
+        "a": ["-4 route add unreachable default table 100", "-4 rule add pref 100 fwmark 0x1 lookup 100"]
+    },
 )
 add(
     "a mark in mangle OUTPUT routes again",
@@ -554,7 +601,14 @@ add(
 add(
     "a node that does not forward",
     "ip_forward 0: what is for the node itself still comes",
-    [p("c1", "pa1", 80), p("c1", "a"), p("pa1", "pa2", 80), p("pa1", "a"), p("a", "pa1", 80), p("c1", "vip.a")],
+    [
+        p("c1", "pa1", 80),
+        p("c1", "a"),
+        p("pa1", "pa2", 80),
+        p("pa1", "a"),
+        p("a", "pa1", 80),
+        p("c1", "vip.a"),
+    ],
     {"a": "nat: -A PREROUTING -d 10.96.1.10 -p tcp -j DNAT --to-destination 10.244.1.10:8080"},
     sysctls={"a": {"net/ipv4/ip_forward": "0"}},
 )

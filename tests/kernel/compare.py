@@ -10,6 +10,7 @@ from typing import Any
 
 from kernel.generator import Case, Packet, flow_of
 from kernel.lab import NODES, Lab, LabError, topology_of_lab
+
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
 from ktp.model.trace import Flow, FlowAnswer, Path, Symptom
@@ -69,7 +70,9 @@ def _load_rules(lab: Lab, node: str, family: int, backend: str, text: str) -> st
                 raise
             if lines[number - 1] == "COMMIT":  # the kernel refused one rule of the table: without any, then
                 start = max(i for i in range(number) if lines[i].startswith("*"))
-                lines = [x for i, x in enumerate(lines) if not (start < i < number - 1 and x.startswith("-A"))]
+                lines = [
+                    x for i, x in enumerate(lines) if not (start < i < number - 1 and x.startswith("-A"))
+                ]
             else:
                 del lines[number - 1]
             text = "\n".join(lines) + "\n"
@@ -90,9 +93,15 @@ def run_case(lab: Lab, case: Case, *, counted: bool = False) -> list[Outcome]:
         walker = walker_of(lab)
         answers = [answer_flow(walker, Flow(**flow_of(p, case.family))) for p in case.packets]
         if counted:
-            return [_counted(lab, case, walker, p, answer) for p, answer in zip(case.packets, answers, strict=True)]
+            return [
+                _counted(lab, case, walker, p, answer)
+                for p, answer in zip(case.packets, answers, strict=True)
+            ]
         results = lab.probe([_wire(p) for p in case.packets])
-        out = [judge(p, kernel, answer) for p, kernel, answer in zip(case.packets, results, answers, strict=True)]
+        _ask_longer(lab, case, results)
+        out = [
+            judge(p, kernel, answer) for p, kernel, answer in zip(case.packets, results, answers, strict=True)
+        ]
         for number, each in enumerate(out):
             if not each.agrees:  # alone, and with patience
                 for node in NODES:
@@ -104,8 +113,23 @@ def run_case(lab: Lab, case: Case, *, counted: bool = False) -> list[Outcome]:
         unload(lab, case)
 
 
+def _ask_longer(lab: Lab, case: Case, results: list[dict[str, Any]]) -> None:
+    """Where a rule may refuse a process's SYN, silence is only told from a late answer by waiting for it."""
+    if not any("REJECT" in text for text in case.rules.values()):
+        return
+    late = [
+        n
+        for n, p in enumerate(case.packets)
+        if p.host in NODES and results[n]["outcome"] == "times_out" and p.proto == "tcp"
+    ]
+    for number, answer in zip(
+        late, lab.probe([{**_wire(case.packets[n]), "timeout": 1.5} for n in late]), strict=True
+    ):
+        results[number] = answer
+
+
 def _wire(p: Packet) -> dict[str, Any]:
-    return {"host": p.host, "dst": p.dst, "port": p.port, "proto": p.proto, "src": p.src, "timeout": 0.3}
+    return {"host": p.host, "dst": p.dst, "port": p.port, "proto": p.proto, "src": p.src, "timeout": 0.25}
 
 
 def judge(p: Packet, kernel: dict[str, Any], answer: FlowAnswer) -> Outcome:
@@ -155,7 +179,9 @@ def expected_counters(path: Path) -> Counter[RuleKey]:
     for hop in path.hops:
         for step in hop.steps:
             if step.kind == "rule":
-                out[hop.node, step.backend.removeprefix("iptables-"), step.table, step.chain, step.position] += 1
+                out[
+                    hop.node, step.backend.removeprefix("iptables-"), step.table, step.chain, step.position
+                ] += 1
     return out
 
 
@@ -186,7 +212,12 @@ def _count(lab: Lab, case: Case, walker: Walker, p: Packet, answer: FlowAnswer) 
 
 
 def counters_differ(
-    case: Case, walker: Walker, p: Packet, kernel: dict[str, Any], answer: FlowAnswer, moved: dict[RuleKey, int]
+    case: Case,
+    walker: Walker,
+    p: Packet,
+    kernel: dict[str, Any],
+    answer: FlowAnswer,
+    moved: dict[RuleKey, int],
 ) -> str | None:
     """Which rules matched by the kernel's counters and not by ktp's trace, or the other way; None where they agree.
 
@@ -232,7 +263,9 @@ def tell(case: Case, outcome: Outcome) -> str:
     for path in outcome.answer.paths[:4]:
         parts.append(f"  ktp {path.probability:.2f} {path.symptom.value}: {path.reason}")
         for hop in path.hops:
-            parts.append(f"    {hop.node} {hop.direction}: {hop.arrived} -> {hop.left} {hop.in_interface} {hop.out_interface}")
+            parts.append(
+                f"    {hop.node} {hop.direction}: {hop.arrived} -> {hop.left} {hop.in_interface} {hop.out_interface}"
+            )
             parts += [f"      {s.hook} {s.table} {s.text} | {s.effect}" for s in hop.steps]
     for key, text in case.rules.items():
         parts.append(f"  rules {key}:")

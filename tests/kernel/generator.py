@@ -89,7 +89,20 @@ class _Maker:
     def _packet(self) -> Packet:
         r = self.r
         host = r.choice(("c1", "c2", "a", "b", *PODS, "c1", "a", "pa1", "qa1"))
-        names = ["a", "a.second", "a.eth1", "a.dummy", "b", "b.dummy", "vip.a", "vip.a2", "vip.b", *PODS, "vip.a", "a"]
+        names = [
+            "a",
+            "a.second",
+            "a.eth1",
+            "a.dummy",
+            "b",
+            "b.dummy",
+            "vip.a",
+            "vip.a2",
+            "vip.b",
+            *PODS,
+            "vip.a",
+            "a",
+        ]
         if host in NODES:
             names += ["localhost", "localhost", "srv", "dead", "far", host, f"{host}.dummy"]
         elif host in PODS:
@@ -153,7 +166,9 @@ class _Maker:
         out.append(f"{version} rule add pref {r.choice((50, 100, 32767))} {rule} {action}")
         if r.random() < 0.3:
             dst = self.ip(r.choice(("srv", "pb1", "pa1")))
-            out.append(f"{version} route add {r.choice(('blackhole', 'unreachable', 'prohibit'))} {dst} metric 5")
+            out.append(
+                f"{version} route add {r.choice(('blackhole', 'unreachable', 'prohibit'))} {dst} metric 5"
+            )
         _ = node
         return out
 
@@ -183,13 +198,21 @@ class _Maker:
 
         for _ in range(3):
             lines.append(f"add ktpip {some()}")
-            lines.append(f"add ktpnet {some()}/{r.choice((bits, bits - 8, bits // 2))}{r.choice(('', '', ' nomatch'))}")
+            lines.append(
+                f"add ktpnet {some()}/{r.choice((bits, bits - 8, bits // 2))}{r.choice(('', '', ' nomatch'))}"
+            )
             p = r.choice(self.case.packets)
             lines.append(f"add ktpipport {some()},{p.proto}:{p.port}")
-            lines.append(f"add ktpnetport {some()}/{r.choice((bits, bits - 8))},{p.proto}:{p.port}{r.choice(('', ' nomatch'))}")
+            lines.append(
+                f"add ktpnetport {some()}/{r.choice((bits, bits - 8))},{p.proto}:{p.port}{r.choice(('', ' nomatch'))}"
+            )
             lines.append(f"add ktpipportip {p.dst},{p.proto}:{p.port},{self._source(p)}")
-            lines.append(f"add ktpipportnet {p.dst},{p.proto}:{p.port},{self._source(p)}/{r.choice((bits, bits - 8))}")
-            lines.append(f"add ktpnetif {some()}/{r.choice((bits, bits - 8))},{r.choice(('eth0', 'cni0', 'vp-pa1'))}")
+            lines.append(
+                f"add ktpipportnet {p.dst},{p.proto}:{p.port},{self._source(p)}/{r.choice((bits, bits - 8))}"
+            )
+            lines.append(
+                f"add ktpnetif {some()}/{r.choice((bits, bits - 8))},{r.choice(('eth0', 'cni0', 'vp-pa1'))}"
+            )
             lines.append(f"add ktpport {r.choice((p.port, '8080-8090'))}")
         lines += [f"add ktplist {name}" for name in r.sample(("ktpip", "ktpnet", "ktpipport"), 2)]
         seen: set[str] = set()
@@ -243,7 +266,9 @@ class _Maker:
         for _ in range(r.choice((0, 1, 1, 2, 3))):
             text, needs = self._match(packet, proto)
             # iptables-nft-save 1.8.9 prints two `-m tcp` of a rule as one, and wrongly: one of a kind is enough
-            kind = text.removeprefix("! ").split()[:2] if text.startswith("-m") else text.removeprefix("! ")[:2]
+            kind = (
+                text.removeprefix("! ").split()[:2] if text.startswith("-m") else text.removeprefix("! ")[:2]
+            )
             if not text or kind in kinds:
                 continue
             kinds.append(kind)
@@ -296,7 +321,10 @@ class _Maker:
     def _m_port(self, p: Packet) -> tuple[str, str | None]:
         r = self.r
         if r.random() < 0.15:
-            return f"-m {p.proto} {self._not()}--sport {r.choice(('1024:65535', '1:1023', '80', '8080'))}", p.proto
+            return (
+                f"-m {p.proto} {self._not()}--sport {r.choice(('1024:65535', '1:1023', '80', '8080'))}",
+                p.proto,
+            )
         ports = (str(p.port), str(p.port), "1:1023", "8000:9000", "30000:32767", str(r.choice(POD_PORTS)))
         return f"-m {p.proto} {self._not()}--dport {r.choice(ports)}", p.proto
 
@@ -331,12 +359,18 @@ class _Maker:
     def _m_mark(self, p: Packet) -> tuple[str, str | None]:
         r = self.r
         name = r.choice(("mark", "mark", "connmark"))
-        return f"-m {name} {self._not()}--mark {r.choice(('0x1', '0x1/0x1', '0x2/0x2', '0x0', '0x4000/0x4000'))}", None
+        return (
+            f"-m {name} {self._not()}--mark {r.choice(('0x1', '0x1/0x1', '0x2/0x2', '0x0', '0x4000/0x4000'))}",
+            None,
+        )
 
     def _m_conntrack(self, p: Packet) -> tuple[str, str | None]:
         r = self.r
         if r.random() < 0.3:
-            return f"-m state {self._not()}--state {r.choice(('NEW', 'ESTABLISHED,RELATED', 'INVALID', 'UNTRACKED'))}", None
+            return (
+                f"-m state {self._not()}--state {r.choice(('NEW', 'ESTABLISHED,RELATED', 'INVALID', 'UNTRACKED'))}",
+                None,
+            )
         states = r.choice((
             "NEW", "RELATED,ESTABLISHED", "INVALID", "INVALID,UNTRACKED", "DNAT", "SNAT", "NEW,DNAT", "RELATED", "ESTABLISHED",
             "UNTRACKED",
@@ -352,7 +386,7 @@ class _Maker:
             f"--ctorigdstport {p.port}", "--ctreplsrcport 80:8080", "--ctdir ORIGINAL", "--ctdir REPLY", f"--ctproto {p.proto}",
             "--ctstatus SEEN_REPLY", "--ctstatus CONFIRMED", "--ctstatus NONE", "--ctorigsrcport 1024:65535",
         ))  # fmt: skip
-        if what.startswith("--ctdir") :
+        if what.startswith("--ctdir"):
             return f"-m conntrack {what}", None
         return f"-m conntrack {self._not()}{what}", None
 
@@ -379,7 +413,7 @@ class _Maker:
             words += ["--physdev-is-bridged", "--physdev-is-bridged", "--physdev-is-bridged"]
             if self.hook == "POSTROUTING" or "bridged" in words[-1]:
                 words += ["--physdev-out vq-+ --physdev-is-bridged"]
-        if self.hook in ("OUTPUT", "") :
+        if self.hook in ("OUTPUT", ""):
             return "", None
         text = r.choice(words)
         if " --" in text:
@@ -403,7 +437,13 @@ class _Maker:
         if p.proto == "tcp":
             words.append("-p tcp -m length --length 2000:3000")
         if self.table in ("raw", "mangle") and self.hook == "PREROUTING":
-            words += ["-m rpfilter", "-m rpfilter --invert", "-m rpfilter --loose", "-m rpfilter --validmark", "-m rpfilter --invert"]
+            words += [
+                "-m rpfilter",
+                "-m rpfilter --invert",
+                "-m rpfilter --loose",
+                "-m rpfilter --validmark",
+                "-m rpfilter --invert",
+            ]
         if self.hook in ("OUTPUT", "POSTROUTING"):
             words = [w for w in words if "--dir in" not in w]
             if r.random() < 0.1:
@@ -420,7 +460,9 @@ class _Maker:
         if further and r.random() < (0.5 if hook else 0.2):
             return f"-{r.choice('jjjg')} {r.choice(further)}", None
         options: list[tuple[str, str | None]] = [("-j ACCEPT", None), ("-j RETURN", None), ("", None)]
-        options += [(r.choice(("-j LOG --log-prefix ktp --log-level 7", "-j NFLOG --nflog-group 3")), None)] * (r.random() < 0.15)
+        options += [
+            (r.choice(("-j LOG --log-prefix ktp --log-level 7", "-j NFLOG --nflog-group 3")), None)
+        ] * (r.random() < 0.15)
         mark = r.choice((
             "-j MARK --set-xmark 0x1/0xffffffff", "-j MARK --set-xmark 0x2/0x2", "-j MARK --set-xmark 0x4000/0x4000",
             "-j MARK --set-xmark 0x0/0x1", "-j MARK --set-mark 0x3/0x1", "-j MARK --and-mark 0xfffffffe",
@@ -453,7 +495,11 @@ class _Maker:
             options += [("-j DROP", None)]
         text, needs = r.choice(options)
         if needs == "syn":
-            return ("", None) if hook in ("INPUT", "PREROUTING", "") else (f"-m tcp --tcp-flags SYN,RST SYN {text}", "tcp")
+            return (
+                ("", None)
+                if hook in ("INPUT", "PREROUTING", "")
+                else (f"-m tcp --tcp-flags SYN,RST SYN {text}", "tcp")
+            )
         return text, needs
 
     def _nat(self, p: Packet) -> list[tuple[str, str | None]]:
@@ -474,8 +520,15 @@ class _Maker:
                 out.append((f"-j NETMAP --to {self._net(r.choice(('pa1', 'pb1', 'qa1')))}", None))
         elif hook == "POSTROUTING":
             out += [("-j MASQUERADE", None)] * 3
-            out += [(f"-j SNAT --to-source {self.ip(r.choice((self.node, f'{self.node}.second', f'{self.node}.dummy')))}", None)]
-            out.append((r.choice(("-j MASQUERADE --random-fully", "-j MASQUERADE --to-ports 20000-30000")), p.proto))
+            out += [
+                (
+                    f"-j SNAT --to-source {self.ip(r.choice((self.node, f'{self.node}.second', f'{self.node}.dummy')))}",
+                    None,
+                )
+            ]
+            out.append(
+                (r.choice(("-j MASQUERADE --random-fully", "-j MASQUERADE --to-ports 20000-30000")), p.proto)
+            )
         elif hook == "INPUT":
             out += [(f"-j SNAT --to-source {self.ip(r.choice(('srv', 'c1', 'vip.a', 'dead')))}", None)]
         return out

@@ -62,7 +62,15 @@ NETS = {"a": (1, 11), "b": (2, 12)}  # node → its pod networks: veth pods, bri
 
 POD_PORTS = (80, 443, 8080, 8081, 8082, 8083, 30080, 30081, 5353)
 # What listens on a node: (address name or "" for every address, port)
-NODE_PORTS = (("", 8080), ("", 30081), ("localhost", 8081), ("a", 8082), ("b", 8082), ("a.dummy", 5353), ("b.dummy", 5353))
+NODE_PORTS = (
+    ("", 8080),
+    ("", 30081),
+    ("localhost", 8081),
+    ("a", 8082),
+    ("b", 8082),
+    ("a.dummy", 5353),
+    ("b.dummy", 5353),
+)
 
 _SYSCTLS = {
     "net/ipv4/icmp_ratelimit": "0",
@@ -198,7 +206,10 @@ class Lab:
                     f"link set {host}-{lan} master {bridge} up",
                 ]
                 commands[host].append(f"link set {name} up")
-            commands["rt"] += [f"addr add 10.{lan}.0.1/24 dev {bridge}", f"addr add fd00:{lan}::1/64 dev {bridge} nodad"]
+            commands["rt"] += [
+                f"addr add 10.{lan}.0.1/24 dev {bridge}",
+                f"addr add fd00:{lan}::1/64 dev {bridge} nodad",
+            ]
         for node in NODES:
             commands[node] += self._node_commands(node)
         for pod, node in PODS.items():
@@ -232,13 +243,30 @@ class Lab:
     def _node_commands(self, node: str) -> list[str]:
         number = 11 if node == "a" else 12
         other = "b" if node == "a" else "a"
-        out = ["link add dummy0 type bridge", "link set dummy0 up", "link add cni0 type bridge", "link set cni0 up"]
+        out = [
+            "link add dummy0 type bridge",
+            "link set dummy0 up",
+            "link add cni0 type bridge",
+            "link set cni0 up",
+        ]
         for lan in (1, 2):
             dev = f"eth{lan - 1}"
-            out += [f"addr add 10.{lan}.0.{number}/24 dev {dev}", f"addr add fd00:{lan}::{number}/64 dev {dev} nodad"]
-        out += [f"addr add 10.1.0.{number + 10}/24 dev eth0", f"addr add fd00:1::{number + 10}/64 dev eth0 nodad"]
-        out += [f"addr add 10.99.0.{number}/32 dev dummy0", f"addr add fd00:99::{number}/128 dev dummy0 nodad"]
-        out += [f"addr add 10.244.{NETS[node][1]}.1/24 dev cni0", f"addr add fd00:244:{NETS[node][1]}::1/64 dev cni0 nodad"]
+            out += [
+                f"addr add 10.{lan}.0.{number}/24 dev {dev}",
+                f"addr add fd00:{lan}::{number}/64 dev {dev} nodad",
+            ]
+        out += [
+            f"addr add 10.1.0.{number + 10}/24 dev eth0",
+            f"addr add fd00:1::{number + 10}/64 dev eth0 nodad",
+        ]
+        out += [
+            f"addr add 10.99.0.{number}/32 dev dummy0",
+            f"addr add fd00:99::{number}/128 dev dummy0 nodad",
+        ]
+        out += [
+            f"addr add 10.244.{NETS[node][1]}.1/24 dev cni0",
+            f"addr add fd00:244:{NETS[node][1]}::1/64 dev cni0 nodad",
+        ]
         out += ["route add default via 10.1.0.1", "route add default via fd00:1::1"]
         out += self._cluster_routes(1, (other,), vips=False)
         return out
@@ -266,7 +294,10 @@ class Lab:
         if pod != "pa2":  # pa2's veth has no address, as Calico's; the others' have the gateway's
             out += [f"addr add 10.244.{NETS[node][0]}.1/32 dev {veth}"]
             out += [f"addr add fd00:244:{NETS[node][0]}::1/128 dev {veth} nodad"]
-        out += [f"route add {ADDRESSES[pod][0]}/32 dev {veth}", f"route add {ADDRESSES[pod][1]}/128 dev {veth}"]
+        out += [
+            f"route add {ADDRESSES[pod][0]}/32 dev {veth}",
+            f"route add {ADDRESSES[pod][1]}/128 dev {veth}",
+        ]
         return out
 
     @staticmethod
@@ -289,7 +320,9 @@ class Lab:
         for version, wanted in (("-4", []), ("-6", [])):
             lines = []
             for command in commands:
-                six = command.startswith("-6 ") or (":" in command and not command.startswith(("link", "neigh")))
+                six = command.startswith("-6 ") or (
+                    ":" in command and not command.startswith(("link", "neigh"))
+                )
                 if six == (version == "-6"):
                     lines.append(command.removeprefix("-6 "))
             if lines:
@@ -333,8 +366,8 @@ class Lab:
             if pod.startswith("q"):
                 tell(node, "cni0", ADDRESSES[pod][1], macs[pod, "eth0"])
                 tell(pod, "eth0", f"fd00:244:{NETS[node][1]}::1", macs[node, "cni0"])
-                for mate in PODS:
-                    if mate != pod and PODS[mate] == node and mate.startswith("q"):
+                for mate, home in PODS.items():
+                    if mate != pod and home == node and mate.startswith("q"):
                         tell(pod, "eth0", ADDRESSES[mate][1], macs[mate, "eth0"])
             else:
                 tell(node, veth, ADDRESSES[pod][1], macs[pod, "eth0"])
@@ -347,7 +380,9 @@ class Lab:
 
     def _serve(self) -> None:
         for host in (*PODS, "srv"):
-            servers = [(p, ip, port) for p in ("tcp", "udp") for ip in ("0.0.0.0", "::") for port in POD_PORTS]
+            servers = [
+                (p, ip, port) for p in ("tcp", "udp") for ip in ("0.0.0.0", "::") for port in POD_PORTS
+            ]
             self.agents[host].send(do="serve", servers=servers)
         for node in NODES:
             servers = []
@@ -392,8 +427,12 @@ class Lab:
         agent.run("ipset", "destroy", check=False)
         for version in ("-4", "-6"):
             agent.run("ip", version, "rule", "flush", check=False)
-            defaults = ("add pref 0 lookup local", "add pref 32766 lookup main", "add pref 32767 lookup default")
-            for words in defaults[0 if version == "-4" else 0 :]:
+            defaults = (
+                "add pref 0 lookup local",
+                "add pref 32766 lookup main",
+                "add pref 32767 lookup default",
+            )
+            for words in defaults:
                 agent.run("ip", version, "rule", *words.split(), check=False)
             for table in ("100", "101"):
                 agent.run("ip", version, "route", "flush", "table", table, check=False)
@@ -408,7 +447,9 @@ class Lab:
         for node in nodes:
             for name, text in self.agents[node].receive().items():
                 # iptables-nft-save prints nothing at all where nf_tables holds no table of its own
-                files[name] = text.encode("latin-1") or (b"# no tables\n" if "-save.txt" in name and "tables" in name else b"")
+                files[name] = text.encode("latin-1") or (
+                    b"# no tables\n" if "-save.txt" in name and "tables" in name else b""
+                )
         return MemoryCapture(files={**files, "cluster/services.json": b'{"items": []}'}, source="laboratory")
 
     def probe(self, probes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import random
 from collections import Counter
 
 import pytest
-
 from kernel.compare import Outcome, run_case, tell
 from kernel.generator import make_case
 from kernel.lab import Lab

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-
 from kernel.cases import ALL, Named, p, save_text
 from kernel.compare import run_case, tell
 from kernel.generator import Case
 from kernel.lab import Lab, topology_of_lab
 from kernel.record import read_recorded
+
 from ktp.dataplane.hooks import HookTable
 from ktp.dataplane.host import Host
 
@@ -25,7 +25,9 @@ def test_kernel_and_model_agree(lab: Lab, named: Named) -> None:
     if "range of addresses" in named.name:  # drawn anew each time
         return
     told = [(each.kernel["outcome"], each.kernel.get("ip"), each.kernel.get("source")) for each in outcomes]
-    assert told == [(r["kernel"]["outcome"], r["kernel"].get("ip"), r["kernel"].get("source")) for r in recorded]
+    assert told == [
+        (r["kernel"]["outcome"], r["kernel"].get("ip"), r["kernel"].get("source")) for r in recorded
+    ]
 
 
 def test_cases_are_told_apart_by_name() -> None:

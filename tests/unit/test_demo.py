@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def _check_chains(file: Path) -> None:
         elif " -A " in line:
             words = line.split()
             assert words[words.index("-A") + 1] in declared
-            for word, target in zip(words, words[1:], strict=False):
+            for word, target in pairwise(words):
                 if word in {"-j", "-g"} and target.startswith("KUBE-"):
                     assert target in declared, line
 

@@ -57,6 +57,7 @@ from ktp.diagnose.checks import (
     ktp606_provider_annotations,
     ktp607_load_balancer_pending,
     ktp901_unexplained,
+    ktp902_probe_disagrees,
 )
 from ktp.diagnose.checks.base import HEADINGS, Check
 
@@ -109,6 +110,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     ktp504_node_sees_other_answer.CHECK,
     ktp411_large_cluster.CHECK,
     ktp901_unexplained.CHECK,
+    ktp902_probe_disagrees.CHECK,
 )
 
 __all__ = ["ALL_CHECKS", "HEADINGS", "Check"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ktp.diagnose.case import Case, Entry
 from ktp.kubeproxy.endpoints import EndpointSelection
-from ktp.model.cluster import Pod, ServicePort
+from ktp.model.cluster import Endpoint, Pod, ServicePort
 
 
 def selection_of(case: Case, entry: Entry) -> EndpointSelection:
@@ -56,6 +56,20 @@ def family_without_endpoints(case: Case) -> int | None:
     if has[4] == has[6]:
         return None
     return 4 if has[6] else 6
+
+
+def leaving_endpoints(case: Case, entry: Entry) -> list[Endpoint]:
+    """Endpoints of the entry's family that serve and terminate, by the EndpointSlices (whatever kube-proxy reads)."""
+    slices = (case.examiner.index.slices or {}).get((case.service.namespace, case.service.name), ())
+    kind = "IPv6" if entry.front_end.ip_version == 6 else "IPv4"
+    return [
+        e
+        for s in slices
+        if s.address_type == kind
+        and any((p.name, p.protocol) == (entry.port.name, entry.port.protocol) for p in s.ports)
+        for e in s.endpoints
+        if e.is_terminating and e.is_serving and not e.ready
+    ]
 
 
 def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:

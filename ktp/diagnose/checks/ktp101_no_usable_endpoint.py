@@ -24,13 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ktp.diagnose.case import Case, Entry
+from ktp.diagnose.case import Case
 from ktp.diagnose.changes import pod_added
 from ktp.diagnose.checks.base import Check, counterfactual, field
 from ktp.diagnose.checks.endpoints_common import (
     family_without_endpoints,
+    leaving_endpoints,
     selected_pods,
-    selection_of,
     unlisted_ports,
     without_endpoints,
 )
@@ -44,7 +44,7 @@ def run(case: Case) -> Iterable[Finding]:
     entries = [
         e
         for e in without_endpoints(case)
-        if e.port not in elsewhere and e.front_end.ip_version != family and not _leaving(case, e)
+        if e.port not in elsewhere and e.front_end.ip_version != family and not leaving_endpoints(case, e)
     ]
     if not entries:
         return
@@ -81,10 +81,6 @@ def run(case: Case) -> Iterable[Finding]:
         ],
         cells=entries,
     )
-
-
-def _leaving(case: Case, entry: Entry) -> bool:
-    return any(e.is_usable_when_terminating for e in selection_of(case, entry).listed)  # KTP112
 
 
 CHECK = Check(code="KTP101", name="NoUsableEndpoint", severity=Severity.ERROR, page=__doc__ or "", run=run)

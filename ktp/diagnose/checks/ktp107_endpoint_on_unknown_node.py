@@ -13,7 +13,7 @@ The endpoint, the Nodes of the cluster, and that the cells connect more often wi
 
 # Confirm by hand
     kubectl get nodes
-    kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o jsonpath='{.items[*].endpoints[*].nodeName}'
+    kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o yaml | grep nodeName
 
 # Fix
 Delete the pod that is bound to the node (`kubectl delete pod --force`), or correct the hand-made slice.
@@ -69,8 +69,10 @@ def run(case: Case) -> Iterable[Finding]:
             )
         )
     yield CHECK.finding(
-        f"{len(ghosts)} endpoint{'s' * (len(ghosts) != 1)} of {case.service.key} ({listed(e.addresses[0] for e in ghosts)}) "
-        f"name{'s' * (len(ghosts) == 1)} {names}, which {'is' if len({e.node_name for e in ghosts}) == 1 else 'are'} no Node of the cluster",
+        f"{len(ghosts)} endpoint{'s' * (len(ghosts) != 1)} of {case.service.key} "
+        f"({listed(e.addresses[0] for e in ghosts)}) "
+        f"name{'s' * (len(ghosts) == 1)} {names}, which "
+        f"{'is' if len({e.node_name for e in ghosts}) == 1 else 'are'} no Node of the cluster",
         evidence=evidence,
         fixes=[
             Fix(

@@ -16,8 +16,9 @@ The addresses that only one of the two lists as ready.
     kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o yaml
 
 # Fix
-Look at kube-controller-manager's log (endpoint-controller, endpointslice-controller, endpointslicemirroring-controller).
-For a Service without selector write only one of the two by hand: Endpoints are mirrored to slices, not the other way.
+Look at kube-controller-manager's log (endpoint-controller, endpointslice-controller,
+endpointslicemirroring-controller). For a Service without selector write only one of the two by hand: Endpoints are
+mirrored to slices, not the other way.
 
 # Example
 A script still writes Endpoints for an external database, and somebody made an EndpointSlice for it too.
@@ -60,11 +61,13 @@ def run(case: Case) -> Iterable[Finding]:
     if only_new:
         evidence.append(field(f"EndpointSlices of {case.service.key}", f"only here: {listed(only_new, 8)}"))
     yield CHECK.finding(
-        f"the EndpointSlices and the Endpoints of {case.service.key} list different ready addresses; kube-proxy reads {reads}",
+        f"the EndpointSlices and the Endpoints of {case.service.key} list different ready addresses; "
+        f"kube-proxy reads {reads}",
         evidence=evidence,
         fixes=[
             Fix(
-                summary="find out which controller is behind (kube-controller-manager's log), or remove the hand-made one",
+                summary="find out which controller is behind (kube-controller-manager's log), or remove "
+                "the hand-made one",
                 cost="none",
                 command=f"kubectl get endpoints,endpointslices -n {case.service.namespace} -o wide",
             )

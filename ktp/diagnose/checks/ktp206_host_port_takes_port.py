@@ -12,7 +12,8 @@ kube-proxy's, clients of the Service get the wrong pod; after it, clients of the
 The pod's hostPort, the rule that translates, and where the packets go without it.
 
 # Confirm by hand
-    kubectl get pods -A -o jsonpath='{range .items[*]}{.metadata.name} {.spec.containers[*].ports[*].hostPort}{"\\n"}{end}'
+    kubectl get pods -A -o jsonpath='{range .items[*]}{.metadata.name} '
+        '{.spec.containers[*].ports[*].hostPort}{"\\n"}{end}'
     iptables -t nat -S | grep -n 'CNI-\\|KUBE-SERVICES'
 
 # Fix
@@ -59,7 +60,8 @@ def run(case: Case) -> Iterable[Finding]:
         for port in pod.ports:
             if (port.host_port, port.protocol.upper()) in ports:
                 yield CHECK.finding(
-                    f"pod {pod.key} asks for hostPort {port.host_port}/{port.protocol} on {pod.node_name}, a node port of "
+                    f"pod {pod.key} asks for hostPort {port.host_port}/{port.protocol} on {pod.node_name}, "
+                    f"a node port of "
                     f"{case.service.key}: only one of the two can have it there",
                     node=pod.node_name,
                     evidence=[
@@ -87,7 +89,8 @@ def _mended(case: Case, rule: RuleInPlace, entries: list[Entry]) -> list[Entry]:
 def _finding(pod: Pod, port: ContainerPort, rule: RuleInPlace, mended: list[Entry]) -> Finding:
     first = mended[0]
     return CHECK.finding(
-        f"hostPort {port.host_port} of pod {pod.key} takes {first.title} on {rule.node}: its rule comes before kube-proxy's",
+        f"hostPort {port.host_port} of pod {pod.key} takes {first.title} on {rule.node}: its rule comes "
+        f"before kube-proxy's",
         node=rule.node,
         evidence=[
             field(

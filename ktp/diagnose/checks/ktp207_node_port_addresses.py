@@ -66,7 +66,8 @@ def run(case: Case) -> Iterable[Finding]:
         nodes = list(silent)
         words = "; ".join(f"{n}: {listed(map(str, a))}" for n, a in list(silent.items())[:4])
         yield CHECK.finding(
-            f"node ports answer on some addresses of the nodes only; not on {listed(str(a) for v in silent.values() for a in v)}",
+            f"node ports answer on some addresses of the nodes only; not on "
+            f"{listed(str(a) for v in silent.values() for a in v)}",
             nodes=nodes,
             evidence=[
                 field("kube-proxy", _why(silent[nodes[0]][0], case.examiner.proxy(nodes[0]))),
@@ -103,7 +104,8 @@ def _finding(case: Case, node: str, proxy: ProxyNode, mended: list[Entry]) -> Fi
         ],
         fixes=[
             Fix(
-                summary=f"add {dialled}/{dialled.max_prefixlen} or its network to nodePortAddresses and restart kube-proxy",
+                summary=f"add {dialled}/{dialled.max_prefixlen} or its network to nodePortAddresses and "
+                f"restart kube-proxy",
                 cost="node ports are open on that network too",
                 verified=True,
                 outcome=f"{len(mended)} failing cells then connect",
@@ -117,7 +119,7 @@ def _finding(case: Case, node: str, proxy: ProxyNode, mended: list[Entry]) -> Fi
 def _addresses(case: Case, node: str) -> list[IPAddress]:
     """Addresses of the node's own interfaces that a client on its network may dial."""
     state = case.state(node)
-    families = {e.front_end.ip_version for e in case.entries}
+    families = {e.front_end.ip_version for e in case.on(node)}
     return [
         a.ip
         for interface in (state.interfaces if state is not None else None) or ()

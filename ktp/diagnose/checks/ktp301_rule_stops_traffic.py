@@ -36,6 +36,7 @@ from ktp.diagnose.checks.rule_common import BANNING, RuleInPlace, deciding_rule,
 from ktp.diagnose.witnesses import witnesses
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Finding, Fix, Severity
+from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Path, Symptom
 
 
@@ -51,30 +52,45 @@ def run(case: Case) -> Iterable[Finding]:
         changed = rule.removed(case.snapshot)
         if changed is None:
             continue
-        mended = case.mended(list(dict.fromkeys(entries)), rule.label, given(changed))
-        if not mended:
-            continue
-        named.add(rule)
-        yield _finding(rule, path, mended, merged(mended, entries))
+        unique = list(dict.fromkeys(entries))
+        mended = case.mended(unique, rule.label, given(changed))
+        further = [] if mended else [e for e in unique if _gets_further(case, e, rule, changed)]
+        if mended or further:
+            named.add(rule)
+            yield _finding(case, rule, path, mended, merged(mended or further, entries))
     yield from _some_clients(case, named)
 
 
-def _finding(rule: RuleInPlace, path: Path, mended: list[Entry], cells: list[Entry]) -> Finding:
+def _gets_further(case: Case, entry: Entry, rule: RuleInPlace, changed: Snapshot) -> bool:
+    """Whether without the rule something else stops the packet: this rule stops it now, and is not all there is."""
+    before, after = entry.cell.decided_by, case.ask_again(entry, rule.label, given(changed)).decided_by
+    return (
+        before is not None and after is not None and (before.rule, before.chain) != (after.rule, after.chain)
+    )
+
+
+def _finding(case: Case, rule: RuleInPlace, path: Path, mended: list[Entry], cells: list[Entry]) -> Finding:
     what = "the answers" if path.hops and path.hops[-1].direction == "reply" else "the traffic"
+    first = (mended or cells)[0]
+    if mended:
+        proof = f"without this rule, {first.title} on {first.node} connects more often"
+        outcome = f"without the rule {len(mended)} failing cells connect"
+    else:
+        after = case.ask_again(first, rule.label, lambda: case.snapshot)  # asked before, under this label
+        proof = f"without this rule the packet gets further, and then: {after.reason}"
+        outcome = ""
     return CHECK.finding(
-        f"a rule in {rule.place} on {rule.node} {rule.verb} {what} of {listed(dict.fromkeys(e.title for e in mended))} "
-        f"(written by {rule.author})",
+        f"a rule in {rule.place} on {rule.node} {rule.verb} {what} of "
+        f"{listed(dict.fromkeys(e.title for e in mended or cells))} (written by {rule.author})"
+        + ("" if mended else "; it is not the only thing in the way"),
         node=rule.node,
-        evidence=[
-            rule.evidence(),
-            counterfactual(f"without this rule, {mended[0].title} on {mended[0].node} connects more often"),
-        ],
+        evidence=[rule.evidence(), counterfactual(proof)],
         fixes=[
             Fix(
                 summary=f"let the traffic pass before this rule, in what owns it ({rule.author})",
                 cost="opens what the rule closes: check what else it protects",
-                verified=True,
-                outcome=f"without the rule {len(mended)} failing cells connect",
+                verified=bool(mended),
+                outcome=outcome,
             )
         ],
         cells=cells,
@@ -128,7 +144,8 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"if these clients should get through, allow them before this rule, in what owns it ({rule.author})",
+                    summary=f"if these clients should get through, allow them before this rule, in what "
+                    f"owns it ({rule.author})",
                     cost="opens what the rule closes",
                     verified=True,
                     outcome=f"without the rule {flow.src} connects",

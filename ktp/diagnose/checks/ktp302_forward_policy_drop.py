@@ -108,7 +108,8 @@ def _dropping(state: NodeState) -> list[tuple[str, str, Evidence, str]]:
                 Evidence(
                     kind="policy",
                     source=f"{state.name} nftables {place}",
-                    text=f"chain {nft_chain.name} {{ type filter hook forward priority {nft_chain.priority}; policy drop; }}",
+                    text=f"chain {nft_chain.name} "
+                    f"{{ type filter hook forward priority {nft_chain.priority}; policy drop; }}",
                 ),
                 f"nft chain {place} {nft_chain.name} '{{ policy accept ; }}'",
             )

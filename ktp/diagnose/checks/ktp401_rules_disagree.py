@@ -80,7 +80,7 @@ def run(case: Case) -> Iterable[Finding]:
 
 def changed_cells(case: Case, node: str) -> list[Entry]:
     """The cells of a node that its rules, written anew from the API objects, answer differently."""
-    entries = [e for e in case.entries if e.node == node and e.asked.fact is not None]
+    entries = [e for e in case.on(node) if e.asked.fact is not None]
     return [e for e in entries if _differs(e.cell, _renewed(case, e, node))]
 
 

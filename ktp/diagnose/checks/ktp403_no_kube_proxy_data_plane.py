@@ -60,7 +60,8 @@ def run(case: Case) -> Iterable[Finding]:
         cells = [e for e in case.failing() if e.node in nodes and e.asked.fact is not None]
         first = next(iter(nodes))
         yield CHECK.finding(
-            f"{name} serves Services on {listed(nodes)}, not kube-proxy: ktp does not read its maps, so what it computes from "
+            f"{name} serves Services on {listed(nodes)}, not kube-proxy: ktp does not read its maps, so "
+            f"what it computes from "
             "the rules there is not what happens; what it says of the API objects holds",
             nodes=list(nodes),
             evidence=[

@@ -36,7 +36,7 @@ _TRANSLATING = frozenset(("DNAT", "REDIRECT", "NETMAP"))
 
 
 def run(case: Case) -> Iterable[Finding]:
-    """Fires for each foreign translation on a cell's way whose removal mends it, or gives it the Service's endpoints."""
+    """Fires for each foreign translation whose removal mends a cell, or leads it to the Service's endpoints."""
     for rule, entries in foreign_translations(case).items():
         if any(pod_of_host_port(case, rule, e) is not None for e in entries):
             continue  # KTP206

@@ -5,10 +5,10 @@ kube-proxy takes its node name from --hostname-override, or else from the host n
 of the Node object that the kubelet registered.
 
 # Why traffic fails
-kube-proxy compares the name with each endpoint's nodeName to tell which endpoints are local. Under a wrong name none is:
-with externalTrafficPolicy or internalTrafficPolicy Local it drops everything on this node, although pods run there, and
-its health check tells load balancers to stay away. Newer versions do not even start to sync without their Node, and the
-node keeps whatever rules it had. Policy Cluster still works.
+kube-proxy compares the name with each endpoint's nodeName to tell which endpoints are local. Under a wrong name none
+is: with externalTrafficPolicy or internalTrafficPolicy Local it drops everything on this node, although pods run
+there, and its health check tells load balancers to stay away. Newer versions do not even start to sync without their
+Node, and the node keeps whatever rules it had. Policy Cluster still works.
 
 # Evidence
 hostnameOverride, the Nodes of the cluster, and how the cells change with the right name.
@@ -55,7 +55,7 @@ def _finding(case: Case, node: str, name: str) -> Finding:
     service = case.service
     known = case.snapshot.cluster.nodes or {}
     local = [p for p in ("externalTrafficPolicy", "internalTrafficPolicy") if _policy(case, p) == "Local"]
-    mine = [e for e in case.entries if e.node == node]
+    mine = list(case.on(node))
     mended = case.mended(
         [e for e in mine if e.fails], f"kube-proxy named {node}", lambda: _renamed(case, node)
     )
@@ -74,7 +74,8 @@ def _finding(case: Case, node: str, name: str) -> Finding:
             )
         )
     effect = (
-        f"it takes every endpoint for a remote one, so {' and '.join(local)} Local {'have' if len(local) > 1 else 'has'} "
+        f"it takes every endpoint for a remote one, so {' and '.join(local)} Local "
+        f"{'have' if len(local) > 1 else 'has'} "
         "no endpoint there"
         if local
         else "Services with a Local policy have no endpoint there; this one has policy Cluster"

@@ -35,7 +35,7 @@ from ktp.model.trace import Symptom
 
 
 def run(case: Case) -> Iterable[Finding]:
-    """Fires for each node whose rules were read and hold nothing of kube-proxy's, where cells fail that should connect."""
+    """Fires for each node whose rules hold nothing of kube-proxy's, where cells fail that should connect."""
     for node in case.nodes:
         state = case.state(node)
         if state is None or not state.has_rules or has_kube_proxy(state) or is_replaced(case, state):
@@ -48,13 +48,15 @@ def run(case: Case) -> Iterable[Finding]:
             1 for r in state.rulesets for t in r.tables() for n in r.chain_names(t) if n.startswith("KUBE-")
         )
         yield CHECK.finding(
-            f"{node} holds none of kube-proxy's rules: {wanted[0].title} is not translated there ({wanted[0].cell.reason})",
+            f"{node} holds none of kube-proxy's rules: {wanted[0].title} is not translated there "
+            f"({wanted[0].cell.reason})",
             node=node,
             evidence=[
                 Evidence(
                     kind="rule",
                     source=f"rules of {node}",
-                    text=f"no chain KUBE-SERVICES in nat, no nftables table kube-proxy, no virtual server; {chains} other KUBE- chains",
+                    text=f"no chain KUBE-SERVICES in nat, no nftables table kube-proxy, no virtual server; "
+                    f"{chains} other KUBE- chains",
                 ),
                 field(
                     f"API objects of {case.service.key}",

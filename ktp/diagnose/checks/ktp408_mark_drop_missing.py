@@ -41,7 +41,10 @@ from ktp.model.ruleset import Chain, Ruleset
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition
 
-_DROP = '-A KUBE-FIREWALL -m comment --comment "kubernetes firewall for dropping marked packets" -m mark --mark 0x8000/0x8000 -j DROP'
+_DROP = (
+    '-A KUBE-FIREWALL -m comment --comment "kubernetes firewall for dropping marked packets" '
+    "-m mark --mark 0x8000/0x8000 -j DROP"
+)
 _MARK = "-A KUBE-MARK-DROP -j MARK --set-xmark 0x8000/0x8000"
 
 
@@ -52,7 +55,7 @@ def run(case: Case) -> Iterable[Finding]:
         if state is None:
             continue
         marked = [
-            (e, rule) for e in case.entries if e.node == node and (rule := _marking(e, node)) is not None
+            (e, rule) for e in case.on(node) if (rule := _marking(e, node)) is not None
         ]
         cells = [e for e, _ in marked if e.cell.disposition is not Disposition.DROPPED]
         if not cells:

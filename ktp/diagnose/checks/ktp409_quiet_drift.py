@@ -1,8 +1,8 @@
 """The node's rules list other endpoints than the API, and no client notices yet.
 
 # What it means
-For a port of the Service the rules on the node lead to an endpoint that the API does not list, or miss one that it does.
-None of the cells that ktp asks changes by it (where one does, it is KTP401).
+For a port of the Service the rules on the node lead to an endpoint that the API does not list, or miss one that it
+does. None of the cells that ktp asks changes by it (where one does, it is KTP401).
 
 # Why traffic fails
 It does not yet. kube-proxy is behind by seconds, as in every rollout, or has stopped: then the difference grows until
@@ -25,18 +25,23 @@ kube-proxy's watch of the API server is broken since the certificate was renewed
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks import ktp401_rules_disagree
 from ktp.diagnose.checks.base import Check, listed
 from ktp.diagnose.checks.kube_common import kube_proxy_evidence, restart_command
-from ktp.kubeproxy.names import NFT_ENDPOINT_PREFIX, service_chains, service_port_strings
+from ktp.kubeproxy.names import nft_service_chains, service_chains, service_port_strings
 from ktp.model.cluster import ServicePort
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
 from ktp.model.nftables import NftTable
 from ktp.model.ruleset import Ruleset
+
+_TO = re.compile(r"dnat(?: ip6?)? to ([\d.]+|\[[^\]]+\]):(\d+)")
+_ELEMENT = re.compile(r": ([0-9a-f.:]+) \. (\d+)")
+_GOTO = re.compile(r"goto (endpoint-[^\s,}]+)")
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -90,7 +95,7 @@ def _wanted(case: Case, node: str, port: ServicePort) -> set[str]:
     """`ip:port` of every endpoint that kube-proxy would write for the port on this node."""
     on_node = case.examiner.port_on(case.service, port, node)
     out: set[str] = set()
-    for version in {e.front_end.ip_version for e in case.entries if e.port == port}:
+    for version in {e.front_end.ip_version for e in case.on(node) if e.port == port}:
         selection = on_node.selection(ip_version=version)
         chosen = {*selection.cluster, *selection.local}
         out |= {f"[{e.ip}]:{e.port}" if version == 6 else f"{e.ip}:{e.port}" for e in chosen}
@@ -127,13 +132,16 @@ def _targets(ruleset: Ruleset, text: str, protocol: str) -> Iterator[str]:
 
 
 def _nft_targets(table: NftTable, case: Case, port: ServicePort) -> Iterator[str]:
-    middle = f"-{case.service.namespace}/{case.service.name}/{port.protocol.lower()}/{port.name}__"
-    for name in table.chains:
-        if name.startswith(NFT_ENDPOINT_PREFIX) and middle in name and not name.endswith("..."):
-            address, _, number = name.partition(middle)[2].rpartition("/")
-            yield (
-                f"[{address.replace('.', ':')}]:{number}" if table.family == "ip6" else f"{address}:{number}"
-            )
+    chains = nft_service_chains(case.service.namespace, case.service.name, port.protocol, port.name)
+    names = [chains.service, chains.local]
+    for name in names:  # grows by the endpoints' chains
+        chain = table.chains.get(name)
+        for rule in chain.rules if chain is not None else ():
+            names += [n for n in _GOTO.findall(rule.text) if n not in names]
+            if "dnat" in rule.text:
+                for address, number in (*_TO.findall(rule.text), *_ELEMENT.findall(rule.text)):
+                    bare = address.strip("[]")
+                    yield f"[{bare}]:{number}" if ":" in bare else f"{bare}:{number}"
 
 
 CHECK = Check(code="KTP409", name="QuietDrift", severity=Severity.INFO, page=__doc__ or "", run=run)

@@ -1,8 +1,8 @@
 """One of kube-proxy's own chains is missing, empty, or holds a rule that kube-proxy did not write.
 
 # What it means
-KUBE-POSTROUTING, KUBE-MARK-MASQ, KUBE-FORWARD or the jump to KUBE-NODEPORTS lacks what every kube-proxy writes there; or
-a rule was put into one of the KUBE- chains by somebody else.
+KUBE-POSTROUTING, KUBE-MARK-MASQ, KUBE-FORWARD or the jump to KUBE-NODEPORTS lacks what every kube-proxy writes there;
+or a rule was put into one of the KUBE- chains by somebody else.
 
 # Why traffic fails
 Without KUBE-MARK-MASQ and KUBE-POSTROUTING packets keep their source, and the endpoint's answer goes past the node.
@@ -65,7 +65,8 @@ _STATIC: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ),
 )
 _NODE_PORTS = (
-    '-A KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain" '
+    '-A KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule '
+    'in this chain" '
     "-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
 )
 # Words of the rules by which kube-proxy and the kubelet themselves drop or reject.
@@ -139,7 +140,8 @@ def _foreign_rules(case: Case) -> Iterable[Finding]:
         if not mended or len(renewed) == len(mended):
             continue
         yield CHECK.finding(
-            f"on {rule.node} a rule in kube-proxy's chain {rule.chain} ({rule.table}) is not kube-proxy's and {rule.verb} "
+            f"on {rule.node} a rule in kube-proxy's chain {rule.chain} ({rule.table}) is not kube-proxy's "
+            f"and {rule.verb} "
             f"{listed(dict.fromkeys(e.title for e in mended))}",
             node=rule.node,
             evidence=[

@@ -41,7 +41,8 @@ def run(case: Case) -> Iterable[Finding]:
     slices = case.snapshot.cluster.slices or case.snapshot.cluster.endpoints or ()
     total = sum(len(s.endpoints) * len(s.ports) for s in slices if s.address_type == "IPv4")
     yield CHECK.finding(
-        f"the cluster has {total} endpoints: kube-proxy's endpoint rules carry no comments, and chains that nothing uses may stay for a while",
+        f"the cluster has {total} endpoints: kube-proxy's endpoint rules carry no comments, and chains "
+        f"that nothing uses may stay for a while",
         evidence=[field("EndpointSlices", f"{total} endpoints in all"), shown],
     )
 

@@ -85,7 +85,8 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
         field(f"Service {service.key}", "spec.externalTrafficPolicy: Local"),
         field(
             f"EndpointSlices of {service.key}",
-            f"{len(selection.usable)} usable, on {listed(there)}; none with nodeName={case.examiner.proxy(node).known_as}"
+            f"{len(selection.usable)} usable, on {listed(there)}; none with "
+            f"nodeName={case.examiner.proxy(node).known_as}"
             + _not_ready_here(selection, case.examiner.proxy(node).known_as),
         ),
         *_marking_rule(first),
@@ -102,6 +103,11 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
         evidence.append(
             counterfactual(f"with a ready pod on {node} the packet gets further, and then: {after.reason}")
         )
+    who = {
+        Vantage.EXTERNAL: "clients outside",
+        Vantage.OTHER_NODE: "processes of other nodes",
+        Vantage.POD_OTHER_NODE: "pods of other nodes",
+    }.get(first.vantage, "clients on the node")
     symptom = {Symptom.TIMES_OUT: "time out", Symptom.REFUSED: "are refused"}.get(first.cell.symptom, "fail")
     curl = [
         e
@@ -110,9 +116,9 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
     ]
     message = (
         f"externalTrafficPolicy is Local and no usable endpoint of {service.key} runs on {node}: "
-        f"clients outside {symptom} at {first.title}"
+        f"{who} {symptom} at {first.title}"
     )
-    if curl:
+    if curl and first.vantage is Vantage.EXTERNAL:
         message += "; a curl on the node itself connects and proves nothing"
     yield CHECK.finding(
         message, node=node, evidence=evidence, fixes=_fixes(case, node, cells, by_policy, by_pod), cells=cells

@@ -67,7 +67,8 @@ def run(case: Case) -> Iterable[Finding]:
         moved = "; ".join(f"one pod from {a} to {b}" for a, b in moves[:4])
         yield CHECK.finding(
             f"the pods share outside traffic unevenly: {busy.endpoint} on {busy.node} gets {busy.share:.0%}, "
-            f"{idle.endpoint} on {idle.node} {idle.share:.0%} ({worst.ratio:.1f} times less), where the balancer spreads "
+            f"{idle.endpoint} on {idle.node} {idle.share:.0%} ({worst.ratio:.1f} times less), where the "
+            f"balancer spreads "
             "equally over the nodes with pods",
             evidence=[field(f"usable endpoints of {worst.frontend} by node", text)],
             fixes=[

@@ -52,7 +52,8 @@ def run(case: Case) -> Iterable[Finding]:
                 cells.append(entry)
                 text = (
                     text
-                    or f"question: {' → '.join(asked)}; answer: {' → '.join(answered)} → {entry.asked.question.client_name}"
+                    or f"question: {' → '.join(asked)}; answer: {' → '.join(answered)} → "
+                    f"{entry.asked.question.client_name}"
                 )
                 break
     if not cells:

@@ -58,7 +58,8 @@ def run(case: Case) -> Iterable[Finding]:
         first = kept[0]
         seen = listed(first.cell.sources_seen)
         yield CHECK.finding(
-            f"externalTrafficPolicy is Local, but on {rule.node} a rule in {rule.place} replaces the client's address: the "
+            f"externalTrafficPolicy is Local, but on {rule.node} a rule in {rule.place} replaces the "
+            f"client's address: the "
             f"pods see {seen} (written by {rule.author})",
             node=rule.node,
             evidence=[

@@ -47,7 +47,8 @@ def run(case: Case) -> Iterable[Finding]:
     first = mended[0]
     who = sorted({e.asked.question.client_name for e in mended})
     yield CHECK.finding(
-        f"loadBalancerSourceRanges ({', '.join(ranges)}) keep out {', '.join(who[:3])}: {first.title} does not answer there",
+        f"loadBalancerSourceRanges ({', '.join(ranges)}) keep out {', '.join(who[:3])}: {first.title} does "
+        f"not answer there",
         nodes=list(dict.fromkeys(e.node for e in mended)),
         evidence=[
             field(f"Service {case.service.key}", f"spec.loadBalancerSourceRanges: {', '.join(ranges)}"),

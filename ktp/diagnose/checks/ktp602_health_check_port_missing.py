@@ -40,7 +40,8 @@ def run(case: Case) -> Iterable[Finding]:
     ):
         return
     yield CHECK.finding(
-        f"{service.key} has policy Local and no healthCheckNodePort: a load balancer cannot tell which nodes hold an endpoint",
+        f"{service.key} has policy Local and no healthCheckNodePort: a load balancer cannot tell which "
+        f"nodes hold an endpoint",
         evidence=[
             field(
                 f"Service {service.key}", "spec.healthCheckNodePort: none; spec.externalTrafficPolicy: Local"

@@ -154,7 +154,8 @@ def _finding(
         else f"{node} holds no endpoint, so that no traffic is lost by it"
     )
     return CHECK.finding(
-        f"healthCheckNodePort {number} of {case.service.key} does not answer on {node} ({answer.symptom.value}): {words}; {effect}",
+        f"healthCheckNodePort {number} of {case.service.key} does not answer on {node} "
+        f"({answer.symptom.value}): {words}; {effect}",
         node=node,
         evidence=[field(f"Service {case.service.key}", f"spec.healthCheckNodePort: {number}"), *evidence],
         fixes=[

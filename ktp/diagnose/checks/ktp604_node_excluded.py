@@ -59,7 +59,8 @@ def run(case: Case) -> Iterable[Finding]:
         return
     every = len(excluded) == len(holders)
     yield CHECK.finding(
-        f"{listed(excluded)} hold{'s' * (len(excluded) == 1)} endpoints of {service.key} and {'is' if len(excluded) == 1 else 'are'} "
+        f"{listed(excluded)} hold{'s' * (len(excluded) == 1)} endpoints of {service.key} and "
+        f"{'is' if len(excluded) == 1 else 'are'} "
         "kept out of load balancers by a label: "
         + (
             "no node that a load balancer may use holds an endpoint"

@@ -40,7 +40,8 @@ def run(case: Case) -> Iterable[Finding]:
             if front_end.kind is not FrontEndKind.LOAD_BALANCER:
                 continue
             yield CHECK.finding(
-                f"the nodes do not know {front_end.what}, the load balancer's address of {service.key}: {front_end.reason}",
+                f"the nodes do not know {front_end.what}, the load balancer's address of {service.key}: "
+                f"{front_end.reason}",
                 evidence=[
                     field(
                         f"Service {service.key}",

@@ -105,7 +105,8 @@ def _selector(case: Case, annotation: Annotation, value: str) -> Iterable[Findin
     effect = (
         f"matches no node: {annotation.provider} empties the load balancer"
         if not chosen
-        else f"leaves out {listed(left_out)}, which hold{'s' * (len(left_out) == 1)} endpoints: under Local they get no traffic"
+        else f"leaves out {listed(left_out)}, which hold{'s' * (len(left_out) == 1)} endpoints: under "
+        f"Local they get no traffic"
     )
     yield CHECK.finding(
         f"{annotation.key} of {case.service.key} ({value}) {effect}",
@@ -167,7 +168,8 @@ def _metallb(case: Case) -> Iterable[Finding]:
         } and other.selector != service.selector:
             together = mine & {i.ip for i in other.ingress if i.ip}
             yield CHECK.finding(
-                f"{service.key} and {other.key} ask MetalLB to share an address under policy Local with different selectors: "
+                f"{service.key} and {other.key} ask MetalLB to share an address under policy Local with "
+                f"different selectors: "
                 "MetalLB shares one only if both have policy Cluster or the same pods"
                 + (f" (they share {listed(sorted(together))} now)" if together else ""),
                 evidence=[
@@ -184,12 +186,16 @@ def _metallb(case: Case) -> Iterable[Finding]:
                 severity=Severity.WARNING,
             )
     if service.external_traffic_policy != "Local":
-        text = "in L2 mode one node announces the address and passes traffic on to all pods; in BGP mode every node does"
+        text = (
+            "in L2 mode one node announces the address and passes traffic on to all pods; in BGP mode "
+            "every node does"
+        )
     else:
         holders = sorted(_holders(case))
         text = (
             "under Local only nodes that hold a usable endpoint announce it "
-            f"({listed(holders) or 'none does now'}): in L2 mode one of them takes all traffic for its own pods, in BGP mode the "
+            f"({listed(holders) or 'none does now'}): in L2 mode one of them takes all traffic for its own "
+            f"pods, in BGP mode the "
             "router spreads over them, each getting the same however many pods it holds"
         )
     yield CHECK.finding(

@@ -91,7 +91,8 @@ KNOWN: tuple[Annotation, ...] = (
     ),
     Annotation(
         provider="ACK", key=ACK_UNSCHEDULED, values=("on", "off"),
-        says={"on": "cordoned nodes are taken out of the load balancer", "off": "cordoned nodes stay in the load balancer"},
+        says={"on": "cordoned nodes are taken out of the load balancer", "off": "cordoned nodes stay in "
+            "the load balancer"},
     ),
     Annotation(
         provider="ACK", key=ACK_TYPE, values=("eni", "ecs"),
@@ -105,7 +106,8 @@ KNOWN: tuple[Annotation, ...] = (
         says={
             "external": "the AWS Load Balancer Controller makes a Network Load Balancer",
             "nlb": "the controller in the cloud provider makes a Network Load Balancer to node ports",
-            "nlb-ip": "a Network Load Balancer sends traffic to the pods directly (an old spelling of external with target type ip)",
+            "nlb-ip": "a Network Load Balancer sends traffic to the pods directly (an old spelling of "
+            "external with target type ip)",
         },
     ),
     Annotation(
@@ -144,7 +146,8 @@ KNOWN: tuple[Annotation, ...] = (
     Annotation(provider="AKS", key=AZURE_PATH, says={"*": "the health probe asks for this path"}),
     Annotation(
         provider="AKS", key=AZURE_FLOATING, values=_BOOLEAN,
-        says={"true": "the load balancer dials node address and node port, not its own address: the nodes' rules for it are not met"},
+        says={"true": "the load balancer dials node address and node port, not its own address: the nodes' "
+            "rules for it are not met"},
     ),
 )  # fmt: skip
 _BY_KEY = {a.key: a for a in KNOWN}
@@ -250,7 +253,8 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         AWS_TARGET,
         lambda s: _is(AWS_TARGET, "instance")(s) and not any(p.node_port for p in s.ports),
-        "needs node ports, and the Service has none (allocateLoadBalancerNodePorts is false): the load balancer cannot be made",
+        "needs node ports, and the Service has none (allocateLoadBalancerNodePorts is false): the load "
+        "balancer cannot be made",
         "use target type ip, or give the ports node ports",
     ),
     Conflict(

@@ -15,7 +15,7 @@ from ktp.model.trace import Path, Step, Symptom
 KUBE = "kube-proxy or kubelet"
 NOBODY = "somebody by hand, or a tool that leaves no name"
 
-# Marks at the beginning of a chain's or nft table's name, or anywhere in a comment. Longer marks of one beginning first.
+# Marks at the beginning of a chain's or nft table's name, or anywhere in a comment; longer ones first.
 _AUTHORS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("KUBE-ROUTER", "KUBE-NWPLCY", "KUBE-POD-FW", "KUBE-SRC-DST", "kube-router"), "kube-router"),
     (("KUBE-", "kubernetes", "kube-proxy"), KUBE),

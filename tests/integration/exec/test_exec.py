@@ -57,7 +57,11 @@ def test_output_errors_and_status_are_separate_and_exact(protocol: str) -> None:
     assert answer.stdout == EVERY_BYTE * 1000
     assert (answer.stderr, answer.status, answer.complete) == (b"oops \xff\n", 3, True)
     (asked,) = server.execs
-    assert (asked.pod, asked.container, asked.command) == ("kube-proxy-x", "kube-proxy", ("nft", "list", "table x"))
+    assert (asked.pod, asked.container, asked.command) == (
+        "kube-proxy-x",
+        "kube-proxy",
+        ("nft", "list", "table x"),
+    )
     assert asked.authorization == "Bearer good"
     assert asked.protocol == protocol
 
@@ -86,7 +90,9 @@ def test_a_program_that_is_not_in_the_image() -> None:
 
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_runtime_that_tells_so_in_the_output(status: int) -> None:
-    words = b'OCI runtime exec failed: exec failed: exec: "sh": executable file not found in $PATH: unknown\r\n'
+    words = (
+        b'OCI runtime exec failed: exec failed: exec: "sh": executable file not found in $PATH: unknown\r\n'
+    )
     with ExecServer(lambda command, stdin: Program(stdout=words, status=status)).running() as server:
         answer = exec_in_pod(api_of(server), WHERE, ("sh",), timeout=10)
     assert (answer.status, answer.stdout) == (127, b"")
@@ -158,7 +164,9 @@ def test_no_server() -> None:
         ("coredns-abc", {"k8s-app": "kube-dns"}, {}, None),
     ],
 )  # fmt: skip
-def test_kube_proxy_is_found(name: str, labels: dict[str, str], spec: dict[str, Any], container: str | None) -> None:
+def test_kube_proxy_is_found(
+    name: str, labels: dict[str, str], spec: dict[str, Any], container: str | None
+) -> None:
     found = kube_proxy_of([pod(name, "node-a", labels, **spec)], "node-a")
     assert (found.container if found else None) == container
 
@@ -197,7 +205,9 @@ def distroless(command: Sequence[str], stdin: bytes) -> Program:
     return ABSENT
 
 
-def read(server: ExecServer, *nodes: str, capture: Capture | None = None, timeout: float = 20) -> MemoryCapture:
+def read(
+    server: ExecServer, *nodes: str, capture: Capture | None = None, timeout: float = 20
+) -> MemoryCapture:
     return collect_through_kube_proxy(
         api_of(server), nodes, capture or MemoryCapture(files={}), timeout=timeout
     )
@@ -216,14 +226,20 @@ def test_an_image_without_a_shell() -> None:
     )
     commands = [" ".join(one.command) for one in server.execs]
     # Nothing that could make the kernel load a module or make a table.
-    assert not [line for line in commands if line.startswith(("ipset", "ipvsadm")) or "legacy" in line and "-t" in line.split()]
+    assert not [
+        line
+        for line in commands
+        if line.startswith(("ipset", "ipvsadm")) or "legacy" in line and "-t" in line.split()
+    ]
 
 
 def test_sets_are_read_where_rules_ask_for_them() -> None:
     def ipvs(command: Sequence[str], stdin: bytes) -> Program:
         line = " ".join(command)
         if line == "iptables-nft-save -c":
-            return Program(stdout=b"*nat\n-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT\nCOMMIT\n")
+            return Program(
+                stdout=b"*nat\n-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT\nCOMMIT\n"
+            )
         if line == "ipset save":
             return Program(stdout=b"create KUBE-CLUSTER-IP hash:ip,port\n")
         return distroless(command, stdin)
@@ -241,10 +257,14 @@ def test_an_image_with_a_shell_takes_one_exec(make_netns: Callable[[str], str], 
     netns = make_netns("exec")
 
     def shell(command: Sequence[str], stdin: bytes) -> Program:
-        done = subprocess.run(["ip", "netns", "exec", netns, *command], input=stdin, capture_output=True, check=False)
+        done = subprocess.run(
+            ["ip", "netns", "exec", netns, *command], input=stdin, capture_output=True, check=False
+        )
         return Program(stdout=done.stdout, stderr=done.stderr, status=done.returncode)
 
-    subprocess.run(["ip", "netns", "exec", netns, "iptables-nft", "-t", "nat", "-N", "KUBE-SERVICES"], check=True)
+    subprocess.run(
+        ["ip", "netns", "exec", netns, "iptables-nft", "-t", "nat", "-N", "KUBE-SERVICES"], check=True
+    )
     pods = [pod("kube-proxy-x", "node-a", {"k8s-app": "kube-proxy"})]
     server = ExecServer(shell, pods=pods, protocols=(protocol,))
     with server.running():
@@ -260,11 +280,15 @@ def test_many_nodes_and_one_that_fails() -> None:
         return distroless(command, stdin)
 
     names = [f"node-{number}" for number in range(20)]
-    server = ExecServer(one_fails, pods=[pod(f"kube-proxy-{name}", name, {"k8s-app": "kube-proxy"}) for name in names[1:]])
+    server = ExecServer(
+        one_fails, pods=[pod(f"kube-proxy-{name}", name, {"k8s-app": "kube-proxy"}) for name in names[1:]]
+    )
     with server.running():
         found = read(server, *names)
     assert set(found.node_names()) == set(names[1:])
-    assert [gap.message for gap in found.gaps if gap.subject == "node-0"] == ["no kube-proxy pod runs on node node-0"]
+    assert [gap.message for gap in found.gaps if gap.subject == "node-0"] == [
+        "no kube-proxy pod runs on node node-0"
+    ]
 
 
 def test_exec_that_is_forbidden_names_the_right_that_is_missing() -> None:
@@ -289,16 +313,28 @@ def test_pods_that_may_not_be_listed() -> None:
 @pytest.mark.parametrize(
     ("version", "labels", "words"),
     [
-        ("v1.30.4+k3s1", None, "no kube-proxy pod runs on node node-a: k3s runs kube-proxy within its own process"),
-        ("v1.30.4", {"k8s-app": "cilium"}, "no kube-proxy pod runs on node node-a; Cilium runs there, and may do its work"),
+        (
+            "v1.30.4+k3s1",
+            None,
+            "no kube-proxy pod runs on node node-a: k3s runs kube-proxy within its own process",
+        ),
+        (
+            "v1.30.4",
+            {"k8s-app": "cilium"},
+            "no kube-proxy pod runs on node node-a; Cilium runs there, and may do its work",
+        ),
         ("v1.30.4", None, "no kube-proxy pod runs on node node-a"),
     ],
 )
-def test_a_node_without_kube_proxy_is_said_plainly(version: str, labels: dict[str, str] | None, words: str) -> None:
+def test_a_node_without_kube_proxy_is_said_plainly(
+    version: str, labels: dict[str, str] | None, words: str
+) -> None:
     nodes = f'{{"items": [{{"metadata": {{"name": "node-a"}}, "status": {{"nodeInfo": {{"kubeletVersion": "{version}"}}}}}}]}}'
     pods = [pod("agent", "node-a", labels)] if labels else []
     with ExecServer(distroless, pods=pods).running() as server:
-        gap = only_gap(read(server, "node-a", capture=MemoryCapture(files={"cluster/nodes.json": nodes.encode()})))
+        gap = only_gap(
+            read(server, "node-a", capture=MemoryCapture(files={"cluster/nodes.json": nodes.encode()}))
+        )
     assert gap.message == words
     assert "--node-access ssh" in str(gap.remedy)
 
@@ -313,4 +349,7 @@ def test_a_shell_whose_answer_is_cut() -> None:
     server = ExecServer(cut, pods=[pod("kube-proxy-x", "node-a", {"k8s-app": "kube-proxy"})])
     with server.running():
         found = read(server, "node-a")
-    assert only_gap(found).message == "the answer of node node-a broke off, and only what came whole until then is used"
+    assert (
+        only_gap(found).message
+        == "the answer of node node-a broke off, and only what came whole until then is used"
+    )

@@ -80,7 +80,9 @@ def only_gap(capture: Capture) -> EvidenceGap:
 
 def files_of(capture: Capture, node: str) -> dict[str, bytes]:
     prefix = f"nodes/{node}/"
-    return {name.removeprefix(prefix): capture.read(name) for name in capture.names() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): capture.read(name) for name in capture.names() if name.startswith(prefix)
+    }
 
 
 # ------------------------------------------------------------------------------------------------- what is read
@@ -98,7 +100,11 @@ def test_a_node_far_away_is_read_as_this_machine_is(lab: SshLab) -> None:
         assert files_of(far, "node-a")[name] == files_of(near, "node-a")[name], name
     key = "net.ipv4.ip_local_port_range"
     lines = {
-        where: [line for line in files_of(capture, "node-a")["sysctl.txt"].splitlines() if line.startswith(key.encode())]
+        where: [
+            line
+            for line in files_of(capture, "node-a")["sysctl.txt"].splitlines()
+            if line.startswith(key.encode())
+        ]
         for where, capture in (("far", far), ("near", near))
     }
     assert lines["far"] == lines["near"] != []
@@ -143,13 +149,26 @@ def test_reading_leaves_a_node_as_it_was(lab: SshLab, make_netns: Callable[[str]
     scratch = lab.node("unchanged", netns=netns)
 
     def state() -> dict[str, str]:
-        commands = ("iptables-nft-save -c", "ip6tables-nft-save", "nft list ruleset", "ipset save", "ip rule", "ip addr")
+        commands = (
+            "iptables-nft-save -c",
+            "ip6tables-nft-save",
+            "nft list ruleset",
+            "ipset save",
+            "ip rule",
+            "ip addr",
+        )
         found = {command: inside(*command.split()) for command in commands}
         for file in ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"):
             found[file] = inside("cat", file)
-        found["sysctls"] = inside("sysctl", "-a", "--pattern", r"^net\.(ipv4|ipv6|netfilter|bridge)\.(?!.*(stat|count|flush))")
+        found["sysctls"] = inside(
+            "sysctl", "-a", "--pattern", r"^net\.(ipv4|ipv6|netfilter|bridge)\.(?!.*(stat|count|flush))"
+        )
         modules = Path("/proc/modules")
-        found["modules"] = "\n".join(sorted(line.split()[0] for line in modules.read_text().splitlines())) if modules.exists() else ""
+        found["modules"] = (
+            "\n".join(sorted(line.split()[0] for line in modules.read_text().splitlines()))
+            if modules.exists()
+            else ""
+        )
         found["files"] = "\n".join(sorted(str(path) for path in scratch.rglob("*")))
         return found
 
@@ -169,7 +188,9 @@ def test_a_host_without_iptables(lab: SshLab) -> None:
     assert read.has("nodes/bare/ip-addr.json")
     assert not read.has("nodes/bare/iptables-nft-save.txt")
     assert {gap.kind for gap in read.gaps} >= {"nft"}
-    assert all("is not installed on node bare" in gap.message or "iptables" in gap.message for gap in read.gaps)
+    assert all(
+        "is not installed on node bare" in gap.message or "iptables" in gap.message for gap in read.gaps
+    )
 
 
 # ------------------------------------------------------------------------------------------------ not as root
@@ -211,7 +232,9 @@ def test_sudo_that_does_not_let_us(lab: SshLab, says: str, message: str) -> None
     scratch = lab.node(node, user=USER, path_first=folder)
     gap = only_gap(collect(lab, node, sudo=True))
     assert gap.message.startswith(message.format(node=node) + ", and so the packet rules")
-    assert (scratch / "asked").read_text() == "-n -l\n", "a refusal is asked for once, and never for a password"
+    assert (scratch / "asked").read_text() == "-n -l\n", (
+        "a refusal is asked for once, and never for a password"
+    )
     assert not asked.exists()
 
 
@@ -240,7 +263,9 @@ def test_commands_go_through_sudo(lab: SshLab) -> None:
 def test_an_unknown_host_key_is_not_accepted(lab: SshLab) -> None:
     lab.write_known_hosts()
     gap = only_gap(collect(lab, "node-a"))
-    assert gap.message == "the host key of node node-a (192.0.2.1) is not known, and ktp accepts none by itself"
+    assert (
+        gap.message == "the host key of node node-a (192.0.2.1) is not known, and ktp accepts none by itself"
+    )
     assert gap.remedy == "connect once by hand: ssh 192.0.2.1, and compare the fingerprint that it shows"
     assert (lab.folder / "known_hosts").read_text() == ""
 
@@ -254,7 +279,13 @@ def test_a_changed_host_key(lab: SshLab) -> None:
 
 
 def test_a_refused_key(lab: SshLab) -> None:
-    gap = only_gap(collect(lab, "node-a", options=(f"IdentityFile={lab.folder / 'stranger'}", "IdentitiesOnly=yes", "User=nobody")))
+    gap = only_gap(
+        collect(
+            lab,
+            "node-a",
+            options=(f"IdentityFile={lab.folder / 'stranger'}", "IdentitiesOnly=yes", "User=nobody"),
+        )
+    )
     assert gap.message == "node node-a refused the login: no key that ssh offers is accepted there"
 
 
@@ -287,7 +318,10 @@ def test_a_host_that_hangs_costs_its_timeout_and_no_other_node(lab: SshLab) -> N
     assert time.monotonic() - before < 8
     gap = only_gap(read)
     assert gap.subject == "hanging"
-    assert "did not answer within 2 s over ssh" in gap.message or "does not answer on its SSH port" in gap.message
+    assert (
+        "did not answer within 2 s over ssh" in gap.message
+        or "does not answer on its SSH port" in gap.message
+    )
     assert read.node_names() == ("node-a",)
     assert processes_with(token) == []
 
@@ -370,8 +404,12 @@ collect_over_ssh(MemoryCapture(files={}), names, SshSettings(program=("ssh", "-F
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_an_interrupt_leaves_no_process(lab: SshLab, repository: Path, number: signal.Signals, status: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)]
+)
+def test_an_interrupt_leaves_no_process(
+    lab: SshLab, repository: Path, number: signal.Signals, status: int
+) -> None:
     token = f"ktp-test-{uuid.uuid4().hex}"
     config = lab.folder / f"config-{token}"
     config.write_text(f"Host *\n  ProxyCommand sh -c 'sleep 300; : {token}'\n")

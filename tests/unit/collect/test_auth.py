@@ -71,9 +71,7 @@ def test_the_manifest_holds_exactly_what_is_missing() -> None:
         {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list"]},
     ]
     assert binding["kind"] == "ClusterRoleBinding"
-    assert binding["subjects"] == [
-        {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane"}
-    ]
+    assert binding["subjects"] == [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane"}]
 
 
 def test_rights_in_one_namespace_are_a_role_there() -> None:

@@ -50,7 +50,8 @@ def test_public_addresses_stay_public(ip: IPv4Address | IPv6Address) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1", "0.0.0.0", "169.254.169.254", "255.255.255.255", "224.0.0.1", "::", "::1", "ff02::1"]
+    "address",
+    ["127.0.0.1", "0.0.0.0", "169.254.169.254", "255.255.255.255", "224.0.0.1", "::", "::1", "ff02::1"],
 )
 def test_addresses_of_no_one_stay(address: str) -> None:
     assert str(AddressMap(KEY).address(ip_address(address))) == address

@@ -6,12 +6,12 @@ from functools import cache
 from typing import Any
 
 import pytest
-
 from kernel.cases import ALL, Named
 from kernel.compare import counters_differ, judge
 from kernel.generator import flow_of
 from kernel.lab import topology_of_lab
 from kernel.record import capture_of, moved_of, read_recorded
+
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
 from ktp.model.trace import Flow

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ktp.kubeproxy.changes import with_ready_pod_on
 from ktp.model.snapshot import Snapshot
+from tests.unit.diagnose.scenarios_catalogue import CATALOGUE
 from tests.unit.diagnose.worlds import (
     CLUSTER,
     LEGACY,
@@ -194,3 +195,4 @@ SCENARIOS: dict[str, Scenario] = {
         silent=_in_demo(CLUSTER),
     ),
 }  # fmt: skip
+SCENARIOS.update({code: Scenario(fires=fires, silent=silent) for code, (fires, silent) in CATALOGUE.items()})

@@ -129,7 +129,6 @@ def test_ipv6_routes_alone_are_not_the_routes_of_the_node() -> None:
         ("ipvsadm_txt", b"IP Virtual Server version 1.2.1", "ipvs"),
         ("kube_proxy_config_yaml", b"a: [", "kube_proxy"),
         ("nft_hooks_txt", b"\0", "nft_hooks"),
-        ("nft_ruleset_json", b"{", "nft"),
     ],
 )
 def test_a_garbled_file_is_a_gap_and_its_field_none(file: str, garbled: bytes, field: str) -> None:
@@ -218,7 +217,41 @@ def test_a_legacy_dump_does_not_stand_for_nft() -> None:
 
 def test_an_nft_dump_that_breaks_off_is_not_passed_over() -> None:
     files = node_files(iptables_nft_save_txt=NFT, nft_ruleset_json=nft_json(("ip", "filter"))[:-2])
-    assert [gap.subject for gap in parse_snapshot(capture(**files)).gaps] == ["node-a/nft-ruleset.json"]
+    assert [gap.subject for gap in parse_snapshot(capture(**files)).gaps] == ["node-a/nft-ruleset.json", "node-a"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "left"),
+    [
+        ({"iptables_legacy_save_txt": b"*nat\n"}, []),
+        ({"iptables_nft_save_txt": b"\0"}, []),
+        ({"nft_ruleset_json": b"{"}, []),
+        ({"ip6tables_nft_save_txt": b"*nat\n"}, ["ip"]),
+    ],
+)
+def test_what_is_left_of_rules_is_not_taken_for_all(broken: dict[str, bytes], left: list[str]) -> None:
+    """Rules without those of the damaged dump would answer as if it held none."""
+    whole = {"iptables_save_txt": PLAIN, "ip6tables_legacy_save_txt": LEGACY}
+    snapshot = parse_snapshot(capture(**node_files(**whole, **broken)))
+    node = snapshot.nodes["node-a"]
+    assert [ruleset.family for ruleset in node.rulesets] == left
+    assert node.nft is None
+    assert [node.knows_rules_of(version) for version in (4, 6)] == [bool(left), False]
+    assert "node-file" in {gap.kind for gap in snapshot.gaps}
+
+
+def test_a_backend_without_tables_takes_nothing_from_the_other() -> None:
+    files = node_files(iptables_legacy_save_txt=LEGACY, iptables_nft_save_txt=b"")
+    node = parse_snapshot(capture(**files)).nodes["node-a"]
+    assert [ruleset.backend for ruleset in node.rulesets] == [Backend.LEGACY]
+
+
+def test_rules_of_one_family_tell_nothing_of_the_other() -> None:
+    node = parse_snapshot(capture(**node_files(iptables_save_txt=PLAIN))).nodes["node-a"]
+    assert (node.knows_rules_of(4), node.knows_rules_of(6)) == (True, False)
+    both = node_files(iptables_save_txt=PLAIN, nft_ruleset_json=nft_json(("ip", "x")))
+    node = parse_snapshot(capture(**both)).nodes["node-a"]
+    assert (node.knows_rules_of(4), node.knows_rules_of(6)) == (True, True)
 
 
 # ------------------------------------------------------------------------------------------------------ the whole

@@ -1,0 +1,173 @@
+"""The same probes sent from nodes, over SSH, with what a node has: bash's /dev/tcp and /dev/udp, and timeout.
+
+One connection to each node carries the script and its answers. Nothing is written on the node.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from ktp.collect.children import ending_children
+from ktp.collect.parallel import run_in_parallel
+from ktp.collect.prober import ProbeSettings, datagram_for, http_request
+from ktp.collect.ssh import SshSettings, Visitor, is_host
+from ktp.model.capture import EvidenceGap
+from ktp.model.probing import Attempt, Observation, ProbeTarget
+from ktp.model.trace import Symptom
+
+# In the inner shell: $0 host, $1 port, $2 what to send in printf's escapes, "" for nothing. "open": it connected.
+_TCP = (
+    'exec 3<>"/dev/tcp/$0/$1" || exit 9; echo open; [ -z "$2" ] && exit 0; '
+    'printf "$2" >&3; IFS= read -r line <&3; echo "$line"'
+)
+_UDP = 'exec 3<>"/dev/udp/$0/$1" || exit 9; printf "$2" >&3; [ -n "$(head -c 1 <&3 | od -An -tx1)" ] && echo open'
+
+_SCRIPT = r"""
+echo '@MARK@ hello'
+for c in bash timeout head od; do
+  command -v "$c" >/dev/null 2>&1 || { echo "@MARK@ lacks $c"; exit 0; }
+done
+exec bash -c '
+LC_ALL=C; export LC_ALL
+one() {
+  began=${EPOCHREALTIME:-0}
+  said=$(timeout "$5" bash -c "$4" "$2" "$3" "$6" 2>&1 </dev/null | tr "\r\n" "  "; exit "${PIPESTATUS[0]}")
+  status=$?
+  echo "@MARK@ $1 $status $began ${EPOCHREALTIME:-0} $said"
+}
+running=0
+while IFS="|" read -r number host port wait kind send; do
+  case $kind in tcp) code=$TCP ;; *) code=$UDP ;; esac
+  one "$number" "$host" "$port" "$code" "$wait" "$send" &
+  running=$((running + 1))
+  if [ "$running" -ge @PARALLEL@ ]; then wait; running=0; fi
+done <<<"$PROBES"
+wait
+'
+"""
+
+
+def probe_from_nodes(
+    addresses: Mapping[str, Sequence[str]],
+    targets: Mapping[str, Sequence[ProbeTarget]],
+    settings: ProbeSettings,
+    ssh: SshSettings,
+) -> tuple[list[Observation], list[EvidenceGap]]:
+    """Each node of `targets` dials its targets; the observations, and a gap for each node that could not.
+
+    `addresses` holds where each node may be logged in to.
+    """
+    visitor = Visitor(ssh, None)
+    with ending_children():
+        found = run_in_parallel(
+            [partial(_one_node, visitor, n, addresses.get(n, ()), wanted, settings) for n, wanted in targets.items()],
+            workers=max(1, ssh.parallel),
+        )
+    observations = [o for seen, _ in found for o in seen]
+    return observations, [gap for _, gap in found if gap is not None]
+
+
+def _one_node(
+    visitor: Visitor,
+    node: str,
+    addresses: Sequence[str],
+    targets: Sequence[ProbeTarget],
+    settings: ProbeSettings,
+) -> tuple[list[Observation], EvidenceGap | None]:
+    wanted = [t for _ in range(settings.tries) for t in targets if t.protocol in ("TCP", "UDP") and is_host(t.host)]
+    mark = f"ktp-{secrets.token_hex(8)}"
+    rounds = 1 + len(wanted) // max(1, settings.parallel)
+    done = visitor.run_script(
+        node, addresses, build_probe_script(wanted, settings, mark), timeout=20 + rounds * (settings.timeout + 1)
+    )
+    if isinstance(done, EvidenceGap):
+        return [], done
+    lacks = re.search(rf"^{mark} lacks (\S+)", done.stdout.decode(errors="replace"), re.MULTILINE)
+    if lacks is not None:
+        message = f"node {node} has no {lacks.group(1)}, and so nothing was dialled from it"
+        return [], EvidenceGap(kind="probe", subject=node, message=message, remedy="run ktp probe on the node")
+    attempts = parse_answers(done.stdout, mark, wanted, settings)
+    observations = []
+    for t in targets:
+        why = "" if t in attempts else "the node did not say what came of it"
+        observations.append(
+            Observation(
+                target=t,
+                sender=node,
+                attempts=tuple(attempts.get(t, ())),
+                skipped=why if t in wanted else f"{t.protocol} to {t.host} is not probed",
+                asked_http=settings.http is not None and t.protocol == "TCP",
+            )
+        )
+    return observations, None
+
+
+def build_probe_script(wanted: Sequence[ProbeTarget], settings: ProbeSettings, mark: str) -> bytes:
+    """The script for one node: it prints a line for each of `wanted`, by its number."""
+    lines = []
+    for number, target in enumerate(wanted):
+        kind, send = "udp", _escaped(datagram_for(target, settings))
+        if target.protocol == "TCP":
+            kind, send = "tcp", ""
+            if settings.http is not None:
+                send = _escaped(http_request(target.dialled, settings.http, "HTTP/1.1"))
+        lines.append(f"{number}|{target.host}|{target.port}|{settings.timeout:g}|{kind}|{send}")
+    head = "".join(
+        f"{name}={shlex.quote(text)}; export {name}\n"
+        for name, text in (("TCP", _TCP), ("UDP", _UDP), ("PROBES", "\n".join(lines)))
+    )
+    script = _SCRIPT.replace("@MARK@", mark).replace("@PARALLEL@", str(max(1, settings.parallel)))
+    return (head + script).encode()
+
+
+def _escaped(content: bytes) -> str:
+    r"""Bytes as printf's \xHH."""
+    return "".join(f"\\x{byte:02x}" for byte in content)
+
+
+def parse_answers(
+    stdout: bytes, mark: str, wanted: Sequence[ProbeTarget], settings: ProbeSettings
+) -> dict[ProbeTarget, list[Attempt]]:
+    """What the script printed: the attempts at each target."""
+    found: dict[ProbeTarget, list[Attempt]] = {}
+    for line in stdout.decode(errors="replace").splitlines():
+        if not line.startswith(mark):
+            continue
+        fields = line.split(maxsplit=5)
+        if len(fields) < 5 or not fields[1].isdigit() or int(fields[1]) >= len(wanted):
+            continue
+        target = wanted[int(fields[1])]
+        seconds = max(0.0, _number(fields[4]) - _number(fields[3]))
+        attempt = _attempt(target, fields[2], fields[5] if len(fields) > 5 else "", seconds, settings)
+        found.setdefault(target, []).append(attempt)
+    return found
+
+
+def _attempt(target: ProbeTarget, status: str, said: str, seconds: float, settings: ProbeSettings) -> Attempt:
+    """What bash's words and exit status mean: 124 is timeout's own."""
+    if said.startswith("open"):
+        if settings.http is None or target.protocol != "TCP":
+            return Attempt(symptom=Symptom.CONNECTS, seconds=seconds)
+        http = re.match(r"open HTTP/\d(?:\.\d)? (\d{3})\b", said)
+        if http is None:
+            return Attempt(symptom=Symptom.CONNECTS, seconds=seconds, detail="the GET is answered with nothing")
+        number = int(http.group(1))
+        return Attempt(symptom=Symptom.CONNECTS, seconds=seconds, detail=f"HTTP {number}", http=number)
+    if "onnection refused" in said or "onnection reset" in said:
+        return Attempt(symptom=Symptom.REFUSED, seconds=seconds)
+    if "No route to host" in said or "unreachable" in said or "Host is down" in said:
+        return Attempt(symptom=Symptom.UNREACHABLE, seconds=seconds)
+    if status == "124" or "timed out" in said or "not permitted" in said:
+        return Attempt(symptom=Symptom.TIMES_OUT, seconds=seconds)
+    return Attempt(symptom=Symptom.UNKNOWN, seconds=seconds, detail=said.strip()[:120] or f"exit status {status}")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text.replace(",", "."))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,238 @@
+"""`ktp diagnose svc` on a live API server, over HTTPS: the answer, and what is said where there is none."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktp.cli import run
+from ktp.collect.local_node import CommandResult, LocalRunner
+from tests.support.api_server import ApiServer, Fault, Pki
+
+LOCAL = "test/nginx-externaltrafficpolicy"
+Kubeconfig = Callable[..., Path]
+
+
+def diagnose(config: Path, *arguments: str) -> int:
+    return run(["diagnose", "svc", *arguments, "--kubeconfig", str(config)])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """One clear sentence on stderr, perhaps with a hint under it; no traceback, nothing on stdout."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    first, *hints = captured.err.splitlines()
+    assert first.startswith("ktp: ")
+    assert all(hint.startswith("     ") for hint in hints)
+    assert len(hints) <= 1
+    for word in words:
+        assert word in captured.err, captured.err
+
+
+# ---------------------------------------------------------------------------------------------------- the answer
+
+
+def test_the_api_alone_names_the_cause(
+    kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str], server: ApiServer
+) -> None:
+    assert diagnose(kubeconfig(), LOCAL) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("nodePort 31015/TCP answers outside clients on node-a, times out on node-b,")
+    assert "KTP501" in out
+    assert "API objects alone" in out
+    # one Service, not all of them
+    assert "/api/v1/namespaces/test/services/nginx-externaltrafficpolicy" in server.paths()
+    assert not [path for path in server.paths() if path.endswith("/services")]
+
+
+def test_the_api_alone_as_data(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(kubeconfig(), LOCAL, "-o", "json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "ServiceDiagnosis"
+    rows = {row["node"]: row for row in found["frontends"][0]["nodes"]}
+    assert {n: (r["external"]["symptom"], r["external"]["cause"]) for n, r in rows.items()} == {
+        "node-a": ("connects", None),
+        "node-b": ("times_out", "KTP501"),
+        "node-c": ("times_out", "KTP501"),
+    }
+    assert {r["external"]["basis"] for r in rows.values()} == {"api"}
+    assert found["evidence"]["api"] is True
+    assert set(found["evidence"]["nodes"]) == set(rows)
+    assert not any(found["evidence"]["nodes"].values())
+    assert {g["subject"] for g in found["gaps"] if g["kind"] == "node-rules"} == set(rows)
+
+
+def test_the_namespace_of_the_context_is_the_default(
+    kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert diagnose(kubeconfig(), "nginx-log") == 0
+    assert "test/nginx-log" in capsys.readouterr().out
+
+
+def test_several_services(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(kubeconfig(), "nginx-log", LOCAL, "-o", "json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "ServiceDiagnosisList"
+    assert [i["service"]["name"] for i in found["items"]] == ["nginx-log", "nginx-externaltrafficpolicy"]
+
+
+def test_all_services_worst_first(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(kubeconfig(), "-A") == 1
+    assert capsys.readouterr().out.startswith("1 of 2 Services")
+    assert diagnose(kubeconfig(), "-n", "test", "-o", "json") == 1
+    items = json.loads(capsys.readouterr().out)["items"]
+    assert [i["service"]["name"] for i in items] == ["nginx-externaltrafficpolicy", "nginx-log"]
+
+
+def test_a_client_certificate_will_do(
+    kubeconfig: Kubeconfig, pki: Pki, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user = {"client-certificate": str(pki.client_cert), "client-key": str(pki.client_key)}
+    assert diagnose(kubeconfig(user=user), LOCAL) == 1
+
+
+def test_endpoints_serve_where_there_are_no_endpoint_slices(
+    kubeconfig: Kubeconfig, server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.unknown.add("endpointslices")
+    assert diagnose(kubeconfig(), LOCAL) == 1
+    assert "KTP501" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resource", ["pods", "nodes", "endpointslices", "configmaps"])
+def test_what_may_not_be_read_is_a_gap_that_names_the_right(
+    resource: str, kubeconfig: Kubeconfig, server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.forbidden.add(resource)
+    status = diagnose(kubeconfig(), LOCAL, "-o", "json")
+    captured = capsys.readouterr()
+    assert status in {0, 1, 4}, captured.err
+    found = json.loads(captured.out)
+    if resource != "configmaps":  # nice to have, no more
+        said = [g for g in found["gaps"] if resource in g["message"] and "list" in g["message"]]
+        assert said, found["gaps"]
+
+
+# --------------------------------------------------------------------------------------------------- no answer
+
+
+def test_no_such_service(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(kubeconfig(), "test/nginx-lgo") == 2
+    refused(capsys, "nginx-lgo", "did you mean", "nginx-log")
+
+
+def test_no_such_namespace(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(kubeconfig(), "tset/nginx-log") == 2
+    refused(capsys, "tset", "did you mean", "test")
+
+
+def test_no_such_node(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(kubeconfig(), LOCAL, "--node", "node-x") == 2
+    refused(capsys, "'node-x'", "node-a")
+
+
+def test_no_api_server(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"https://127.0.0.1:{free.getsockname()[1]}"
+    assert diagnose(kubeconfig(url), LOCAL) == 3
+    refused(capsys, url.removeprefix("https://"))
+
+
+def test_no_kubeconfig(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["diagnose", "svc", LOCAL]) == 3
+    refused(capsys, "--snapshot")
+
+
+def test_a_kubeconfig_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(tmp_path / "none", LOCAL) == 2
+    refused(capsys, "no kubeconfig at")
+
+
+def test_no_such_context(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(kubeconfig(), LOCAL, "--context", "prod") == 2
+    refused(capsys, "prod", "test")
+
+
+def test_credentials_that_have_expired(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(kubeconfig(user={"token": "old"}), LOCAL) == 3
+    refused(capsys, "401")
+
+
+def test_no_credentials_at_all(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(kubeconfig(user={}), LOCAL) == 3
+    refused(capsys, "401")
+
+
+def test_a_right_that_is_missing_is_named(
+    kubeconfig: Kubeconfig, server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.forbidden.add("services")
+    assert diagnose(kubeconfig(), LOCAL) == 3
+    refused(capsys, "get", "services", "test")
+    assert diagnose(kubeconfig(), "-A") == 3
+    refused(capsys, "list", "services")
+
+
+def test_a_server_that_nobody_vouches_for(
+    kubeconfig: Kubeconfig, pki: Pki, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert diagnose(kubeconfig(ca=pki.other_ca), LOCAL) == 3
+    refused(capsys, "certificate")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(body=b"<html>hello</html>", content_type="text/html"),
+        Fault(truncate=True),
+        Fault(body=b"[]"),
+        Fault(body=b'{"kind": "Service"'),
+    ],
+    ids=["a web page", "half an answer", "another shape", "broken JSON"],
+)
+def test_an_answer_that_is_none_of_an_api_server(
+    fault: Fault, kubeconfig: Kubeconfig, server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.misbehave("/services", *[fault] * 20)
+    assert diagnose(kubeconfig(), LOCAL) == 3
+    refused(capsys)
+
+
+# ------------------------------------------------------------------------------------------- on a node, not root
+
+
+def test_on_a_node_without_being_root(
+    kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer from the API stands; what root alone may read is said once, and how to have it."""
+
+    def denied(self: LocalRunner, command: Sequence[str], *, timeout: float) -> CommandResult:
+        if "tables" in command[0] or command[0] in {"nft", "ipset", "ipvsadm"}:
+            return CommandResult(status=4, stderr=b"Permission denied (you must be root)")
+        return CommandResult(status=0, stdout=b"[]" if command[0] == "ip" else b"")
+
+    monkeypatch.setattr(LocalRunner, "is_root", lambda self: False)
+    monkeypatch.setattr(LocalRunner, "has_command", lambda self, name: True)
+    monkeypatch.setattr(LocalRunner, "run", denied)
+    status = diagnose(kubeconfig(), LOCAL, "--node", "node-b", "--node-access", "local", "-o", "json")
+    captured = capsys.readouterr()
+    assert status == 1, captured.err
+    found: dict[str, Any] = json.loads(captured.out)
+    external = found["frontends"][0]["nodes"][0]["external"]
+    assert (external["cause"], external["basis"]) == ("KTP501", "api")
+    said = [g for g in found["gaps"] if g["kind"] == "node-rules"]
+    assert [g["subject"] for g in said] == ["node-b"]
+    assert "does not run as root" in said[0]["message"]
+    assert "sudo" in said[0]["remedy"]
+
+
+def test_a_machine_that_is_no_node(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert diagnose(kubeconfig(), LOCAL, "--node-access", "local") == 3
+    refused(capsys, "none of the cluster's nodes", "--node")

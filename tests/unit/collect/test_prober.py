@@ -1,0 +1,348 @@
+"""The prober against real sockets on loopback: listeners, refusing ports, servers that say nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import socketserver
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ktp.collect import prober
+from ktp.collect.local_node import CommandResult
+from ktp.collect.prober import (
+    ProbeSettings,
+    ask_health,
+    probe_all,
+    probe_once,
+    read_counters,
+    source_address,
+)
+from ktp.collect.remote_prober import build_probe_script, parse_answers
+from ktp.model.probing import HealthTarget, Observation, ProbeTarget
+from ktp.model.trace import Symptom
+
+QUICK = ProbeSettings(tries=3, timeout=0.3)
+
+
+@contextlib.contextmanager
+def tcp(answer: Callable[[socket.socket], None] = lambda _: None) -> Iterator[int]:
+    """A TCP server on loopback; `answer` gets each connection."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                answer(self.request)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        allow_reuse_address = True
+        request_queue_size = 64
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def udp(answer: Callable[[bytes], bytes | None]) -> Iterator[int]:
+    """A UDP server on loopback; it stays silent where `answer` gives None."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind(("127.0.0.1", 0))
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    data, client = s.recvfrom(2048)
+                    said = answer(data)
+                    if said is not None:
+                        s.sendto(said, client)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield s.getsockname()[1]
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def target(port: int, protocol: str = "TCP", host: str = "127.0.0.1") -> ProbeTarget:
+    return ProbeTarget(frontend="f", host=host, port=port, protocol=protocol, node="n")
+
+
+def one(port: int, protocol: str = "TCP", settings: ProbeSettings = QUICK) -> Observation:
+    return probe_all([target(port, protocol)], settings)[0]
+
+
+def http_server(status: bytes, body: bytes = b"") -> Callable[[socket.socket], None]:
+    def answer(s: socket.socket) -> None:
+        s.recv(4096)
+        s.sendall(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\n\r\n" + body)
+
+    return answer
+
+
+# ------------------------------------------------------------------------------------------------------ symptoms
+
+
+def test_a_listener_connects_and_is_left_in_peace() -> None:
+    got: list[bytes] = []
+    with tcp(lambda s: got.append(s.recv(100))) as port:
+        seen = one(port)
+    assert seen.symptom is Symptom.CONNECTS
+    assert seen.connected == 3
+    assert seen.source == "127.0.0.1"
+    assert got == [b"", b"", b""]
+
+
+def test_a_closed_port_is_refused() -> None:
+    assert one(free_port()).symptom is Symptom.REFUSED
+
+
+def test_a_connection_to_itself_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody listens on a port of the ephemeral range, the kernel may choose that port as the source."""
+    port = free_port()
+    real = socket.socket.connect
+
+    def from_the_same_port(self: socket.socket, address: tuple[str, int]) -> None:
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.bind(("127.0.0.1", port))
+        real(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", from_the_same_port)
+    assert probe_once(target(port), QUICK).symptom is Symptom.REFUSED
+
+
+def test_a_full_backlog_times_out() -> None:
+    with socket.socket() as listener, contextlib.ExitStack() as held:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            s = held.enter_context(socket.socket())
+            s.setblocking(False)
+            s.connect_ex(listener.getsockname())
+        time.sleep(0.05)
+        assert one(listener.getsockname()[1], settings=ProbeSettings(tries=1, timeout=0.2)).symptom is (
+            Symptom.TIMES_OUT
+        )
+
+
+def test_a_mixture_is_intermittent() -> None:
+    seen = Observation(
+        target=target(1),
+        attempts=tuple(probe_once(target(p), QUICK) for p in (free_port(), free_port())),
+    )
+    with tcp() as port:
+        mixed = Observation(target=target(port), attempts=(*seen.attempts, probe_once(target(port), QUICK)))
+    assert seen.symptom is Symptom.REFUSED
+    assert mixed.symptom is Symptom.INTERMITTENT
+    assert mixed.symptoms == {Symptom.REFUSED: 2, Symptom.CONNECTS: 1}
+
+
+def test_udp_answers_are_refused_or_silent() -> None:
+    with udp(lambda data: data) as echo, udp(lambda _: None) as silent:
+        assert one(echo, "UDP").symptom is Symptom.CONNECTS
+        seen = one(silent, "UDP")
+        assert seen.symptom is Symptom.TIMES_OUT
+        assert "application" in seen.attempts[0].detail
+    assert one(free_port(socket.SOCK_DGRAM), "UDP").symptom is Symptom.REFUSED
+
+
+def test_what_udp_sends() -> None:
+    got: list[bytes] = []
+    with udp(lambda data: got.append(data) or data) as port:  # type: ignore[func-returns-value]
+        one(port, "UDP", ProbeSettings(tries=1, timeout=0.5))
+        one(port, "UDP", ProbeSettings(tries=1, timeout=0.5, datagram=b"\x00hi"))
+        one(port, "UDP", ProbeSettings(tries=1, timeout=0.5, dns_ports=frozenset({port})))
+    assert got[:2] == [b"ktp probe\n", b"\x00hi"]
+    assert got[2][4:6] == b"\x00\x01"  # one question
+    assert got[2].endswith(b"\x00\x00\x02\x00\x01")  # . NS IN
+
+
+def test_sctp_and_addresses_without_a_way_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prober, "source_address", lambda host: None if host == "fd00::1" else "127.0.0.1")
+    seen = probe_all([target(1, "SCTP"), target(1, host="fd00::1")], QUICK)
+    assert [o.skipped for o in seen] == ["SCTP is not probed", "this machine has no way to fd00::1"]
+    assert all(o.symptom is Symptom.UNKNOWN and not o.attempts for o in seen)
+
+
+# ---------------------------------------------------------------------------------------------------------- http
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "detail"),
+    [
+        (http_server(b"200 OK"), 200, "HTTP 200"),
+        (http_server(b"503 Service Unavailable"), 503, "HTTP 503"),
+        (lambda s: s.sendall(b"SSH-2.0-x\r\n"), None, "no HTTP"),
+        (lambda s: None, None, "nothing"),
+        (lambda s: time.sleep(1), None, "nothing"),
+    ],
+    ids=["200", "503", "another protocol", "closed", "hanging"],
+)
+def test_a_get(answer: Callable[[socket.socket], None], status: int | None, detail: str) -> None:
+    with tcp(answer) as port:
+        seen = one(port, settings=ProbeSettings(tries=1, timeout=0.3, http="/x"))
+    assert seen.symptom is Symptom.CONNECTS
+    assert seen.attempts[0].http == status
+    assert seen.attempts[0].detail.endswith(detail)
+    assert seen.answered_http == (status is not None)
+
+
+def test_a_server_that_drips_is_not_waited_for() -> None:
+    def drip(s: socket.socket) -> None:
+        for _ in range(50):
+            s.sendall(b"H")
+            time.sleep(0.05)
+
+    with tcp(drip) as port:
+        started = time.monotonic()
+        one(port, settings=ProbeSettings(tries=1, timeout=0.3, http="/"))
+    assert time.monotonic() - started < 1.0
+
+
+def test_what_a_get_asks_for() -> None:
+    got: list[bytes] = []
+    with tcp(lambda s: got.append(s.recv(1000))) as port:
+        one(port, settings=ProbeSettings(tries=1, timeout=0.5, http="/healthz?x=1"))
+    assert got[0].startswith(f"GET /healthz?x=1 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
+
+
+# ------------------------------------------------------------------------------------------------------- bounded
+
+
+def test_never_more_than_asked_for_are_open_at_once() -> None:
+    lock = threading.Lock()
+    now = most = 0
+
+    def hold(s: socket.socket) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        s.recv(100)
+        time.sleep(0.02)
+        s.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        with lock:
+            now -= 1
+
+    with tcp(hold) as port:
+        seen = one(port, settings=ProbeSettings(tries=20, parallel=4, timeout=2, http="/"))
+    assert seen.connected == 20
+    assert 1 < most <= 4
+
+
+def test_progress_counts_every_try() -> None:
+    told: list[tuple[int, int, str]] = []
+    with tcp() as port:
+        probe_all([target(port)], QUICK, on_progress=lambda *words: told.append(words))
+    assert [t[:2] for t in told] == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_source_address_is_the_one_of_the_way_there() -> None:
+    assert source_address("127.0.0.1") == "127.0.0.1"
+    assert source_address("127.0.0.9") in ("127.0.0.1", "127.0.0.9")
+
+
+# -------------------------------------------------------------------------------------------------------- health
+
+BODY = b'{"service": {"namespace": "a", "name": "b"}, "localEndpoints": %d, "serviceProxyHealthy": true}'
+
+
+def test_health_checks() -> None:
+    with (
+        tcp(http_server(b"200 OK", BODY % 2)) as well,
+        tcp(http_server(b"503 Service Unavailable", BODY % 0)) as none,
+        tcp(http_server(b"200 OK", b"[not json")) as odd,
+        tcp(lambda s: time.sleep(1)) as hanging,
+        tcp(lambda s: s.sendall(b"220 mail\r\n")) as mail,
+    ):
+        ports = (well, none, odd, hanging, mail, free_port())
+        said = ask_health([HealthTarget(node="n", address="127.0.0.1", port=p) for p in ports], timeout=0.3)
+    assert [(a.status, a.local_endpoints, a.proxy_healthy) for a in said] == [
+        (200, 2, True),
+        (503, 0, True),
+        (200, None, None),
+        (None, None, None),
+        (None, None, None),
+        (None, None, None),
+    ]
+    assert [a.problem for a in said] == ["", "", "", "does not answer", "answers no HTTP", "is refused"]
+
+
+# ------------------------------------------------------------------------------------------------------ counters
+
+
+class Machine:
+    """Prints a dump for the commands that it has."""
+
+    def __init__(self, *commands: str) -> None:
+        self.commands = commands
+        self.ran: list[str] = []
+
+    def run(self, command: tuple[str, ...], *, timeout: float) -> CommandResult:
+        self.ran.append(" ".join(command))
+        return CommandResult(status=0, stdout=b"*nat\n")
+
+    def has_command(self, name: str) -> bool:
+        return name in self.commands
+
+
+def test_counters_are_read_of_back_ends_that_have_rules_alone() -> None:
+    machine = Machine("iptables-legacy-save", "iptables-nft-save", "ip6tables-nft-save")
+    found = read_counters(["iptables-nft"], machine)  # type: ignore[arg-type]
+    assert set(found) == {"iptables-nft/ip", "iptables-nft/ip6"}
+    assert machine.ran == ["iptables-nft-save -c", "ip6tables-nft-save -c"]
+
+
+# -------------------------------------------------------------------------------------------------- on a node
+
+
+def test_the_script_for_nodes_sees_what_the_prober_sees() -> None:
+    with (
+        tcp(http_server(b"204 No Content")) as web,
+        tcp(lambda s: s.recv(100)) as mute,
+        udp(lambda data: data) as echo,
+        udp(lambda _: None) as silent,
+    ):
+        targets = [
+            target(web),
+            target(mute),
+            target(free_port()),
+            target(echo, "UDP"),
+            target(silent, "UDP"),
+            target(free_port(socket.SOCK_DGRAM), "UDP"),
+        ]
+        settings = ProbeSettings(tries=2, timeout=0.5, http="/")
+        script = build_probe_script(targets * 2, settings, "mark")
+        done = subprocess.run(["sh", "-s"], input=script, capture_output=True, check=False)
+    seen = parse_answers(done.stdout, "mark", targets * 2, settings)
+    assert [{a.symptom for a in seen[t]} for t in targets] == [
+        {Symptom.CONNECTS},
+        {Symptom.CONNECTS},
+        {Symptom.REFUSED},
+        {Symptom.CONNECTS},
+        {Symptom.TIMES_OUT},
+        {Symptom.REFUSED},
+    ], done
+    assert all(len(seen[t]) == 2 for t in targets)
+    assert [a.http for a in seen[targets[0]]] == [204, 204]
+    assert [a.http for a in seen[targets[1]]] == [None, None]
+
+
+def test_hostile_words_stay_words(tmp_path: object) -> None:
+    bad = ProbeTarget(frontend="f", host="x'; touch /tmp/ktp-owned; '$(id)`id`", port=1, protocol="TCP")
+    settings = ProbeSettings(tries=1, timeout=0.2, http="/'$(id)")
+    script = build_probe_script([bad], settings, "mark")
+    done = subprocess.run(["sh", "-s"], input=script, capture_output=True, check=False)
+    assert b"uid=" not in done.stdout
+    (attempt,) = parse_answers(done.stdout, "mark", [bad], settings)[bad]
+    assert attempt.symptom is not Symptom.CONNECTS

@@ -1,0 +1,301 @@
+"""Scenarios of the catalogue of issue 5: code → (a cluster in which it is found, a healthy twin)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from ktp.kubeproxy.names import service_chains
+from ktp.model.cluster import Cluster, ContainerPort, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIngress
+from ktp.model.snapshot import Snapshot
+from tests.unit.diagnose.worlds import (
+    CLUSTER,
+    LEGACY,
+    LOCAL,
+    NFT,
+    Asked,
+    Edit,
+    Objects,
+    both,
+    demo,
+    first_rule,
+    only_nodes,
+    programmed,
+    recorded,
+    service_with,
+    sysctl,
+    with_objects,
+    without_rules,
+)
+
+Ask = Callable[[], Asked]
+LB = "edge/local-lb"  # Local, two pods on node-b, one on node-c; node port 30006, health check port
+NAMED = "edge/named-local"
+_EXCLUDED = "node.kubernetes.io/exclude-from-external-load-balancers"
+_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
+
+
+# ----------------------------------------------------------------------------------------------------- API objects
+
+
+def slices_with(
+    key: str, change: Callable[[EndpointSlice], EndpointSlice], *, kinds: str = "slices endpoints"
+) -> Objects:
+    """The Service's slices (and Endpoints) in another form."""
+    mine = tuple(key.split("/"))
+
+    def edit(cluster: Cluster) -> Cluster:
+        for kind in kinds.split():
+            parts = getattr(cluster, kind)
+            if parts is not None:
+                new = tuple(change(p) if (p.namespace, p.service_name) == mine else p for p in parts)
+                cluster = replace(cluster, **{kind: new})
+        return cluster
+
+    return edit
+
+
+def endpoints_with(change: Callable[[Endpoint], Endpoint]) -> Callable[[EndpointSlice], EndpointSlice]:
+    return lambda s: replace(s, endpoints=tuple(change(e) for e in s.endpoints))
+
+
+def node_with(name: str, **fields: object) -> Objects:
+    def edit(cluster: Cluster) -> Cluster:
+        nodes = dict(cluster.nodes or {})
+        nodes[name] = replace(nodes[name], **fields)  # type: ignore[arg-type]
+        return replace(cluster, nodes=nodes)
+
+    return edit
+
+
+def in_step(key: str, change: Objects, base: Callable[[], Snapshot] = recorded) -> Ask:
+    """Other API objects, with kube-proxy's rules in step."""
+    return lambda: Asked(programmed(base(), key, change), key)
+
+
+def objects(key: str, change: Objects, base: Callable[[], Snapshot] = recorded) -> Ask:
+    """Other API objects that no rule depends on."""
+    return lambda: Asked(with_objects(base(), change), key)
+
+
+def same(key: str, base: Callable[[], Snapshot] = recorded) -> Ask:
+    return lambda: Asked(base(), key)
+
+
+def edited(key: str, *edits: tuple[str, str, Edit], base: Callable[..., Snapshot] = demo) -> Ask:
+    return lambda: Asked(base({(node, file): edit for node, file, edit in edits}), key)
+
+
+def annotated(key: str, **annotations: str) -> Ask:
+    """Annotations, spelled as Python can: `a_b__c_d` is `a.b/c-d`."""
+    parts = {k.partition("__"): v for k, v in annotations.items()}
+    values = {f"{a.replace('_', '.')}/{b.replace('_', '-')}": v for (a, _, b), v in parts.items()}
+    return objects(key, service_with(key, annotations=values))
+
+
+def _wrong_target_name() -> Asked:
+    """targetPort names a port that no container has: the controller's slices then list no port."""
+    change = both(
+        lambda c: service_with(NAMED, ports=(replace(c.services[NAMED].ports[0], target_port="wbe"),))(c),
+        slices_with(NAMED, lambda s: replace(s, ports=())),
+    )
+    return Asked(programmed(recorded(), NAMED, change), NAMED)
+
+
+def _other_port_name(protocol: str = "TCP") -> Objects:
+    return slices_with(
+        CLUSTER, lambda s: replace(s, ports=(EndpointPort(name="http", protocol=protocol, port=80),))
+    )
+
+
+def _dual(one_family: bool) -> Asked:
+    """A dual-stack Service, by the API alone."""
+    change = service_with(
+        CLUSTER, cluster_ips=("172.16.9.9", "fd00:10::9"), ip_families=("IPv4", "IPv6"), ip_family_policy="PreferDualStack"
+    )  # fmt: skip
+    if not one_family:
+        more = EndpointSlice(
+            namespace="test", name="nginx-log-6", service_name="nginx-log", address_type="IPv6",
+            ports=(EndpointPort(name="80-80-tcp", port=80),),
+            endpoints=(Endpoint(addresses=("fd00:244:1::12",), ready=True, node_name="node-a"),),
+        )  # fmt: skip
+        change = both(change, lambda c: replace(c, slices=(*(c.slices or ()), more)))
+    return Asked(with_objects(only_nodes(recorded()), change), CLUSTER)
+
+
+# ----------------------------------------------------------------------------------------------------------- nodes
+
+
+def appended(*lines: str) -> Edit:
+    return lambda text: text.rstrip("\n") + "\n" + "\n".join(lines) + "\n"
+
+
+def configured(**fields: object) -> Edit:
+    """Other fields of kube-proxy's configuration."""
+    return lambda text: json.dumps({**json.loads(text), **fields})
+
+
+def replaced(text: str) -> Edit:
+    return lambda _: text
+
+
+def _host_port(port: int) -> Asked:
+    """Pod edge/ext-0 on node-b asks for a hostPort, and the CNI's rule stands before kube-proxy's."""
+    rule = f"-A PREROUTING -p tcp -m tcp --dport {port} -j DNAT --to-destination 10.244.2.26:80"
+    snapshot = recorded({("node-b", NFT): first_rule("nat", rule)})
+    wanted = ContainerPort(container="c0", name="http", container_port=80, host_port=port)
+
+    def edit(cluster: Cluster) -> Cluster:
+        pods = tuple(replace(p, ports=(wanted,)) if p.key == "edge/ext-0" else p for p in cluster.pods or ())
+        return replace(cluster, pods=pods)
+
+    return Asked(with_objects(snapshot, edit), CLUSTER)
+
+
+_EMPTY = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
+_CILIUM = "*filter\n:INPUT ACCEPT [0:0]\n:CILIUM_INPUT - [0:0]\n-A INPUT -j CILIUM_INPUT\nCOMMIT\n"
+
+
+def _with_device(name: str) -> Edit:
+    device = {"ifindex": 77, "ifname": name, "flags": ["UP"], "mtu": 1500, "link_type": "ether", "addr_info": []}
+    return lambda text: json.dumps([*json.loads(text), device])
+
+
+def _leftover(text: str) -> str:
+    """A chain of local endpoints that nothing jumps to any more, with an endpoint that is gone."""
+    old = service_chains("test/nginx-log:80-80-tcp", "tcp").svl
+    rules = (
+        f":{old} - [0:0]\n:KUBE-SEP-OLDOLDOLDOLDOLD1 - [0:0]\n-A {old} -j KUBE-SEP-OLDOLDOLDOLDOLD1\n"
+        "-A KUBE-SEP-OLDOLDOLDOLDOLD1 -p tcp -m tcp -j DNAT --to-destination 10.244.9.9:80\n"
+    )
+    head, mark, tail = text.partition("*nat\n")
+    return head + mark + tail.replace("COMMIT\n", rules + "COMMIT\n", 1)
+
+
+def _large() -> Asked:
+    """1,100 endpoints of another Service, and rules without comments."""
+
+    def bare(text: str) -> str:
+        return re.sub(r'(-A KUBE-SEP-\S+ .*?)-m comment --comment "[^"]*" ', r"\1", text)
+
+    many = EndpointSlice(
+        namespace="test", name="many", service_name="many", ports=(EndpointPort(name="p", port=80),),
+        endpoints=tuple(Endpoint(addresses=(f"10.200.{i // 200}.{i % 200 + 1}",), ready=True) for i in range(1100)),
+    )  # fmt: skip
+    snapshot = recorded({("node-b", NFT): bare})
+    return Asked(with_objects(snapshot, lambda c: replace(c, slices=(*(c.slices or ()), many))), CLUSTER)
+
+
+_INPUT = "-A INPUT -p tcp -m tcp --dport {ports} -j DROP"
+_NAT = "-A POSTROUTING {match} -j MASQUERADE"
+
+CATALOGUE: dict[str, tuple[Ask, Ask]] = {
+    "KTP104": (_wrong_target_name, same(NAMED)),
+    "KTP105": (in_step(CLUSTER, _other_port_name()), same(CLUSTER)),
+    "KTP106": (
+        in_step(LOCAL, slices_with(LOCAL, endpoints_with(lambda e: replace(e, node_name=None)))),
+        in_step(CLUSTER, slices_with(CLUSTER, endpoints_with(lambda e: replace(e, node_name=None)))),
+    ),
+    "KTP107": (
+        in_step(LOCAL, slices_with(LOCAL, endpoints_with(lambda e: replace(e, node_name="node-gone")))),
+        same(LOCAL),
+    ),
+    "KTP108": (
+        objects(CLUSTER, slices_with(CLUSTER, lambda s: replace(s, endpoints=s.endpoints[:1]), kinds="endpoints")),
+        same(CLUSTER),
+    ),
+    "KTP109": (
+        same("edge/pub-local"),
+        objects(CLUSTER, service_with(CLUSTER, publish_not_ready_addresses=True)),
+    ),
+    "KTP110": (lambda: _dual(one_family=True), lambda: _dual(one_family=False)),
+    "KTP111": (
+        objects(CLUSTER, service_with(CLUSTER, labels={_PROXY_NAME: "other"})),
+        objects(CLUSTER, service_with(CLUSTER, labels={"app": "x"})),
+    ),
+    "KTP112": (same("edge/local-term"), same("edge/mixterm-local")),
+    "KTP204": (
+        edited(CLUSTER, ("node-a", "sysctl.txt", sysctl("net.ipv4.ip_local_port_range", "1024 65000"))),
+        edited(
+            CLUSTER,
+            ("node-a", "sysctl.txt", lambda text: sysctl("net.ipv4.ip_local_reserved_ports", "8080,30000-32767")(
+                sysctl("net.ipv4.ip_local_port_range", "1024 65000")(text)
+            )),
+        ),
+    ),
+    "KTP205": (
+        edited(CLUSTER, ("node-b", "ss.txt", appended("tcp LISTEN 0 128 0.0.0.0:31465 0.0.0.0:*")), base=recorded),
+        # kube-proxy 1.20 holds its node ports itself
+        same(CLUSTER, demo),
+    ),
+    "KTP206": (lambda: _host_port(31465), lambda: _host_port(31466)),
+    "KTP207": (
+        edited(
+            CLUSTER,
+            ("node-b", "kube-proxy-config.json", configured(nodePortAddresses=["192.168.0.0/16"])),
+            ("node-b", LEGACY, without_rules("-A KUBE-SERVICES", "-j KUBE-NODEPORTS")),
+        ),
+        edited(CLUSTER, ("node-b", "kube-proxy-config.json", configured(nodePortAddresses=["10.0.0.0/24"]))),
+    ),
+    "KTP208": (
+        lambda: objects(CLUSTER, node_with("node-b", conditions=tuple(
+            replace(c, status="Unknown", reason="NodeStatusUnknown") for c in (recorded().cluster.nodes or {})["node-b"].conditions
+        )))(),
+        same(CLUSTER),
+    ),
+    "KTP403": (
+        edited(CLUSTER, ("node-b", LEGACY, replaced(_CILIUM)), ("node-b", "ip-addr.json", _with_device("cilium_host"))),
+        edited(CLUSTER, ("node-b", "ip-addr.json", _with_device("cilium_host"))),
+    ),
+    "KTP406": (
+        edited(CLUSTER, ("node-b", "kube-proxy-config.json", configured(hostnameOverride="ip-10-0-0-10"))),
+        edited(CLUSTER, ("node-b", "kube-proxy-config.json", configured(hostnameOverride=""))),
+    ),
+    "KTP407": (edited(CLUSTER, ("node-b", LEGACY, replaced(_EMPTY))), same(CLUSTER, demo)),
+    "KTP408": (
+        edited(LOCAL, ("node-b", LEGACY, without_rules("-A KUBE-FIREWALL", "0x8000"))),
+        edited(CLUSTER, ("node-b", LEGACY, without_rules("-A KUBE-FIREWALL", "0x8000"))),
+    ),
+    "KTP409": (edited(CLUSTER, ("node-b", NFT, _leftover), base=recorded), same(CLUSTER)),
+    "KTP410": (
+        edited(CLUSTER, ("node-a", LEGACY, without_rules("-A KUBE-MARK-MASQ"))),
+        edited(CLUSTER, ("node-a", LEGACY, without_rules("-A KUBE-FORWARD", "INVALID"))),
+    ),
+    "KTP411": (_large, same(CLUSTER)),
+    "KTP506": (
+        edited(LOCAL, ("node-a", NFT, first_rule("nat", _NAT.format(match="-d 10.244.0.0/16"))), base=recorded),
+        edited(
+            LOCAL, ("node-a", NFT, first_rule("nat", _NAT.format(match="-s 10.244.0.0/16 ! -d 10.244.0.0/16"))), base=recorded
+        ),
+    ),
+    "KTP507": (
+        annotated(
+            LB,
+            service_beta_kubernetes_io__aws_load_balancer_type="external",
+            service_beta_kubernetes_io__aws_load_balancer_nlb_target_type="ip",
+        ),
+        annotated(
+            LB,
+            service_beta_kubernetes_io__aws_load_balancer_type="external",
+            service_beta_kubernetes_io__aws_load_balancer_nlb_target_type="instance",
+        ),
+    ),
+    "KTP602": (objects(LB, service_with(LB, health_check_node_port=0)), same(LB)),
+    "KTP603": (
+        edited(LB, ("node-b", NFT, first_rule("filter", _INPUT.format(ports="30000:32767"))), base=recorded),
+        edited(LB, ("node-b", NFT, first_rule("filter", _INPUT.format(ports="8080:9090"))), base=recorded),
+    ),
+    "KTP604": (
+        objects(LB, node_with("node-b", labels={_EXCLUDED: ""})),
+        # no endpoint there
+        objects(LB, node_with("node-a", labels={_EXCLUDED: ""})),
+    ),
+    "KTP605": (
+        in_step(LB, service_with(LB, ingress=(LoadBalancerIngress(hostname="lb.example.com"),))),
+        same(LB),
+    ),
+    "KTP606": (annotated(LB, service_cloud_tencent_com__local_svc_weighted_balance="true"), same(LB)),
+    "KTP607": (in_step(LB, service_with(LB, ingress=())), same(LB)),
+}  # fmt: skip
