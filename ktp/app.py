@@ -1351,6 +1351,8 @@ def _dial(
     settings: Settings, snapshot: Snapshot, service: Service, probing: Probing, *, counters: bool = False
 ) -> _Dialled:
     """Dial from here, or from the nodes, and compare."""
+    if settings.demo:
+        raise UsageError("--demo is a made-up cluster: its addresses may be somebody else's here, and are not dialled")
     from ktp.collect.prober import ProbeSettings, probe_all, source_address
     from ktp.diagnose.probing import Predictor, Sender, compare, sender_of
 

@@ -107,8 +107,10 @@ def ending_children() -> Iterator[None]:
         signal.signal(number, _exit)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         stop_children()
+        if isinstance(error, Exception):
+            allow_children()  # all work has ended; after Ctrl-C other threads may still want to begin some
         raise
     finally:
         for number, handler in before.items():

@@ -203,7 +203,8 @@ def _failed(error: OSError, protocol: str, seconds: float) -> Attempt:
         symptom = Symptom.REFUSED
     elif error.errno in _UNREACHABLE:
         symptom = Symptom.UNREACHABLE
-    return Attempt(symptom=symptom, seconds=seconds, detail=code or str(error))
+    usual = error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH)
+    return Attempt(symptom=symptom, seconds=seconds, detail="" if usual else code or str(error))
 
 
 # ----------------------------------------------------------------------------------------------- health checks

@@ -99,14 +99,17 @@ def fold(
             unknowns=tuple(unknowns), assumptions=assumptions, sources_seen=seen, source_preserved=preserved,
         )  # fmt: skip
     symptoms = {p.symptom for p in paths}
-    best = max(paths, key=lambda p: (p.symptom is Symptom.CONNECTS, p.probability))
+    # Where chances are equal the choice must not depend on the order in which the ways were walked.
+    best = max(paths, key=lambda p: (p.symptom is Symptom.CONNECTS, p.probability, p.disposition.value))
     if len(symptoms) == 1:
         symptom = best.symptom
         worst = best
     else:
         symptom = Symptom.INTERMITTENT
         worst = max(
-            (p for p in paths if p.symptom is not Symptom.CONNECTS), key=lambda p: p.probability, default=best
+            (p for p in paths if p.symptom is not Symptom.CONNECTS),
+            key=lambda p: (p.probability, p.disposition.value),
+            default=best,
         )
     disposition = best.disposition if len(symptoms) == 1 else worst.disposition
     reason = worst.reason

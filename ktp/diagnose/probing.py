@@ -330,7 +330,7 @@ def _finding(group: list[ProbeRow]) -> Finding:
     o, p = first.observed, first.predicted
     nodes = list(dict.fromkeys(r.observed.target.node for r in group if r.observed.target.node is not None))
     where = f" on {listed(nodes)}" if nodes else ""
-    sender = f"node {o.sender}" if o.sender is not None else f"here ({o.source})"
+    sender = o.sender if o.sender is not None else o.source
     evidence = [
         Evidence(
             kind="probe",

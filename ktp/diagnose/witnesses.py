@@ -25,7 +25,7 @@ def witnesses(examiner: Examiner, node: str, family: int) -> list[tuple[IPAddres
     state = examiner.snapshot.nodes.get(node)
     if state is None:
         return []
-    inside = _cluster_networks(examiner)
+    inside: tuple[set[IPAddress], list[IPNetwork]] | None = None
     out: dict[IPAddress, str] = {}
     for text in _networks(state, family):
         try:
@@ -34,6 +34,8 @@ def witnesses(examiner: Examiner, node: str, family: int) -> list[tuple[IPAddres
             continue
         if net.version != family or net.prefixlen == 0 or net.is_loopback or net.is_multicast:
             continue
+        if inside is None:
+            inside = _cluster_networks(examiner)
         start = int(net.network_address)
         for number in range(min(net.num_addresses, 256)):
             candidate = ip_address(start + (number + 1 if net.num_addresses > 1 else 0) % net.num_addresses)

@@ -6,12 +6,39 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ElementNode:
+    """What a rule finds, or may draw: an element of a set or map, an entry of an ipset, a real server.
+
+    `share`, `goes_to`, `chain` and `shown` as of a rule.
+    """
+
+    text: str
+    words: str
+    share: float | None = None
+    goes_to: str | None = None
+    chain: ChainNode | None = None
+    shown: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupNode:
+    """A set or map that a rule looks the packet up in. `elements` are those that concern the packet."""
+
+    kind: str  # set, map, ipset, draw
+    name: str
+    words: str
+    elements: tuple[ElementNode, ...] = ()
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuleNode:
     """One rule of the tree.
 
     `share` is the part of the asked packets that take the rule: None where no packet was asked about, 0 where
     none does, less than 1 where lots are drawn. `goes_to` is the chain that it leads to; `chain` that chain's rules
-    where they are shown here, else `shown` tells that the tree has them "above" or "below".
+    where they are shown here, else `shown` tells that the tree has them "above" or "below". `position` is 0 where
+    the node is no rule of a chain.
     """
 
     position: int
@@ -24,6 +51,8 @@ class RuleNode:
     goes_to: str | None = None
     chain: ChainNode | None = None
     shown: str = ""
+    handle: int = 0
+    lookups: tuple[LookupNode, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +70,14 @@ class ChainNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageNode:
-    """One table at one hook, in the kernel's order."""
+    """One table (of nftables: one base chain, of `type`) at one hook, in the kernel's order."""
 
     hook: str
     words: str
     backend: str
     chain: ChainNode
+    priority: int | None = None
+    type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +93,10 @@ class EndpointShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Where the asked packet ends, and why. `table`…`line` name the rule that decided, where one did."""
+    """Where the asked packet ends, and why. `table`…`line` name the rule that decided, where one did.
+
+    `element` is what that rule found in the map `lookup`, where a map's element decided.
+    """
 
     disposition: str
     symptom: str
@@ -74,6 +108,8 @@ class Verdict:
     rule: str = ""
     position: int = 0
     line: int = 0
+    lookup: str = ""
+    element: str = ""
     endpoints: tuple[EndpointShare, ...] = ()
     client_source: str = ""  # "kept", "replaced", "some kept", or "" where nothing is delivered
     assumptions: tuple[str, ...] = ()

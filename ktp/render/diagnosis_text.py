@@ -78,13 +78,19 @@ def _print_reasons(d: ServiceDiagnosis, console: Console, *, verbose: bool) -> N
     """Why cells are unknown, and what was assumed for the others: once each, without the nodes' names."""
     cells = [c for m in _shown(d, verbose) for r in m.nodes for c in r.cells.values()]
     said = [("unknown", c.reason) for c in cells if c.symptom is Symptom.UNKNOWN]
-    said += [("assumed", a) for c in cells if c.symptom is not Symptom.UNKNOWN for a in c.assumptions]
+    said += [
+        ("assumed", a)
+        for c in cells
+        if c.symptom is not Symptom.UNKNOWN
+        for a in c.assumptions
+        if verbose or not a.startswith("it depends on ")
+    ]
     lines = list(dict.fromkeys(said))
     shown = lines if verbose else lines[:4]
     for label, words in shown:
         write(console, Text(f"{label}: {words}", style="dim"), 0, 2)
     if len(lines) > len(shown):
-        console.print(Text(f"and {len(lines) - len(shown)} more such remarks (-v shows them)", style="dim"))
+        console.print(Text(f"and {len(lines) - len(shown)} more remarks (-v shows them)", style="dim"))
 
 
 def _evidence(d: ServiceDiagnosis) -> str:

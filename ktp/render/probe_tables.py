@@ -37,10 +37,8 @@ def print_rows(rows: Sequence[ProbeRow], console: Console) -> None:
     for (title, sender), group in groups.items():
         console.print()
         http = any(r.observed.asked_http for r in group)
-        table = Table(
-            title=Text(f"{title}, dialled from {sender}", style="bold"),
-            title_justify="left", box=None, pad_edge=False, padding=(0, 1), expand=False,
-        )  # fmt: skip
+        write(console, Text(f"{title}, dialled from {sender}", style="bold"))
+        table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
         for name in ("node", "address", "predicted", "observed", *(("HTTP",) if http else ()), ""):
             table.add_column(Text(name), overflow="fold")
         for row in group:
@@ -115,10 +113,8 @@ def print_witnesses(rows: Iterable[WitnessRow], console: Console, *, verbose: bo
     health = any(r.health is not None for r in shown)
     for title in dict.fromkeys(r.frontend for r in shown):
         console.print()
-        table = Table(
-            title=Text(f"Witnesses of {title}: endpoints for outside clients", style="bold"),
-            title_justify="left", box=None, pad_edge=False, padding=(0, 1), expand=False,
-        )  # fmt: skip
+        write(console, Text(f"Witnesses of {title}: endpoints for outside clients", style="bold"))
+        table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
         headings = ("node", "EndpointSlices", "rules", *(("health check",) if health else ()), "disagrees")
         for name in headings:
             table.add_column(Text(name), overflow="fold")

@@ -195,7 +195,7 @@ add(
 )  # fmt: skip
 add(
     "the stack's own error finds its connection at conntrack only",
-    "ip_local_deliver dropped the packet's connection: INVALID in raw OUTPUT, then ESTABLISHED (reset) or RELATED (ICMP)",
+    "ip_local_deliver dropped the packet's connection: INVALID in raw OUTPUT, then ESTABLISHED (reset), RELATED (ICMP)",
     both("c1", "vip.a"),
     {"a": "nat: -A PREROUTING -d 10.96.1.10 -p tcp -j REDIRECT --to-ports 443\n"
           "nat: -A PREROUTING -d 10.96.1.10 -p udp -j REDIRECT --to-ports 443\n"
@@ -213,7 +213,7 @@ add(
 )  # fmt: skip
 add(
     "a reset from a bridge port goes straight back to it",
-    "nf_send_reset: no hook translates it back, so the pod that asked a Service does not know it; an ICMP error it does",
+    "nf_send_reset: no hook translates it back, so a pod that asked a Service does not know it; an ICMP error it does",
     [p("qa1", "vip.a"), p("qa1", "a", 30081), p("qa1", "vip.a", 8080, "udp"), p("pa1", "vip.a")],
     {"a": "nat: -A PREROUTING -d 10.96.1.10 -p tcp -j REDIRECT --to-ports 30081\n"
           "nat: -A PREROUTING -d 10.96.1.10 -p udp -j REDIRECT --to-ports 30081\n"
@@ -249,7 +249,8 @@ add(
     "without an entry only ctstate can match",
     "conntrack_mt answers by --ctstate alone, and no negation helps where there is none",
     [p("c1", "a"), p("c1", "a", 8080, "udp")],
-    {"a": "raw: -A PREROUTING -m conntrack ! --ctproto 6 -j DROP\nraw: -A PREROUTING -m conntrack ! --ctstatus CONFIRMED -j DROP\n"
+    {"a": "raw: -A PREROUTING -m conntrack ! --ctproto 6 -j DROP\n"
+     "raw: -A PREROUTING -m conntrack ! --ctstatus CONFIRMED -j DROP\n"
           "raw: -A PREROUTING -m conntrack --ctstate INVALID --ctorigdst 192.0.2.1\n"
           "raw: -A PREROUTING -m connmark ! --mark 0x1 -j DROP"},
     counted=True,
@@ -266,13 +267,15 @@ add(
     "a mark is the kernel's own note, and is not on the wire",
     [p("pa1", "pb1", 80), p("pa1", "b")],
     {"a": "mangle: -A PREROUTING -j MARK --set-xmark 0x4000/0x4000",
-     "b": "filter: -A FORWARD -m mark --mark 0x4000/0x4000 -j DROP\nfilter: -A INPUT -m mark --mark 0x4000/0x4000 -j DROP"},
+     "b": "filter: -A FORWARD -m mark --mark 0x4000/0x4000 -j DROP\n"
+          "filter: -A INPUT -m mark --mark 0x4000/0x4000 -j DROP"},
 )  # fmt: skip
 add(
     "connmark carries a mark from SYN to answer",
     "CONNMARK save and restore",
     [p("c1", "pa1", 80), p("c1", "pa1", 443)],
-    {"a": "mangle: -A PREROUTING -p tcp --dport 80 -j MARK --set-xmark 0x1/0x1\nmangle: -A FORWARD -j CONNMARK --save-mark\n"
+    {"a": "mangle: -A PREROUTING -p tcp --dport 80 -j MARK --set-xmark 0x1/0x1\n"
+     "mangle: -A FORWARD -j CONNMARK --save-mark\n"
           "mangle: -A PREROUTING -m conntrack --ctdir REPLY -j CONNMARK --restore-mark\n"
           "mangle: -A POSTROUTING -m conntrack --ctdir REPLY -m mark --mark 0x1 -j DROP"},
 )  # fmt: skip
@@ -281,7 +284,8 @@ add(
     "nf_hook_state.out does not change when nat translates; POSTROUTING sees the new one",
     [p("a", "vip.a"), p("a", "vip.a", 8080, "udp")],
     {"a": "nat: -A OUTPUT -d 10.96.1.10 -p tcp -j REDIRECT\nnat: -A OUTPUT -d 10.96.1.10 -p udp -j REDIRECT\n"
-          "filter: -A OUTPUT -o lo\nfilter: -A OUTPUT -o eth0\nmangle: -A POSTROUTING -o lo\nmangle: -A POSTROUTING -o eth0"},
+          "filter: -A OUTPUT -o lo\nfilter: -A OUTPUT -o eth0\nmangle: -A POSTROUTING -o lo\n"
+          "mangle: -A POSTROUTING -o eth0"},
 )  # fmt: skip
 add(
     "a process reaches its own node port through OUTPUT, and meets no nat behind lo",
@@ -289,7 +293,8 @@ add(
     [p("a", "a", 30080), p("a", "a.second", 30080, "udp")],
     {"a": "nat: -A OUTPUT -p tcp --dport 30080 -j DNAT --to-destination 10.1.0.11:8080\n"
           "nat: -A OUTPUT -p udp --dport 30080 -j DNAT --to-destination 10.1.0.11:8080\n"
-          "nat: -A PREROUTING -j DNAT --to-destination 10.244.1.10\nraw: -A PREROUTING -i lo\nmangle: -A PREROUTING -i lo"},
+          "nat: -A PREROUTING -j DNAT --to-destination 10.244.1.10\nraw: -A PREROUTING -i lo\n"
+          "mangle: -A PREROUTING -i lo"},
     counted=True,
 )  # fmt: skip
 add(
@@ -357,7 +362,13 @@ add(
 add(
     "a range of ports",
     "nf_nat_l4proto_unique_tuple: a port in the range is kept, else the first is taken",
-    [p("c1", "vip.a", 30080), p("c1", "vip.a", 8082), p("c1", "vip.a2", 443), p("c1", "a", 443), p("c1", "vip.a", 30080, "udp")],
+    [
+        p("c1", "vip.a", 30080),
+        p("c1", "vip.a", 8082),
+        p("c1", "vip.a2", 443),
+        p("c1", "a", 443),
+        p("c1", "vip.a", 30080, "udp"),
+    ],
     {"a": "nat: -A PREROUTING -d 10.96.1.10 -p tcp -j DNAT --to-destination 10.244.1.10:8081-8083\n"
           "nat: -A PREROUTING -d 10.96.1.10 -p udp -j DNAT --to-destination 10.244.1.10:8081-8083\n"
           "nat: -A PREROUTING -d 10.96.1.11 -p tcp -j DNAT --to-destination 10.244.1.10:8080-8083/440\n"
@@ -505,7 +516,8 @@ add(
     "physdev is seen behind the bridge too",
     "ip_sabotage_in leaves the bridge's note on the packet: INPUT and FORWARD know the port",
     [p("qa1", "a"), p("qa1", "pa1", 80), p("pa1", "a")],
-    {"a": "filter: -A INPUT -m physdev --physdev-in vq-+ -j DROP\nfilter: -A FORWARD -m physdev --physdev-is-in -j DROP\n"
+    {"a": "filter: -A INPUT -m physdev --physdev-in vq-+ -j DROP\n"
+     "filter: -A FORWARD -m physdev --physdev-is-in -j DROP\n"
           "filter: -A INPUT -m physdev ! --physdev-in vq-+"},
     counted=True,
 )  # fmt: skip
@@ -632,9 +644,11 @@ add(
     "addrtype in IPv6 wants UNICAST and one of the routed types",
     "match_type6",
     [p("c1", "a", six=True), p("c1", "pa1", 80, six=True)],
-    {"a": "mangle: -A PREROUTING -m addrtype --dst-type UNICAST,LOCAL\nmangle: -A PREROUTING -m addrtype --dst-type UNICAST\n"
+    {"a": "mangle: -A PREROUTING -m addrtype --dst-type UNICAST,LOCAL\n"
+     "mangle: -A PREROUTING -m addrtype --dst-type UNICAST\n"
           "mangle: -A PREROUTING -m addrtype --dst-type LOCAL\n"
-          "mangle: -A PREROUTING -m addrtype --dst-type LOCAL --limit-iface-in\nmangle: -A PREROUTING -m addrtype --dst-type ANYCAST"},
+          "mangle: -A PREROUTING -m addrtype --dst-type LOCAL --limit-iface-in\n"
+          "mangle: -A PREROUTING -m addrtype --dst-type ANYCAST"},
     family=6,
 )  # fmt: skip
 add(
@@ -642,7 +656,8 @@ add(
     "inet_dev_addr_type asks the local table alone",
     [p("c1", "a"), p("c1", "pa1", 80), p("c2", "a.eth1")],
     {"a": "mangle: -A PREROUTING -m addrtype --dst-type UNICAST\nmangle: -A PREROUTING -m addrtype --dst-type LOCAL\n"
-          "mangle: -A PREROUTING -m addrtype --src-type LOCAL\nmangle: -A PREROUTING -m addrtype --dst-type LOCAL --limit-iface-in\n"
+          "mangle: -A PREROUTING -m addrtype --src-type LOCAL\n"
+          "mangle: -A PREROUTING -m addrtype --dst-type LOCAL --limit-iface-in\n"
           "mangle: -A PREROUTING -m addrtype ! --dst-type LOCAL -j DROP"},
     counted=True,
 )  # fmt: skip
@@ -650,7 +665,8 @@ add(
     "length",
     "a SYN is 40 to 60 bytes long, a datagram anything from 28; IPv6 headers are 20 longer",
     [*both("c1", "a"), *both("c1", "pa1", 80)],
-    {"a": "filter: -A INPUT -m length --length 0:27 -j DROP\nfilter: -A FORWARD -p tcp -m length --length 61:65535 -j DROP\n"
+    {"a": "filter: -A INPUT -m length --length 0:27 -j DROP\n"
+     "filter: -A FORWARD -p tcp -m length --length 61:65535 -j DROP\n"
           "filter: -A FORWARD -m length ! --length 28:65535 -j DROP"},
 )  # fmt: skip
 add(
@@ -665,31 +681,37 @@ add(
     "a set is asked about an ephemeral port",
     "no element of the set is in the range that the port is from",
     [p("c1", "a"), p("c1", "a", 8080, "udp"), p("c1", "pa1", 80)],
-    {"a": "filter: -A OUTPUT -m set --match-set ktpipport dst,dst -j DROP\nfilter: -A FORWARD -m set --match-set ktpport src -j DROP\n"
+    {"a": "filter: -A OUTPUT -m set --match-set ktpipport dst,dst -j DROP\n"
+     "filter: -A FORWARD -m set --match-set ktpport src -j DROP\n"
           "filter: -A INPUT -m set ! --match-set ktpipport dst,dst -j DROP"},
-    sets={"a": "create ktpipport hash:ip,port family inet\nadd ktpipport 10.1.0.11,tcp:8080\nadd ktpipport 10.1.0.50,tcp:8080\n"
+    sets={"a": "create ktpipport hash:ip,port family inet\nadd ktpipport 10.1.0.11,tcp:8080\n"
+          "add ktpipport 10.1.0.50,tcp:8080\n"
                "create ktpport bitmap:port range 1-20000\nadd ktpport 80\n"},
 )  # fmt: skip
 add(
     "sets with nomatch, and a list of sets",
     "the longest prefix decides; nomatch there says no",
     [p("c1", "pa1", 80), p("c1", "pa2", 80), p("c1", "qa1", 80), p("c1", "a")],
-    {"a": "filter: -A FORWARD -m set --match-set ktpnet dst -j DROP\nfilter: -A INPUT -m set --match-set ktplist dst,dst -j DROP"},
+    {"a": "filter: -A FORWARD -m set --match-set ktpnet dst -j DROP\n"
+     "filter: -A INPUT -m set --match-set ktplist dst,dst -j DROP"},
     sets={"a": "create ktpnet hash:net family inet\nadd ktpnet 10.244.1.0/24\nadd ktpnet 10.244.1.10 nomatch\n"
-               "create ktpip hash:ip family inet\nadd ktpip 10.1.0.11\ncreate ktplist list:set size 8\nadd ktplist ktpip\n"},
+               "create ktpip hash:ip family inet\nadd ktpip 10.1.0.11\ncreate ktplist list:set size 8\n"
+               "add ktplist ktpip\n"},
 )  # fmt: skip
 add(
     "recent remembers within one packet's walk",
     "--set and then --rcheck",
     [p("c1", "a")],
-    {"a": "filter: -A INPUT -m recent --name ktpfirst --rcheck -j DROP\nfilter: -A INPUT -m recent --name ktpseen --set\n"
+    {"a": "filter: -A INPUT -m recent --name ktpfirst --rcheck -j DROP\n"
+     "filter: -A INPUT -m recent --name ktpseen --set\n"
           "filter: -A INPUT -m recent --name ktpseen --rcheck -j REJECT"},
 )  # fmt: skip
 add(
     "chains, goto and policies",
     "ipt_do_table: goto returns to the caller's caller, RETURN in a base chain means the policy",
     [p("c1", "a"), p("c1", "a", 30081), p("c1", "a", 443), p("c1", "a", 8080, "udp")],
-    {"a": "filter: -P INPUT DROP\nfilter: -A INPUT -p tcp --dport 8080 -j U0\nfilter: -A INPUT -p tcp --dport 30081 -g U0\n"
+    {"a": "filter: -P INPUT DROP\nfilter: -A INPUT -p tcp --dport 8080 -j U0\n"
+     "filter: -A INPUT -p tcp --dport 30081 -g U0\n"
           "filter: -A INPUT -p tcp -j ACCEPT\nfilter: -A U0 -g U1\nfilter: -A U0 -j DROP\nfilter: -A U1 -j RETURN"},
     counted=True,
 )  # fmt: skip
@@ -702,5 +724,6 @@ add(
     [*both("c1", "vip.a"), p("c1", "a", 30080)],
     {"a/nft": "nat: -A PREROUTING -d 10.96.1.10 -p tcp -j DNAT --to-destination 10.244.1.10:8080\n"
               "nat: -A PREROUTING -d 10.96.1.10 -p udp -j DNAT --to-destination 10.244.1.10:8080",
-     "a/legacy": "nat: -A PREROUTING -p tcp --dport 30080 -j REDIRECT --to-ports 8080\nfilter: -A FORWARD -p udp -j DROP"},
+     "a/legacy": "nat: -A PREROUTING -p tcp --dport 30080 -j REDIRECT --to-ports 8080\n"
+                 "filter: -A FORWARD -p udp -j DROP"},
 )  # fmt: skip

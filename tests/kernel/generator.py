@@ -152,7 +152,8 @@ class _Maker:
         via = {4: ("10.1.0.1", "10.2.0.1"), 6: ("fd00:1::1", "fd00:2::1")}[self.family]
         out = []
         what = r.choice((
-            f"default via {via[0]}", f"default via {via[1]}", "blackhole default", "unreachable default", "prohibit default",
+            f"default via {via[0]}", f"default via {via[1]}", "blackhole default", "unreachable default",
+            "prohibit default",
             f"unreachable {self.ip('srv')}", f"blackhole {self.ip(r.choice(list(PODS)))}", "throw default",
         ))  # fmt: skip
         table = "100"
@@ -286,8 +287,10 @@ class _Maker:
     def _match(self, p: Packet, proto: str | None) -> tuple[str, str | None]:
         r = self.r
         makers: list[Callable[[Packet], tuple[str, str | None]]] = [
-            self._m_header, self._m_header, self._m_port, self._m_port, self._m_flags, self._m_multiport, self._m_addrtype,
-            self._m_mark, self._m_conntrack, self._m_conntrack, self._m_iprange, self._m_set, self._m_set, self._m_physdev,
+            self._m_header, self._m_header, self._m_port, self._m_port, self._m_flags, self._m_multiport,
+            self._m_addrtype,
+            self._m_mark, self._m_conntrack, self._m_conntrack, self._m_iprange, self._m_set, self._m_set,
+            self._m_physdev,
             self._m_odd, self._m_odd, self._m_ct_fields,
         ]  # fmt: skip
         while True:
@@ -372,7 +375,8 @@ class _Maker:
                 None,
             )
         states = r.choice((
-            "NEW", "RELATED,ESTABLISHED", "INVALID", "INVALID,UNTRACKED", "DNAT", "SNAT", "NEW,DNAT", "RELATED", "ESTABLISHED",
+            "NEW", "RELATED,ESTABLISHED", "INVALID", "INVALID,UNTRACKED", "DNAT", "SNAT", "NEW,DNAT",
+            "RELATED", "ESTABLISHED",
             "UNTRACKED",
         ))  # fmt: skip
         return f"-m conntrack {self._not()}--ctstate {states}", None
@@ -382,8 +386,10 @@ class _Maker:
         bits = 32 if self.family == 4 else 128
         ip = r.choice((p.dst, self._source(p), self.ip(r.choice(_TARGETS))))
         what = r.choice((
-            f"--ctorigdst {ip}/{bits}", f"--ctorigsrc {ip}/{bits - 8}", f"--ctreplsrc {ip}/{bits}", f"--ctrepldst {ip}/{bits}",
-            f"--ctorigdstport {p.port}", "--ctreplsrcport 80:8080", "--ctdir ORIGINAL", "--ctdir REPLY", f"--ctproto {p.proto}",
+            f"--ctorigdst {ip}/{bits}", f"--ctorigsrc {ip}/{bits - 8}", f"--ctreplsrc {ip}/{bits}",
+            f"--ctrepldst {ip}/{bits}",
+            f"--ctorigdstport {p.port}", "--ctreplsrcport 80:8080", "--ctdir ORIGINAL", "--ctdir REPLY",
+            f"--ctproto {p.proto}",
             "--ctstatus SEEN_REPLY", "--ctstatus CONFIRMED", "--ctstatus NONE", "--ctorigsrcport 1024:65535",
         ))  # fmt: skip
         if what.startswith("--ctdir"):
@@ -400,7 +406,8 @@ class _Maker:
         r = self.r
         name, directions = r.choice((
             ("ktpip", ("src", "dst")), ("ktpnet", ("src", "dst")), ("ktpipport", ("dst,dst", "src,dst", "src,src")),
-            ("ktpnetport", ("dst,dst", "src,dst")), ("ktpport", ("dst", "src")), ("ktplist", ("dst,dst", "src,dst", "dst")),
+            ("ktpnetport", ("dst,dst", "src,dst")), ("ktpport", ("dst", "src")), ("ktplist", ("dst,dst",
+            "src,dst", "dst")),
             ("ktpipportip", ("dst,dst,src",)), ("ktpipportnet", ("dst,dst,src",)), ("ktpnetif", ("src,src", "dst,src")),
             *((("ktpbip", ("src", "dst")),) if self.family == 4 else ()),
         ))  # fmt: skip
@@ -425,9 +432,12 @@ class _Maker:
         hl = "-m hl --hl-" if six else "-m ttl --ttl-"
         words = [
             "-m comment --comment \"two words\"", "-m statistic --mode random --probability 0.50000000000",
-            "-m statistic --mode random --probability 1.00000000000", "-m statistic --mode random --probability 0.00000000000",
-            "-m limit --limit 10000/sec --limit-burst 10000", "-m policy --dir in --pol none", f"{hl}eq 64", f"{hl}lt 64",
-            f"{hl}gt 1", "-m dscp --dscp 0x00", "-m dscp ! --dscp 0x08", "-m tos --tos 0x00/0xff", "-m tos ! --tos 0x10/0x3f",
+            "-m statistic --mode random --probability 1.00000000000",
+            "-m statistic --mode random --probability 0.00000000000",
+            "-m limit --limit 10000/sec --limit-burst 10000", "-m policy --dir in --pol none", f"{hl}eq 64",
+            f"{hl}lt 64",
+            f"{hl}gt 1", "-m dscp --dscp 0x00", "-m dscp ! --dscp 0x08", "-m tos --tos 0x00/0xff",
+            "-m tos ! --tos 0x10/0x3f",
             "-m length --length 0:2000", "-m length ! --length 0:27",
             "-m quota --quota 100000000", "-m helper --helper ftp", "-m connlimit --connlimit-upto 10000",
             "-m pkttype --pkt-type unicast", "-m pkttype ! --pkt-type broadcast", "-m realm --realm 0x1",
@@ -522,7 +532,7 @@ class _Maker:
             out += [("-j MASQUERADE", None)] * 3
             out += [
                 (
-                    f"-j SNAT --to-source {self.ip(r.choice((self.node, f'{self.node}.second', f'{self.node}.dummy')))}",
+                    f"-j SNAT --to-source {self.ip(self.node + r.choice(('', '.second', '.dummy')))}",
                     None,
                 )
             ]

@@ -20,6 +20,7 @@ from ktp.app import demo_path
 
 pytestmark = pytest.mark.kernel
 
+SNAPSHOT = ("--snapshot", str(demo_path()))
 NODES = {"node-a": "10.0.0.3", "node-b": "10.0.0.10", "node-c": "10.0.0.13"}
 LOCAL = "test/nginx-externaltrafficpolicy"  # Local, its pod on node-a: predicted to answer there alone
 SERVE = """
@@ -114,7 +115,7 @@ def test_all_as_predicted(net: Net, serve: Callable[..., None]) -> None:
     serve("10.0.0.3|31015|")
     for address in ("10.0.0.10", "10.0.0.13"):
         net.rule("-A", "INPUT", "-d", address, "-p", "tcp", "--dport", "31015", "-j", "DROP")
-    status, answer = net.json("--demo", "probe", LOCAL, *QUICK)
+    status, answer = net.json(*SNAPSHOT, "probe", LOCAL, *QUICK)
     assert rows(answer) == {
         "node-a": ("connects", "connects", "agrees"),
         "node-b": ("times_out", "times_out", "agrees"),
@@ -124,14 +125,14 @@ def test_all_as_predicted(net: Net, serve: Callable[..., None]) -> None:
     assert {r["from"]["address"] for r in answer["probes"]} == {"10.0.0.200"}
     assert {r["predicted"]["vantage"] for r in answer["probes"]} == {"external"}
     assert status == 1, "two nodes do not answer, though that was predicted"
-    status, answer = net.json("--demo", "probe", LOCAL, *QUICK, "--node", "node-a")
+    status, answer = net.json(*SNAPSHOT, "probe", LOCAL, *QUICK, "--node", "node-a")
     assert status == 0
 
 
 def test_each_difference_is_a_finding(net: Net, serve: Callable[..., None]) -> None:
     serve("10.0.0.10|31015|")  # node-b answers, though no pod is there; node-a refuses; node-c rejects
     net.rule("-A", "INPUT", "-d", "10.0.0.13", "-p", "tcp", "-j", "REJECT", "--reject-with", "icmp-host-prohibited")
-    status, answer = net.json("--demo", "probe", LOCAL, *QUICK)
+    status, answer = net.json(*SNAPSHOT, "probe", LOCAL, *QUICK)
     assert status == 1
     assert rows(answer) == {
         "node-a": ("connects", "refused", "differs"),
@@ -144,14 +145,14 @@ def test_each_difference_is_a_finding(net: Net, serve: Callable[..., None]) -> N
         ("KTP902", ["node-c"]),
     ]
     assert all(f["evidence"][0]["kind"] == "probe" for f in answer["findings"])
-    _, text, _ = net.ktp("--demo", "probe", LOCAL, *QUICK)
+    _, text, _ = net.ktp(*SNAPSHOT, "probe", LOCAL, *QUICK)
     assert "differ from what ktp predicts" in text.replace("\n", " ")
     assert "10.0.0.10:31015" in text
 
 
 def test_http(net: Net, serve: Callable[..., None]) -> None:
     serve(f"10.0.0.3|31465|{OK}", "10.0.0.10|31465|", r"10.0.0.13|31465|HTTP/1.1 404 Not Found\r\n\r\n")
-    status, answer = net.json("--demo", "probe", "test/nginx-log", *QUICK, "--http")
+    status, answer = net.json(*SNAPSHOT, "probe", "test/nginx-log", *QUICK, "--http")
     seen = {r["node"]: r["observed"] for r in answer["probes"] if r["node"] is not None}
     assert {n: o["symptom"] for n, o in seen.items()} == dict.fromkeys(NODES, "connects")
     assert {n: o["http"] for n, o in seen.items()} == {
@@ -173,7 +174,7 @@ def test_a_node_dials_itself_and_sees_its_counters(net: Net) -> None:
     run("ip", "-n", net.nodes, "addr", "del", "10.0.0.3/24", "dev", "eth0")
     run("ip", "-n", net.client, "route", "add", "10.244.0.0/16", "via", "10.0.0.10")
     run("ip", "-n", net.nodes, "addr", "add", "10.244.1.11/32", "dev", "lo")
-    status, answer = net.json("--demo", "probe", LOCAL, *QUICK, "--node", "node-a", "--counters")
+    status, answer = net.json(*SNAPSHOT, "probe", LOCAL, *QUICK, "--node", "node-a", "--counters")
     assert status == 1, "nothing listens at the pod's address"
     by_vantage = {r["predicted"]["vantage"]: r for r in answer["probes"]}
     assert by_vantage["node"]["observed"]["symptom"] in ("refused", "times_out")
@@ -187,12 +188,12 @@ def test_a_node_dials_itself_and_sees_its_counters(net: Net) -> None:
 
 def test_in_a_diagnosis(net: Net, serve: Callable[..., None]) -> None:
     serve("10.0.0.3|31015|", "10.0.0.10|31015|", "10.0.0.13|31015|")
-    status, answer = net.json("--demo", "diagnose", "svc", LOCAL, "--probe", *QUICK)
+    status, answer = net.json(*SNAPSHOT, "diagnose", "svc", LOCAL, "--probe", *QUICK)
     assert status == 1
     assert answer["kind"] == "ServiceDiagnosis"
     assert rows(answer)["node-b"] == ("times_out", "connects", "differs")
     assert [f["nodes"] for f in answer["findings"] if f["code"] == "KTP902"] == [["node-b", "node-c"]]
-    _, text, _ = net.ktp("--demo", "diagnose", "svc", LOCAL, "--probe", *QUICK)
+    _, text, _ = net.ktp(*SNAPSHOT, "diagnose", "svc", LOCAL, "--probe", *QUICK)
     assert "dialled from here (10.0.0.200)" in text
     assert "KTP902 warning" in text
 
@@ -202,13 +203,14 @@ def test_in_a_diagnosis(net: Net, serve: Callable[..., None]) -> None:
     [
         (("--http", LOCAL), "is no path"),
         ((LOCAL, "-o", "html"), "no html report"),
+        ((LOCAL, "--demo"), "not dialled"),
         ((LOCAL, "--from-nodes"), "--node-access ssh"),
         ((LOCAL, "--from-nodes", "--counters"), "leave out"),
     ],
-    ids=["the name taken for a path", "html", "no ssh", "whose counters"],
+    ids=["the name taken for a path", "html", "demo", "no ssh", "whose counters"],
 )
 def test_what_makes_no_sense(words: tuple[str, ...], says: str, net: Net) -> None:
-    status, out, err = net.ktp("--demo", "probe", *words)
+    status, out, err = net.ktp(*(SNAPSHOT if "--demo" not in words else ()), "probe", *words)
     assert status == 2
     assert out == ""
     assert says in err or "Missing argument" in err

@@ -41,11 +41,7 @@ def run(case: Case) -> Iterable[Finding]:
         if entry.vantage is not Vantage.LOCALHOST:
             continue
         twin = next(
-            (
-                e
-                for e in case.entries
-                if e.node == entry.node and e.title == entry.title and e.vantage is Vantage.NODE
-            ),
+            (e for e in case.on(entry.node) if e.title == entry.title and e.vantage is Vantage.NODE),
             None,
         )
         if (twin is not None and twin.cell.symptom is Symptom.CONNECTS) or _never_served(case, entry):

@@ -48,11 +48,7 @@ def run(case: Case) -> Iterable[Finding]:
             ]
             if not found:
                 continue
-            cells = [
-                e
-                for e in case.entries
-                if e.node == node and e.port == port and e.is_external and e.is_swallowed
-            ]
+            cells = [e for e in case.on(node) if e.port == port and e.is_external and e.is_swallowed]
             socket = found[0]
             where = f"{socket.ip or '*'}:{socket.port}/{socket.protocol}"
             owner = f" ({socket.process})" if socket.process else ""

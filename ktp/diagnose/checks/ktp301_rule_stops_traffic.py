@@ -103,11 +103,12 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
     for node in case.nodes:
         entries = [
             e
-            for e in case.entries
-            if e.node == node and e.vantage is Vantage.EXTERNAL and not e.fails and e.asked.fact is not None
+            for e in case.on(node)
+            if e.vantage is Vantage.EXTERNAL and not e.fails and e.asked.fact is not None
         ]
+        single_out = {v: witnesses(case.examiner, node, v) for v in {e.front_end.ip_version for e in entries}}
         for entry in entries:
-            for address, words in witnesses(case.examiner, node, entry.front_end.ip_version):
+            for address, words in single_out[entry.front_end.ip_version]:
                 answer = answer_flow(
                     case.examiner.walker, replace(entry.asked.question.flow, src=str(address))
                 )

@@ -46,9 +46,7 @@ def run(case: Case) -> Iterable[Finding]:
         both = [r for r in state.rulesets if r.family == "ip" and _has_kube(r)]
         if len({r.backend for r in both}) < 2:
             continue
-        entries = [
-            e for e in case.entries if e.node == node and (e.fails or e.cell.symptom is Symptom.UNKNOWN)
-        ]
+        entries = [e for e in case.on(node) if (e.fails or e.cell.symptom is Symptom.UNKNOWN)]
         evidence: list[Evidence] = []
         concerned = []
         for ruleset in both:

@@ -54,9 +54,7 @@ def run(case: Case) -> Iterable[Finding]:
         state = case.state(node)
         if state is None:
             continue
-        marked = [
-            (e, rule) for e in case.on(node) if (rule := _marking(e, node)) is not None
-        ]
+        marked = [(e, rule) for e in case.on(node) if (rule := _marking(e, node)) is not None]
         cells = [e for e, _ in marked if e.cell.disposition is not Disposition.DROPPED]
         if not cells:
             continue

@@ -109,11 +109,7 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
         Vantage.POD_OTHER_NODE: "pods of other nodes",
     }.get(first.vantage, "clients on the node")
     symptom = {Symptom.TIMES_OUT: "time out", Symptom.REFUSED: "are refused"}.get(first.cell.symptom, "fail")
-    curl = [
-        e
-        for e in case.entries
-        if e.node == node and e.vantage is Vantage.NODE and e.is_external and not e.fails
-    ]
+    curl = [e for e in case.on(node) if e.vantage is Vantage.NODE and e.is_external and not e.fails]
     message = (
         f"externalTrafficPolicy is Local and no usable endpoint of {service.key} runs on {node}: "
         f"{who} {symptom} at {first.title}"

@@ -39,11 +39,7 @@ def run(case: Case) -> Iterable[Finding]:
         if entry.vantage is not Vantage.EXTERNAL:
             continue
         twin = next(
-            (
-                e
-                for e in case.entries
-                if e.node == entry.node and e.title == entry.title and e.vantage is Vantage.NODE
-            ),
+            (e for e in case.on(entry.node) if e.title == entry.title and e.vantage is Vantage.NODE),
             None,
         )
         if twin is not None and twin.cell.symptom is Symptom.CONNECTS:
@@ -66,7 +62,7 @@ def run(case: Case) -> Iterable[Finding]:
 
 
 def _symptom(case: Case, title: str, node: str, vantage: Vantage) -> str:
-    for e in case.entries:
+    for e in case.on(node):
         if e.key == (title, node, vantage.value):
             return e.cell.symptom.value
     return "unknown"

@@ -45,7 +45,9 @@ def _told(answer: FlowAnswer) -> tuple[Any, ...]:
     """What the client and the endpoints can tell."""
     chances: dict[tuple[Any, ...], float] = {}
     for path in answer.paths:
-        key = (path.symptom, path.disposition, path.endpoint_ip, path.endpoint_port, path.source_seen)
+        # The endpoint that a packet was meant for and did not reach is nobody's to see.
+        arrived = (path.endpoint_ip, path.endpoint_port, path.source_seen) if path.source_seen else None
+        key = (path.symptom, path.disposition, arrived)
         chances[key] = round(chances.get(key, 0.0) + path.probability, 6)
     return answer.symptom, answer.disposition, tuple(sorted(map(str, chances.items())))
 

@@ -129,7 +129,8 @@ ROWS = {
         "filter: -A FORWARD -j REJECT --reject-with icmp-host-unreachable", to_pod(80, "udp"), "times_out", "rejected"
     ),
     "a reject whose error is dropped": Row(
-        "filter: -A FORWARD -d 10.244.1.10 -j REJECT\nfilter: -A OUTPUT -p icmp -j DROP", to_pod(), "times_out", "rejected"
+        "filter: -A FORWARD -d 10.244.1.10 -j REJECT\n"
+        "filter: -A OUTPUT -p icmp -j DROP", to_pod(), "times_out", "rejected"
     ),
     "goto does not come back": Row(
         "filter: -A INPUT -g U\nfilter: -A INPUT -j DROP\nfilter: -A U -p udp", to_node(), "connects"
@@ -184,7 +185,9 @@ ROWS = {
         "nat: -A POSTROUTING -m mark --mark 0x4000/0x4000 -j SNAT --to-source 10.1.0.11", to_vip(), "connects", "",
         "10.244.1.10", NODE,
     ),
-    "REDIRECT": Row(f"nat: -A PREROUTING -d {VIP} -p tcp -j REDIRECT --to-ports 22", to_vip(), "connects", "", NODE, CLIENT),
+    "REDIRECT": Row(
+        f"nat: -A PREROUTING -d {VIP} -p tcp -j REDIRECT --to-ports 22", to_vip(), "connects", "", NODE, CLIENT
+    ),
     "a lot that is always drawn": Row(
         "filter: -A INPUT -m statistic --mode random --probability 1.00000000000 -j DROP", to_node(), "times_out"
     ),
@@ -195,7 +198,8 @@ ROWS = {
         "filter: -A INPUT -m statistic --mode random --probability 0.25000000000 -j DROP", to_node(), "intermittent"
     ),
     "limits are taken as not reached": Row(
-        "filter: -A INPUT -m limit --limit 1/sec -j ACCEPT\nfilter: -A INPUT -p tcp --dport 22 -j DROP", to_node(), "connects"
+        "filter: -A INPUT -m limit --limit 1/sec -j ACCEPT\n"
+        "filter: -A INPUT -p tcp --dport 22 -j DROP", to_node(), "connects"
     ),
     "connlimit above nothing": Row(
         "filter: -A INPUT -p tcp --dport 22 -m connlimit --connlimit-above 0 -j DROP", to_node(), "times_out"
@@ -204,15 +208,19 @@ ROWS = {
         "filter: -A INPUT -m recent --name x --rcheck --seconds 60 -j DROP", to_node(), "connects"
     ),
     "recent: the packet itself was": Row(
-        "filter: -A INPUT -p tcp --dport 22 -m recent --name x --set\nfilter: -A INPUT -m recent --name x --rcheck -j DROP",
+        "filter: -A INPUT -p tcp --dport 22 -m recent --name x --set\n"
+        "filter: -A INPUT -m recent --name x --rcheck -j DROP",
         to_node(), "times_out",
     ),
     "NFQUEUE": Row("filter: -A INPUT -j NFQUEUE --queue-num 0", to_node(), "unknown"),
-    "a loopback address from outside": Row("", Flow(dst="127.0.0.1", port=22, src=CLIENT, via="node"), "times_out", "lost"),
+    "a loopback address from outside": Row(
+        "", Flow(dst="127.0.0.1", port=22, src=CLIENT, via="node"), "times_out", "lost"
+    ),
     "the node to itself": Row("", Flow(dst=NODE, port=22, from_node="node"), "connects", "host_process", NODE, NODE),
     "the node to a pod": Row("", Flow(dst="10.244.1.11", port=80, from_node="node"), "connects", "delivered"),
     "a pod to a pod": Row(
-        "", Flow(dst="10.244.1.11", port=80, src="10.244.1.10", from_node="node"), "connects", "delivered", "10.244.1.11",
+        "", Flow(dst="10.244.1.11", port=80, src="10.244.1.10", from_node="node"), "connects", "delivered",
+        "10.244.1.11",
         "10.244.1.10",
     ),
     "the node, its datagram dropped": Row(

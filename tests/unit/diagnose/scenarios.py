@@ -6,7 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ktp.diagnose.reconcile import health_targets
+from ktp.diagnose.service import diagnose_service
 from ktp.kubeproxy.changes import with_ready_pod_on
+from ktp.model.diagnosis import ServiceDiagnosis
+from ktp.model.probing import HealthAnswer
 from ktp.model.snapshot import Snapshot
 from tests.unit.diagnose.scenarios_catalogue import CATALOGUE
 from tests.unit.diagnose.worlds import (
@@ -37,6 +41,22 @@ class Scenario:
 
     fires: Callable[[], Asked]
     silent: Callable[[], Asked]
+
+
+@dataclass(frozen=True)
+class Healthy(Asked):
+    """With an answer of each node's healthCheckNodePort, which counts `more` endpoints than there are."""
+
+    more: int = 0
+
+    def diagnosis(self) -> ServiceDiagnosis:
+        service = self.snapshot.cluster.services[self.service]
+        counts = {w.node: (w.local_ready or 0) + self.more for w in super().diagnosis().reconciliation}
+        health = {
+            t.node: HealthAnswer(target=t, status=200 if counts[t.node] else 503, local_endpoints=counts[t.node])
+            for t in health_targets(self.snapshot, service)
+        }
+        return diagnose_service(self.snapshot, service, health=health)
 
 
 def _no_selector() -> Asked:
@@ -193,6 +213,11 @@ SCENARIOS: dict[str, Scenario] = {
             ("node-b", "ip-route.json", routes(_BLACKHOLE, without="10.244.1.0/24")),
         ),
         silent=_in_demo(CLUSTER),
+    ),
+    # A snapshot alone has none: here the health checks were asked too.
+    "KTP902": Scenario(
+        fires=lambda: Healthy(recorded(), "edge/local-lb", more=1),
+        silent=lambda: Healthy(recorded(), "edge/local-lb"),
     ),
 }  # fmt: skip
 SCENARIOS.update({code: Scenario(fires=fires, silent=silent) for code, (fires, silent) in CATALOGUE.items()})

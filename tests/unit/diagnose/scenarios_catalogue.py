@@ -8,7 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ktp.kubeproxy.names import service_chains
-from ktp.model.cluster import Cluster, ContainerPort, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIngress
+from ktp.model.cluster import (
+    Cluster,
+    ContainerPort,
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    LoadBalancerIngress,
+)
 from ktp.model.snapshot import Snapshot
 from tests.unit.diagnose.worlds import (
     CLUSTER,
@@ -159,7 +166,14 @@ _CILIUM = "*filter\n:INPUT ACCEPT [0:0]\n:CILIUM_INPUT - [0:0]\n-A INPUT -j CILI
 
 
 def _with_device(name: str) -> Edit:
-    device = {"ifindex": 77, "ifname": name, "flags": ["UP"], "mtu": 1500, "link_type": "ether", "addr_info": []}
+    device = {
+        "ifindex": 77,
+        "ifname": name,
+        "flags": ["UP"],
+        "mtu": 1500,
+        "link_type": "ether",
+        "addr_info": [],
+    }
     return lambda text: json.dumps([*json.loads(text), device])
 
 
