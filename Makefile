@@ -20,7 +20,7 @@ USER_INSTALL := $(VENV)/.ktp-demo
 SOURCES = $(shell find ktp -type f -not -name '*.pyc')
 DEMO_SERVICE := test/nginx-externaltrafficpolicy
 
-.PHONY: help demo test test-kernel lint type imports fmt bench check pyz clean system-packages
+.PHONY: pages golden help demo test test-kernel lint type imports fmt bench check pyz clean system-packages
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,12 @@ imports: $(DEV) ## the import contract
 
 fmt: $(DEV) ## let ruff format and repair what it can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+pages: $(DEV) ## write the pages of the findings again, from the docstrings of the checks
+	@$(BIN)/python tools/gen_pages.py
+
+golden: $(DEV) ## write the reviewed screens in tests/golden again: read the difference
+	@KTP_UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/unit $(PYTEST_ARGS)
 
 bench: $(DEV) ## big dumps and timings, as ratios (BENCH_ARGS='--only batch'), then the slow tests
 	@$(BIN)/python bench/run.py $(BENCH_ARGS)

@@ -137,7 +137,7 @@ def _collect_one(settings: Settings, text: str) -> Capture:
 def _reach(capture: Capture) -> Reach:
     """The rules that packets to the Services of `capture` can meet, and the chains that kube-proxy would give them."""
     from ktp.collect.nft_chains import Reach, service_destinations
-    from ktp.kubeproxy.names import service_chains, service_port_strings
+    from ktp.kubeproxy.names import KUBE_MARK_DROP, KUBE_MARK_MASQ, service_chains, service_port_strings
     from ktp.parse.kubernetes import parse_cluster_with_gaps
 
     cluster, _ = parse_cluster_with_gaps(capture)
@@ -149,6 +149,8 @@ def _reach(capture: Capture) -> Reach:
         for own in (service_chains(name, port.protocol),)
         for chain in (own.svc, own.svl, own.ext, own.xlb, own.fw)
     ]
+    # What-if questions give rules to Services that have none now, and those lead here.
+    chains += [("nat", KUBE_MARK_MASQ), ("nat", KUBE_MARK_DROP)]
     return Reach(destinations=service_destinations(capture), chains=tuple(dict.fromkeys(chains)))
 
 

@@ -24,7 +24,9 @@ def wanted() -> dict[Path, str]:
     ever = dict(line.split() for line in EVER_GIVEN.read_text().splitlines()) if EVER_GIVEN.exists() else {}
     for page in pages():
         if ever.setdefault(page.code, page.name) != page.name:
-            raise SystemExit(f"{page.code} was {ever[page.code]}: take another number than that of {page.name}")
+            raise SystemExit(
+                f"{page.code} was {ever[page.code]}: take another number than that of {page.name}"
+            )
     files = {PAGES / f"{page.code}.md": page_markdown(page) for page in pages()}
     files[PAGES / "README.md"] = index_markdown()
     files[EVER_GIVEN] = "".join(f"{code} {name}\n" for code, name in sorted(ever.items()))

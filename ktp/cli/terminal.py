@@ -26,7 +26,8 @@ def width() -> int:
         return 80
 
 
-_ASCII = {"→": "->", "…": "...", "–": "-", "×": "x", "’": "'", "•": "*", "✓": "ok", "─": "-", "│": "|"}
+# One character for one where that can be read: what was laid out for the width stays in it.
+_ASCII = {"→": ">", "…": "...", "–": "-", "×": "x", "’": "'", "•": "*", "✓": "ok", "─": "-", "│": "|"}
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:

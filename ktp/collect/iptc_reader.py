@@ -160,7 +160,7 @@ def _header_words(rule: Any) -> Iterator[str]:
         if value:
             yield _negatable(option, value)
     if rule.protocol and rule.protocol not in {"all", "ip"}:
-        yield _negatable("-p", rule.protocol)
+        yield _negatable("-p", rule.protocol.replace("icmpv6", "ipv6-icmp"))
     if getattr(rule, "fragment", False):
         yield " -f"
 

@@ -6,8 +6,8 @@ chains and follows every jump but those that name another exact destination than
 
 What is left out is certain: only in the chains that nat/PREROUTING and nat/OUTPUT lead to, where a connection's
 first packet still has the destination it was sent to, and only by `-d` with a whole address, `--dport` with one
-port and `-p`. Everywhere else (replies, translated packets) all jumps are followed. A chain is read whole or not
-at all.
+port and `-p`. Everywhere else (replies, translated packets) all jumps are followed. A chain is kept whole, unless
+it is very long; then a comment counts the rules that are left out of it.
 
 The reads are not one transaction: a chain that is gone when its turn comes means that the rules were changed,
 and everything is read again.
@@ -21,7 +21,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ PARTIAL_MARK = "# ktp: only the chains that the question can reach"
 # A node is read chain by chain from so many Services or chains on; below, the whole dump takes no time.
 LARGE_SERVICES = 1000
 LARGE_CHAINS = 4000
+# Of a longer chain, what certainly matches no asked packet is left out: KUBE-SERVICES of 50,000 Services is 9 MB.
+LARGE_CHAIN = 10_000
 CHAIN_TIMEOUT = 30.0
 MAX_ROUNDS = 3
 WORKERS = 4
@@ -112,11 +114,16 @@ class Reach:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainText:
-    """One chain as `iptables-nft -S CHAIN -v` prints it, its lines as `iptables-save -c` would print them."""
+    """One chain as `iptables-nft -S CHAIN -v` prints it; `left_out` counts the rules that were dropped from it."""
 
     policy: str | None
     counters: tuple[int, int] | None
-    lines: tuple[str, ...]
+    raw: tuple[str, ...]
+    left_out: int = 0
+
+    def lines(self) -> list[str]:
+        """The rules as `iptables-save -c` prints them."""
+        return [_as_saved(line) for line in self.raw]
 
 
 class NotReadableError(Exception):
@@ -166,7 +173,7 @@ class ChainReader:
         if not tables:
             return False
         services = self.read("nat", "KUBE-SERVICES") if "nat" in tables else None
-        if services is not None and len(services.lines) >= LARGE_SERVICES:
+        if services is not None and len(services.raw) >= LARGE_SERVICES:
             return True
         return self._runner.has_command("nft") and len(self._chain_list()) >= LARGE_CHAINS
 
@@ -324,19 +331,24 @@ def _walk(
                     if (table, name) not in reach.chains:
                         missing.add((table, name))
                     continue
+                if select is not None:
+                    met = tuple(filter(select.may_match, text.raw))
+                    left_out = len(text.raw) - len(met)
+                    if left_out and len(text.raw) > LARGE_CHAIN:
+                        text = replace(text, raw=met, left_out=left_out)
+                else:
+                    met = text.raw
                 chains[table, name] = text
-                for target in _jumps(text.lines, select):
+                for target in _jumps(met):
                     if (table, target) not in followed:
                         following[table, target] = None
             wave = list(following)
     return chains, frozenset(missing)
 
 
-def _jumps(lines: Iterable[str], destinations: _Destinations | None) -> Iterable[str]:
-    """The chains that rules lead to, of all of them or of those that packets to `destinations` may match."""
+def _jumps(lines: Iterable[str]) -> Iterable[str]:
+    """The chains that rules lead to."""
     for line in lines:
-        if destinations is not None and not destinations.may_match(line):
-            continue
         jump = _JUMP.search(line, max(0, len(line) - _MAX_JUMP))
         if jump is not None and jump[1] not in TARGETS:
             yield jump[1]
@@ -360,10 +372,17 @@ class _Destinations:
     def may_match(self, line: str) -> bool:
         """Whether a rule can match packets to one of the destinations, by what of it is certain."""
         if self._ports is not None:
-            # Nearly every rule of KUBE-SERVICES and KUBE-NODEPORTS ends here.
-            port = _PORT.search(line)
-            if "\\" not in line and port is not None and port[1] not in self._ports and not line.count('"', 0, port.start()) & 1:
-                return False
+            # Nearly every rule of KUBE-SERVICES and KUBE-NODEPORTS ends here, by the quickest means there are.
+            at = line.find(" --dport ")
+            if at > 0 and line[at - 1] != "!" and line[at + 9 : line.find(" ", at + 9)] not in self._ports:
+                within_quotes = line.count('"', 0, at) & 1
+                if (
+                    not within_quotes
+                    and line[at + 9].isdigit()
+                    and "\\" not in line
+                    and ":" not in line[at + 9 : at + 15]
+                ):
+                    return False
         bare = _QUOTED.sub('""', line) if '"' in line else line
         port = _PORT.search(bare)
         if port is not None and self._ports is not None and port[1] not in self._ports:
@@ -394,19 +413,20 @@ def _parse_listing(text: str) -> ChainText:
     policy, counters, lines = None, None, []
     for line in text.splitlines():
         if line.startswith("-A "):
-            lines.append(_as_saved(line))
+            lines.append(line)
         elif line.startswith("-P ") and (match := _POLICY.match(line)):
             policy = match[2]
             counters = (int(match[3]), int(match[4])) if match[3] else None
-    return ChainText(policy=policy, counters=counters, lines=tuple(lines))
+    return ChainText(policy=policy, counters=counters, raw=tuple(lines))
 
 
 def _as_saved(line: str) -> str:
     """`-A C … -c 3 180 -j T` as iptables-save -c has it: `[3:180] -A C … -j T`."""
-    for match in _COUNTERS.finditer(line):
-        if line.count('"', 0, match.start()) - line.count('\\"', 0, match.start()) & 1:
-            continue  # within a comment
-        return f"[{match[1]}:{match[2]}] {line[: match.start()]}{line[match.end() :]}"
+    # With what is quoted made unlike counters, and at the same length; rarely needed, and slow.
+    plain = _QUOTED.sub(lambda quoted: "q" * len(quoted[0]), line) if "\\" in line else line
+    for match in _COUNTERS.finditer(plain):
+        if not plain.count('"', 0, match.start()) & 1:
+            return f"[{match[1]}:{match[2]}] {line[: match.start()]}{line[match.end() :]}"
     return line
 
 
@@ -422,7 +442,12 @@ def render_dump(tables: Iterable[str], chains: dict[tuple[str, str], ChainText])
             packets, size = chain.counters or (0, 0)
             out.append(f":{name} {chain.policy or '-'} [{packets}:{size}]")
         for name in (*base, *others):
-            out.extend(chains[table, name].lines)
+            chain = chains[table, name]
+            if chain.left_out:
+                out.append(
+                    f"# ktp: {chain.left_out} rules of {name} that the question cannot match are left out"
+                )
+            out.extend(chain.lines())
         out.append("COMMIT")
     return "\n".join(out) + "\n"
 
@@ -485,7 +510,7 @@ class NftChainRuleset:
             self.changed = self.changed or name not in BASE_CHAINS[table]
             return None
         counters = Counters(*text.counters) if text.counters else None
-        return Chain(table, name, text.lines, self._parse, policy=text.policy, counters=counters)
+        return Chain(table, name, text.lines(), self._parse, policy=text.policy, counters=counters)
 
 
 # ---------------------------------------------------------------------------------------- what a Service reaches

@@ -45,7 +45,7 @@ class Entry:
     @property
     def is_swallowed(self) -> bool:
         """Whether a socket of the dialled node takes the connection, so that it never reaches the Service."""
-        return self.cell.disposition is Disposition.HOST_PROCESS
+        return self.cell.disposition is Disposition.HOST_PROCESS and self.cell.symptom is Symptom.CONNECTS
 
     @property
     def is_external(self) -> bool:
@@ -54,8 +54,8 @@ class Entry:
 
     @property
     def fails(self) -> bool:
-        """Whether the client does not (always) get through."""
-        return self.cell.symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN)
+        """Whether the client does not (always) get through to the Service: also where another socket takes it."""
+        return self.is_swallowed or self.cell.symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN)
 
 
 class Case:
@@ -145,7 +145,9 @@ def is_better(before: Cell, after: Cell) -> bool:
 
 
 def share(cell: Cell) -> float:
-    """The share of connections that succeed."""
+    """The share of connections that succeed; one that a socket of the node takes never reaches the Service."""
+    if cell.disposition is Disposition.HOST_PROCESS:
+        return 0.0
     if cell.symptom is Symptom.CONNECTS:
         return 1.0
     if cell.symptom is not Symptom.INTERMITTENT:

@@ -239,8 +239,9 @@ def _title(end: FrontEnd, port: ServicePort) -> str:
         port=port.port,
         node_port=port.node_port,
         address=str(end.ip) if end.ip is not None else None,
+        ip_version=end.ip_version,
     )
-    return head.title + (" (IPv6)" if end.ip_version == 6 and end.ip is None else "")
+    return head.title
 
 
 def _no_prediction(why: str) -> Prediction:

@@ -167,9 +167,7 @@ def _entries(
 
 
 def _title(front_end: FrontEnd, port: ServicePort) -> str:
-    return _matrix_head(front_end, port).title + (
-        " (IPv6)" if front_end.ip_version == 6 and front_end.ip is None else ""
-    )
+    return _matrix_head(front_end, port).title
 
 
 def _matrix_head(front_end: FrontEnd, port: ServicePort) -> FrontEndMatrix:
@@ -180,6 +178,7 @@ def _matrix_head(front_end: FrontEnd, port: ServicePort) -> FrontEndMatrix:
         port_name=port.name,
         node_port=port.node_port,
         address=str(front_end.ip) if front_end.ip is not None else None,
+        ip_version=front_end.ip_version,
     )
 
 
@@ -347,7 +346,10 @@ def _verdict(case: Case, findings: list[Finding], ignored: str) -> str:
             if inside
             else "its cluster IP answers inside the cluster"
         )
-        return f"{service.key} is of type {service.type} and has no external front end: nothing outside can dial it; {state}"
+        return (
+            f"{service.key} is of type {service.type} and has no external front end: "
+            f"nothing outside can dial it; {state}"
+        )
     parts = []
     for title in dict.fromkeys(e.title for e in external):
         mine = [e for e in external if e.title == title]
@@ -355,14 +357,14 @@ def _verdict(case: Case, findings: list[Finding], ignored: str) -> str:
     main = next((f for f in findings if f.severity is Severity.ERROR), None)
     verdict = "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more front ends" if len(parts) > 3 else "")
     # An error may concern other clients, or the load balancer's health check, while this client gets through.
-    word = "Cause" if any(e.fails or e.is_swallowed for e in external) else "But"
+    word = "Cause" if any(e.fails for e in external) else "But"
     return verdict + (f". {word}: {main.code} {_cause_words(main)}" if main is not None else "")
 
 
 def _title_verdict(title: str, entries: list[Entry]) -> str:
     good = [e.node for e in entries if e.cell.symptom is Symptom.CONNECTS and not e.is_swallowed]
     taken = [e.node for e in entries if e.cell.symptom is Symptom.CONNECTS and e.is_swallowed]
-    bad = [e.node for e in entries if e.fails]
+    bad = [e.node for e in entries if e.fails and not e.is_swallowed]
     unknown = [e.node for e in entries if e.cell.symptom is Symptom.UNKNOWN]
     every = len(entries)
     if len(good) == every:
@@ -374,7 +376,8 @@ def _title_verdict(title: str, entries: list[Entry]) -> str:
             if kept == {False}
             else ""
         )
-        return f"{title} answers outside clients on all {every} nodes{source}"
+        where = f"all {every} nodes" if every > 1 else entries[0].node
+        return f"{title} answers outside clients on {where}{source}"
     if unknown and not bad and not good and not taken:
         return f"{title}: what outside clients get is not known"
     words = {
@@ -385,13 +388,13 @@ def _title_verdict(title: str, entries: list[Entry]) -> str:
     }
     by_symptom: dict[str, list[str]] = {}
     for e in entries:
-        if e.fails:
+        if e.fails and not e.is_swallowed:
             by_symptom.setdefault(words.get(e.cell.symptom, "fails"), []).append(e.node)
     said = []
     if good:
         said.append(f"answers outside clients on {_some(good)}")
     said += [
-        f"{w} on {'all ' + str(every) + ' nodes' if len(n) == every else _some(n)}"
+        f"{w} on {'all ' + str(every) + ' nodes' if len(n) == every > 1 else _some(n)}"
         for w, n in by_symptom.items()
     ]
     if taken:

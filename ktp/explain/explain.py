@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.packet import to_int
 from ktp.dataplane.walk import Topology, Walker
-from ktp.explain.front_end import NodePortRules, family_of, node_address, pod_network
+from ktp.explain.front_end import NodePortRules, family_of, is_ipvs, node_address, pod_network
 from ktp.explain.kube import FAMILY_WORDS, explain_rule
 from ktp.explain.tree import chain_tree, quiet_tables, rule_node, stages_of
 from ktp.explain.verdict import verdict_of
@@ -19,10 +19,13 @@ from ktp.model.host import NodeState
 from ktp.model.ruleset import Chain, Rule, Ruleset
 from ktp.model.trace import Flow
 
+if TYPE_CHECKING:
+    from ktp.explain.nft_kube import NftNodePort
+
 # A dump tells no addresses. These stand for them (RFC 5737, RFC 3849) and are shown by name only.
-_NODE_IP = {4: "192.0.2.253", 6: "2001:db8:fd:1::253"}
-_CLIENT_IP = {4: "198.51.100.253", 6: "2001:db8:fd:2::253"}
-_POD_IP = {4: "203.0.113.253", 6: "2001:db8:fd:3::253"}
+NODE_IP = {4: "192.0.2.253", 6: "2001:db8:fd:1::253"}
+CLIENT_IP = {4: "198.51.100.253", 6: "2001:db8:fd:2::253"}
+POD_IP = {4: "203.0.113.253", 6: "2001:db8:fd:3::253"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 EXTERNAL, NODE, LOCALHOST, POD = "external", "node", "localhost", "pod"
@@ -51,7 +54,7 @@ class Asked:
     source: str = ""
     rules_of: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
-    rules: NodePortRules | None = None
+    rules: NodePortRules | NftNodePort | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -69,6 +72,7 @@ def explain_flow(walker: Walker, asked: Asked, *, every_rule: bool = False) -> E
     answer = answer_flow(walker, asked.flow)
     stages = stages_of(walker, asked.node, answer, every_rule=every_rule)
     quiet = quiet_tables(walker, asked.node, answer, stages)
+    state = walker.topology.nodes.get(asked.node)
     notes = asked.notes
     if asked.vantage in (NODE, LOCALHOST):
         notes = (
@@ -84,7 +88,12 @@ def explain_flow(walker: Walker, asked: Asked, *, every_rule: bool = False) -> E
         source=asked.source,
         rules_of=asked.rules_of,
         verdict=verdict_of(
-            answer, asked.node, asked.names, asked.rules, by_node=asked.vantage in (NODE, LOCALHOST)
+            answer,
+            asked.node,
+            asked.names,
+            asked.rules,
+            by_node=asked.vantage in (NODE, LOCALHOST),
+            nft=state.nft if state is not None else None,
         ),
         stages=stages,
         notes=notes,
@@ -99,16 +108,16 @@ def ask_dump(
     own = node_address(ruleset)
     names: dict[str, str] = {}
     if own is None:
-        own = _NODE_IP[family]
+        own = NODE_IP[family]
         names[own] = "NODE-IP"
     notes: list[str] = []
     client: str | None = None
     if vantage == EXTERNAL:
-        client = _CLIENT_IP[family]
+        client = CLIENT_IP[family]
         names[client] = "CLIENT-IP"
     elif vantage == POD:
         network = pod_network(ruleset, rules.nat)
-        client = _address_in(network) if network is not None else _POD_IP[family]
+        client = address_in(network) if network is not None else POD_IP[family]
         names[client] = "POD-IP"
         if network is None:
             notes.append(
@@ -147,7 +156,9 @@ def ask_dump(
     return Walker(topology), asked
 
 
-def node_port_words(protocol: str, port: int, rules: NodePortRules | None, service: str | None = None) -> str:
+def node_port_words(
+    protocol: str, port: int, rules: NodePortRules | NftNodePort | None, service: str | None = None
+) -> str:
     """`node port 31015/tcp of test/nginx:http`."""
     service = service or (rules.service if rules is not None else None)
     return f"node port {port}/{protocol}" + (f" of {service}" if service else "")
@@ -156,7 +167,11 @@ def node_port_words(protocol: str, port: int, rules: NodePortRules | None, servi
 def rules_of(ruleset: Ruleset, rules: Iterable[Rule] = ()) -> str:
     """Who wrote the rules, and in which back end they are."""
     family = family_of(ruleset, rules)
-    if family is not None:
+    if ruleset.chain("nat", KUBE_NODEPORTS) is None and is_ipvs(ruleset):
+        from ktp.explain.ipvs import ipvs_generation
+
+        words = ipvs_generation(ruleset)
+    elif family is not None:
         words = f"{FAMILY_WORDS[family]} ({_FAMILY_CHAINS[family]} chains)"
     elif ruleset.chain("nat", KUBE_SERVICES) is not None:
         words = "kube-proxy, of a version that these rules do not tell"
@@ -230,7 +245,8 @@ def near_chains(ruleset: Ruleset, name: str) -> tuple[str, ...]:
     return tuple(get_close_matches(upper, alike[:5000], n=3, cutoff=0.5))
 
 
-def _address_in(network: str) -> str:
+def address_in(network: str) -> str:
+    """An address near the end of a network."""
     from ipaddress import ip_network
 
     net = ip_network(network, strict=False)

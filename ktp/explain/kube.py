@@ -15,12 +15,17 @@ from ktp.kubeproxy.names import (
     KUBE_EXTERNAL_SERVICES,
     KUBE_FIREWALL,
     KUBE_FORWARD,
+    KUBE_IPVS_FILTER,
+    KUBE_IPVS_OUT_FILTER,
+    KUBE_LOAD_BALANCER,
     KUBE_MARK_DROP,
     KUBE_MARK_MASQ,
+    KUBE_NODE_PORT,
     KUBE_NODEPORTS,
     KUBE_POSTROUTING,
     KUBE_PROXY_FIREWALL,
     KUBE_SERVICES,
+    KUBE_SOURCE_RANGES_FIREWALL,
     SEP_PREFIX,
     SVC_PREFIX,
     SVL_PREFIX,
@@ -32,6 +37,14 @@ from ktp.model.ruleset import Rule, Ruleset
 
 _SERVICE = re.compile(r"(?<![^\s\"])([a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*(?::[a-z0-9-]*)?)(?![^\s\"])")
 _OWN_PREFIXES = (SVC_PREFIX, SVL_PREFIX, EXT_PREFIX, XLB_PREFIX, FW_PREFIX, SEP_PREFIX)
+# Of IPVS mode alone; their rules do not always ask an ipset.
+_IPVS_CHAINS = (
+    KUBE_NODE_PORT,
+    KUBE_LOAD_BALANCER,
+    KUBE_SOURCE_RANGES_FIREWALL,
+    KUBE_IPVS_FILTER,
+    KUBE_IPVS_OUT_FILTER,
+)
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 FAMILY_WORDS = {
@@ -199,7 +212,16 @@ def _kube_words(rule: Rule, ruleset: Ruleset | None, brief: bool) -> str | None:
     if not chain.startswith("KUBE-"):
         return _jump_in(rule, brief)
     target = rule.target.name if rule.target is not None else ""
+    if chain in _IPVS_CHAINS or (chain == KUBE_FIREWALL and table == "nat") or _has(rule, "set"):
+        from ktp.explain.ipvs import ipvs_rule_words
+
+        if (words := ipvs_rule_words(rule, target)) is not None:
+            return words
     if table == "nat":
+        if chain == KUBE_SERVICES and target in (KUBE_NODE_PORT, "RETURN"):
+            from ktp.explain.ipvs import ipvs_rule_words
+
+            return ipvs_rule_words(rule, target)
         if chain == KUBE_SERVICES:
             return _services(rule, target)
         if chain == KUBE_NODEPORTS:

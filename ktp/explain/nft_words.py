@@ -157,7 +157,12 @@ def _hex(value: object) -> str:
     return hex(value) if isinstance(value, int) else str(value)
 
 
-_SIDES = {"saddr": "source address", "daddr": "destination address", "sport": "source port", "dport": "destination port"}
+_SIDES = {
+    "saddr": "source address",
+    "daddr": "destination address",
+    "sport": "source port",
+    "dport": "destination port",
+}
 
 
 def _what(expression: Expression) -> str:
@@ -343,13 +348,19 @@ def _mangle_words(mangle: Mangle) -> str:
             case _:
                 return f"mark changed (`{mangle}`)"
     if isinstance(key, Ct) and key.key == "mark":
-        return "mark saved in its connection" if value == Meta("mark") else f"connection's mark changed (`{mangle}`)"
+        return (
+            "mark saved in its connection"
+            if value == Meta("mark")
+            else f"connection's mark changed (`{mangle}`)"
+        )
     return f"`{mangle}`"
 
 
 def share_words(count: int) -> str:
     """One of `count` lots as part of all: `50% of what gets here, drawn at random`."""
-    return "all of what gets here" if count == 1 else f"{percent(1 / count)} of what gets here, drawn at random"
+    return (
+        "all of what gets here" if count == 1 else f"{percent(1 / count)} of what gets here, drawn at random"
+    )
 
 
 __all__ = ["action_words", "condition_words", "match_words", "nft_rule_words", "share_words", "verdict_words"]

@@ -5,8 +5,9 @@ The walker decides what is taken; the chains show what else is there and why it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ktp.dataplane.hooks import FORWARD, HOOKS, INPUT, OUTPUT, POSTROUTING, PREROUTING
 from ktp.dataplane.packet import PROTOCOLS, Packet, to_int
@@ -26,9 +27,13 @@ from ktp.kubeproxy.names import (
     KUBE_PROXY_FIREWALL,
     KUBE_SERVICES,
 )
-from ktp.model.explanation import ChainNode, RuleNode, StageNode
+from ktp.model.explanation import ChainNode, LookupNode, RuleNode, StageNode
 from ktp.model.ruleset import Chain, Rule, Ruleset
 from ktp.model.trace import FlowAnswer, Path
+
+if TYPE_CHECKING:
+    from ktp.dataplane.host import Host
+    from ktp.explain.nft_tree import NftStages
 
 # Chains that hold rules of every Service: only those that may concern the packet are shown.
 _DISPATCH = frozenset((KUBE_SERVICES, KUBE_NODEPORTS, KUBE_EXTERNAL_SERVICES, KUBE_PROXY_FIREWALL))
@@ -54,30 +59,85 @@ def stages_of(
     taken, hooks = _taken(answer, node)
     heads = _packets(answer, node)
     packet_in = Packet(family, PROTOCOLS[answer.flow.protocol.lower()], 0, dst, 0, answer.flow.port)
+    host = walker.host(node)
+    nft: NftStages | None = None
     stages: list[StageNode] = []
     for hook in hooks:
-        again = (
-            hook == PREROUTING and hooks[0] == OUTPUT
-        )  # over loopback: translated already, no nat rule sees it
+        # Over loopback, or on from IPVS: translated already, no nat rule sees it.
+        again = hook in (PREROUTING, OUTPUT) and hook != hooks[0]
         for group in walker.groups(node, family, hook):
+            if group.kind == "ipvs" and host is not None and not again:
+                from ktp.explain.ipvs import ipvs_stage
+
+                before, _ = packets_of(answer, node)
+                stage = ipvs_stage(host, hook, _HOOK_WORDS[hook], answer, node, before, group.priority)
+                stages += [stage] if stage is not None else []
             for program in group.programs:
-                if not isinstance(program, Program) or (again and program.table == "nat"):
+                if again and group.kind == "nat":
+                    continue
+                if not isinstance(program, Program):
+                    if nft is None:
+                        from ktp.explain.nft_tree import NftStages
+
+                        nft = NftStages(answer, node, *packets_of(answer, node), every_rule=every_rule)
+                    if host is not None:
+                        late = again or hook not in (PREROUTING, OUTPUT)
+                        stage = nft.stage(program, host, hook, _HOOK_WORDS[hook], translated=late)
+                        stages += [stage] if stage is not None else []
                     continue
                 early = hook in (PREROUTING, OUTPUT) and program.table != "filter" and not again
+                early = early or (
+                    hook == INPUT and OUTPUT in hooks[1:]
+                )  # IPVS translates behind INPUT's rules
                 packets = [packet_in] if early or not heads else heads
                 base = program.chain(hook)
                 if base is None:
                     continue
-                builder = _Builder(program, hook, taken, packets, every_rule)
+                builder = _Builder(
+                    program, hook, taken, packets, every_rule, _ipsets_of(host, answer, node, early)
+                )
                 stages.append(
                     StageNode(
                         hook=hook,
                         words=_HOOK_WORDS[hook],
                         backend=program.backend,
                         chain=builder.chain(base.source, 0),
+                        priority=group.priority,
                     )
                 )
     return tuple(stages)
+
+
+def packets_of(answer: FlowAnswer, node: str) -> tuple[list[Packet], list[Packet]]:
+    """The packets before and behind the translation of their destination on `node`, with the client's source."""
+    number = PROTOCOLS[answer.flow.protocol.lower()]
+    found: tuple[dict[tuple[str, int], Packet], dict[tuple[str, int], Packet]] = ({}, {})
+    for path in answer.paths:
+        for hop in path.hops:
+            if hop.node != node or hop.direction != "request":
+                continue
+            family, src = to_int(hop.arrived.src)
+            for packets, head in zip(found, (hop.arrived, hop.left), strict=True):
+                dst = to_int(head.dst)[1]
+                sport = max(hop.arrived.sport, 0)
+                packets.setdefault(
+                    (head.dst, head.dport), Packet(family, number, src, dst, sport, head.dport)
+                )
+    return list(found[0].values()), list(found[1].values())
+
+
+def _ipsets_of(
+    host: Host | None, answer: FlowAnswer, node: str, early: bool
+) -> Callable[[Rule], tuple[LookupNode, ...]]:
+    """What a rule's ipsets have for the packets; asked of rules that have such a match."""
+
+    def lookups(rule: Rule) -> tuple[LookupNode, ...]:
+        from ktp.explain.ipvs import ipset_lookups
+
+        before, after = packets_of(answer, node)
+        return ipset_lookups(rule, host, before if early else after) if host is not None else ()
+
+    return lookups
 
 
 def quiet_tables(
@@ -126,7 +186,7 @@ def _taken(answer: FlowAnswer, node: str) -> tuple[Taken, list[str]]:
     """Which rules are taken by which part of the packets, and which hooks are passed."""
     taken: dict[tuple[str, int], float] = {}
     hooks: set[str] = set()
-    local = False
+    local = ipvs = False
     for path in answer.paths:
         for hook, rule in dict.fromkeys((hook, id(rule)) for hook, rule in request_steps(path, node)):
             taken[hook, rule] = taken.get((hook, rule), 0.0) + path.probability
@@ -135,10 +195,14 @@ def _taken(answer: FlowAnswer, node: str) -> tuple[Taken, list[str]]:
                 continue
             hooks.update(s.hook for s in hop.steps if s.hook in HOOKS)
             local = local or hop.in_interface is None
+            by_ipvs = hop.in_interface is not None and any(s.table == "ipvs" for s in hop.steps)
+            ipvs = ipvs or by_ipvs
             stopped = path.decided_by.hook if path.decided_by is not None and not _arrived(path) else ""
             if stopped in HOOKS:
                 continue
-            if hop.out_interface is not None or _arrived(path):
+            if by_ipvs:
+                hooks.update((INPUT, OUTPUT, POSTROUTING))
+            elif hop.out_interface is not None or _arrived(path):
                 hooks.update((FORWARD, POSTROUTING) if hop.in_interface is not None else (POSTROUTING,))
             else:
                 hooks.add(INPUT)
@@ -146,7 +210,8 @@ def _taken(answer: FlowAnswer, node: str) -> tuple[Taken, list[str]]:
         order: tuple[str, ...] = (OUTPUT, POSTROUTING, PREROUTING, INPUT)
         hooks.add(OUTPUT)
     else:
-        order = (PREROUTING, INPUT, FORWARD, POSTROUTING)
+        # What IPVS takes in INPUT goes out by OUTPUT: it never sees FORWARD.
+        order = (PREROUTING, INPUT, OUTPUT if ipvs else FORWARD, POSTROUTING)
         hooks.add(PREROUTING)
     return taken, [h for h in order if h in hooks]
 
@@ -173,8 +238,15 @@ class _Builder:
     """The tree of one table at one hook."""
 
     def __init__(
-        self, program: Program, hook: str, taken: Taken, packets: Sequence[Packet], every_rule: bool
+        self,
+        program: Program,
+        hook: str,
+        taken: Taken,
+        packets: Sequence[Packet],
+        every_rule: bool,
+        ipsets: Callable[[Rule], tuple[LookupNode, ...]],
     ) -> None:
+        self._ipsets = ipsets
         self._program = program
         self._hook = hook
         self._taken = taken
@@ -221,6 +293,8 @@ class _Builder:
     def _rule(self, rule: Rule, depth: int) -> RuleNode:
         share = self._share(rule)
         node = rule_node(rule, explain_rule(rule, self._program.ruleset), share)
+        if any(m.name == "set" for m in rule.matches):
+            node = replace(node, lookups=self._ipsets(rule))
         name = node.goes_to
         if name is None or rule.target is None or (rule.target.options and not rule.target.goto):
             return node

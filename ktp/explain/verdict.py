@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ktp.explain.front_end import NodePortRules
 from ktp.explain.kube import explain_rule, is_kube_chain, is_service_chain, service_of
@@ -21,6 +22,11 @@ from ktp.kubeproxy.names import (
 from ktp.model.explanation import EndpointShare, Verdict
 from ktp.model.ruleset import Rule
 from ktp.model.trace import Disposition, FlowAnswer, Path, Symptom
+
+if TYPE_CHECKING:
+    from ktp.explain.nft_kube import NftNodePort
+    from ktp.explain.nft_verdict import Decided
+    from ktp.model.nftables import NftRuleset
 
 _SYMPTOM_WORDS = {
     Symptom.CONNECTS: "the client connects",
@@ -45,26 +51,30 @@ def verdict_of(
     answer: FlowAnswer,
     node: str,
     names: Mapping[str, str],
-    rules: NodePortRules | None = None,
+    rules: NodePortRules | NftNodePort | None = None,
     *,
     by_node: bool = False,
+    nft: NftRuleset | None = None,
 ) -> Verdict:
     """The verdict on a flow that reached the cluster, or was sent, at `node`.
 
     `names` says what to call addresses that stand for unknown ones; `rules` are those that the node port has here;
-    `by_node` tells that a process of the node itself asks.
+    `by_node` tells that a process of the node itself asks; `nft` is the node's native nftables ruleset.
     """
     endpoints = _endpoints(answer, names)
     worst = _worst(answer)
     decided = worst.decided_by if worst is not None else answer.decided_by
     steps = request_steps(worst, node) if worst is not None else []
     by = _deciding_rule(worst)
+    in_nft = _decided_by_nft(worst, nft, answer)
     if answer.disposition is Disposition.UNDETERMINED:
         why = "; ".join(dict.fromkeys(u.why for u in answer.unknowns)) or answer.reason
     elif answer.symptom is Symptom.CONNECTS and answer.disposition is not Disposition.HOST_PROCESS:
-        why = _delivered(answer, endpoints, node, by_node=by_node, placeholders=bool(names))
+        why = _delivered(
+            answer, endpoints, node, by_node=by_node, placeholders=bool(names), native=nft is not None
+        )
     else:
-        why = _failed(worst, by, steps, rules, answer, node)
+        why = _failed(worst, by, steps, rules, answer, node, nft, in_nft)
     head = _HEADS[answer.disposition]
     if answer.symptom is Symptom.INTERMITTENT:
         head = f"sometimes {head}"
@@ -80,8 +90,10 @@ def verdict_of(
         table=decided.table if decided is not None else "",
         chain=decided.chain if decided is not None else "",
         rule=decided.rule if decided is not None and decided.kind in ("rule", "policy") else "",
-        position=by.position if by is not None else 0,
-        line=by.line if by is not None else 0,
+        position=by.position if by is not None else in_nft.position if in_nft is not None else 0,
+        line=by.line if by is not None else decided.line if decided is not None else 0,
+        lookup=in_nft.lookup if in_nft is not None else "",
+        element=in_nft.element if in_nft is not None else "",
         endpoints=endpoints,
         client_source=source,
         assumptions=tuple(shown(a, names) for a in answer.assumptions),
@@ -120,6 +132,14 @@ def _deciding_rule(path: Path | None) -> Rule | None:
     return None
 
 
+def _decided_by_nft(path: Path | None, nft: NftRuleset | None, answer: FlowAnswer) -> Decided | None:
+    if path is None or path.decided_by is None or path.decided_by.backend != "nftables":
+        return None
+    from ktp.explain.nft_verdict import stopped_by
+
+    return stopped_by(path, nft, answer)
+
+
 def _endpoints(answer: FlowAnswer, names: Mapping[str, str]) -> tuple[EndpointShare, ...]:
     found: dict[tuple[str, str, str | None, str | None], float] = {}
     for path in answer.paths:
@@ -136,9 +156,23 @@ def _endpoints(answer: FlowAnswer, names: Mapping[str, str]) -> tuple[EndpointSh
 
 
 def _delivered(
-    answer: FlowAnswer, endpoints: tuple[EndpointShare, ...], node: str, *, by_node: bool, placeholders: bool
+    answer: FlowAnswer,
+    endpoints: tuple[EndpointShare, ...],
+    node: str,
+    *,
+    by_node: bool,
+    placeholders: bool,
+    native: bool,
 ) -> str:
-    strange = [rule for path in answer.paths for rule in _foreign_translations(request_steps(path, node))]
+    strange = [
+        (rule.chain, rule.table)
+        for path in answer.paths
+        for rule in _foreign_translations(request_steps(path, node))
+    ]
+    if native:
+        from ktp.explain.nft_verdict import foreign_translations
+
+        strange += [(s.chain, s.table) for path in answer.paths for s in foreign_translations(path, node)]
     if len(endpoints) == 1:
         words = f"all connections go to {_endpoint_words(endpoints[0])}"
     elif len({round(e.share, 4) for e in endpoints}) == 1:
@@ -147,7 +181,7 @@ def _delivered(
         words = f"balanced over {len(endpoints)} endpoints"
     if strange:
         words += (
-            f"; by a rule that is not kube-proxy's, in chain {strange[0].chain} of table {strange[0].table}, which "
+            f"; by a rule that is not kube-proxy's, in chain {strange[0][0]} of table {strange[0][1]}, which "
             "comes before kube-proxy's"
         )
     if by_node and placeholders:
@@ -190,11 +224,17 @@ def _failed(
     path: Path | None,
     by: Rule | None,
     steps: list[tuple[str, Rule]],
-    rules: NodePortRules | None,
+    rules: NodePortRules | NftNodePort | None,
     answer: FlowAnswer,
     node: str,
+    nft: NftRuleset | None,
+    in_nft: Decided | None,
 ) -> str:
     service = next((s for _, rule in steps if (s := service_of(rule)) is not None), None)
+    if nft is not None and service is None:
+        from ktp.explain.nft_verdict import service_in
+
+        service = service_in(path, node)
     service = service or (rules.service if rules is not None else None) or "the Service"
     if path is None:
         return answer.reason
@@ -207,6 +247,18 @@ def _failed(
         if path.decided_by is not None and path.decided_by.node != node:
             words = f"on {path.decided_by.node}: {words}"
         return lead + words
+    if in_nft is not None and path.disposition in (Disposition.DROPPED, Disposition.REJECTED):
+        from ktp.explain.nft_verdict import early_check_words
+
+        words = in_nft.words + (early_check_words(path, nft) if in_nft.element else "")
+        if path.decided_by is not None and path.decided_by.node != node:
+            words = f"on {path.decided_by.node}: {words}"
+        return lead + words
+    if path.decided_by is not None and path.decided_by.backend == "ipvs":
+        return (
+            f"{lead}the virtual server has no real server that takes connections: {service} has no usable endpoint, or "
+            "(kube-proxy up to 1.23, externalTrafficPolicy Local) none on this node"
+        )
     if (
         path.disposition is Disposition.DROPPED
         and path.decided_by is not None
@@ -217,8 +269,31 @@ def _failed(
     untouched = path.endpoint_ip in (None, answer.flow.dst)
     if path.disposition in (Disposition.NO_LISTENER, Disposition.HOST_PROCESS) and untouched:
         by_whom = f" ({path.reason})" if path.disposition is Disposition.HOST_PROCESS else ""
-        return lead + _untranslated(steps, rules, service) + by_whom
+        return lead + _stays(path, steps, rules, service, answer, node, nft) + by_whom
     return lead + _astray(steps, path) + path.reason
+
+
+def _stays(
+    path: Path,
+    steps: list[tuple[str, Rule]],
+    rules: NodePortRules | NftNodePort | None,
+    service: str,
+    answer: FlowAnswer,
+    node: str,
+    nft: NftRuleset | None,
+) -> str:
+    """Why the packet stays with the node itself."""
+    if nft is None:
+        return _untranslated(steps, rules if isinstance(rules, NodePortRules) else None, service)
+    from ktp.explain.nft_kube import NftNodePort, kube_table
+    from ktp.explain.nft_tree import nft_steps
+    from ktp.explain.nft_verdict import untranslated
+
+    table = kube_table(nft, "ip6" if ":" in answer.flow.dst else "ip")
+    if table is None:
+        return _untranslated(steps, rules if isinstance(rules, NodePortRules) else None, service)
+    own = rules if isinstance(rules, NftNodePort) else None
+    return untranslated(table, own, answer.flow.dst, nft_steps(path, node), service)
 
 
 def _by_rule(by: Rule, steps: list[tuple[str, Rule]], service: str) -> str:

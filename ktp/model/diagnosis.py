@@ -84,6 +84,7 @@ class FrontEndMatrix:
     port_name: str = ""
     node_port: int = 0
     address: str | None = None
+    ip_version: int = 4
     nodes: tuple[NodeRow, ...] = ()
 
     @property
@@ -93,9 +94,9 @@ class FrontEndMatrix:
 
     @property
     def title(self) -> str:
-        """`nodePort 31015/TCP`, `loadBalancer 10.99.0.10:80/TCP`."""
+        """`nodePort 31015/TCP`, `nodePort 31015/TCP (IPv6)`, `loadBalancer 10.99.0.10:80/TCP`."""
         if self.kind == "nodePort":
-            return f"nodePort {self.node_port}/{self.protocol}"
+            return f"nodePort {self.node_port}/{self.protocol}" + (" (IPv6)" if self.ip_version == 6 else "")
         where = f"[{self.address}]" if self.address and ":" in self.address else self.address
         return f"{self.kind} {where}:{self.port}/{self.protocol}"
 

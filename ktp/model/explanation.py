@@ -29,6 +29,7 @@ class LookupNode:
     words: str
     elements: tuple[ElementNode, ...] = ()
     left_out: int = 0
+    left_out_words: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,7 @@ def _matrix(m: FrontEndMatrix) -> dict[str, Any]:
         out["nodePort"] = m.node_port
     if m.address is not None:
         out["address"] = m.address
+    out["ipFamily"] = f"IPv{m.ip_version}"
     out["nodes"] = [_row(r) for r in m.nodes]
     return out
 

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
-from ktp.model.trace import Symptom
+from ktp.model.trace import Disposition, Symptom
 from ktp.render.probe_tables import print_rows, print_witnesses
+from ktp.render.report_words import grouped
 from ktp.render.terminal import write
 
 _HEADINGS = {
@@ -54,7 +55,7 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
 
 def print_findings(findings: Iterable[Finding], console: Console, *, verbose: bool = False) -> None:
     """The findings, those of one cause together."""
-    for group in _groups(findings):
+    for group in grouped(findings):
         console.print()
         _print_finding(group, console, verbose=verbose)
 
@@ -133,8 +134,6 @@ def _shown(d: ServiceDiagnosis, verbose: bool) -> list[FrontEndMatrix]:
 def _print_matrix(m: FrontEndMatrix, console: Console) -> None:
     vantages = [v for v in _HEADINGS if any(v in r.cells for r in m.nodes)]
     table = Table(
-        title=Text(m.title, style="bold"),
-        title_justify="left",
         box=None,
         pad_edge=False,
         padding=(0, 2, 0, 0),
@@ -153,6 +152,9 @@ def _print_matrix(m: FrontEndMatrix, console: Console) -> None:
             Text(count, style="dim" if count == "0" else ""),
             *(_cell_text(row.cells.get(v)) for v in vantages),
         )
+    console.print(
+        Text(m.title, style="bold")
+    )  # not as the table's title, which is folded to the table's width
     with console.capture() as capture:
         console.print(table)
     for line in capture.get().splitlines():
@@ -171,6 +173,10 @@ def _cell_text(cell: Cell | None) -> Text:
     if cell is None:
         return Text("-", style="dim")
     intent = "~" if cell.basis == "api" else ""
+    if cell.disposition is Disposition.HOST_PROCESS:
+        return Text(
+            f"{intent}own socket", style="yellow"
+        )  # of the node: the client connects to nobody it meant
     if cell.symptom is Symptom.CONNECTS:
         kept = {True: " kept", False: " SNAT", None: ""}[cell.source_kept]
         return Text(f"{intent}ok{kept}", style="green")
@@ -179,15 +185,6 @@ def _cell_text(cell: Cell | None) -> Text:
         return Text(f"{intent}{good:.0%} ok", style="yellow")
     words, style = _WORDS[cell.symptom]
     return Text(f"{intent}{words}", style=style)
-
-
-def _groups(findings: Iterable[Finding]) -> list[list[Finding]]:
-    """Findings of one code together: their evidence and cures are alike."""
-    by_code: dict[tuple[str, str], list[Finding]] = {}
-    for f in findings:
-        key = (f.code, "" if f.node is not None and f.code in ("KTP501", "KTP502") else f.message)
-        by_code.setdefault(key, []).append(f)
-    return list(by_code.values())
 
 
 def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> None:
@@ -222,9 +219,7 @@ def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> 
 
 
 def _labelled(label: str, text: str) -> Text:
-    out = Text(label + " ", style="dim")
-    out.append(text, style="default")
-    return out
+    return Text.assemble((f"{label} ", "dim"), text)
 
 
 def _print_gaps(gaps: Sequence[EvidenceGap], console: Console, *, verbose: bool) -> None:

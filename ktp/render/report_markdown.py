@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from ktp.model.diagnosis import Finding, ServiceDiagnosis
+import re
+from collections.abc import Iterable, Sequence
+
+from ktp.model.diagnosis import Finding, ServiceDiagnosis, Severity
 from ktp.render.report_words import (
     BALANCER_WORDS,
+    PROBE_COLUMNS,
     VANTAGE_WORDS,
+    WITNESS_COLUMNS,
     cell_words,
     grouped,
     nodes_of,
+    printable,
+    probe_rows,
     share_rows,
     shown_matrices,
     vantages_of,
+    witness_rows,
 )
 
 
@@ -19,7 +27,8 @@ def markdown_report(d: ServiceDiagnosis) -> str:
     """The report of one Service."""
     out = [f"## {_text(d.key)}", "", f"**{_text(d.verdict)}**", ""]
     out.append(
-        f"Type {d.type}, externalTrafficPolicy {d.external_traffic_policy}. Evidence: {_text(_evidence(d))}."
+        f"Type {_text(d.type)}, externalTrafficPolicy {_text(d.external_traffic_policy)}. "
+        f"Evidence: {_text(_evidence(d))}."
     )
     for m in shown_matrices(d):
         vantages = vantages_of(m)
@@ -32,8 +41,20 @@ def markdown_report(d: ServiceDiagnosis) -> str:
             out.append(f"| {_text(row.node)} | {count} | {cells} |")
     if d.frontends:
         out += ["", "_kept: the pod sees the client's address; SNAT: it sees a node's_"]
-    for group in grouped(d.findings):
-        out += _finding(group)
+    groups = grouped(d.findings)
+    for group in groups:
+        if group[0].severity is not Severity.INFO:
+            out += _finding(group)
+    remarks = [g[0] for g in groups if g[0].severity is Severity.INFO]
+    if remarks:
+        out += ["", "### Good to know", ""]
+        out += [f"- {_text(f.code)}: {_text(f.message)}." for f in remarks]
+    if d.probes:
+        out += ["", "### Dialled for real", "", *_table(PROBE_COLUMNS, probe_rows(d.probes))]
+    witnesses = [r for r in d.reconciliation if r.odd or r.health is not None]
+    if witnesses:
+        out += ["", "### Witnesses: endpoints for outside clients", ""]
+        out += _table(WITNESS_COLUMNS, witness_rows(witnesses))
     shares = share_rows(d)
     if shares:
         out += ["", "### Load share of outside traffic", ""]
@@ -47,6 +68,11 @@ def markdown_report(d: ServiceDiagnosis) -> str:
     return "\n".join(out) + "\n"
 
 
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    out = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    return out + [f"| {' | '.join(map(_text, row))} |" for row in rows]
+
+
 def _evidence(d: ServiceDiagnosis) -> str:
     read = [n for n, kinds in d.evidence_nodes.items() if kinds]
     return f"API objects and the rules of {', '.join(read[:6])}" if read else "API objects alone"
@@ -55,25 +81,47 @@ def _evidence(d: ServiceDiagnosis) -> str:
 def _finding(group: list[Finding]) -> list[str]:
     f = group[0]
     nodes = nodes_of(group)
-    out = ["", f"### {f.code} {f.name} ({f.severity.value})" + (f": {', '.join(nodes[:8])}" if nodes else ""), ""]
+    where = f": {_text(', '.join(nodes[:8]))}" if nodes else ""
+    out = ["", f"### {_text(f.code)} {_text(f.name)} ({f.severity.value}){where}", ""]
     out.append(_text(f.message) + ".")
     if f.evidence:
         out.append("")
         for e in f.evidence:
-            text = f"`` {e.text} ``" if e.kind == "rule" else _text(e.text)
-            out.append(f"- {e.kind}, {_text(e.source)}: {text}")
+            text = _code(e.text) if e.kind == "rule" else _text(e.text)
+            what = "tried" if e.kind == "counterfactual" else f"{_text(e.kind)}, {_text(e.source)}"
+            out.append(f"- {what}: {text}")
     if f.fixes:
         out.append("")
         for number, fix in enumerate(f.fixes, 1):
-            mark = " (checked by ktp)" if fix.verified else ""
+            mark = " (checked by ktp)" if fix.verified else f" ({_text(fix.outcome)})" if fix.outcome else ""
             out.append(f"{number}. {_text(fix.summary)}{mark}. Price: {_text(fix.cost)}.")
             if fix.command:
-                out += ["", f"   ```sh\n   {fix.command}\n   ```"]
+                out += ["", *_block(fix.command, "   "), ""]
     return out
 
 
+_MARKS = re.compile(r"([\\`*_\[\]<>#|~$]|&(?=[#\w]))")
+_AT_START = re.compile(r"^(\s*)([-+=]|\d+(?=[.)]))")
+
+
 def _text(text: str) -> str:
-    """Plain text that Markdown leaves alone."""
-    for mark in "\\`*_[]<>|#":
-        text = text.replace(mark, "\\" + mark) if mark not in "<>" else text.replace(mark, f"\\{mark}")
-    return text
+    """Plain text that Markdown leaves alone, on one line: no link, image, HTML, heading or mention comes of it."""
+    text = " ".join(printable(text).split())
+    text = _MARKS.sub(r"\\\1", text)
+    text = _AT_START.sub(r"\1\\\2" if not text[:1].isdigit() else r"\1\2\\", text)
+    # A URL or a mention would become a link by itself: a joiner of no width keeps it from that.
+    return text.replace("://", ":\u200b//").replace("@", "@\u200b").replace("www.", "www\u200b.")
+
+
+def _code(text: str) -> str:
+    """A code span that holds whatever it holds."""
+    text = " ".join(printable(text).split())
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks} {text} {ticks}"
+
+
+def _block(text: str, indent: str) -> list[str]:
+    """A fenced block of shell commands."""
+    lines = printable(text).splitlines() or [""]
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return [f"{indent}{fence}sh", *(indent + line for line in lines), indent + fence]

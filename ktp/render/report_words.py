@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, LoadShare, ServiceDiagnosis
+from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import Symptom
 
 VANTAGE_WORDS = {
@@ -20,6 +23,15 @@ BALANCER_WORDS = {
     "nodes-with-pods": "equally over the nodes with pods",
     "by-pods": "weighted by the nodes' pods",
 }
+
+
+# Control characters, lone surrogates (JSON may spell them) and the two non-characters that XML 1.0 cannot hold.
+_UNFIT = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def printable(text: str) -> str:
+    """The text with a mark in place of what no report can hold."""
+    return _UNFIT.sub("\ufffd", text)
 
 
 def cell_words(cell: Cell | None) -> str:
@@ -52,13 +64,43 @@ def vantages_of(m: FrontEndMatrix) -> list[str]:
     return [v for v in VANTAGE_WORDS if any(v in r.cells for r in m.nodes)]
 
 
-def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Findings of one cause together, gravest first."""
-    by_code: dict[tuple[str, str], list[Finding]] = {}
-    for f in findings:
+# A front end as `FrontEndMatrix.title` writes it.
+_TITLE = re.compile(r"(?:nodePort \d+|(?:loadBalancer|externalIP|clusterIP) \S+:\d+)/[A-Z]+(?: \(IPv6\))?")
+
+
+def grouped(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """Findings of one cause together, gravest first.
+
+    What is said alike of several front ends is said once, of all of them; what each node has of its own stays in a
+    group, of which the first speaks for all.
+    """
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for f in _merged(findings):
         key = (f.code, "" if f.node is not None and f.code in ("KTP501", "KTP502") else f.message)
-        by_code.setdefault(key, []).append(f)
-    return list(by_code.values())
+        groups.setdefault(key, []).append(f)
+    return list(groups.values())
+
+
+def _merged(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings that differ in the one front end that they name are one that names all."""
+    alike: dict[tuple[str, str, tuple[str, ...]], list[Finding]] = {}
+    for f in findings:
+        said = _TITLE.sub("\0", f.message) if len(set(_TITLE.findall(f.message))) == 1 else f.message
+        alike.setdefault((f.code, said, f.nodes), []).append(f)
+    out = []
+    for group in alike.values():
+        first = group[0]
+        titles = list(dict.fromkeys(t for f in group for t in _TITLE.findall(f.message)))
+        if len(group) > 1 and len(titles) > 1:
+            words = f"{', '.join(titles[:-1])} and {titles[-1]}"
+            found = _TITLE.search(first.message)
+            assert found is not None
+            message = first.message[: found.start()] + words + first.message[found.end() :]
+            cells = tuple(dict.fromkeys(c for f in group for c in f.cells))
+            out.append(replace(first, message=message, cells=cells))
+        else:
+            out += group
+    return out
 
 
 def nodes_of(group: Sequence[Finding]) -> list[str]:
@@ -70,3 +112,41 @@ def share_rows(d: ServiceDiagnosis) -> list[LoadShare]:
     """The shares worth showing: one front end, each balancer, where there is more than one endpoint."""
     first = next((s.frontend for s in d.shares), None)
     return [s for s in d.shares if s.frontend == first and len(s.pods) > 1]
+
+
+PROBE_COLUMNS = ("front end", "node", "address", "predicted", "observed", "")
+WITNESS_COLUMNS = ("front end", "node", "EndpointSlices", "rules", "health check", "disagrees")
+
+
+def probe_rows(rows: Sequence[ProbeRow]) -> list[tuple[str, ...]]:
+    """What was dialled, as rows of words under PROBE_COLUMNS."""
+    out: list[tuple[str, ...]] = []
+    for r in rows:
+        o = r.observed
+        total = len(o.attempts)
+        seen = ", ".join(f"{_spoken(s)} {n}/{total}" for s, n in o.symptoms.most_common())
+        if o.asked_http and total:
+            seen += f", HTTP {o.answered_http}/{total}"
+        predicted = _spoken(r.predicted.of) if r.predicted.symptoms else "-"
+        verdict = "" if r.verdict == "agrees" else r.verdict
+        out.append((o.target.frontend, o.target.node or "-", o.target.dialled, predicted, seen or "-", verdict))
+    return out
+
+
+def witness_rows(rows: Iterable[WitnessRow]) -> list[tuple[str, ...]]:
+    """The witnesses, as rows of words under WITNESS_COLUMNS."""
+    out: list[tuple[str, ...]] = []
+    for r in rows:
+        health = "-"
+        if r.health is not None:
+            count = f", counts {r.health.local_endpoints}" if r.health.local_endpoints is not None else ""
+            health = r.health.problem or f"{r.health.status}{count}"
+        slices = "?" if r.slices is None else str(len(r.slices))
+        rules = "?" if r.rules is None else str(len(r.rules))
+        odd = f"{r.odd}: {r.words}" if r.odd else ""
+        out.append((r.frontend, r.node, slices, rules, health, odd))
+    return out
+
+
+def _spoken(symptom: Symptom) -> str:
+    return symptom.value.replace("_", " ")

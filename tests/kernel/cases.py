@@ -357,7 +357,7 @@ add(
     "a source hint of the route",
     "fib_info.fib_prefsrc",
     [p("a", "srv", 80), p("a", "pb1", 80)],
-    commands={"a": ["-4 route replace 10.244.2.0/24 via 10.1.0.12 src 10.99.0.11"]},
+    commands={"a": ["-4 route add 10.244.2.10 via 10.1.0.12 src 10.99.0.11"]},
 )
 add(
     "a range of ports",

@@ -41,8 +41,10 @@ def load(lab: Lab, case: Case) -> Case:
         lab.clear(node)
     for node, text in case.sets.items():
         lab.agents[node].run("ipset", "restore", "-exist", text=text)
-    for (node, backend), text in case.rules.items():
-        rules[node, backend] = _load_rules(lab, node, case.family, backend, text)
+    for (node, wanted), text in case.rules.items():
+        backend = wanted if wanted in lab.backends else "nft"
+        if (node, backend) not in rules:
+            rules[node, backend] = _load_rules(lab, node, case.family, backend, text)
     for node, values in case.sysctls.items():
         lab.sysctl(node, values)
     for node, commands in case.commands.items():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -105,6 +106,7 @@ NODE_DEFAULTS = {
     "net/bridge/bridge-nf-call-iptables": "1",
     "net/bridge/bridge-nf-call-ip6tables": "1",
 }
+COMMANDS = ("ip", "nft", "ipset", "conntrack", "iptables-nft-restore", "ip6tables-nft-restore")
 SAVE = {4: "iptables", 6: "ip6tables"}
 
 
@@ -164,6 +166,8 @@ class Lab:
     def __init__(self) -> None:
         self._id = uuid.uuid4().hex[:6]
         self.agents: dict[str, Agent] = {}
+        if shutil.which("modprobe"):
+            subprocess.run(["modprobe", "br_netfilter"], capture_output=True, check=False)
         try:
             for host in HOSTS:
                 _run("ip", "netns", "add", self.namespace(host))
@@ -171,6 +175,7 @@ class Lab:
             self._settings()
             self._wire()
             self._serve()
+            self.backends = self._find_backends()
         except BaseException:
             self.close()
             raise
@@ -398,6 +403,15 @@ class Lab:
     def _write(self, hosts: Iterable[str], values: dict[str, str]) -> None:
         for host in hosts:
             self.agents[host].ask(do="write", values=[(f"/proc/sys/{k}", v) for k, v in values.items()])
+
+    def _find_backends(self) -> tuple[str, ...]:
+        """Newer kernels are built without legacy tables, and newer systems without their command."""
+        try:
+            for family in (4, 6):
+                self.agents["a"].run(f"{SAVE[family]}-legacy-restore", text=_empty_tables(("filter", "nat")))
+        except LabError:
+            return ("nft",)
+        return ("nft", "legacy")
 
     # -- using
 

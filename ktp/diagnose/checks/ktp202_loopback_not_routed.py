@@ -44,7 +44,9 @@ def run(case: Case) -> Iterable[Finding]:
             (e for e in case.on(entry.node) if e.title == entry.title and e.vantage is Vantage.NODE),
             None,
         )
-        if (twin is not None and twin.cell.symptom is Symptom.CONNECTS) or _never_served(case, entry):
+        if (twin is not None and twin.cell.symptom is Symptom.CONNECTS and not twin.fails) or _never_served(
+            case, entry
+        ):
             cells.append(entry)
             nodes.append(entry.node)
     if not cells:

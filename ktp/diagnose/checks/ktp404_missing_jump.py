@@ -27,9 +27,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
-from ktp.diagnose.case import Case
+from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import EditedRuleset, like, rules_renewed, with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.diagnose.checks.rule_common import merged
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
 from ktp.model.ruleset import Chain, Ruleset
@@ -83,8 +84,22 @@ def run(case: Case) -> Iterable[Finding]:
                     outcome=f"{len(mended)} of {len(failing)} failing cells then connect",
                 )
             ],
-            cells=mended,
+            cells=merged(mended, _elsewhere(case, failing, state)),
         )
+
+
+def _elsewhere(case: Case, failing: list[Entry], state: NodeState) -> list[Entry]:
+    """Cells of the node that with the jumps meet kube-proxy's rules, though these do not let them through either."""
+    out = []
+    for entry in failing:
+        before = entry.cell.decided_by
+        if entry.node == state.name and before is not None and before.kind == "socket":
+            after = case.ask_again(
+                entry, f"jumps on {state.name}", partial(_restored, case.snapshot, state)
+            ).decided_by
+            if after is not None and after.kind != before.kind:
+                out.append(entry)
+    return out
 
 
 def _restarted(case: Case, node: str) -> Snapshot:

@@ -108,7 +108,11 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
         Vantage.OTHER_NODE: "processes of other nodes",
         Vantage.POD_OTHER_NODE: "pods of other nodes",
     }.get(first.vantage, "clients on the node")
-    symptom = {Symptom.TIMES_OUT: "time out", Symptom.REFUSED: "are refused"}.get(first.cell.symptom, "fail")
+    symptom = {
+        Symptom.TIMES_OUT: "time out",
+        Symptom.REFUSED: "are refused",
+        Symptom.CONNECTS: "end at a socket of the node",
+    }.get(first.cell.symptom, "fail")
     curl = [e for e in case.on(node) if e.vantage is Vantage.NODE and e.is_external and not e.fails]
     message = (
         f"externalTrafficPolicy is Local and no usable endpoint of {service.key} runs on {node}: "

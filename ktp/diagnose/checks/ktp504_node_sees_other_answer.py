@@ -42,7 +42,7 @@ def run(case: Case) -> Iterable[Finding]:
             (e for e in case.on(entry.node) if e.title == entry.title and e.vantage is Vantage.NODE),
             None,
         )
-        if twin is not None and twin.cell.symptom is Symptom.CONNECTS:
+        if twin is not None and twin.cell.symptom is Symptom.CONNECTS and not twin.fails:
             by_title.setdefault(entry.title, []).append(entry.node)
     for title, nodes in by_title.items():
         yield CHECK.finding(
@@ -64,7 +64,7 @@ def run(case: Case) -> Iterable[Finding]:
 def _symptom(case: Case, title: str, node: str, vantage: Vantage) -> str:
     for e in case.on(node):
         if e.key == (title, node, vantage.value):
-            return e.cell.symptom.value
+            return "connects to a socket of the node itself" if e.is_swallowed else e.cell.symptom.value
     return "unknown"
 
 

@@ -99,7 +99,7 @@ def test_the_screen_is_as_reviewed(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.undo()
     assert status == (0 if name.startswith(("healthy", "no-external")) else 1)
     compare(name, text.replace("\x1b", "␛"))
-    arguments, environment, encoding, _ = SCREENS[name]
+    _, environment, encoding, _ = SCREENS[name]
     plain = _ESCAPE.sub("", text)
     for line in plain.splitlines():
         # commands are whole, to be copied
@@ -111,7 +111,6 @@ def test_the_screen_is_as_reviewed(name: str, monkeypatch: pytest.MonkeyPatch) -
     if encoding == "ascii":
         assert text.isascii()
         assert "?" not in text
-    del arguments
 
 
 def test_color_changes_nothing_but_the_color(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +178,41 @@ def test_json_has_the_shape_of_the_design(capsys: pytest.CaptureFixture[str]) ->
     assert all({"summary", "cost", "patch", "verified"} <= set(f) for f in finding["fixes"])
     assert found["evidence"]["nodes"]["node-b"] == ["iptables-legacy"]
     assert found["gaps"] == []
+
+
+def keys(found: object) -> set[str]:
+    if isinstance(found, dict):
+        # what stands under a node's or field's name is data, not a key of the format
+        inner = {k: v for k, v in found.items() if k not in {"patch"}}
+        own = set() if set(found) & {"node-a", "connects", "times_out"} else set(found)
+        return own.union(*(keys(v) for v in inner.values()))
+    return set().union(*(keys(v) for v in found)) if isinstance(found, list) else set()
+
+
+def test_every_key_is_in_the_reference(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (REPOSITORY / "docs" / "reference" / "json.md").read_text()
+    words = set(re.findall(r"[A-Za-z]+", page))
+    assert keys(answer(capsys, "-A")[1]) - words == set()
+    run(["--snapshot", str(API_ALONE), "diagnose", "svc", LOCAL, "-o", "json"])
+    assert keys(json.loads(capsys.readouterr().out)) - words == set()
+    monkeypatch.setattr(app, "_WHOLE_DIAGNOSES", 0)
+    assert keys(answer(capsys, "-A")[1]) - words == set()
+
+
+def test_every_command_and_common_option_is_in_the_reference() -> None:
+    from ktp.cli import cli
+    from ktp.cli.diagnose import svc
+
+    page = (REPOSITORY / "docs" / "reference" / "cli.md").read_text()
+    for name in cli.list_commands(None):  # type: ignore[arg-type]
+        assert f"ktp {name}" in page
+    for parameter in cli.params:
+        assert parameter.opts[0] in page or not parameter.opts[0].startswith("--"), parameter.opts
+    for word in ("--client", "--fail-on", "--all-namespaces", "--probe", "--health"):
+        assert word in page
+        assert any(word in parameter.opts for parameter in svc.params)
 
 
 def test_yaml_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +359,7 @@ def ask(folder: Path, *arguments: str) -> int:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda f: shutil.rmtree(f), ["no snapshot at"]),
+        (shutil.rmtree, ["no snapshot at"]),
         (lambda f: [shutil.rmtree(f), f.mkdir()], ["is not a snapshot", "cluster/services.json"]),
         (lambda f: (f / "cluster/services.json").unlink(), ["cluster/services.json"]),
         (
@@ -373,11 +407,10 @@ def test_an_archive_that_was_cut(folder: Path, tmp_path: Path, capsys: pytest.Ca
         lambda _: os.urandom(5000),
         lambda _: b"\0" * 5000,
         lambda _: b"",
-        lambda data: data.replace(b"*nat", b"*nut*"),
         lambda _: b"iptables-save: command not found\n",
         lambda _: b"Fatal: can't open lock file /run/xtables.lock: Permission denied\n",
     ],
-    ids=["half", "a start", "random", "zeros", "blank", "no such table", "not found", "denied"],
+    ids=["half", "a start", "random", "zeros", "blank", "not found", "denied"],
 )
 def test_a_damaged_dump_is_not_taken_for_a_node_without_rules(
     garbage: Callable[[bytes], bytes], folder: Path, capsys: pytest.CaptureFixture[str]

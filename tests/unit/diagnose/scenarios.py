@@ -53,7 +53,9 @@ class Healthy(Asked):
         service = self.snapshot.cluster.services[self.service]
         counts = {w.node: (w.local_ready or 0) + self.more for w in super().diagnosis().reconciliation}
         health = {
-            t.node: HealthAnswer(target=t, status=200 if counts[t.node] else 503, local_endpoints=counts[t.node])
+            t.node: HealthAnswer(
+                target=t, status=200 if counts[t.node] else 503, local_endpoints=counts[t.node]
+            )
             for t in health_targets(self.snapshot, service)
         }
         return diagnose_service(self.snapshot, service, health=health)

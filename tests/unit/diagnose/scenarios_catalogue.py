@@ -10,6 +10,7 @@ from dataclasses import replace
 from ktp.kubeproxy.names import service_chains
 from ktp.model.cluster import (
     Cluster,
+    Condition,
     ContainerPort,
     Endpoint,
     EndpointPort,
@@ -120,7 +121,8 @@ def _other_port_name(protocol: str = "TCP") -> Objects:
 def _dual(one_family: bool) -> Asked:
     """A dual-stack Service, by the API alone."""
     change = service_with(
-        CLUSTER, cluster_ips=("172.16.9.9", "fd00:10::9"), ip_families=("IPv4", "IPv6"), ip_family_policy="PreferDualStack"
+        CLUSTER, cluster_ips=("172.16.9.9", "fd00:10::9"), ip_families=("IPv4", "IPv6"),
+        ip_family_policy="PreferDualStack",
     )  # fmt: skip
     if not one_family:
         more = EndpointSlice(
@@ -205,6 +207,8 @@ def _large() -> Asked:
 _INPUT = "-A INPUT -p tcp -m tcp --dport {ports} -j DROP"
 _NAT = "-A POSTROUTING {match} -j MASQUERADE"
 
+_LOCALLY = "-s 10.244.0.0/16 ! -d 10.244.0.0/16"
+
 CATALOGUE: dict[str, tuple[Ask, Ask]] = {
     "KTP104": (_wrong_target_name, same(NAMED)),
     "KTP105": (in_step(CLUSTER, _other_port_name()), same(CLUSTER)),
@@ -254,9 +258,7 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
         edited(CLUSTER, ("node-b", "kube-proxy-config.json", configured(nodePortAddresses=["10.0.0.0/24"]))),
     ),
     "KTP208": (
-        lambda: objects(CLUSTER, node_with("node-b", conditions=tuple(
-            replace(c, status="Unknown", reason="NodeStatusUnknown") for c in (recorded().cluster.nodes or {})["node-b"].conditions
-        )))(),
+        objects(CLUSTER, node_with("node-b", conditions=(Condition(type="Ready", status="Unknown"),))),
         same(CLUSTER),
     ),
     "KTP403": (
@@ -278,10 +280,14 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
         edited(CLUSTER, ("node-a", LEGACY, without_rules("-A KUBE-FORWARD", "INVALID"))),
     ),
     "KTP411": (_large, same(CLUSTER)),
+    "KTP412": (
+        in_step(CLUSTER, service_with(CLUSTER, external_ips=("10.99.0.50",)), demo),
+        in_step(CLUSTER, service_with(CLUSTER, external_ips=("10.99.0.50",))),
+    ),
     "KTP506": (
         edited(LOCAL, ("node-a", NFT, first_rule("nat", _NAT.format(match="-d 10.244.0.0/16"))), base=recorded),
         edited(
-            LOCAL, ("node-a", NFT, first_rule("nat", _NAT.format(match="-s 10.244.0.0/16 ! -d 10.244.0.0/16"))), base=recorded
+            LOCAL, ("node-a", NFT, first_rule("nat", _NAT.format(match=_LOCALLY))), base=recorded
         ),
     ),
     "KTP507": (

@@ -134,7 +134,11 @@ def test_two_faults_on_two_nodes_each_have_their_own_cause() -> None:
     )
     diagnosis = Asked(snapshot, CLUSTER).diagnosis()
     # node-c sends half of its connections to the pod on node-a, which does not forward them
-    assert causes(diagnosis, kind="loadBalancer") == {"node-a": "KTP201", "node-b": "KTP404", "node-c": "KTP201"}
+    assert causes(diagnosis, kind="loadBalancer") == {
+        "node-a": "KTP201",
+        "node-b": "KTP404",
+        "node-c": "KTP201",
+    }
 
 
 def test_two_drops_behind_one_another_leave_neither_alone_to_blame() -> None:

@@ -96,7 +96,9 @@ def test_who_dials_is_told_by_its_address() -> None:
     pod = next(p for p in world.cluster.pods or () if p.node_name == "node-a" and not p.host_network)
     assert sender_of(world, "10.0.0.10") == Sender(node="node-b")
     assert sender_of(world, pod.pod_ips[0]) == Sender(node="node-a", pod=pod.key)
-    assert sender_of(world, "203.0.113.9") == sender_of(world, None) == sender_of(world, "127.0.0.1") == Sender()
+    assert (
+        sender_of(world, "203.0.113.9") == sender_of(world, None) == sender_of(world, "127.0.0.1") == Sender()
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- predictions
@@ -117,9 +119,7 @@ def test_the_prediction_is_the_matrix_for_this_sender(
     p = predictor(world, LOCAL)
     targets = [t for t in p.targets(Sender()) if t.frontend.startswith("nodePort")]
     rows = compare(p, [seen(t, C, source=source) for t in targets])
-    assert {
-        r.observed.target.node: (r.predicted.vantage, r.predicted.of) for r in rows
-    } == vantages
+    assert {r.observed.target.node: (r.predicted.vantage, r.predicted.of) for r in rows} == vantages
 
 
 def test_a_virtual_address_may_come_to_any_node() -> None:
@@ -250,7 +250,9 @@ def test_the_rules_of_the_service_that_moved() -> None:
     assert moved
     assert all("nginx-externaltrafficpolicy" in m.rule for m in moved)
     assert all(m.packets % 3 == 0 for m in moved)
-    assert moved_rules("node-a", service, {"legacy/ip": before.encode()}, {"legacy/ip": before.encode()}) == []
+    assert (
+        moved_rules("node-a", service, {"legacy/ip": before.encode()}, {"legacy/ip": before.encode()}) == []
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- witnesses
@@ -293,7 +295,8 @@ def test_the_health_check_is_named_where_it_stands_alone() -> None:
     key = {r.node: r.node.replace("-", "_") for r in (holder, empty)}
     count = holder.local_ready
     good = report_with(
-        recorded(), **{key[holder.node]: said(holder.node, 200, count), key[empty.node]: said(empty.node, 503, 0)}
+        recorded(),
+        **{key[holder.node]: said(holder.node, 200, count), key[empty.node]: said(empty.node, 503, 0)},
     )
     assert set(odd(good).values()) == {""}
     assert not [f for f in good.findings if f.code == "KTP902"]
@@ -305,7 +308,9 @@ def test_the_health_check_is_named_where_it_stands_alone() -> None:
         },
     )
     assert odd(bad)[holder.node] == odd(bad)[empty.node] == "health check"
-    assert sorted(f.nodes for f in bad.findings if f.code == "KTP902") == sorted([(holder.node,), (empty.node,)])
+    assert sorted(f.nodes for f in bad.findings if f.code == "KTP902") == sorted(
+        [(holder.node,), (empty.node,)]
+    )
 
 
 def test_the_rules_are_named_where_a_node_did_not_sync() -> None:

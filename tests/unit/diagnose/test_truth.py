@@ -43,12 +43,16 @@ CERTAIN = 1e-4
 
 def cases() -> Iterator[Any]:
     whole = [MORE / name for name in PROOF if (MORE / name / "probes.json").is_file()]
-    probes = {(f / "probes.json").read_bytes() for f in whole}
+    sizes = {folder.name: count(folder) for folder in whole}
     for folder in sorted(PACKAGED.glob("*/")):
-        if (file := folder / "probes.json").is_file() and file.read_bytes() not in probes:
+        if (folder / "probes.json").is_file() and count(folder) != sizes.get(folder.name):
             yield pytest.param(folder, id=folder.name)
     for folder in whole:
         yield pytest.param(folder, id=f"whole {folder.name}")
+
+
+def count(folder: Path) -> int:
+    return len(json.loads((folder / "probes.json").read_text()))
 
 
 @dataclass

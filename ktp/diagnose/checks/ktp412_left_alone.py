@@ -1,0 +1,62 @@
+"""kube-proxy's rules leave this client's packets alone.
+
+# What it means
+In this version and mode kube-proxy does not translate the address for this kind of client. The packet goes where the
+node's routes lead: usually out to the load balancer or router that owns the address.
+
+# Why traffic fails
+Whether somebody answers there is beyond the cluster. Up to 1.20 processes of a node that dial an external IP are not
+translated; in iptables mode neither is a load-balancer or external IP of a Service without endpoints, dialled on a
+node.
+
+# Evidence
+What kube-proxy of this version writes, and where the packet leaves.
+
+# Confirm by hand
+    ip route get ADDRESS                    # on the node
+    iptables-save -t nat | grep ADDRESS
+
+# Fix
+On nodes, dial the cluster IP, or upgrade kube-proxy.
+
+# Example
+A script on the nodes asks a Service's external IP, and kube-proxy is 1.20: from outside the same address answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ktp.diagnose.case import Case, Entry
+from ktp.diagnose.checks.base import Check, field, listed
+from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.trace import Disposition
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires where the API objects and the version call for no translation, and the packet is lost outside."""
+    found: dict[str, list[Entry]] = {}
+    for entry in case.failing():
+        if entry.asked.intent.passes and entry.cell.disposition is Disposition.LOST:
+            found.setdefault(entry.title, []).append(entry)
+    for title, entries in found.items():
+        first = entries[0]
+        clients = {e.vantage.value for e in entries}
+        who = "processes" if clients == {"node"} else "clients"
+        nodes = list(dict.fromkeys(e.node for e in entries))
+        yield CHECK.finding(
+            f"kube-proxy leaves {who} on {listed(nodes)} alone that dial {title}: {first.cell.reason}",
+            nodes=nodes,
+            evidence=[
+                field(
+                    "kube-proxy",
+                    f"{case.examiner.proxy(first.node).versions}: {first.asked.intent.decided_by}",
+                ),
+                Evidence(kind="route", source=first.node, text=first.cell.reason),
+            ],
+            fixes=[Fix(summary="on nodes, dial the Service's cluster IP instead", cost="none")],
+            cells=entries,
+        )
+
+
+CHECK = Check(code="KTP412", name="LeftAlone", severity=Severity.INFO, page=__doc__ or "", run=run)

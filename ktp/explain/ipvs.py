@@ -1,0 +1,481 @@
+"""kube-proxy's IPVS mode in words: virtual servers, and the ipsets and rules beside them.
+
+Rules hold only marks and filters there; where a packet goes is in the virtual servers (`ipvsadm -Sn`). Facts: kube-proxy
+1.18 to 1.36, ipvsadm(8); not tried against a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ktp.dataplane.host import Host
+from ktp.dataplane.ipset import compile_set
+from ktp.dataplane.ipvs import VirtualServers
+from ktp.dataplane.packet import PROTOCOLS, Packet
+from ktp.explain.words import condition_words, percent
+from ktp.kubeproxy.names import (
+    IPVS_INTERFACE,
+    KUBE_FIREWALL,
+    KUBE_IPVS_FILTER,
+    KUBE_IPVS_OUT_FILTER,
+    KUBE_LOAD_BALANCER,
+    KUBE_MARK_DROP,
+    KUBE_MARK_MASQ,
+    KUBE_NODE_PORT,
+    KUBE_POSTROUTING,
+    KUBE_PROXY_FIREWALL,
+    KUBE_SERVICES,
+    KUBE_SOURCE_RANGES_FIREWALL,
+    host_port,
+)
+from ktp.model.explanation import (
+    ChainNode,
+    ElementNode,
+    EndpointShare,
+    Explanation,
+    LookupNode,
+    RuleNode,
+    StageNode,
+    Verdict,
+)
+from ktp.model.host import IpSet, NodeState
+from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
+from ktp.model.ruleset import Rule, Ruleset
+from ktp.model.trace import Disposition, FlowAnswer, Symptom
+
+TABLE = "ipvs"
+_SCHEDULERS = {
+    "rr": "in turn",
+    "wrr": "in turn, by weight",
+    "lc": "to the one with the fewest connections",
+    "wlc": "to the one with the fewest connections, by weight",
+    "lblc": "by destination, to the one with the fewest connections",
+    "lblcr": "by destination, to the one with the fewest connections",
+    "dh": "by a hash of the destination",
+    "sh": "by a hash of the source",
+    "mh": "by a hash of the source (Maglev)",
+    "sed": "to the one with the shortest expected delay",
+    "nq": "to an idle one, else the shortest expected delay",
+    "fo": "to the one with the highest weight",
+    "ovf": "to the one with the highest weight, until it is full",
+}
+_SET_WORDS = {
+    "LOOP-BACK": "endpoints of this node that dial themselves through their Service",
+    "CLUSTER-IP": "cluster IPs with their ports",
+    "EXTERNAL-IP": "external IPs under externalTrafficPolicy Cluster",
+    "EXTERNAL-IP-LOCAL": "external IPs under externalTrafficPolicy Local",
+    "LOAD-BALANCER": "load-balancer IPs with their ports",
+    "LOAD-BALANCER-LOCAL": "load-balancer IPs under externalTrafficPolicy Local",
+    "LOAD-BALANCER-FW": "load-balancer IPs with loadBalancerSourceRanges",
+    "LOAD-BALANCER-SOURCE-IP": "load-balancer IPs with the addresses that may dial them",
+    "LOAD-BALANCER-SOURCE-CID": "load-balancer IPs with the networks that may dial them",
+    "NODE-PORT-TCP": "node ports (TCP)",
+    "NODE-PORT-UDP": "node ports (UDP)",
+    "NODE-PORT-SCTP": "node ports (SCTP)",
+    "NODE-PORT-LOCAL-TCP": "node ports under externalTrafficPolicy Local (TCP)",
+    "NODE-PORT-LOCAL-UDP": "node ports under externalTrafficPolicy Local (UDP)",
+    "NODE-PORT-LOCAL-SCTP": "node ports under externalTrafficPolicy Local (SCTP)",
+    "HEALTH-CHECK-NODE-PORT": "ports of the load balancers' health checks",
+    "IPVS-IPS": f"the addresses of {IPVS_INTERFACE}",
+}
+_MOST_TRIED = 20_000  # entries of one set that are tried for the packet's
+
+
+# ------------------------------------------------------------------------------------------------------- rules
+
+
+def ipvs_generation(ruleset: Ruleset) -> str:
+    """Which kube-proxy in IPVS mode wrote the rules, in words."""
+    if ruleset.chain("filter", KUBE_IPVS_OUT_FILTER) is not None:
+        words = "1.29 or newer"
+    elif ruleset.chain("filter", KUBE_IPVS_FILTER) is not None:
+        words = "1.26 to 1.28"
+    elif ruleset.chain("filter", KUBE_PROXY_FIREWALL) is not None:
+        words = "1.25"
+    else:
+        words = "1.24 or older"
+    return f"kube-proxy {words}, IPVS mode"
+
+
+def _set_name(rule: Rule) -> str:
+    """The ipset that the rule asks, without KUBE-; "" where it asks none."""
+    for match in rule.matches:
+        if match.name == "set" and (option := match.option("--match-set")) is not None and option.args:
+            return option.args[0].removeprefix("KUBE-").removeprefix("6-")
+    return ""
+
+
+def set_words(name: str) -> str:
+    """What one of kube-proxy's ipsets holds; IPv6 names are cut to 31 characters."""
+    short = name.removeprefix("KUBE-").removeprefix("6-")
+    if short in _SET_WORDS:
+        return _SET_WORDS[short]
+    # Longest first: NODE-PORT-TCP begins as NODE-PORT-LOCAL-TCP does not, LOAD-BALANCER as all of them.
+    return next(
+        (
+            w
+            for n, w in sorted(_SET_WORDS.items(), key=lambda i: -len(i[0]))
+            if name.startswith("KUBE-") and (short.startswith(n) or n.startswith(short))
+        ),
+        "",
+    )
+
+
+def ipvs_rule_words(rule: Rule, target: str) -> str | None:
+    """kube-proxy's rules of IPVS mode; None for a rule that is none of them."""
+    name, chain, table = _set_name(rule), rule.chain, rule.table
+    if table == "nat":
+        if chain == KUBE_POSTROUTING and name == "LOOP-BACK":
+            return (
+                "an endpoint that dials itself through its Service: source becomes an address of this node; concerns "
+                "no one else"
+            )
+        if chain == KUBE_SERVICES:
+            return _services(rule, target, name)
+        if chain == KUBE_LOAD_BALANCER:
+            return _load_balancer(target, name)
+        if chain == KUBE_NODE_PORT and name.startswith("NODE-PORT"):
+            if target == "RETURN":
+                return "node ports under externalTrafficPolicy Local: back without a mark, so the client's address stays"
+            if target == KUBE_MARK_MASQ:
+                return (
+                    "node ports: marked for masquerading (externalTrafficPolicy Cluster; those under Local went back "
+                    "before)"
+                )
+        if chain == KUBE_FIREWALL and name.startswith("LOAD-BALANCER-SOURCE"):
+            return "from a source that loadBalancerSourceRanges allow: back, on its way"
+        if chain == KUBE_FIREWALL and target == KUBE_MARK_DROP:
+            return "everyone else: marked to be dropped, for loadBalancerSourceRanges do not allow the source"
+        return None
+    if table != "filter":
+        return None
+    if chain == KUBE_NODE_PORT and name == "HEALTH-CHECK-NODE-PORT":
+        return "lets the load balancers' health checks in"
+    if chain == KUBE_PROXY_FIREWALL and name.startswith("LOAD-BALANCER"):
+        return f"a load-balancer IP with loadBalancerSourceRanges: on to {target}"
+    if chain == KUBE_SOURCE_RANGES_FIREWALL:
+        if target == "RETURN":
+            return "from a source that loadBalancerSourceRanges allow: back, on its way"
+        if target == "DROP":
+            return "everyone else: dropped, for loadBalancerSourceRanges do not allow the source"
+    if chain in (KUBE_IPVS_FILTER, KUBE_IPVS_OUT_FILTER):
+        if target == "RETURN":
+            return (
+                f"a Service's own address and port ({set_words('KUBE-' + name) or name}): on its way to IPVS"
+            )
+        if target == "REJECT":
+            return (
+                f"an address of {IPVS_INTERFACE} with a port that no Service has: refused, so that the node's own "
+                "services do not answer there"
+            )
+    return None
+
+
+def _services(rule: Rule, target: str, name: str) -> str | None:
+    what = set_words("KUBE-" + name) if name else ""
+    if target == KUBE_NODE_PORT:
+        return "to any address of this node: on to the marks for node ports"
+    if target == KUBE_LOAD_BALANCER:
+        return "load-balancer IPs: on to their marks"
+    if target == "RETURN" and not name:
+        return f"{condition_words(rule)}: back, nothing of this is for loopback sources"
+    if target == "ACCEPT" and name:
+        return f"{what}: on its way to IPVS"
+    if target != KUBE_MARK_MASQ:
+        return None
+    if name == "CLUSTER-IP":
+        outside = next(
+            (m.options[0].args[0] for m in rule.matches if m.name == "" and m.options[0].flag == "-s"), None
+        )
+        whom = (
+            f"dialled from outside the pod network {outside}" if outside is not None else "dialled by anyone"
+        )
+        sides = next(
+            (o.args[1] for m in rule.matches if m.name == "set" for o in m.options if len(o.args) > 1), ""
+        )
+        if sides.startswith("src"):
+            whom = "of a Service as the source: the node's own process, whose packet the kernel gave such an address"
+        return f"a cluster IP {whom}: marked for masquerading"
+    return f"{what}: marked for masquerading (externalTrafficPolicy Cluster)"
+
+
+def _load_balancer(target: str, name: str) -> str | None:
+    if target == "RETURN":
+        return "load-balancer IPs under externalTrafficPolicy Local: back without a mark, so the client's address stays"
+    if target == KUBE_MARK_MASQ and not name:
+        return "all others (externalTrafficPolicy Cluster): marked for masquerading"
+    if target == KUBE_FIREWALL:
+        return "load-balancer IPs with loadBalancerSourceRanges: on to the check of the source"
+    return None
+
+
+def ipset_lookups(rule: Rule, host: Host, packets: Sequence[Packet]) -> tuple[LookupNode, ...]:
+    """What the rule's ipsets have for the packets."""
+    found: list[LookupNode] = []
+    for match in rule.matches:
+        for option in match.options if match.name == "set" else ():
+            if option.flag != "--match-set" or len(option.args) < 2:
+                continue
+            name, sides = option.args[0], option.args[1]
+            ipset = (host.state.ipsets or {}).get(name)
+            if ipset is None:
+                found.append(LookupNode(kind="ipset", name=name, words="which was not read"))
+                continue
+            hits = _entries(ipset, sides, packets)
+            total = len(ipset.entries)
+            left = total - len(hits)
+            words = "other entry" if left == 1 else "other entries"
+            if not hits:
+                words = "entry, not for this packet" if total == 1 else "entries, none for this packet"
+            found.append(
+                LookupNode(
+                    kind="ipset",
+                    name=name,
+                    words=set_words(name),
+                    elements=tuple(ElementNode(text=entry, words="in the set") for entry in hits),
+                    left_out=left,
+                    left_out_words=words if left else "",
+                )
+            )
+    return tuple(found)
+
+
+def _entries(ipset: IpSet, sides: str, packets: Sequence[Packet]) -> list[str]:
+    """The entries that the packets match, as the dump writes them."""
+    ports = {str(p.dport) for p in packets}
+    found = []
+    for entry, options in ipset.entries[:_MOST_TRIED]:
+        if ipset.type == "bitmap:port" and "-" not in entry and entry not in ports:
+            continue
+        if ",port" in ipset.type and ":" in entry and not any(f":{port}" in entry for port in ports):
+            continue
+        test = compile_set(ipset.name, {ipset.name: replace(ipset, entries=((entry, options),))})
+        if test is not None and any(test(p, sides) for p in packets):
+            found.append(entry)
+    return found
+
+
+# --------------------------------------------------------------------------------------------- virtual servers
+
+
+def server_words(server: VirtualServer) -> str:
+    """`virtual server 10.0.0.3:31015/tcp, scheduler rr (in turn), no persistence`."""
+    where = f"firewall mark {server.port}"
+    if server.ip is not None:
+        where = f"{host_port(str(server.ip), server.port)}/{server.protocol}"
+    how = _SCHEDULERS.get(server.scheduler)
+    words = f"virtual server {where}, scheduler {server.scheduler}" + (f" ({how})" if how else "")
+    if server.persistent is not None:
+        return f"{words}; persistent: a client stays with its real server for {server.persistent} s"
+    return words
+
+
+def _server_text(server: VirtualServer) -> str:
+    return f"-A {_front(server)} -s {server.scheduler}" + (
+        f" -p {server.persistent}" if server.persistent is not None else ""
+    )
+
+
+def _front(server: VirtualServer) -> str:
+    if server.protocol == "fwmark" or server.ip is None:
+        return f"-f {server.port}"
+    flag = {"tcp": "-t", "udp": "-u"}.get(server.protocol, "--sctp-service")
+    return f"{flag} {host_port(str(server.ip), server.port)}"
+
+
+def _real_text(server: VirtualServer, real: RealServer) -> str:
+    method = {"masq": "-m", "route": "-g"}.get(real.method, "-i")
+    return f"-a {_front(server)} -r {host_port(str(real.ip), real.port)} {method} -w {real.weight}"
+
+
+def _real_words(real: RealServer, share: float) -> str:
+    where = f"real server {host_port(str(real.ip), real.port)}, weight {real.weight}"
+    if real.weight == 0:
+        return f"{where}: takes no new connections (being removed; open ones go on)"
+    words = f"{where}: {percent(share)} of new connections" if share < 1 else f"{where}: all connections"
+    other = {"route": "sent on unchanged (direct routing)", "tunnel": "sent on in a tunnel"}.get(real.method)
+    return f"{words}; {other}, which kube-proxy does not do" if other else words
+
+
+def _shares(table: IpvsTable, server: VirtualServer) -> dict[tuple[str, int], float]:
+    """The part of new connections that each real server gets."""
+    if server.ip is None:
+        usable = [s for s in server.servers if s.weight > 0]
+        return {(str(s.ip), s.port): 1 / len(usable) for s in usable}
+    family = server.ip.version
+    packet = Packet(family, PROTOCOLS[server.protocol], 0, int(server.ip), 0, server.port)
+    found = VirtualServers(IpvsTable(services=(server,), source=table.source)).schedule(packet)
+    return {(str(s.ip), s.port): chance for s, chance in found.choices} if found is not None else {}
+
+
+def _server_node(
+    table: IpvsTable, server: VirtualServer, share: float | None, effects: dict[str, float] | None
+) -> RuleNode:
+    shares = _shares(table, server)
+    elements = []
+    for real in server.servers:
+        where = host_port(str(real.ip), real.port)
+        part = shares.get((str(real.ip), real.port), 0.0)
+        elements.append(
+            ElementNode(
+                text=_real_text(server, real),
+                words=_real_words(real, part),
+                share=None if effects is None else min(1.0, effects.get(f"real server {where}", 0.0)),
+            )
+        )
+    words = "no real servers" if not elements else "real servers"
+    if not shares:
+        words = f"{words} that take connections" if elements else words
+    return RuleNode(
+        position=0,
+        line=0,
+        text=_server_text(server),
+        words=server_words(server) + ("" if shares else ": refuses, for it has no real server to send to"),
+        share=share,
+        lookups=(LookupNode(kind="servers", name="", words=words, elements=tuple(elements)),),
+    )
+
+
+def ipvs_stage(
+    host: Host, hook: str, words: str, answer: FlowAnswer, node: str, packets: Sequence[Packet], priority: int
+) -> StageNode | None:
+    """IPVS at one hook: the virtual server of the packet, and how many others there are."""
+    table = host.state.ipvs
+    if table is None or host.virtual_servers is None:
+        return None
+    effects: dict[str, float] = {}
+    share = 0.0
+    for path in answer.paths:
+        steps = {
+            step.effect
+            for hop in path.hops
+            if hop.node == node and hop.direction == "request"
+            for step in hop.steps
+            if step.table == TABLE and step.hook == hook
+        }
+        share += path.probability if steps else 0.0
+        for effect in steps:
+            effects[effect] = effects.get(effect, 0.0) + path.probability
+    servers: list[VirtualServer] = []
+    for packet in packets:
+        scheduled = host.virtual_servers.schedule(packet)
+        if scheduled is not None and scheduled.server not in servers:
+            servers.append(scheduled.server)
+    total = len(table.services)
+    left = total - len(servers)
+    return StageNode(
+        hook=hook,
+        words=words,
+        backend=TABLE,
+        chain=ChainNode(
+            table=TABLE,
+            name="virtual servers",
+            words="sends packets to virtual servers on to one of their real servers",
+            rules=tuple(_server_node(table, s, min(1.0, share), effects) for s in servers),
+            left_out=left,
+            left_out_words="virtual servers of other addresses and ports" if left else "",
+        ),
+        priority=priority,
+    )
+
+
+def ipvs_notes(state: NodeState | None, dst: str) -> tuple[str, ...]:
+    """What kube-ipvs0 has to do with the dialled address."""
+    if state is None or state.ipvs is None:
+        return ()
+    held = next((i for i in state.interfaces or () if i.name == IPVS_INTERFACE), None)
+    if state.interfaces is not None and held is None:
+        return (
+            f"the node has no interface {IPVS_INTERFACE}, which kube-proxy's IPVS mode keeps for Service addresses",
+        )
+    if held is not None and any(str(a.ip) == dst for a in held.addresses):
+        return (
+            f"{dst} is an address of {IPVS_INTERFACE}: so the node takes packets to it in, and IPVS sees them",
+        )
+    return ()
+
+
+# ------------------------------------------------------------------------------------------------ a dump alone
+
+
+def ipvs_node_ports(table: IpvsTable) -> list[tuple[int, str, str]]:
+    """Every (port, protocol, "") that has a virtual server."""
+    return sorted({(s.port, s.protocol, "") for s in table.services if s.ip is not None})
+
+
+def servers_of_port(table: IpvsTable, protocol: str, port: int) -> list[VirtualServer]:
+    """The virtual servers of a port: of a node port one for each address of the node."""
+    return [s for s in table.services if s.protocol == protocol and s.port == port and s.ip is not None]
+
+
+def explain_ipvs_dump(table: IpvsTable, node: str, protocol: str, port: int) -> Explanation | None:
+    """The virtual servers of a port, from `ipvsadm -Sn` alone; None where there is none."""
+    servers = servers_of_port(table, protocol, port)
+    if not servers:
+        return None
+    nodes = tuple(_server_node(table, s, None, None) for s in servers)
+    shares: dict[str, float] = {}
+    for (ip, number), share in _shares(table, servers[0]).items():
+        shares[host_port(ip, number)] = share
+    fails = not shares
+    verdict = Verdict(
+        disposition=(Disposition.REJECTED if fails else Disposition.DELIVERED).value,
+        symptom=(Symptom.REFUSED if fails else Symptom.CONNECTS).value,
+        headline=(
+            "rejected: the client sees 'connection refused'" if fails else "delivered, as far as IPVS decides"
+        ),
+        why=(
+            "the virtual server has no real server that takes connections: the Service has no usable endpoint on any "
+            "node, or (kube-proxy up to 1.23, externalTrafficPolicy Local) none on this node"
+            if fails
+            else f"balanced over {len(shares)} real server{'s' * (len(shares) > 1)}"
+        ),
+        node=node,
+        table=TABLE,
+        chain="virtual servers",
+        rule=nodes[0].text if fails else "",
+        endpoints=tuple(
+            EndpointShare(address=address, share=share, symptom=Symptom.CONNECTS.value)
+            for address, share in shares.items()
+        ),
+        assumptions=(
+            "no rule stops the packets, and the answers come back by this node (ipvsadm tells neither rules nor ipsets)",
+        ),
+    )
+    notes = [
+        "ipsets and rules decide whether the client's address is replaced: a snapshot with ipset-save.txt and "
+        "iptables-save.txt tells that"
+    ]
+    if len({_server_set(s) for s in servers}) > 1:
+        notes.append(
+            "the virtual servers of this port do not have the same real servers; the verdict is of the first"
+        )
+    elif not fails:
+        notes.append(
+            "under externalTrafficPolicy Local kube-proxy 1.24 and newer lists all endpoints where this node has none: "
+            "clients outside then time out although the virtual server has real servers; the health check port says 503"
+        )
+    return Explanation(
+        subject=f"port {port}/{protocol}",
+        node=node,
+        vantage="a client outside the cluster",
+        source=table.source,
+        rules_of="IPVS virtual servers (ipvsadm)",
+        verdict=verdict,
+        chains=(
+            ChainNode(
+                table=TABLE,
+                name="virtual servers",
+                words="send new connections on to one of their real servers",
+                rules=nodes,
+                left_out=len(table.services) - len(servers),
+                left_out_words="virtual servers of other ports" if len(table.services) > len(servers) else "",
+            ),
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _server_set(server: VirtualServer) -> frozenset[tuple[str, int, int]]:
+    return frozenset((str(s.ip), s.port, s.weight) for s in server.servers)

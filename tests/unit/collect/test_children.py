@@ -1,0 +1,129 @@
+"""Child processes end with the question, in time and with all of their own children."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ktp.collect.children import allow_children, ending_children, run_child, stop_children
+
+
+def test_what_goes_in_and_out_is_exact() -> None:
+    content = os.urandom(3_000_000)
+    done = run_child(["cat"], timeout=20, stdin=content)
+    assert (done.status, done.stdout, done.stderr) == (0, content, b"")
+
+
+def test_status_and_errors() -> None:
+    done = run_child(["sh", "-c", "echo out; echo err >&2; exit 5"], timeout=5)
+    assert (done.status, done.stdout, done.stderr) == (5, b"out\n", b"err\n")
+
+
+def test_a_child_that_reads_nothing_may_be_given_something() -> None:
+    assert run_child(["true"], timeout=5, stdin=b"x" * 1_000_000).status == 0
+
+
+def test_a_timeout_keeps_what_was_printed_and_ends_the_whole_group() -> None:
+    before = time.monotonic()
+    done = run_child(["sh", "-c", "echo first; sleep 60 & echo $!; wait"], timeout=0.3)
+    assert time.monotonic() - before < 5
+    assert done.status is None
+    first, child = done.stdout.split()
+    assert first == b"first"
+    assert not is_alive(int(child))
+
+
+def test_a_grandchild_does_not_outlive_the_command() -> None:
+    done = run_child(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], timeout=5)
+    assert done.status == 0
+    assert not is_alive(int(done.stdout))
+
+
+def test_one_that_leaves_its_session_and_keeps_stderr_is_not_waited_for() -> None:
+    """As a ControlPersist master of OpenSSH before 8.5."""
+    before = time.monotonic()
+    done = run_child(["sh", "-c", "setsid sleep 3 >/dev/null </dev/null & echo ok"], timeout=10)
+    assert (done.status, done.stdout) == (0, b"ok\n")
+    assert time.monotonic() - before < 2
+
+
+def test_too_much_output_ends_it() -> None:
+    done = run_child(["cat", "/dev/zero"], timeout=20, limit=1_000_000)
+    assert done.overflowed
+    assert done.status is None
+    assert 1_000_000 <= len(done.stdout) < 2_000_000
+
+
+def test_stopping_ends_all_and_starts_none() -> None:
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(run_child(["sleep", "60"], timeout=60))) for _ in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    try:
+        stop_children()
+        for thread in threads:
+            thread.join(5)
+        assert [result.status for result in results] == [None] * 5
+        assert run_child(["true"], timeout=5).status is None
+    finally:
+        allow_children()
+    assert run_child(["true"], timeout=5).status == 0
+
+
+def test_an_error_does_not_stop_what_comes_later() -> None:
+    with pytest.raises(ValueError, match="x"), ending_children():
+        raise ValueError("x")
+    assert run_child(["true"], timeout=5).status == 0
+
+
+def test_a_command_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError):
+        run_child(["/nowhere/command"], timeout=5)
+
+
+INTERRUPTED = """
+import sys
+from ktp.collect.children import ending_children, run_child
+from ktp.collect.parallel import run_in_parallel
+with ending_children():
+    print("ready", flush=True)
+    run_in_parallel([lambda: run_child(["sh", "-c", f"sleep 60; : {sys.argv[1]}"], timeout=60)] * 20, workers=4)
+"""
+
+
+@pytest.mark.parametrize("number", [2, 15, 1])
+def test_a_signal_leaves_nothing(number: int, repository: Path) -> None:
+    token = f"ktp-children-{os.getpid()}-{number}"
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, token], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=repository
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    time.sleep(0.5)
+    child.send_signal(number)
+    assert child.wait(5) == (-2 if number == 2 else 128 + number)
+    child.stdout.close()
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if token in read(path)]
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
