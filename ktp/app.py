@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from ktp.model.cluster import Cluster, Service
     from ktp.model.diagnosis import ServiceDiagnosis
     from ktp.model.explanation import Explanation
+    from ktp.model.host import NodeState
     from ktp.model.probing import HealthAnswer, MovedRule, ProbeRow, WitnessRow
-    from ktp.model.ruleset import Ruleset
     from ktp.model.snapshot import Snapshot
     from ktp.model.trace import FlowAnswer
+    from ktp.parse.rules import RulesDump
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -721,92 +722,90 @@ class Explained:
     status: ExitCode
 
 
-def open_rules(file: str | None, stdin: Any) -> Ruleset | None:
+def open_rules(file: str | None, stdin: Any) -> RulesDump | None:
     """The dump of `--rules`, "-" being standard input; None where the option is not given."""
     if file is None:
         return None
     # Imported before the pipe is read: its writer is at work meanwhile.
     import ktp.explain.explain  # noqa: F401
-    from ktp.parse.iptables_save import open_ruleset
+    from ktp.parse.rules import open_rules_dump
 
     if file == "-":
         if stdin.isatty():
             raise UsageError("nothing is piped in", hint="iptables-save | ktp explain-rules … --rules -")
-        return open_ruleset(stdin.buffer.read(), source="standard input")
-    return open_ruleset(Path(file), source=file)
+        return open_rules_dump(stdin.buffer.read(), "standard input")
+    return open_rules_dump(Path(file), file)
 
 
-def explain_node_port(settings: Settings, text: str, vantage: str, dump: Ruleset | None) -> Explained:
+def explain_node_port(settings: Settings, text: str, vantage: str, dump: RulesDump | None) -> Explained:
     """`ktp explain-rules --node-port`: from a dump, a snapshot, or this machine."""
     port, protocol = _node_port(text)
     if dump is None:
-        return _explain_snapshot_port(settings, port, protocol, vantage)
+        from ktp.diagnose.explain_rules import explain_port
+
+        snapshot = _rules_snapshot(settings, _port_reach(port, protocol))
+        return _explained(
+            explain_port(snapshot, protocol, port, vantage, settings.nodes, every_rule=settings.verbose)
+        )
     from ktp.explain.explain import ask_dump, explain_flow
     from ktp.explain.front_end import node_port_rules
 
-    rules = node_port_rules(dump, protocol, port)
-    if not rules:
-        raise _no_such_node_port([dump], protocol, port, ())
     node = settings.nodes[0] if settings.nodes else "this node"
-    walker, asked = ask_dump(dump, node, protocol, port, vantage, rules)
-    return _explained([explain_flow(walker, asked, every_rule=settings.verbose)])
+    if dump.xtables is not None and (rules := node_port_rules(dump.xtables, protocol, port)):
+        walker, asked = ask_dump(dump.xtables, node, protocol, port, vantage, rules)
+        return _explained([explain_flow(walker, asked, every_rule=settings.verbose)])
+    if dump.nft is not None:
+        from ktp.explain.nft_explain import ask_nft_dump
+
+        questions = ask_nft_dump(dump.nft, node, protocol, port, vantage)
+        if questions:
+            return _explained([explain_flow(w, a, every_rule=settings.verbose) for w, a in questions])
+    if dump.ipvs is not None:
+        from ktp.explain.ipvs import explain_ipvs_dump
+
+        found = explain_ipvs_dump(dump.ipvs, node, protocol, port)
+        if found is not None:
+            return _explained([found])
+    from ktp.explain.find import no_such_node_port
+
+    raise no_such_node_port([_dump_as_node(dump, node)], protocol, port)
 
 
-def explain_chain(settings: Settings, name: str, dump: Ruleset | None) -> Explained:
+def explain_chain(settings: Settings, name: str, dump: RulesDump | None) -> Explained:
     """`ktp explain-rules --chain`: from a dump, a snapshot, or this machine."""
-    from ktp.explain.explain import explain_chain_alone, near_chains
+    from ktp.explain.find import explain_chains
 
-    rulesets = [(settings.nodes[0] if settings.nodes else "this node", dump)] if dump is not None else []
-    if dump is None:
+    if dump is not None and dump.ipvs is not None:
+        raise UsageError(f"{dump.source} is of ipvsadm: it has virtual servers, and no chains", hint="ask for --node-port N")
+    if dump is not None:
+        states = [_dump_as_node(dump, settings.nodes[0] if settings.nodes else "this node")]
+    else:
+        from ktp.diagnose.explain_rules import nodes_with_rules, require_rules
+
         snapshot = _rules_snapshot(settings)
-        rulesets = [(node, r) for node, state in snapshot.nodes.items() for r in state.rulesets]
-        _require_rules(snapshot, settings)
-    found = [
-        e
-        for node, ruleset in rulesets
-        if ruleset is not None
-        and (e := explain_chain_alone(ruleset, node, name, every_rule=settings.verbose)) is not None
-    ]
-    if not found:
-        near = dict.fromkeys(n for _, r in rulesets if r is not None for n in near_chains(r, name))
-        words = f"; did you mean {' or '.join(list(near)[:3])}?" if near else ""
-        where = rulesets[0][1].source if len(rulesets) == 1 and rulesets[0][1] is not None else "these rules"
-        raise NotFoundError(f"there is no chain {name!r} in {where}{words}")
-    with_rules = [e for e in found if any(c.rules or c.left_out for c in e.chains)]
-    return Explained(explanations=tuple(with_rules or found), status=ExitCode.OK)
+        require_rules(snapshot, settings.nodes)
+        states = [snapshot.nodes[n] for n in nodes_with_rules(snapshot, settings.nodes)]
+    places = [(s.name, r, None) for s in states for r in s.rulesets]
+    native = [(s.name, None, s.nft) for s in states if s.nft is not None]
+    explanations = explain_chains([*places, *native], name, every_rule=settings.verbose)
+    return Explained(explanations=tuple(explanations), status=ExitCode.OK)
 
 
 def explain_service(settings: Settings, text: str, vantage: str) -> Explained:
     """`ktp explain-rules NAMESPACE/NAME`: every front end on each node with rules."""
-    from ktp.explain.explain import EXTERNAL, NODE
-    from ktp.kubeproxy.frontends import FrontEndKind, ignored_reason
-    from ktp.model.cluster import ip_of
+    from ktp.diagnose.explain_rules import explain_service_ends
 
     snapshot, service = snapshot_for_service(settings, text)
-    _require_rules(snapshot, settings)
-    if reason := ignored_reason(service):
-        raise UsageError(f"kube-proxy makes no rules for {service.key}: {reason}")
-    found: list[Explanation] = []
-    for port in service.ports:
-        protocol = port.protocol.lower()
-        ends: list[tuple[FrontEndKind, str | None, int, str]] = []
-        if port.node_port:
-            ends.append((FrontEndKind.NODE_PORT, None, port.node_port, vantage))
-        outside = [(FrontEndKind.LOAD_BALANCER, i.ip) for i in service.ingress]
-        outside += [(FrontEndKind.EXTERNAL_IP, ip) for ip in service.external_ips]
-        asker = NODE if vantage != "pod" else vantage
-        ends += [
-            (kind, ip, port.port, EXTERNAL if vantage == EXTERNAL else asker) for kind, ip in outside if ip
-        ]
-        ends += [(FrontEndKind.CLUSTER_IP, ip, port.port, asker) for ip in service.cluster_ips]
-        named = f"{service.key}{':' + port.name if port.name else ''}"
-        for kind, address, number, who in ends:
-            for node in _nodes_with_rules(snapshot, settings):
-                ip = ip_of(address) if address is not None else None
-                found += _explain_end(
-                    settings, snapshot, node, who, protocol, number, kind, ip, named, service
-                )
-    return _explained(found)
+    return _explained(
+        explain_service_ends(snapshot, service, vantage, settings.nodes, every_rule=settings.verbose)
+    )
+
+
+def _dump_as_node(dump: RulesDump, name: str) -> NodeState:
+    from ktp.model.host import NodeState
+
+    rulesets = (dump.xtables,) if dump.xtables is not None else ()
+    return NodeState(name=name, rulesets=rulesets, nft=dump.nft, ipvs=dump.ipvs)
 
 
 def _node_port(text: str) -> tuple[int, str]:
@@ -841,160 +840,6 @@ def _rules_snapshot(settings: Settings, reach: Reach | None = None) -> Snapshot:
     # What explains is imported while the node's commands are at work.
     threading.Thread(target=importlib.import_module, args=("ktp.explain.explain",), daemon=True).start()
     return parse_snapshot(collect_local_node(name, reach=reach))
-
-
-def _nodes_with_rules(snapshot: Snapshot, settings: Settings) -> list[str]:
-    names = settings.nodes or tuple(snapshot.nodes)
-    return [n for n in names if n in snapshot.nodes and snapshot.nodes[n].rulesets]
-
-
-def _require_rules(snapshot: Snapshot, settings: Settings) -> None:
-    if _nodes_with_rules(snapshot, settings):
-        return
-    where = " and ".join(settings.nodes) or "any node"
-    if any(n.nft is not None for n in snapshot.nodes.values()):
-        raise EvidenceError(
-            f"no iptables rules of {where} were read, only native nftables, which explain-rules does not show",
-            hint="`ktp diagnose svc` and `ktp trace` follow nftables",
-        )
-    gap = next((g for g in snapshot.gaps if "rules" in g.kind), None)
-    raise EvidenceError(
-        f"no packet filter rules of {where} were read" + (f": {gap.message}" if gap is not None else ""),
-        hint=(gap.remedy if gap is not None and gap.remedy else None)
-        or "run ktp on the node as root, or `iptables-save | ktp explain-rules … --rules -`",
-    )
-
-
-def _no_such_node_port(
-    rulesets: list[Ruleset], protocol: str, port: int, known: tuple[tuple[int, str, str], ...]
-) -> Exception:
-    from ktp.explain.front_end import is_ipvs, near_node_ports, node_ports
-
-    if not known and not any(r.chain("nat", "KUBE-SERVICES") for r in rulesets):
-        return EvidenceError(
-            f"{rulesets[0].source} holds no rules of kube-proxy at all",
-            hint="a node may have rules in both back ends: try iptables-nft-save and iptables-legacy-save",
-        )
-    if not known and any(is_ipvs(r) for r in rulesets):
-        return EvidenceError(
-            "kube-proxy runs in IPVS mode here: node ports are in ipsets and IPVS, not in rules",
-            hint="use a snapshot that has ipset-save.txt and ipvsadm.txt",
-        )
-    ports = sorted({*known, *(p for r in rulesets for p in node_ports(r))})
-    near = [
-        f"{n}/{its}" + (f" ({service})" if service else "")
-        for n, its, service in near_node_ports(ports, protocol, port)
-    ]
-    words = f"; near it there are {', '.join(near)}" if near else "; there are no node ports at all"
-    return NotFoundError(f"no rule names node port {port}/{protocol}{words}")
-
-
-def _explain_snapshot_port(settings: Settings, port: int, protocol: str, vantage: str) -> Explained:
-    snapshot = _rules_snapshot(settings, _port_reach(port, protocol))
-    from ktp.explain.front_end import node_port_rules
-    from ktp.kubeproxy.frontends import FrontEndKind
-
-    _require_rules(snapshot, settings)
-    services = [
-        (service, f"{service.key}{':' + p.name if p.name else ''}")
-        for service in snapshot.cluster.services.values()
-        for p in service.ports
-        if p.node_port == port and p.protocol.lower() == protocol
-    ]
-    nodes = _nodes_with_rules(snapshot, settings)
-    rulesets = [r for n in nodes for r in snapshot.nodes[n].rulesets]
-    if not services and not any(node_port_rules(r, protocol, port) for r in rulesets):
-        known = tuple(
-            (p.node_port, p.protocol.lower(), s.key)
-            for s in snapshot.cluster.services.values()
-            for p in s.ports
-            if p.node_port
-        )
-        raise _no_such_node_port(rulesets, protocol, port, known)
-    service, named = services[0] if services else (None, None)
-    found: list[Explanation] = []
-    for node in nodes:
-        found += _explain_end(
-            settings, snapshot, node, vantage, protocol, port, FrontEndKind.NODE_PORT, None, named, service
-        )
-    return _explained(found)
-
-
-def _explain_end(
-    settings: Settings,
-    snapshot: Snapshot,
-    node: str,
-    vantage: str,
-    protocol: str,
-    port: int,
-    kind: FrontEndKind,
-    address: IPv4Address | IPv6Address | None,
-    named: str | None,
-    service: Service | None,
-) -> list[Explanation]:
-    """One front end on one node: one explanation for each address family it is served in."""
-    from ktp.diagnose.questions import PodsByNode, external_client, node_addresses, with_supposed_pods
-    from ktp.explain.explain import EXTERNAL, LOCALHOST, LOOPBACK, POD, Asked, explain_flow, rules_of
-    from ktp.explain.front_end import node_port_rules
-    from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ip_versions_of
-    from ktp.model.cluster import Service as AnyService
-
-    out: list[Explanation] = []
-    own = node_addresses(snapshot, node)
-    versions = (
-        (address.version,)
-        if address is not None
-        else ip_versions_of(service)
-        if service is not None
-        else (4, 6)
-    )
-    for version in versions:
-        word = "ip" if version == 4 else "ip6"
-        rulesets = snapshot.nodes[node].rulesets_of(word)
-        rules = [node_port_rules(r, protocol, port) for r in rulesets]
-        target = address or next((ip for ip in own if ip.version == version), None)
-        if target is None or not rulesets or (service is None and not any(rules)):
-            continue
-        end = FrontEnd(kind=kind, ip=target, port=port, protocol=protocol.upper(), ip_version=version)
-        flow = Flow(dst=str(target), port=port, protocol=protocol)
-        notes: list[str] = []
-        asked_of = snapshot
-        if vantage == EXTERNAL:
-            client = external_client(snapshot, service or AnyService(namespace="", name=""), end, node)
-            flow = replace(flow, src=str(client), via=node)
-            notes.append(f"the client is taken to be {client}")
-        elif vantage == POD:
-            pods = PodsByNode(snapshot.cluster)
-            asked_of, supposed = with_supposed_pods(snapshot, pods, version)
-            pod = pods.client(node, version)
-            pod = pod or (("a supposed pod", supposed[node]) if node in supposed else None)
-            if pod is None:
-                raise EvidenceError(f"no pod of {node} is known, and no podCIDR of it either")
-            flow = replace(flow, src=str(pod[1]), from_node=node)
-            notes.append(f"the pod is {pod[0]}, {pod[1]}")
-        elif vantage == LOCALHOST and kind is FrontEndKind.NODE_PORT:
-            flow = replace(flow, dst=LOOPBACK[version], src=LOOPBACK[version], from_node=node)
-        else:
-            flow = replace(flow, from_node=node)
-        best = next((i for i, r in enumerate(rulesets) if r.chain("nat", "KUBE-SERVICES") is not None), 0)
-        words = {FrontEndKind.LOAD_BALANCER: "load-balancer IP", FrontEndKind.EXTERNAL_IP: "external IP"}
-        subject = f"node port {port}/{protocol}"
-        if kind is not FrontEndKind.NODE_PORT:
-            shown = f"[{target}]" if version == 6 else target
-            subject = f"{words.get(kind, 'cluster IP')} {shown}:{port}/{protocol}"
-        named = named or rules[best].service
-        asked = Asked(
-            subject=subject + (f" of {named}" if named else ""),
-            node=node,
-            vantage=vantage,
-            flow=flow,
-            source=", ".join(r.source for r in rulesets),
-            rules_of=", and ".join(dict.fromkeys(rules_of(r, rules[i].nat) for i, r in enumerate(rulesets))),
-            rules=rules[best] if kind is FrontEndKind.NODE_PORT else None,
-            notes=tuple(notes),
-        )
-        out.append(explain_flow(walker_for(asked_of), asked, every_rule=settings.verbose))
-    return out
 
 
 def _explained(explanations: list[Explanation]) -> Explained:

@@ -5,6 +5,7 @@ Some test case fails exactly where `ktp diagnose --fail-on` ends with exit statu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
@@ -33,9 +34,13 @@ def _fill(suite: ET.Element, d: ServiceDiagnosis, grave: Sequence[Finding]) -> d
     """The cases of one Service, and how many there are of each kind."""
     counts = {"tests": 0, "failures": 0, "skipped": 0, "errors": 0}
     told: set[int] = set()
+    names: Counter[str] = Counter()
 
     def add(name: str, found: Sequence[Finding], unknown: Cell | None = None) -> None:
         counts["tests"] += 1
+        names[name] += 1
+        if names[name] > 1:
+            name = f"{name} ({names[name]})"
         case = ET.SubElement(suite, "testcase", classname=printable(d.key), name=printable(name))
         if found:
             counts["failures"] += 1

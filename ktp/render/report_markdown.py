@@ -96,7 +96,7 @@ def _finding(group: list[Finding]) -> list[str]:
             mark = " (checked by ktp)" if fix.verified else f" ({_text(fix.outcome)})" if fix.outcome else ""
             out.append(f"{number}. {_text(fix.summary)}{mark}. Price: {_text(fix.cost)}.")
             if fix.command:
-                out += ["", *_block(fix.command, "   "), ""]
+                out += ["", *_block(fix.command, "   ")]
     return out
 
 

@@ -15,7 +15,7 @@ POISON = (
     "<!-- \x00\x07\x1b[31m \ud800\ufffe \u202e https://evil.example/ @someone\n\n# head\n\n| x | y |\n- item"
 )
 # What must stay: keys that the code itself compares.
-_KEPT = {"vantage", "direction", "kind", "balancer", "basis", "verdict", "ip", "dst", "src", "host"}
+_KEPT = {"vantage", "direction", "kind", "balancer", "basis", "verdict", "ip", "dst", "src", "host", "odd", "problem"}
 
 
 def poisoned(value: T) -> T:
