@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ktp.diagnose.probing import Predictor
     from ktp.diagnose.survey import SurveyRow
     from ktp.diagnose.whatif import Change
-    from ktp.kubeproxy.frontends import FrontEndKind
     from ktp.model.capture import Capture, EvidenceGap
     from ktp.model.cluster import Cluster, Service
     from ktp.model.diagnosis import ServiceDiagnosis
@@ -614,7 +613,9 @@ def _require_family(service: Service, client: IPv4Address | IPv6Address | None) 
 
     versions = ip_versions_of(service)
     if client is not None and versions and client.version not in versions:
-        raise UsageError(f"--client {client} cannot dial {service.key}, which has no IPv{client.version} address")
+        raise UsageError(
+            f"--client {client} cannot dial {service.key}, which has no IPv{client.version} address"
+        )
 
 
 def _write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis], *, as_list: bool = False) -> None:
@@ -776,7 +777,10 @@ def explain_chain(settings: Settings, name: str, dump: RulesDump | None) -> Expl
     from ktp.explain.find import explain_chains
 
     if dump is not None and dump.ipvs is not None:
-        raise UsageError(f"{dump.source} is of ipvsadm: it has virtual servers, and no chains", hint="ask for --node-port N")
+        raise UsageError(
+            f"{dump.source} is of ipvsadm: it has virtual servers, and no chains",
+            hint="ask for --node-port N",
+        )
     if dump is not None:
         states = [_dump_as_node(dump, settings.nodes[0] if settings.nodes else "this node")]
     else:
@@ -934,7 +938,9 @@ def _cluster_capture(settings: Settings) -> tuple[KubeApi, Capture]:
     return api, collect_services(api, settings.namespace)
 
 
-def _counting(progress: Callable[[str], None], before: int = 0, total: int = 0) -> Callable[[int, int, str], None]:
+def _counting(
+    progress: Callable[[str], None], before: int = 0, total: int = 0
+) -> Callable[[int, int, str], None]:
     """What is told of each node that was read, in words for `progress`."""
     return lambda done, asked, node: progress(f"reading nodes: {before + done} of {total or asked} ({node})")
 
@@ -1199,7 +1205,9 @@ def _dial(
 ) -> _Dialled:
     """Dial from here, or from the nodes, and compare."""
     if settings.demo:
-        raise UsageError("--demo is a made-up cluster: its addresses may be somebody else's here, and are not dialled")
+        raise UsageError(
+            "--demo is a made-up cluster: its addresses may be somebody else's here, and are not dialled"
+        )
     from ktp.collect.prober import ProbeSettings, probe_all, source_address
     from ktp.diagnose.probing import Predictor, Sender, compare, sender_of
 
@@ -1270,10 +1278,10 @@ def _dial_from_nodes(
     observed, gaps = probe_from_nodes(addresses, targets, how, ssh)
     notes = [f"{gap.message}" + (f" ({gap.remedy})" if gap.remedy else "") for gap in gaps]
     if len(senders) < len(predictor.nodes):
-        notes.append(f"{len(predictor.nodes) - len(senders)} more nodes did not dial; --node names those that do")
-    return _Dialled(
-        rows=tuple(compare(predictor, observed)), left_out=predictor.left_out, notes=tuple(notes)
-    )
+        notes.append(
+            f"{len(predictor.nodes) - len(senders)} more nodes did not dial; --node names those that do"
+        )
+    return _Dialled(rows=tuple(compare(predictor, observed)), left_out=predictor.left_out, notes=tuple(notes))
 
 
 def _counters(snapshot: Snapshot, node: str | None) -> dict[str, bytes]:

@@ -82,7 +82,13 @@ def explain_service_ends(
 
 
 def explain_port(
-    snapshot: Snapshot, protocol: str, port: int, vantage: str, nodes: Sequence[str], *, every_rule: bool = False
+    snapshot: Snapshot,
+    protocol: str,
+    port: int,
+    vantage: str,
+    nodes: Sequence[str],
+    *,
+    every_rule: bool = False,
 ) -> list[Explanation]:
     """One node port on each node with rules. NotFoundError where neither the API nor a rule knows it."""
     require_rules(snapshot, nodes)

@@ -20,6 +20,7 @@ from ktp.kubeproxy.changes import (
 )
 from ktp.model.cluster import Service
 from ktp.model.diagnosis import Cell, ServiceDiagnosis
+from ktp.model.host import IPAddress
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
 
@@ -74,7 +75,12 @@ class WhatIf:
 
 
 def what_if(
-    snapshot: Snapshot, service: Service, changes: Iterable[Change], *, nodes: Iterable[str] = ()
+    snapshot: Snapshot,
+    service: Service,
+    changes: Iterable[Change],
+    *,
+    nodes: Iterable[str] = (),
+    client: IPAddress | None = None,
 ) -> WhatIf:
     """Apply the changes in turn, let kube-proxy write its rules anew, and ask everything again.
 
@@ -84,16 +90,23 @@ def what_if(
     if not made:
         raise UsageError("nothing to change: say for instance --policy Cluster, --drain NODE or --scale N")
     chosen = tuple(nodes)
-    before = diagnose_service(snapshot, service, nodes=chosen)
-    changed, notes = snapshot, []
-    for change in made:
-        changed, more = _apply(changed, service, change)
-        notes += more
-    after_service = changed.cluster.services[service.key]
-    after = diagnose_service(changed, after_service, nodes=chosen)
+    before = diagnose_service(snapshot, service, nodes=chosen, client=client)
+    changed, notes = changed_by(snapshot, service, made)
+    after = diagnose_service(changed, changed.cluster.services[service.key], nodes=chosen, client=client)
     return WhatIf(
         changes=made, before=before, after=after, altered=tuple(_altered(before, after)), notes=tuple(notes)
     )
+
+
+def changed_by(
+    snapshot: Snapshot, service: Service, changes: Iterable[Change]
+) -> tuple[Snapshot, list[str]]:
+    """The snapshot after the changes, and what is to be said about how they were made."""
+    notes: list[str] = []
+    for change in changes:
+        snapshot, more = _apply(snapshot, service, change)
+        notes += more
+    return snapshot, notes
 
 
 def _apply(snapshot: Snapshot, service: Service, change: Change) -> tuple[Snapshot, list[str]]:
@@ -101,8 +114,8 @@ def _apply(snapshot: Snapshot, service: Service, change: Change) -> tuple[Snapsh
     cluster = snapshot.cluster
     notes: list[str] = []
     if change.kind == "forward-policy":
-        if change.value not in ("ACCEPT", "DROP"):
-            raise UsageError(f"--forward-policy {change.value!r}: a policy is ACCEPT")
+        if change.value != "ACCEPT":
+            raise UsageError(f"--forward-policy {change.value!r}: the policy that can be asked for is ACCEPT")
         for name in snapshot.nodes:
             snapshot = policy_accepts(snapshot, name, "filter", "FORWARD")
         return snapshot, notes

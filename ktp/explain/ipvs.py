@@ -1,7 +1,7 @@
 """kube-proxy's IPVS mode in words: virtual servers, and the ipsets and rules beside them.
 
-Rules hold only marks and filters there; where a packet goes is in the virtual servers (`ipvsadm -Sn`). Facts: kube-proxy
-1.18 to 1.36, ipvsadm(8); not tried against a kernel.
+Rules hold only marks and filters there; where a packet goes is in the virtual servers (`ipvsadm -Sn`). Facts:
+kube-proxy 1.18 to 1.36, ipvsadm(8); not tried against a kernel.
 """
 
 from __future__ import annotations
@@ -137,7 +137,10 @@ def ipvs_rule_words(rule: Rule, target: str) -> str | None:
             return _load_balancer(target, name)
         if chain == KUBE_NODE_PORT and name.startswith("NODE-PORT"):
             if target == "RETURN":
-                return "node ports under externalTrafficPolicy Local: back without a mark, so the client's address stays"
+                return (
+                    "node ports under externalTrafficPolicy Local: back without a mark, so the client's address "
+                    "stays"
+                )
             if target == KUBE_MARK_MASQ:
                 return (
                     "node ports: marked for masquerading (externalTrafficPolicy Cluster; those under Local went back "
@@ -440,7 +443,8 @@ def explain_ipvs_dump(table: IpvsTable, node: str, protocol: str, port: int) -> 
             for address, share in shares.items()
         ),
         assumptions=(
-            "no rule stops the packets, and the answers come back by this node (ipvsadm tells neither rules nor ipsets)",
+            "no rule stops the packets, and the answers come back by this node (ipvsadm tells neither rules nor "
+            "ipsets)",
         ),
     )
     notes = [

@@ -177,7 +177,8 @@ def explain_nft_chain_alone(
     for table, chain in zip(tables, chains, strict=True):
         if chain.is_base:
             notes.append(
-                f"the kernel calls it at hook {chain.hook} of family {table.family} (type {chain.type}, priority {chain.priority})"
+                f"the kernel calls it at hook {chain.hook} of family {table.family} (type {chain.type}, "
+                f"priority {chain.priority})"
             )
     kube = [t for t in tables if is_kube_table(t.family, t.name)]
     return Explanation(
@@ -209,9 +210,7 @@ def _callers(table: NftTable, name: str) -> Iterator[RuleNode]:
                 )
                 if direct or drawn:
                     words = explain_nft_rule(table, chain.name, rule, brief=True)
-                    yield nft_rule_node(
-                        table, chain.name, rule, f"{place} {chain.name}, rule {rule.index + 1}: {words}"
-                    )
+                    yield nft_rule_node(rule, f"{place} {chain.name}, rule {rule.index + 1}: {words}")
                     break
     for item in table.maps.values():
         for element in item.elements:

@@ -29,6 +29,7 @@ from ktp.model.nftables import (
     Immediate,
     Mangle,
     MapLookup,
+    MapValue,
     Match,
     Meta,
     Nat,
@@ -285,11 +286,26 @@ def explain_nft_chain(table: NftTable, name: str) -> str:
             words = next(w for prefix, w in _PREFIX_WORDS.items() if name.startswith(prefix))
             service = service_of_chain(name)
             words = words.replace("one service port", service) if service is not None else words
+            if name.startswith(NFT_EXTERNAL_PREFIX) and _serves_nobody_else(table, name):
+                words += (
+                    "; without a rule for everyone else, for no usable endpoint runs on this node: their packets go "
+                    "on unchanged"
+                )
             if name.startswith(NFT_ENDPOINT_PREFIX) and (endpoint := endpoint_of_chain(name)) is not None:
                 words = f"sends packets to endpoint {endpoint}"
         if words is not None:
             return words
     return f"a chain of {owner_of(table)}"
+
+
+def _serves_nobody_else(table: NftTable, name: str) -> bool:
+    """Whether a chain for external traffic has rules, and none that takes every packet."""
+    chain = table.chains.get(name)
+    return (
+        chain is not None
+        and bool(chain.rules)
+        and all(_conditions(r) or (v := verdict_in(r)) is None or v.kind != "goto" for r in chain.rules)
+    )
 
 
 def owner_of(table: NftTable) -> str:
@@ -330,7 +346,7 @@ def element_words(table: NftTable, name: str, element: SetElement) -> str:
     else:
         front = ""
     if name in ("service-nodeports", "service-ips") and value is not None:
-        kind = "" if name == "service-nodeports" else _kind_of_address(table, value.target, parts)
+        kind = "" if name == "service-nodeports" else _kind_of_address(value.target)
         return f"{kind}{front}: on to {_target_words(value.target)}"
     if name in ("no-endpoint-services", "no-endpoint-nodeports") and value is not None:
         return f"{front}: {_refusal(table, name, value, parts)}"
@@ -353,7 +369,7 @@ def _dialled(parts: tuple[object, ...]) -> str:
     return f"{host_port(str(parts[0]), int(str(parts[2])))}/{parts[1]}"
 
 
-def _kind_of_address(table: NftTable, target: str | None, parts: tuple[object, ...]) -> str:
+def _kind_of_address(target: str | None) -> str:
     if target is not None and target.startswith(NFT_EXTERNAL_PREFIX):
         return "external or load-balancer IP "
     return "cluster IP "
@@ -566,23 +582,33 @@ def _balance(table: NftTable, rule: NftRule, verdict: Verdict | None, vmap: Vmap
         found = table.sets.get(stuck.name)
         within = f" within {found.timeout} s" if found is not None and found.timeout else ""
         return f"session affinity: a client that {endpoint_of_chain(stuck.name)} served{within} stays with it"
-    count = 0
-    if vmap is not None and isinstance(vmap.key, Numgen):
-        count = vmap.key.mod
+    drawn: AnonymousSet | None = None
+    if vmap is not None and isinstance(vmap.key, Numgen) and isinstance(vmap.data, AnonymousSet):
+        drawn = vmap.data
     for statement in rule.statements:
         if isinstance(statement, Nat) and isinstance(statement.address, MapLookup):
-            count = (
-                len(statement.address.data.elements)
-                if isinstance(statement.address.data, AnonymousSet)
-                else 0
-            )
-    if not count:
+            drawn = statement.address.data if isinstance(statement.address.data, AnonymousSet) else None
+    if drawn is None or not drawn.elements:
         return None
+    if len(drawn.elements) > 1:
+        return f"one of {len(drawn.elements)} endpoints, each for {share_words(len(drawn.elements))}"
+    endpoint = endpoint_of_value(drawn.elements[0].value)
     return (
-        f"the only endpoint, for {share_words(1)}"
-        if count == 1
-        else f"one of {count} endpoints, each for {share_words(count)}"
+        f"destination becomes {endpoint} (DNAT), the only endpoint"
+        if vmap is None
+        else f"endpoint {endpoint}, the only one"
     )
+
+
+def endpoint_of_value(value: MapValue | None) -> str:
+    """`ip:port` that a map's value translates to, or that the chain of an endpoint stands for; "" for others."""
+    if isinstance(value, Verdict):
+        return (endpoint_of_chain(value.target) if value.target is not None else None) or ""
+    if isinstance(value, Concat) and len(value.parts) == 2:
+        ip, port = _parts(value)
+        if isinstance(port, int):
+            return host_port(str(ip), port)
+    return str(value) if isinstance(value, Immediate) else ""
 
 
 __all__ = [
@@ -590,6 +616,7 @@ __all__ = [
     "NftNodePort",
     "element_words",
     "endpoint_of_chain",
+    "endpoint_of_value",
     "explain_nft_chain",
     "explain_nft_rule",
     "generation_of",

@@ -15,7 +15,7 @@ from ktp.dataplane.nft_values import compile_value
 from ktp.dataplane.packet import Packet
 from ktp.explain.nft_kube import (
     element_words,
-    endpoint_of_chain,
+    endpoint_of_value,
     explain_nft_chain,
     explain_nft_rule,
     is_kube_table,
@@ -23,19 +23,17 @@ from ktp.explain.nft_kube import (
     set_words,
     verdict_in,
 )
-from ktp.explain.nft_words import share_words
-from ktp.kubeproxy.names import host_port
+from ktp.explain.words import percent
+from ktp.kubeproxy.names import NFT_AFFINITY_PREFIX
 from ktp.model.explanation import ChainNode, ElementNode, LookupNode, RuleNode, StageNode
 from ktp.model.nftables import (
     AnonymousSet,
     Concat,
     Counter,
     Expression,
-    Immediate,
     Jhash,
     Mangle,
     MapLookup,
-    MapValue,
     Match,
     Meta,
     Nat,
@@ -150,9 +148,7 @@ def nft_chain_tree(table: NftTable, chain: NftChain, *, every_rule: bool = False
     return _Builder(table, every_rule).chain(chain, 0)
 
 
-def nft_rule_node(
-    table: NftTable, chain: str, rule: NftRule, words: str, share: float | None = None
-) -> RuleNode:
+def nft_rule_node(rule: NftRule, words: str, share: float | None = None) -> RuleNode:
     """A rule without what lies behind it."""
     counter = next((s for s in rule.statements if isinstance(s, Counter) and s.name is None), None)
     verdict = verdict_in(rule)
@@ -234,7 +230,7 @@ class _Builder:
 
     def _rule(self, chain: str, rule: NftRule, depth: int) -> RuleNode:
         share = self._share(chain, rule)
-        node = nft_rule_node(self._table, chain, rule, explain_nft_rule(self._table, chain, rule), share)
+        node = nft_rule_node(rule, explain_nft_rule(self._table, chain, rule), share)
         node = replace(node, lookups=tuple(self._lookups(chain, rule, share, depth)))
         if node.goes_to is None:
             return node
@@ -262,8 +258,17 @@ class _Builder:
         found: list[LookupNode] = []
         for key, data in _looked_up(rule.statements):
             if isinstance(data, SetReference):
-                found.append(self._named(chain, rule, key, data.name, share, depth))
+                node = self._named(chain, rule, key, data.name, share, depth)
+                # Of the clients that an endpoint keeps, only the asked one is worth a line.
+                if node.elements or not (self._is_kube and data.name.startswith(NFT_AFFINITY_PREFIX)):
+                    found.append(node)
             elif isinstance(key, Numgen | Jhash | Symhash):
+                if (
+                    self._is_kube
+                    and len(data.elements) == 1
+                    and not isinstance(data.elements[0].value, Verdict)
+                ):
+                    continue  # the rule's words name the only endpoint
                 found.append(self._draw(chain, rule, data, key, depth))
             elif any(isinstance(e.value, Verdict) and e.value.target is not None for e in data.elements):
                 found.append(self._anonymous(chain, rule, key, data, depth))
@@ -319,16 +324,17 @@ class _Builder:
     ) -> LookupNode:
         elements = data.elements if self._every_rule else data.elements[:_LARGE]
         count = len(data.elements)
+        how = "at random" if isinstance(key, Numgen) and key.mode == "random" else "in turn or by a hash"
         nodes = []
         for element in elements:
-            endpoint = _endpoint_of(element.value)
-            words = f"endpoint {endpoint}, for {share_words(count)}" if endpoint else share_words(count)
+            endpoint = endpoint_of_value(element.value)
+            words = f"endpoint {endpoint}" if endpoint else str(element.value)
             node = self._element(chain, rule, element, words, None, depth)
             nodes.append(replace(node, text=render_element(element, (), ())))
         return LookupNode(
             kind="draw",
             name="",
-            words="drawn at random" if isinstance(key, Numgen) and key.mode == "random" else "drawn",
+            words=f"drawn {how}, {percent(1 / count)} each" if count > 1 else "drawn",
             elements=tuple(nodes),
             left_out=count - len(nodes),
             left_out_words="more (-v shows them)" if count > len(nodes) else "",
@@ -338,7 +344,7 @@ class _Builder:
         self, chain: str, rule: NftRule, element: SetElement, words: str, share: float | None, depth: int
     ) -> ElementNode:
         value = element.value
-        effect = str(value) if isinstance(value, Verdict) else f"dnat to {_endpoint_of(value)}"
+        effect = str(value) if isinstance(value, Verdict) else f"dnat to {endpoint_of_value(value)}"
         own = share if value is None else self._effect_share(chain, rule, effect)
         node = ElementNode(text="", words=words, share=own)
         if not isinstance(value, Verdict) or value.target is None:
@@ -388,17 +394,6 @@ def _is_told(key: Expression) -> bool:
             and key.protocol != "ether"
         )
     return isinstance(key, Meta) and key.key in ("l4proto", "nfproto", "protocol")
-
-
-def _endpoint_of(value: MapValue | None) -> str:
-    """`ip:port` that a map's value translates to, or that the chain of an endpoint stands for."""
-    if isinstance(value, Verdict):
-        return (endpoint_of_chain(value.target) if value.target is not None else None) or ""
-    if isinstance(value, Concat) and len(value.parts) == 2:
-        ip, port = (part.value if isinstance(part, Immediate) else None for part in value.parts)
-        if isinstance(port, int):
-            return host_port(str(ip), port)
-    return str(value) if isinstance(value, Immediate) else ""
 
 
 def _left_out(total: int, shown: int, *, asked: bool) -> str:

@@ -109,7 +109,10 @@ def early_check_words(path: Path, ruleset: NftRuleset | None) -> str:
     base = next((c for c in table.base_chains if c.name == "filter-output"), None)
     if base is None or base.priority is None or base.priority > -100:
         return ""
-    return "; kube-proxy up to 1.32 checks this before it would send the node's own packets to an endpoint of another node"
+    return (
+        "; kube-proxy up to 1.32 checks this before it would send the node's own packets to an endpoint of "
+        "another node"
+    )
 
 
 def untranslated(
@@ -126,12 +129,15 @@ def untranslated(
             )
         if dst.startswith("127.") or dst == "::1":
             return (
-                "kube-proxy's nftables mode serves node ports on no loopback address, so the packet stays with the node "
-                "itself"
+                "kube-proxy's nftables mode serves node ports on no loopback address, so the packet stays with "
+                "the node itself"
             )
         if addresses is not None and dst not in addresses:
             which = ", ".join(addresses) or "no address at all"
-            return f"kube-proxy serves node ports on {which} (set nodeport-ips), not on {dst}, so the packet stays with the node itself"
+            return (
+                f"kube-proxy serves node ports on {which} (set nodeport-ips), not on {dst}, so the packet "
+                "stays with the node itself"
+            )
         if any(service_of_chain(s.effect.rpartition(" ")[2]) for s in steps):
             return f"the chains of {service} lead to no endpoint, so the packet stays with the node itself"
     return "no rule sends the packet to an endpoint, so it stays with the node itself"

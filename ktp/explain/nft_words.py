@@ -85,7 +85,8 @@ def _condition(statement: Statement) -> str:
         case Limit(name=name) if name is not None:
             return f"while limit {name} is not reached"
         case Limit(over=over):
-            return f"while {'above' if over else 'below'} {statement.body().removeprefix('rate over ').removeprefix('rate ')}"
+            rate = statement.body().removeprefix("rate ").removeprefix("over ")
+            return f"while {'above' if over else 'below'} {rate}"
         case Quota(name=name, over=over):
             what = f"quota {name}" if name is not None else statement.body().removeprefix("over ")
             return f"{'after' if over else 'until'} {what} {'has passed' if over else 'is used up'}"

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ktp.model.explanation import ChainNode, EndpointShare, Explanation, RuleNode, StageNode, Verdict
+from ktp.model.explanation import (
+    ChainNode,
+    ElementNode,
+    EndpointShare,
+    Explanation,
+    LookupNode,
+    RuleNode,
+    StageNode,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -111,7 +120,8 @@ class _Page:
             self._stage(stage)
         for chain in e.chains:
             self._out.append(())
-            self._put(f"{chain.name}, table {chain.table}{_policy(chain)}: {chain.words}", "strong")
+            place = "" if chain.table == "ipvs" else f", table {chain.table}{_policy(chain)}"
+            self._put(f"{chain.name}{place}: {chain.words}", "strong")
             self._rules(chain, "")
         if e.jumps_here:
             self._out.append(())
@@ -140,8 +150,11 @@ class _Page:
         if v.rule and v.disposition != "delivered":
             place = f"table {v.table}" + (f", line {v.line}" if v.line else "")
             which = f"rule {v.position} of {v.chain}" if v.position else f"chain {v.chain}"
-            self._indented(f"decided by {which}, {place}:")
+            self._indented("decided by:" if v.table == "ipvs" else f"decided by {which}, {place}:")
             self._raw(v.rule, "    ")
+            if v.element:
+                self._indented(f"and the element of map {v.lookup} that it found:")
+                self._raw(v.element, "    ")
 
     def _indented(self, text: str) -> None:
         self._out.extend((("  " + line, ""),) for line in _fold(text, self._width - 2, "  "))
@@ -156,7 +169,12 @@ class _Page:
     def _stage(self, stage: StageNode) -> None:
         chain = stage.chain
         self._out.append(())
-        self._put(f"{stage.hook}, table {chain.table} ({stage.words}){_policy(chain)}", "strong", "  ")
+        where = f"table {chain.table}"
+        if stage.backend == "nftables":
+            where = f"chain {chain.name} of table {chain.table}, {stage.type}, priority {stage.priority}"
+        elif stage.backend == "ipvs":
+            where = "IPVS"
+        self._put(f"{stage.hook}, {where} ({stage.words}){_policy(chain)}", "strong", "  ")
         self._rules(chain, "")
 
     def _rules(self, chain: ChainNode, indent: str) -> None:
@@ -182,21 +200,51 @@ class _Page:
         tee, corner, bar, blank = self._marks
         first, later = indent + (corner if last else tee), indent + (blank if last else bar)
         mark, style = self._mark(rule)
+        numbered = numbered and rule.position > 0
         head = f"{mark}{rule.position}. {rule.words}" if numbered else f"{mark}{rule.words}"
         if rule.shown:
             head += f" [{rule.goes_to}: see {rule.shown}]"
         self._hang(head, first, later, style)
         self._raw(rule.text, later + "   ")
-        facts = [f"line {rule.line}"] if rule.line else []
+        facts = [f"line {rule.line}"] if rule.line else [f"handle {rule.handle}"] if rule.handle else []
         if rule.packets is not None:
             facts.append(f"{rule.packets:,} packets, {rule.bytes:,} bytes")
         if facts:
             self._hang("; ".join(facts), later + "   ", later + "   ", "faint")
+        for lookup in rule.lookups:
+            self._lookup(lookup, later)
         if rule.chain is not None:
-            self._hang(f"{rule.chain.name}: {rule.chain.words}", later, later, "strong" if rule.share else "")
-            self._rules(rule.chain, later)
+            self._chain(rule.chain, later, rule.share)
 
-    def _mark(self, rule: RuleNode) -> tuple[str, str]:
+    def _chain(self, chain: ChainNode, indent: str, share: float | None) -> None:
+        self._hang(f"{chain.name}: {chain.words}", indent, indent, "strong" if share else "")
+        self._rules(chain, indent)
+
+    def _lookup(self, lookup: LookupNode, indent: str) -> None:
+        """What a rule found in a set or map, or may draw."""
+        name = f"{lookup.kind} {lookup.name}" if lookup.name else ""
+        if lookup.kind == "map" and not lookup.name:
+            name = "its map"
+        head = ": ".join(w for w in (name, lookup.words) if w)
+        rest = f"{lookup.left_out:,} {lookup.left_out_words}" if lookup.left_out else ""
+        if not lookup.elements:
+            self._hang(f"{head} ({rest or 'empty'})" if name else head, indent, indent)
+            return
+        self._hang(head, indent, indent, "strong" if any(e.share for e in lookup.elements) else "")
+        tee, corner, bar, blank = self._marks
+        for number, element in enumerate(lookup.elements):
+            end = number + 1 == len(lookup.elements) and not rest
+            first, later = indent + (corner if end else tee), indent + (blank if end else bar)
+            mark, style = self._mark(element)
+            words = element.words + (f" [{element.goes_to}: see {element.shown}]" if element.shown else "")
+            self._hang(f"{mark}{words}", first, later, style)
+            self._raw(element.text, later + "   ")
+            if element.chain is not None:
+                self._chain(element.chain, later, element.share)
+        if rest:
+            self._hang(rest, indent + corner, indent + blank, "faint")
+
+    def _mark(self, rule: RuleNode | ElementNode) -> tuple[str, str]:
         if not self._asked or rule.share is None:
             return "", ""
         if rule.share >= 0.9995:
@@ -241,11 +289,19 @@ def _explanation(e: Explanation) -> dict[str, Any]:
     if e.verdict is not None:
         data["verdict"] = _verdict(e.verdict)
         data["stages"] = [
-            {"hook": s.hook, "words": s.words, "backend": s.backend, "chain": _chain(s.chain)}
+            {
+                "hook": s.hook,
+                "words": s.words,
+                "backend": s.backend,
+                "priority": s.priority,
+                "type": s.type or None,
+                "chain": _chain(s.chain),
+            }
             for s in e.stages
         ]
     else:
         data["jumpsHere"] = [_rule(r) for r in e.jumps_here]
+    if e.verdict is None or e.chains:
         data["chains"] = [_chain(c) for c in e.chains]
     data["notes"] = list(e.notes)
     return data
@@ -264,6 +320,8 @@ def _verdict(v: Verdict) -> dict[str, Any]:
             "position": v.position or None,
             "line": v.line or None,
             "rule": v.rule,
+            "map": v.lookup or None,
+            "element": v.element or None,
         }
         if v.rule
         else None,
@@ -295,8 +353,9 @@ def _chain(chain: ChainNode) -> dict[str, Any]:
 
 def _rule(rule: RuleNode) -> dict[str, Any]:
     data: dict[str, Any] = {
-        "position": rule.position,
+        "position": rule.position or None,
         "line": rule.line or None,
+        "handle": rule.handle or None,
         "rule": rule.text,
         "words": rule.words,
         "share": round(rule.share, 6) if rule.share is not None else None,
@@ -304,10 +363,36 @@ def _rule(rule: RuleNode) -> dict[str, Any]:
         "bytes": rule.bytes,
         "goesTo": rule.goes_to,
     }
+    if rule.lookups:
+        data["lookups"] = [_lookup(lookup) for lookup in rule.lookups]
     if rule.chain is not None:
         data["chain"] = _chain(rule.chain)
     elif rule.shown:
         data["chainShown"] = rule.shown
+    return data
+
+
+def _lookup(lookup: LookupNode) -> dict[str, Any]:
+    return {
+        "kind": lookup.kind,
+        "name": lookup.name or None,
+        "words": lookup.words,
+        "elements": [_element(e) for e in lookup.elements],
+        "leftOut": lookup.left_out,
+    }
+
+
+def _element(element: ElementNode) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "element": element.text,
+        "words": element.words,
+        "share": round(element.share, 6) if element.share is not None else None,
+        "goesTo": element.goes_to,
+    }
+    if element.chain is not None:
+        data["chain"] = _chain(element.chain)
+    elif element.shown:
+        data["chainShown"] = element.shown
     return data
 
 
@@ -316,5 +401,5 @@ def all_rules(chains: Iterable[ChainNode]) -> Iterable[RuleNode]:
     for chain in chains:
         for rule in chain.rules:
             yield rule
-            if rule.chain is not None:
-                yield from all_rules([rule.chain])
+            behind = [e.chain for lookup in rule.lookups for e in lookup.elements]
+            yield from all_rules(c for c in (*behind, rule.chain) if c is not None)

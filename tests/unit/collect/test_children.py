@@ -39,10 +39,20 @@ def test_a_timeout_keeps_what_was_printed_and_ends_the_whole_group() -> None:
     assert not is_alive(int(child))
 
 
+def ends_soon(pid: int) -> bool:
+    """Whether the process is gone within two seconds: the kernel takes its time over a killed one."""
+    before = time.monotonic()
+    while is_alive(pid):
+        if time.monotonic() - before > 2:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def test_a_grandchild_does_not_outlive_the_command() -> None:
     done = run_child(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], timeout=5)
     assert done.status == 0
-    assert not is_alive(int(done.stdout))
+    assert ends_soon(int(done.stdout))
 
 
 def test_one_that_leaves_its_session_and_keeps_stderr_is_not_waited_for() -> None:
