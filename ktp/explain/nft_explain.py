@@ -100,6 +100,8 @@ def _ask(
     own = addresses[0] if addresses else NODE_IP[family]
     if not addresses:
         names[own] = "NODE-IP"
+    elif vantage != EXTERNAL:
+        names[own] = own  # told by the rules, but which address a process of the node sends from is not
     client: str | None = None
     if vantage == EXTERNAL:
         client = CLIENT_IP[family]

@@ -1,7 +1,7 @@
 """what-if beside reality: rules before and after a change loaded into two nodes, and real packets for every cell.
 
-The rules before are recorded ones, as kube-proxy 1.20 and 1.36 wrote them; those after are what ktp says that kube-proxy
-would write. Both matrices must be what the packets do: who connects, to which endpoints, with which source address.
+The rules before are recorded ones, as kube-proxy 1.20 and 1.36 wrote them; those after are what ktp says that
+kube-proxy would write. Both matrices must be what the packets do: who connects, to which endpoints, with which source.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from kernel.lab import ADDRESSES, Lab
+
 from ktp.diagnose.whatif import Change, changed_by, what_if
 from ktp.model.capture import MemoryCapture
 from ktp.model.cluster import Pod
@@ -105,10 +105,10 @@ def recorded_rules(case: Path, node: str, backend: str) -> str:
     return re.sub(r" -m nfacct --nfacct-name +\S+", "", text)
 
 
-def dumped(state: NodeState) -> str:
-    """The node's IPv4 rules as iptables-restore takes them."""
+def dumped(state: NodeState, backend: str) -> str:
+    """The node's IPv4 rules of one back end, as iptables-restore takes them."""
     out = []
-    (ruleset,) = (r for r in state.rulesets if r.family == "ip" and r.tables())
+    (ruleset,) = (r for r in state.rulesets_of("ip") if r.backend.value == f"iptables-{backend}")
     for table in ruleset.tables():
         out.append(f"*{table}")
         chains = [c for name in ruleset.chain_names(table) if (c := ruleset.chain(table, name)) is not None]
@@ -219,9 +219,10 @@ def test_predicted_is_what_the_packets_do(version: str, change: str, lab: Lab) -
     for pod in new_pods(snapshot, after):
         assert pod.node_name is not None
         add_pod(lab, pod.pod_ips[0], SPARE[pod.node_name])
-    load(lab, backend, {node: dumped(after.nodes[node]) for node in NODES})
+    load(lab, backend, {node: dumped(after.nodes[node], backend) for node in NODES})
     assert answer.altered, "each of these changes alters something"
     assert disagreements(lab, answer.after) == []
+    assert disagreements(lab, answer.before), "and the packets show that something has changed"
 
 
 def new_pods(before: Snapshot, after: Snapshot) -> list[Pod]:
@@ -237,7 +238,7 @@ def test_the_rules_after_are_read_back_as_they_were_written(lab: Lab) -> None:
     snapshot = read(lab, case)
     service = snapshot.cluster.services[CLUSTER]
     after, _ = changed_by(snapshot, service, [Change(kind="policy", value="Local")])
-    load(lab, backend, {node: dumped(after.nodes[node]) for node in NODES})
+    load(lab, backend, {node: dumped(after.nodes[node], backend) for node in NODES})
     again = read(lab, case)
     again = replace(again, cluster=after.cluster)
     first = what_if(snapshot, service, [Change(kind="policy", value="Local")]).after

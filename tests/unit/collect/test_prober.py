@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,8 @@ from ktp.collect.prober import (
     read_counters,
     source_address,
 )
-from ktp.collect.remote_prober import build_probe_script, parse_answers
+from ktp.collect.remote_prober import build_probe_script, parse_answers, probe_from_nodes
+from ktp.collect.ssh import SshSettings
 from ktp.model.probing import HealthTarget, Observation, ProbeTarget
 from ktp.model.trace import Symptom
 
@@ -97,6 +99,9 @@ def test_a_listener_connects_and_is_left_in_peace() -> None:
     got: list[bytes] = []
     with tcp(lambda s: got.append(s.recv(100))) as port:
         seen = one(port)
+        until = time.monotonic() + 5
+        while len(got) < 3 and time.monotonic() < until:  # the server may be behind
+            time.sleep(0.01)
     assert seen.symptom is Symptom.CONNECTS
     assert seen.connected == 3
     assert seen.source == "127.0.0.1"
@@ -212,7 +217,7 @@ def test_a_server_that_drips_is_not_waited_for() -> None:
 def test_what_a_get_asks_for() -> None:
     got: list[bytes] = []
     with tcp(lambda s: got.append(s.recv(1000))) as port:
-        one(port, settings=ProbeSettings(tries=1, timeout=0.5, http="/healthz?x=1"))
+        one(port, settings=ProbeSettings(tries=1, timeout=5, http="/healthz?x=1"))
     assert got[0].startswith(f"GET /healthz?x=1 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
 
 
@@ -346,3 +351,34 @@ def test_hostile_words_stay_words(tmp_path: object) -> None:
     assert b"uid=" not in done.stdout
     (attempt,) = parse_answers(done.stdout, "mark", [bad], settings)[bad]
     assert attempt.symptom is not Symptom.CONNECTS
+
+
+FAKE_SSH = """#!/bin/sh
+for word in "$@"; do
+  [ "$word" = -G ] && exit 0
+  [ "$word" = node-gone ] && { echo "ssh: connect to host node-gone port 22: Connection refused" >&2; exit 255; }
+  [ "$word" = node-bare ] && PATH=/nonexistent
+done
+exec /bin/sh -s
+"""
+
+
+def test_nodes_dial_over_ssh(tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(FAKE_SSH)
+    ssh.chmod(0o755)
+    settings = SshSettings(program=(str(ssh),), timeout=10)
+    with tcp() as port:
+        open_port, sctp = target(port), target(port, "SCTP")
+        shut, hostile = target(free_port()), target(80, host="a b|c")
+        targets = dict.fromkeys(("node-a", "node-gone", "node-bare"), (open_port, shut, sctp, hostile))
+        seen, gaps = probe_from_nodes({}, targets, ProbeSettings(tries=2, timeout=0.5), settings)
+    assert [(o.sender, o.symptom, bool(o.skipped)) for o in seen] == [
+        ("node-a", Symptom.CONNECTS, False),
+        ("node-a", Symptom.REFUSED, False),
+        ("node-a", Symptom.UNKNOWN, True),
+        ("node-a", Symptom.UNKNOWN, True),
+    ]
+    assert [(g.subject, g.kind) for g in gaps] == [("node-gone", "probe"), ("node-bare", "probe")]
+    assert "refuses connections" in gaps[0].message
+    assert "no bash" in gaps[1].message
