@@ -36,7 +36,7 @@ test: system-packages $(DEV) ## everything CI runs: all checks, then the quick t
 	exit $$rc
 
 test-kernel: system-packages $(DEV) ## the tests that ask the Linux kernel (as root)
-	@KTP_REQUIRE_KERNEL=1 $(BIN)/python -m pytest -m kernel $(PYTEST_ARGS)
+	@KTP_REQUIRE_KERNEL=1 KTP_KERNEL_CASES=$${KTP_KERNEL_CASES:-200} $(BIN)/python -m pytest -m kernel $(PYTEST_ARGS)
 
 check: lint type imports ## ruff, mypy and import-linter
 

@@ -1231,7 +1231,7 @@ def _dial(
             break
     before = _counters(snapshot, here.node) if counters else {}
     observed = probe_all(predictor.targets(here), how, on_progress=probing.progress)
-    rows = tuple(compare(predictor, observed))
+    rows = tuple(compare(predictor, observed, here))
     if not counters:
         return _Dialled(rows=rows, left_out=predictor.left_out)
     if here.node is None or here.pod is not None:

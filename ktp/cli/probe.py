@@ -52,7 +52,9 @@ def probe_options(function: F) -> F:
 
 def probing(tries: int, wait: float, http: str | None, data: str | None, from_nodes: bool) -> Probing:
     """The options as the use cases take them. Raises UsageError for what is no path."""
-    if http is not None and (not http.startswith("/") or not http.isascii() or not http.isprintable() or " " in http):
+    if http is not None and (
+        not http.startswith("/") or not http.isascii() or not http.isprintable() or " " in http
+    ):
         raise UsageError(
             f"--http {http!r} is no path", hint="a path begins with /; for / put --http behind the name"
         )

@@ -64,7 +64,10 @@ def probe_from_nodes(
     visitor = Visitor(ssh, None)
     with ending_children():
         found = run_in_parallel(
-            [partial(_one_node, visitor, n, addresses.get(n, ()), wanted, settings) for n, wanted in targets.items()],
+            [
+                partial(_one_node, visitor, n, addresses.get(n, ()), wanted, settings)
+                for n, wanted in targets.items()
+            ],
             workers=max(1, ssh.parallel),
         )
     observations = [o for seen, _ in found for o in seen]
@@ -78,18 +81,25 @@ def _one_node(
     targets: Sequence[ProbeTarget],
     settings: ProbeSettings,
 ) -> tuple[list[Observation], EvidenceGap | None]:
-    wanted = [t for _ in range(settings.tries) for t in targets if t.protocol in ("TCP", "UDP") and is_host(t.host)]
+    wanted = [
+        t for _ in range(settings.tries) for t in targets if t.protocol in ("TCP", "UDP") and is_host(t.host)
+    ]
     mark = f"ktp-{secrets.token_hex(8)}"
     rounds = 1 + len(wanted) // max(1, settings.parallel)
     done = visitor.run_script(
-        node, addresses, build_probe_script(wanted, settings, mark), timeout=20 + rounds * (settings.timeout + 1)
+        node,
+        addresses,
+        build_probe_script(wanted, settings, mark),
+        timeout=20 + rounds * (settings.timeout + 1),
     )
     if isinstance(done, EvidenceGap):
         return [], done
     lacks = re.search(rf"^{mark} lacks (\S+)", done.stdout.decode(errors="replace"), re.MULTILINE)
     if lacks is not None:
         message = f"node {node} has no {lacks.group(1)}, and so nothing was dialled from it"
-        return [], EvidenceGap(kind="probe", subject=node, message=message, remedy="run ktp probe on the node")
+        return [], EvidenceGap(
+            kind="probe", subject=node, message=message, remedy="run ktp probe on the node"
+        )
     attempts = parse_answers(done.stdout, mark, wanted, settings)
     observations = []
     for t in targets:
@@ -154,7 +164,9 @@ def _attempt(target: ProbeTarget, status: str, said: str, seconds: float, settin
             return Attempt(symptom=Symptom.CONNECTS, seconds=seconds)
         http = re.match(r"open HTTP/\d(?:\.\d)? (\d{3})\b", said)
         if http is None:
-            return Attempt(symptom=Symptom.CONNECTS, seconds=seconds, detail="the GET is answered with nothing")
+            return Attempt(
+                symptom=Symptom.CONNECTS, seconds=seconds, detail="the GET is answered with nothing"
+            )
         number = int(http.group(1))
         return Attempt(symptom=Symptom.CONNECTS, seconds=seconds, detail=f"HTTP {number}", http=number)
     if "onnection refused" in said or "onnection reset" in said:
@@ -163,7 +175,9 @@ def _attempt(target: ProbeTarget, status: str, said: str, seconds: float, settin
         return Attempt(symptom=Symptom.UNREACHABLE, seconds=seconds)
     if status == "124" or "timed out" in said or "not permitted" in said:
         return Attempt(symptom=Symptom.TIMES_OUT, seconds=seconds)
-    return Attempt(symptom=Symptom.UNKNOWN, seconds=seconds, detail=said.strip()[:120] or f"exit status {status}")
+    return Attempt(
+        symptom=Symptom.UNKNOWN, seconds=seconds, detail=said.strip()[:120] or f"exit status {status}"
+    )
 
 
 def _number(text: str) -> float:

@@ -204,7 +204,8 @@ class Predictor:
         if address in own:
             return address
         return next(
-            (a for a in node_addresses(self.snapshot, node) if a in own and a.version == address.version), address
+            (a for a in node_addresses(self.snapshot, node) if a in own and a.version == address.version),
+            address,
         )
 
 
@@ -281,11 +282,18 @@ def _merged(cells: Sequence[Cell]) -> Prediction:
 # ------------------------------------------------------------------------------------------------ beside each other
 
 
-def compare(predictor: Predictor, observations: Iterable[Observation]) -> list[ProbeRow]:
-    """Each observation with the prediction for its sender."""
+def compare(
+    predictor: Predictor, observations: Iterable[Observation], here: Sender | None = None
+) -> list[ProbeRow]:
+    """Each observation with the prediction for its sender: a node, or this machine, `here` if that is known."""
     out = []
     for o in observations:
-        sender = Sender(node=o.sender) if o.sender is not None else sender_of(predictor.snapshot, o.source)
+        if o.sender is not None:
+            sender = Sender(node=o.sender)
+        elif here is not None and here.node is not None:
+            sender = here
+        else:
+            sender = sender_of(predictor.snapshot, o.source)
         if ip_of(o.target.host) == ip_of(_LOOPBACK[4]):
             sender = Sender(node=o.target.node)
         if o.skipped:
@@ -309,7 +317,10 @@ def _verdict(o: Observation, p: Prediction) -> tuple[str, str]:
         return "agrees", ""
     more = seen - p.symptoms
     if o.target.protocol == "UDP" and seen == {Symptom.TIMES_OUT} and Symptom.CONNECTS in p.symptoms:
-        return "silent", "no answer: it was lost on the way, or the application does not answer such a datagram"
+        return (
+            "silent",
+            "no answer: it was lost on the way, or the application does not answer such a datagram",
+        )
     if more == {Symptom.TIMES_OUT} and seen & {Symptom.REFUSED, Symptom.UNREACHABLE}:
         # net.ipv4.icmp_ratelimit: about one error a second and destination, behind a first handful.
         return "agrees", "some tries got no error message: the kernel limits how many it sends"
@@ -341,12 +352,13 @@ def _finding(group: list[ProbeRow]) -> Finding:
         for r in group[:4]
     ]
     if p.decided_by is not None and p.decided_by.rule:
-        evidence.append(Evidence(kind="rule", source=f"prediction, {p.decided_by.node}", text=p.decided_by.rule))
+        evidence.append(
+            Evidence(kind="rule", source=f"prediction, {p.decided_by.node}", text=p.decided_by.rule)
+        )
     elif p.reason:
         evidence.append(Evidence(kind="field", source=f"prediction by {_basis(p)}", text=p.reason))
     return DISAGREES.finding(
-        f"{o.target.frontend}{where}: ktp predicts {_word(p.of)} for a client at {sender}, "
-        f"and {_tries(o)}",
+        f"{o.target.frontend}{where}: ktp predicts {_word(p.of)} for a client at {sender}, and {_tries(o)}",
         node=nodes[0] if nodes else None,
         nodes=nodes,
         evidence=evidence,
@@ -427,9 +439,7 @@ def moved_rules(
             moved = packets - old.get((table, rule), 0)
             if moved > 0:
                 out.append(
-                    MovedRule(
-                        node=node, backend=key.partition("/")[0], table=table, rule=rule, packets=moved
-                    )
+                    MovedRule(node=node, backend=key.partition("/")[0], table=table, rule=rule, packets=moved)
                 )
     return out
 

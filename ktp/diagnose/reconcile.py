@@ -107,7 +107,9 @@ def _led_to(fact: FlowAnswer | None) -> frozenset[str] | None:
 
 def _is_kube_proxys(path: Path) -> bool:
     decided = path.decided_by
-    return decided is not None and (decided.chain.startswith("KUBE-") or decided.table.endswith(f" {NFT_TABLE}"))
+    return decided is not None and (
+        decided.chain.startswith("KUBE-") or decided.table.endswith(f" {NFT_TABLE}")
+    )
 
 
 def _row(

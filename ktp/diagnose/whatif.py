@@ -98,9 +98,7 @@ def what_if(
     )
 
 
-def changed_by(
-    snapshot: Snapshot, service: Service, changes: Iterable[Change]
-) -> tuple[Snapshot, list[str]]:
+def changed_by(snapshot: Snapshot, service: Service, changes: Iterable[Change]) -> tuple[Snapshot, list[str]]:
     """The snapshot after the changes, and what is to be said about how they were made."""
     notes: list[str] = []
     for change in changes:

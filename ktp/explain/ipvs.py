@@ -164,9 +164,7 @@ def ipvs_rule_words(rule: Rule, target: str) -> str | None:
             return "everyone else: dropped, for loadBalancerSourceRanges do not allow the source"
     if chain in (KUBE_IPVS_FILTER, KUBE_IPVS_OUT_FILTER):
         if target == "RETURN":
-            return (
-                f"a Service's own address and port ({set_words('KUBE-' + name) or name}): on its way to IPVS"
-            )
+            return f"a Service's own address and port ({set_words('KUBE-' + name) or name}): back, on its way"
         if target == "REJECT":
             return (
                 f"an address of {IPVS_INTERFACE} with a port that no Service has: refused, so that the node's own "
@@ -184,7 +182,7 @@ def _services(rule: Rule, target: str, name: str) -> str | None:
     if target == "RETURN" and not name:
         return f"{condition_words(rule)}: back, nothing of this is for loopback sources"
     if target == "ACCEPT" and name:
-        return f"{what}: on its way to IPVS"
+        return f"{what}: accepted here; IPVS comes later"
     if target != KUBE_MARK_MASQ:
         return None
     if name == "CLUSTER-IP":
@@ -200,7 +198,7 @@ def _services(rule: Rule, target: str, name: str) -> str | None:
         if sides.startswith("src"):
             whom = "of a Service as the source: the node's own process, whose packet the kernel gave such an address"
         return f"a cluster IP {whom}: marked for masquerading"
-    return f"{what}: marked for masquerading (externalTrafficPolicy Cluster)"
+    return f"{what}: marked for masquerading"
 
 
 def _load_balancer(target: str, name: str) -> str | None:
@@ -383,6 +381,13 @@ def ipvs_stage(
     )
 
 
+def keeps_source(rules: Sequence[Rule]) -> bool:
+    """Whether the packet met the rule that spares externalTrafficPolicy Local from masquerading."""
+    return any(
+        _set_name(r).endswith(("-LOCAL", "-LOCAL-TCP", "-LOCAL-UDP", "-LOCAL-SCTP-HASH")) for r in rules
+    )
+
+
 def ipvs_notes(state: NodeState | None, dst: str) -> tuple[str, ...]:
     """What kube-ipvs0 has to do with the dialled address."""
     if state is None or state.ipvs is None:
@@ -426,7 +431,9 @@ def explain_ipvs_dump(table: IpvsTable, node: str, protocol: str, port: int) -> 
         disposition=(Disposition.REJECTED if fails else Disposition.DELIVERED).value,
         symptom=(Symptom.REFUSED if fails else Symptom.CONNECTS).value,
         headline=(
-            "rejected: the client sees 'connection refused'" if fails else "delivered, as far as IPVS decides"
+            "rejected: the client sees 'connection refused'"
+            if fails
+            else "delivered: IPVS sends new connections to a real server"
         ),
         why=(
             "the virtual server has no real server that takes connections: the Service has no usable endpoint on any "
@@ -461,7 +468,7 @@ def explain_ipvs_dump(table: IpvsTable, node: str, protocol: str, port: int) -> 
             "clients outside then time out although the virtual server has real servers; the health check port says 503"
         )
     return Explanation(
-        subject=f"port {port}/{protocol}",
+        subject=f"virtual servers of port {port}/{protocol}",
         node=node,
         vantage="a client outside the cluster",
         source=table.source,

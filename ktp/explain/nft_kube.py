@@ -74,10 +74,12 @@ _FIXED = frozenset((SERVICE_CHECK, FIREWALL_CHECK, FIREWALL_ALLOW_CHECK))  # beg
 class NftGeneration(Enum):
     """A generation of kube-proxy's nftables rules, in words."""
 
-    V1_29 = "kube-proxy 1.29, nftables mode (it checks for endpoints before DNAT in every hook)"
-    V1_30 = "kube-proxy 1.30 to 1.32, nftables mode (it checks for endpoints before DNAT in the output hook)"
-    V1_33 = "kube-proxy 1.33 to 1.35, nftables mode (it checks for endpoints after DNAT; a chain for each endpoint)"
-    GE_1_36 = "kube-proxy 1.36 or newer, nftables mode (endpoints in maps; set hairpin-connections)"
+    V1_29 = "kube-proxy 1.29, nftables mode (sets firewall and firewall-allow)"
+    V1_30 = "kube-proxy 1.30 to 1.32, nftables mode (map firewall-ips; filter-output comes before DNAT)"
+    V1_33 = (
+        "kube-proxy 1.33 to 1.35, nftables mode (chain filter-prerouting-pre-dnat, and mark-for-masquerade)"
+    )
+    GE_1_36 = "kube-proxy 1.36 or newer, nftables mode (set hairpin-connections)"
 
 
 def generation_of(table: NftTable) -> NftGeneration | None:
@@ -293,6 +295,11 @@ def explain_nft_chain(table: NftTable, name: str) -> str:
                 )
             if name.startswith(NFT_ENDPOINT_PREFIX) and (endpoint := endpoint_of_chain(name)) is not None:
                 words = f"sends packets to endpoint {endpoint}"
+        if name == FIREWALL_CHECK and generation_of(table) is NftGeneration.V1_29:
+            words = (
+                "applies loadBalancerSourceRanges (1.29: of forwarded connections it sees the endpoint's address "
+                "already, and so does not stop them)"
+            )
         if words is not None:
             return words
     return f"a chain of {owner_of(table)}"

@@ -83,7 +83,7 @@ def _condition(statement: Statement) -> str:
         case Match():
             return match_words(statement)
         case Limit(name=name) if name is not None:
-            return f"while limit {name} is not reached"
+            return f"as limit {name} allows"
         case Limit(over=over):
             rate = statement.body().removeprefix("rate ").removeprefix("over ")
             return f"while {'above' if over else 'below'} {rate}"
@@ -92,6 +92,8 @@ def _condition(statement: Statement) -> str:
             return f"{'after' if over else 'until'} {what} {'has passed' if over else 'is used up'}"
         case CtCount(value, over):
             return f"while {'more than' if over else 'at most'} {value} connections match"
+        case SetUpdate(element=element):
+            return condition_words(element.statements)
         case Meter(name, key, inner):
             return f"by meter {name} for each {key}: {_condition(inner) or inner}"
         case Xt("match", name):
@@ -134,7 +136,8 @@ def match_words(match: Match) -> str:
             return f"{no}marked {values}"
         case Binary("&", Meta("mark"), Immediate(mask)) if isinstance(right, Immediate):
             if right.value == 0:
-                return f"{'' if no else 'not '}marked {_hex(mask)}"
+                several = isinstance(mask, int) and bool(mask & (mask - 1))
+                return f"{'' if no else 'not '}marked {'with any of ' if several else ''}{_hex(mask)}"
             return f"{no}marked {_hex(right.value)}" + ("" if mask == right.value else f"/{_hex(mask)}")
         case Ct("state", None):
             return f"{no}in state {values}"
@@ -327,7 +330,9 @@ def _nat_target(nat: Nat) -> str:
     if isinstance(address, MapLookup):
         if isinstance(address.data, SetReference):
             return f"what map {address.data.name} has for its {_what(address.key)}"
-        return f"one of {len(address.data.elements)} ({_what(address.key)})"
+        if isinstance(address.key, Numgen | Jhash | Symhash):
+            return f"one of {len(address.data.elements)} ({_what(address.key)})"
+        return f"what its map has for its {_what(address.key)}"
     text = _plain(address, None) if address is not None else "the same address"
     if nat.port is None:
         return text

@@ -270,7 +270,20 @@ def _failed(
     if path.disposition in (Disposition.NO_LISTENER, Disposition.HOST_PROCESS) and untouched:
         by_whom = f" ({path.reason})" if path.disposition is Disposition.HOST_PROCESS else ""
         return lead + _stays(path, steps, rules, service, answer, node, nft) + by_whom
+    if path.disposition is Disposition.LOST and path.endpoint_node != node and _by_ipvs(path, node):
+        from ktp.explain.ipvs import keeps_source
+
+        if keeps_source([rule for _, rule in steps]):
+            lead += (
+                f"externalTrafficPolicy of {service} is Local, and no usable endpoint of it runs on this node: "
+                "kube-proxy since 1.24 then gives the virtual server all endpoints of the cluster, and the client's "
+                "address stays; "
+            )
     return lead + _astray(steps, path) + path.reason
+
+
+def _by_ipvs(path: Path, node: str) -> bool:
+    return any(s.table == "ipvs" for hop in path.hops if hop.node == node for s in hop.steps)
 
 
 def _stays(

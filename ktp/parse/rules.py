@@ -26,13 +26,13 @@ _IPTABLES = re.compile(
 )
 # What people bring instead, and what to bring.
 _OTHER = (
-    (re.compile(rb"^Chain \S+ \((?:policy|\d+ references)", re.MULTILINE), "`iptables -L`", "iptables-save"),
-    (re.compile(rb"^-[PN] \S+", re.MULTILINE), "`iptables -S`, which tells one table only", "iptables-save"),
-    (re.compile(rb"^IP Virtual Server version|^\s+-> RemoteAddress", re.MULTILINE), "`ipvsadm -L`", "ipvsadm -Sn"),
-    (re.compile(rb"^(?:create|add) \S+ ", re.MULTILINE), "`ipset save`, which holds no rules", "iptables-save"),
-    (re.compile(rb"^Name: \S+\nType: ", re.MULTILINE), "`ipset list`, which holds no rules", "iptables-save"),
-    (re.compile(rb"^add (?:table|chain|rule) ", re.MULTILINE), "commands for `nft -f`", "nft -j list ruleset"),
-)  # fmt: skip
+    (rb"^Chain \S+ \((?:policy|\d+ references)", "is the output of `iptables -L`", "iptables-save"),
+    (rb"^-[PN] \S+", "is the output of `iptables -S`, which tells one table only", "iptables-save"),
+    (rb"^IP Virtual Server version|^\s+-> RemoteAddress", "is the output of `ipvsadm -L`", "ipvsadm -Sn"),
+    (rb"^add (?:table|chain|rule|map|set|element) ", "holds commands for `nft -f`", "nft -j list ruleset"),
+    (rb"^(?:create|add) \S+ ", "is the output of `ipset save`, which holds no rules", "iptables-save"),
+    (rb"^Name: \S+\nType: ", "is the output of `ipset list`, which holds no rules", "iptables-save"),
+)
 EXPECTED = "iptables-save, ip6tables-save, nft list ruleset, nft -j list ruleset or ipvsadm -Sn"
 
 
@@ -115,9 +115,7 @@ def _not_rules(data: bytes, source: str) -> EvidenceError:
     if b"\0" in data[:_HEAD]:
         return EvidenceError(f"{source} is binary, not a dump of rules", hint=hint)
     for pattern, what, wanted in _OTHER:
-        if pattern.search(data[:65536]):
-            return EvidenceError(
-                f"{source} is the output of {what}", hint=f"save the rules with `{wanted} > FILE`"
-            )
+        if re.search(pattern, data[:65536], re.MULTILINE):
+            return EvidenceError(f"{source} {what}", hint=f"save the rules with `{wanted} > FILE`")
     first = next(line for line in data.decode("utf-8", "replace").splitlines() if line.strip())
     return EvidenceError(f"{source} is not a dump of rules (first line: {first.strip()[:60]!r})", hint=hint)

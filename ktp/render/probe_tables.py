@@ -102,7 +102,10 @@ def _http(o: Observation) -> str:
         if a.symptom is Symptom.CONNECTS:
             word = str(a.http) if a.http is not None else "no answer"
             said[word] = said.get(word, 0) + 1
-    return ", ".join(f"{w}" + (f" {n}/{len(o.attempts)}" if len(said) > 1 else "") for w, n in said.items()) or "-"
+    return (
+        ", ".join(f"{w}" + (f" {n}/{len(o.attempts)}" if len(said) > 1 else "") for w, n in said.items())
+        or "-"
+    )
 
 
 def print_witnesses(rows: Iterable[WitnessRow], console: Console, *, verbose: bool = False) -> None:

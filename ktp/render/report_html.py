@@ -63,7 +63,7 @@ ul, ol { margin: .35rem 0; padding-left: 1.3rem } li { margin: .2rem 0 }
 .arrow { align-self: center; color: var(--dim); font-size: 1.3rem }
 .hop b { display: block } .hop ol { font-size: .85rem } .hop .last { color: var(--bad); font-weight: 600 }
 .bars { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .3rem .7rem; max-width: 46rem }
-.bars span { font-size: .92rem } .bar { display: flex; align-items: center; gap: .45rem }
+.bars span { font-size: .92rem } .bar { display: flex; align-items: center; gap: .45rem; white-space: nowrap }
 .bar i { display: block; height: 1.05rem; border-radius: .15rem; background: #0969da; min-width: 1px }
 .bar.lost i { background: var(--bad) }
 """
@@ -112,7 +112,7 @@ def _service(d: ServiceDiagnosis) -> str:
         parts.append(_table(WITNESS_COLUMNS, witness_rows(witnesses)))
     if d.ways:
         parts.append("<h2>The packet's way</h2>")
-        parts += [_way(w) for w in d.ways]
+        parts += [_way(w) for w in _drawn(d.ways)]
     shares = share_rows(d)
     if shares:
         parts.append("<h2>Load share of outside traffic</h2>")
@@ -156,7 +156,9 @@ def _matrix(m: FrontEndMatrix) -> str:
 def _cell(cell: Cell | None) -> str:
     if cell is None:
         return "<td>-</td>"
-    style = {Symptom.CONNECTS: "ok", Symptom.INTERMITTENT: "mid", Symptom.UNKNOWN: "mid"}.get(cell.symptom, "bad")
+    style = {Symptom.CONNECTS: "ok", Symptom.INTERMITTENT: "mid", Symptom.UNKNOWN: "mid"}.get(
+        cell.symptom, "bad"
+    )
     cause = f" {_e(cell.cause)}" if cell.cause else ""
     return f'<td class="{style}" title="{_e(cell.reason)}">{_e(cell_words(cell))}{cause}</td>'
 
@@ -186,6 +188,12 @@ def _fix(x: Fix) -> str:
     return f'<li>{_e(x.summary)}<br><span class="dim">price: {_e(x.cost)}; {checked}{outcome}</span>{command}</li>'
 
 
+def _drawn(ways: Sequence[Way]) -> list[Way]:
+    """The ways that fail, each front end's, and one that succeeds beside them."""
+    failing = [w for w in ways if w.symptom is not Symptom.CONNECTS]
+    return [*failing[:6], *[w for w in ways if w.symptom is Symptom.CONNECTS][:1]]
+
+
 def _way(w: Way) -> str:
     good = w.symptom is Symptom.CONNECTS
     request = [h for h in w.hops if h.direction == "request"]
@@ -204,14 +212,14 @@ def _way(w: Way) -> str:
 
 
 # Steps of a hop that are drawn; what comes before them is counted.
-_STEPS = 9
+_STEPS = 16
 
 
 def _hop(hop: Hop, *, last: bool) -> str:
     steps = [s for s in hop.steps if _telling(s)]
     shown = steps[-_STEPS:]
     items = "".join(
-        f'<li{" class=last" if last and s is shown[-1] else ""}>{_e(_step(s))}</li>' for s in shown
+        f"<li{' class=last' if last and s is shown[-1] else ''}>{_e(_step(s))}</li>" for s in shown
     )
     start = len(steps) - len(shown) + 1
     left = f'<span class="dim">left as {_header(hop.left)}</span>'
@@ -252,7 +260,7 @@ def _share(share: LoadShare) -> str:
 
 def _bar(label: str, value: float, longest: float, kind: str = "") -> str:
     return (
-        f'<span>{_e(label)}</span><span class="bar {kind}"><i style="width:{80 * value / longest:.1f}%"></i>'
+        f'<span>{_e(label)}</span><span class="bar {kind}"><i style="width:{70 * value / longest:.1f}%"></i>'
         f"{value:.0%}</span>"
     )
 

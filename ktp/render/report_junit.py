@@ -45,7 +45,9 @@ def _fill(suite: ET.Element, d: ServiceDiagnosis, grave: Sequence[Finding]) -> d
         if found:
             counts["failures"] += 1
             told.update(map(id, found))
-            failure = ET.SubElement(case, "failure", type=printable(found[0].code), message=printable(found[0].message))
+            failure = ET.SubElement(
+                case, "failure", type=printable(found[0].code), message=printable(found[0].message)
+            )
             failure.text = printable("\n".join(_words(f) for f in found))
         elif unknown is not None:
             counts["skipped"] += 1

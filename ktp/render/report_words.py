@@ -54,7 +54,8 @@ def shown_matrices(d: ServiceDiagnosis) -> list[FrontEndMatrix]:
     failing = [
         m
         for m in d.frontends
-        if m.kind == "clusterIP" and any(c.symptom is not Symptom.CONNECTS for r in m.nodes for c in r.cells.values())
+        if m.kind == "clusterIP"
+        and any(c.symptom is not Symptom.CONNECTS for r in m.nodes for c in r.cells.values())
     ]
     return [*outside, *failing]
 
@@ -129,7 +130,9 @@ def probe_rows(rows: Sequence[ProbeRow]) -> list[tuple[str, ...]]:
             seen += f", HTTP {o.answered_http}/{total}"
         predicted = _spoken(r.predicted.of) if r.predicted.symptoms else "-"
         verdict = "" if r.verdict == "agrees" else r.verdict
-        out.append((o.target.frontend, o.target.node or "-", o.target.dialled, predicted, seen or "-", verdict))
+        out.append(
+            (o.target.frontend, o.target.node or "-", o.target.dialled, predicted, seen or "-", verdict)
+        )
     return out
 
 

@@ -114,7 +114,7 @@ class _Page:
         self._out.append(((f"from:  {e.source}", ""),))
         for note in e.notes:
             self._put(f"note:  {note}", hanging="       ")
-        if self._asked:
+        if e.stages:
             self._put("=> marks what this packet takes, a percentage what it takes by lot", "faint")
         for stage in e.stages:
             self._stage(stage)

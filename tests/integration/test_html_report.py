@@ -66,8 +66,12 @@ class Outline(HTMLParser):
 def assert_harmless(page: str) -> None:
     """Nothing that runs, nothing that is fetched."""
     found = Outline(page)
-    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form", "a", "svg"} & set(found.tags)
-    assert not [a for a in found.attributes if a[1].startswith("on") or a[1] in ("src", "href", "action", "srcset")]
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form", "a", "svg"} & set(
+        found.tags
+    )
+    assert not [
+        a for a in found.attributes if a[1].startswith("on") or a[1] in ("src", "href", "action", "srcset")
+    ]
     style = "".join(re.findall(r"<style>(.*?)</style>", page, re.DOTALL))
     assert "@import" not in style
     assert "url(" not in style
@@ -76,7 +80,9 @@ def assert_harmless(page: str) -> None:
     assert all(value.lower() == "content-security-policy" for value in metas)
 
 
-def test_the_browser_builds_the_page_that_was_written(reports: list[ServiceDiagnosis], tmp_path: Path) -> None:
+def test_the_browser_builds_the_page_that_was_written(
+    reports: list[ServiceDiagnosis], tmp_path: Path
+) -> None:
     page = html_report(reports)
     assert_harmless(page)
     built = browse(page, tmp_path, "--dump-dom")

@@ -73,7 +73,21 @@ def run(*argv: str, stdin: str | None = None) -> None:
 @pytest.fixture
 def net(make_netns: Callable[[str], str]) -> Net:
     net = Net(make_netns("client"), make_netns("nodes"))
-    run("ip", "-n", net.nodes, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", net.client)
+    run(
+        "ip",
+        "-n",
+        net.nodes,
+        "link",
+        "add",
+        "eth0",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth0",
+        "netns",
+        net.client,
+    )
     for address in NODES.values():
         run("ip", "-n", net.nodes, "addr", "add", f"{address}/24", "dev", "eth0")
     run("ip", "-n", net.client, "addr", "add", "10.0.0.200/24", "dev", "eth0")
@@ -104,7 +118,8 @@ def serve(net: Net) -> Iterator[Callable[..., None]]:
 def rows(answer: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
     """node → (predicted, observed, verdict)."""
     return {
-        r["node"]: (r["predicted"]["symptom"], r["observed"]["symptom"], r["verdict"]) for r in answer["probes"]
+        r["node"]: (r["predicted"]["symptom"], r["observed"]["symptom"], r["verdict"])
+        for r in answer["probes"]
     }
 
 
@@ -131,7 +146,9 @@ def test_all_as_predicted(net: Net, serve: Callable[..., None]) -> None:
 
 def test_each_difference_is_a_finding(net: Net, serve: Callable[..., None]) -> None:
     serve("10.0.0.10|31015|")  # node-b answers, though no pod is there; node-a refuses; node-c rejects
-    net.rule("-A", "INPUT", "-d", "10.0.0.13", "-p", "tcp", "-j", "REJECT", "--reject-with", "icmp-host-prohibited")
+    net.rule(
+        "-A", "INPUT", "-d", "10.0.0.13", "-p", "tcp", "-j", "REJECT", "--reject-with", "icmp-host-prohibited"
+    )
     status, answer = net.json(*SNAPSHOT, "probe", LOCAL, *QUICK)
     assert status == 1
     assert rows(answer) == {

@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ktp.cli import run
+from ktp.model.explanation import Explanation
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DATA = REPOSITORY / "tests" / "data" / "explain"
@@ -47,14 +49,63 @@ SCREENS = [
     ("1.36-affinity", "1.36-node-b.txt", ["--node-port", "30010"], 0),
     ("1.36-ipv6", "1.36-node-b-ip6.txt", ["--node-port", "31015"], 1),
     ("1.29-ufw", "1.29-node-b-ufw.txt", ["--node-port", "31015"], 1),
+    ("nft-1.29-local-not-here-from-node", "nft-1.29.nft", ["--node-port", "30002", "--from", "node"], 1),
+    ("nft-1.29-no-endpoints", "nft-1.29.nft", ["--node-port", "30003"], 1),
+    ("nft-1.29-cluster", "nft-1.29.nft", ["--node-port", "30001"], 0),
+    ("nft-1.31-chain-firewall", "../nft/kube-proxy-1.31.nft", ["--chain", "firewall-check"], 0),
+    ("nft-1.33-local-not-here", "nft-1.33.nft", ["--node-port", "3002"], 1),
+    ("nft-1.33-from-pod", "nft-1.33.nft", ["--node-port", "3002", "--from", "pod"], 0),
+    ("nft-1.36-local-not-here", "../nft/kube-proxy-1.36.nft", ["--node-port", "31015"], 1),
+    ("nft-1.36-local-not-here-from-localhost", "../nft/kube-proxy-1.36.json",
+     ["--node-port", "31015", "--from", "localhost"], 1),
+    ("nft-1.36-affinity", "../nft/kube-proxy-1.36.json", ["--node-port", "30010"], 0),
+    ("nft-1.36-cluster", "../nft/kube-proxy-1.36.json", ["--node-port", "31465"], 0),
+    ("nft-1.36-chain", "../nft/kube-proxy-1.36.json", ["--chain", "service-V6HGSSIP-edge/affinity-local/tcp/http"], 0),
+    ("ipvs-balanced", "ipvs-1.30/nodes/node-a/ipvsadm.txt", ["--node-port", "30080"], 0),
+    ("ipvs-no-real-server", "ipvs-1.30/nodes/node-a/ipvsadm.txt", ["--node-port", "30082"], 1),
+]  # fmt: skip
+
+
+SNAPSHOTS = [
+    ("ipvs-snapshot-cluster", "ipvs-1.30", 30080, "external", 0),
+    ("ipvs-snapshot-local-not-here", "ipvs-1.30", 30081, "external", 1),
+    ("ipvs-snapshot-no-endpoints", "ipvs-1.30", 30082, "pod", 1),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "snapshot", "port", "vantage", "status"), SNAPSHOTS, ids=[s[0] for s in SNAPSHOTS]
+)
+def test_screens_of_snapshots(
+    name: str, snapshot: str, port: int, vantage: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ktp.app import Settings, explain_node_port
+
+    monkeypatch.chdir(DATA)
+    explained = explain_node_port(Settings(snapshot=snapshot), str(port), vantage, None)
+    assert explained.status == status
+    compare(name, explained.explanations)
+
+
+def compare(name: str, explanations: Sequence[Explanation]) -> None:
+    from ktp.render.rules_tree import print_explanations
+
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="utf-8")
+    print_explanations(explanations, out, width=80, fold_rules=True)
+    out.flush()
+    text = raw.getvalue().decode("utf-8")
+    assert all(len(line) <= 80 or " " not in line.strip(" │├└─|-`") for line in text.splitlines()), text
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("KTP_UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize(("name", "dump", "args", "status"), SCREENS, ids=[s[0] for s in SCREENS])
 def test_screens(name: str, dump: str, args: list[str], status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """KTP_UPDATE_GOLDEN=1 writes the files again; read the difference. 80 columns, as on a terminal."""
     from ktp.app import Settings, explain_chain, explain_node_port, open_rules
-    from ktp.render.rules_tree import print_explanations
 
     monkeypatch.chdir(DATA)
     rules = open_rules(dump, sys.stdin)
@@ -63,16 +114,7 @@ def test_screens(name: str, dump: str, args: list[str], status: int, monkeypatch
     else:
         explained = explain_node_port(Settings(), args[1], args[3] if len(args) > 2 else "external", rules)
     assert explained.status == status
-    raw = io.BytesIO()
-    out = io.TextIOWrapper(raw, encoding="utf-8")
-    print_explanations(explained.explanations, out, width=80, fold_rules=True)
-    out.flush()
-    text = raw.getvalue().decode("utf-8")
-    assert all(len(line) <= 80 or " " not in line.strip(" │├└─|-`") for line in text.splitlines()), text
-    path = GOLDEN / f"{name}.txt"
-    if os.environ.get("KTP_UPDATE_GOLDEN"):
-        path.write_text(text, encoding="utf-8")
-    assert path.read_text(encoding="utf-8") == text
+    compare(name, explained.explanations)
 
 
 def test_rules_are_whole_lines_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +146,9 @@ def test_imports_are_few() -> None:
     code = (
         "import sys; from ktp.cli import run; "
         f"run(['explain-rules', '--node-port', '31015', '--rules', {B36!r}]); "
-        "print(sorted({'rich', 'kubernetes', 'yaml', 'iptc', 'subprocess'} & set(sys.modules)), file=sys.stderr)"
+        "names = {'rich', 'kubernetes', 'yaml', 'iptc', 'subprocess', 'ktp.model.nftables', 'ktp.parse.nft', "
+        "'ktp.parse.ipvs', 'ktp.explain.nft_tree', 'ktp.explain.ipvs', 'ktp.dataplane.nft', 'ktp.diagnose'}; "
+        "print(sorted(names & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=REPOSITORY, check=True)
     assert done.stderr.decode().strip() == "[]"
@@ -241,3 +285,134 @@ def test_a_large_dump_is_answered_like_a_small_one(
     status, out, _ = ktp(capsys, "--chain", "KUBE-SVC-3LS5F4HE6J2O753K", "--rules", str(dump))
     assert status == 0
     assert "more rules lead here" in out
+
+
+# -- nftables and IPVS
+
+NFT = DATA.parent / "nft"
+NFT_TEXT = str(NFT / "kube-proxy-1.36.nft")
+NFT_JSON = str(NFT / "kube-proxy-1.36.json")
+IPVS_DUMP = str(DATA / "ipvs-1.30" / "nodes" / "node-a" / "ipvsadm.txt")
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "sentence"),
+    [
+        (["--node-port", "31016", "--rules", NFT_TEXT], 2, "near it there are 31015/tcp"),
+        (["--node-port", "31015/udp", "--rules", NFT_JSON], 2, "31015/tcp (test/nginx-externaltrafficpolicy"),
+        (["--node-port", "31015", "--rules", str(NFT / "docker.nft")], 3, "no rules of kube-proxy"),
+        (["--chain", "service-nodeports", "--rules", NFT_JSON], 2, "but map service-nodeports of table ip kube-proxy"),
+        (["--chain", "edge/udp-local", "--rules", NFT_JSON], 2, "did you mean service-T7GZSJZU-edge/udp-local"),
+        (["--node-port", "30083", "--rules", IPVS_DUMP], 2, "near it there are 30082/tcp"),
+        (["--chain", "KUBE-SERVICES", "--rules", IPVS_DUMP], 2, "virtual servers, and no chains"),
+    ],
+)  # fmt: skip
+def test_bad_questions_to_nftables_and_ipvs(
+    args: list[str], status: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got, out, err = ktp(capsys, *args)
+    assert got == status
+    assert sentence in err.replace("\n     ", " ")
+    assert not out
+
+
+def test_iptables_rules_in_an_nft_listing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    dump = tmp_path / "ruleset.nft"
+    dump.write_text(
+        "table ip nat {\n\tchain KUBE-SERVICES {\n\t}\n\n\tchain PREROUTING {\n"
+        "\t\ttype nat hook prerouting priority dstnat; policy accept;\n\t\tjump KUBE-SERVICES\n\t}\n}\n"
+    )
+    status, _, err = ktp(capsys, "--node-port", "31015", "--rules", str(dump))
+    assert status == 3
+    assert "those of iptables-nft (table ip nat)" in err
+    assert "iptables-nft-save" in err
+
+
+def test_the_element_that_drops_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = ktp(capsys, "--node-port", "31015", "--rules", NFT_JSON, "-o", "json")
+    assert status == 1
+    data = json.loads(out)
+    decided = data["verdict"]["decidedBy"]
+    assert decided["map"] == "no-endpoint-nodeports"
+    assert decided["element"] == 'tcp . 31015 comment "test/nginx-externaltrafficpolicy:80-80-tcp" : drop'
+    stages = [(s["hook"], s["chain"]["name"], s["priority"], s["type"]) for s in data["stages"]]
+    assert stages == [
+        ("PREROUTING", "filter-prerouting-pre-dnat", -110, "filter"),
+        ("PREROUTING", "nat-prerouting", -100, "nat"),
+        ("INPUT", "filter-input", 0, "filter"),
+    ]
+    services = data["stages"][1]["chain"]["rules"][0]["chain"]
+    lookup = services["rules"][2]["lookups"][1]
+    assert (lookup["name"], len(lookup["elements"]), lookup["leftOut"]) == ("service-nodeports", 1, 20)
+    assert lookup["elements"][0]["share"] == 1.0
+    assert lookup["elements"][0]["chain"]["name"].startswith("external-GWV5UQX5-")
+    assert services["rules"][2]["handle"]
+
+
+def test_shares_of_a_draw(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = ktp(capsys, "--node-port", "31465", "--rules", NFT_JSON, "-o", "json")
+    assert status == 0
+    text = json.dumps(json.loads(out)["stages"])
+    assert text.count('"kind": "draw"') == 1
+    shares = [(e["address"], e["share"]) for e in json.loads(out)["verdict"]["endpoints"]]
+    assert shares == [("10.244.1.12:80", 0.5), ("10.244.2.11:80", 0.5)]
+
+
+def nft_snapshot(folder: Path) -> Path:
+    """node-b of the recorded nftables cluster, with one Service of it."""
+    spec = {
+        "type": "NodePort",
+        "clusterIP": "172.16.198.119",
+        "clusterIPs": ["172.16.198.119"],
+        "ipFamilies": ["IPv4"],
+        "externalTrafficPolicy": "Local",
+        "ports": [{"name": "80-80-tcp", "protocol": "TCP", "port": 80, "nodePort": 31015}],
+    }
+    name = {"namespace": "test", "name": "nginx-externaltrafficpolicy"}
+    node = {
+        "metadata": {"name": "node-b"},
+        "spec": {"podCIDRs": ["10.244.2.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.10"}]},
+    }
+    files = {
+        "cluster/services.json": {"items": [{"metadata": name, "spec": spec}]},
+        "cluster/nodes.json": {"items": [node]},
+    }
+    for path, items in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(json.dumps({"apiVersion": "v1", "kind": "List", **items}))
+    (folder / "nodes" / "node-b").mkdir(parents=True)
+    (folder / "nodes" / "node-b" / "nft-ruleset.json").write_bytes(Path(NFT_JSON).read_bytes())
+    return folder
+
+
+def test_a_service_of_an_nftables_cluster(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    snapshot = str(nft_snapshot(tmp_path))
+    status, out, err = ktp(capsys, "test/nginx-externaltrafficpolicy", "--snapshot", snapshot, "-o", "json")
+    assert status == 1, err
+    items = {i["subject"].split(" of ")[0]: i for i in json.loads(out)["items"]}
+    port = items["node port 31015/tcp"]
+    assert port["verdict"]["disposition"] == "dropped"
+    assert (
+        "externalTrafficPolicy of test/nginx-externaltrafficpolicy:80-80-tcp is Local"
+        in port["verdict"]["why"]
+    )
+    assert port["rulesOf"].startswith("kube-proxy 1.36 or newer, nftables mode")
+    assert items["cluster IP 172.16.198.119:80/tcp"]["verdict"]["disposition"] == "delivered"
+
+
+@pytest.mark.parametrize(("vantage", "disposition"), [("node", "delivered"), ("pod", "delivered"), ("external", "dropped"), ("localhost", "no_listener")])  # fmt: skip
+def test_who_asks_an_nftables_node(
+    vantage: str, disposition: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    snapshot = str(nft_snapshot(tmp_path))
+    _, out, err = ktp(capsys, "--node-port", "31015", "--snapshot", snapshot, "--from", vantage, "-o", "json")
+    assert json.loads(out)["verdict"]["disposition"] == disposition, err
+
+
+def test_chains_of_a_snapshot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    snapshot = str(nft_snapshot(tmp_path))
+    status, out, _ = ktp(capsys, "--chain", "masquerading", "--snapshot", snapshot)
+    assert status == 0
+    assert "chain masquerading, node-b" in out
+    assert "hairpin-connections" in out

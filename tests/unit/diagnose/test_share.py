@@ -92,7 +92,12 @@ def entries(counts: Mapping[str, int], policy: str) -> list[Any]:
             basis="rules",
             endpoints=tuple(
                 CellEndpoint(
-                    ip=name, port=80, name=name, node=home, probability=1 / len(here), symptom=Symptom.CONNECTS
+                    ip=name,
+                    port=80,
+                    name=name,
+                    node=home,
+                    probability=1 / len(here),
+                    symptom=Symptom.CONNECTS,
                 )
                 for name, home in here
             ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 from unit.kubeproxy.objects import LOCAL_IP, REMOTE_IP
 
@@ -24,78 +25,12 @@ VIPS = (CLUSTER_IP, LB_IP, EXTERNAL_IP)
 PODS = {"10.244.1.50": "node-a", LOCAL_IP: "node-a", REMOTE_IP: "node-b", "10.244.3.50": "node-c"}
 NODES = {"node-a": "10.0.0.3", "node-b": "10.0.0.10", "node-c": "10.0.0.13"}
 
-_CHAINS = (
-    ":KUBE-LOAD-BALANCER - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n:KUBE-NODE-PORT - [0:0]\n:KUBE-POSTROUTING - [0:0]\n"
-    ":KUBE-SERVICES - [0:0]\n"
-)
-_NAT = """\
--A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
--A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
--A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
--A KUBE-LOAD-BALANCER -m comment --comment "Kubernetes service load balancer ip + port with externalTrafficPolicy=local" -m set --match-set KUBE-LOAD-BALANCER-LOCAL dst,dst -j RETURN
--A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ
--A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
--A KUBE-NODE-PORT -p tcp -m comment --comment "Kubernetes nodeport TCP port with externalTrafficPolicy=local" -m set --match-set KUBE-NODE-PORT-LOCAL-TCP dst -j RETURN
--A KUBE-NODE-PORT -p tcp -m comment --comment "Kubernetes nodeport TCP port for masquerade purpose" -m set --match-set KUBE-NODE-PORT-TCP dst -j KUBE-MARK-MASQ
--A KUBE-POSTROUTING -m comment --comment "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose" -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE
--A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
--A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
--A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
-"""
-_SERVICES = """\
--A KUBE-SERVICES -m comment --comment "Kubernetes service lb portal" -m set --match-set KUBE-LOAD-BALANCER dst,dst -j KUBE-LOAD-BALANCER
--A KUBE-SERVICES ! -s 10.244.0.0/16 -m comment --comment "Kubernetes service cluster ip + port for masquerade purpose" -m set --match-set KUBE-CLUSTER-IP dst,dst -j KUBE-MARK-MASQ
--A KUBE-SERVICES -m comment --comment "Kubernetes service external ip + port for masquerade and filter purpose" -m set --match-set KUBE-EXTERNAL-IP dst,dst -j KUBE-MARK-MASQ
--A KUBE-SERVICES -m comment --comment "Kubernetes service external ip + port for masquerade and filter purpose" -m set --match-set KUBE-EXTERNAL-IP dst,dst -m physdev ! --physdev-is-in -m addrtype ! --src-type LOCAL -j ACCEPT
--A KUBE-SERVICES -m comment --comment "Kubernetes service external ip + port for masquerade and filter purpose" -m set --match-set KUBE-EXTERNAL-IP dst,dst -m addrtype --dst-type LOCAL -j ACCEPT
--A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT
--A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT
--A KUBE-SERVICES -m set --match-set KUBE-LOAD-BALANCER dst,dst -j ACCEPT
-"""
-_FORWARD = """\
--A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
--A KUBE-FORWARD -m comment --comment "kubernetes forwarding rules" -m mark --mark 0x4000/0x4000 -j ACCEPT
--A KUBE-FORWARD -m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-"""
-_FILTER_1_30 = """\
--A INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER
--A INPUT -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
--A INPUT -m comment --comment "kubernetes health check rules" -j KUBE-NODE-PORT
--A FORWARD -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
--A OUTPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-OUT-FILTER
--A KUBE-IPVS-FILTER -m set --match-set KUBE-LOAD-BALANCER dst,dst -j RETURN
--A KUBE-IPVS-FILTER -m set --match-set KUBE-CLUSTER-IP dst,dst -j RETURN
--A KUBE-IPVS-FILTER -m set --match-set KUBE-EXTERNAL-IP dst,dst -j RETURN
--A KUBE-IPVS-FILTER -m set --match-set KUBE-EXTERNAL-IP-LOCAL dst,dst -j RETURN
--A KUBE-IPVS-FILTER -m set --match-set KUBE-HEALTH-CHECK-NODE-PORT dst -j RETURN
--A KUBE-IPVS-FILTER -m conntrack --ctstate NEW -m set --match-set KUBE-IPVS-IPS dst -j REJECT --reject-with icmp-port-unreachable
--A KUBE-IPVS-OUT-FILTER -m set --match-set KUBE-LOAD-BALANCER dst,dst -j RETURN
--A KUBE-IPVS-OUT-FILTER -m set --match-set KUBE-CLUSTER-IP dst,dst -j RETURN
--A KUBE-IPVS-OUT-FILTER -m set --match-set KUBE-EXTERNAL-IP dst,dst -j RETURN
--A KUBE-IPVS-OUT-FILTER -m set --match-set KUBE-EXTERNAL-IP-LOCAL dst,dst -j RETURN
--A KUBE-IPVS-OUT-FILTER -m conntrack --ctstate NEW -m set --match-set KUBE-IPVS-IPS dst -j REJECT --reject-with icmp-port-unreachable
--A KUBE-NODE-PORT -m comment --comment "Kubernetes health check node port" -m set --match-set KUBE-HEALTH-CHECK-NODE-PORT dst -j ACCEPT
--A KUBE-PROXY-FIREWALL -m comment --comment "Kubernetes service load balancer ip + port for load balancer with sourceRange" -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -j KUBE-SOURCE-RANGES-FIREWALL
--A KUBE-SOURCE-RANGES-FIREWALL -j DROP
-"""
+_DATA = Path(__file__).resolve().parents[2] / "data" / "kubeproxy" / "ipvs"
 
 
-def rules(minor: int) -> str:
-    """`iptables-save`."""
-    first = "-A KUBE-SERVICES -s 127.0.0.0/8 -j RETURN\n" if minor >= 26 else ""
-    filter_chains = ":KUBE-FORWARD - [0:0]\n:KUBE-NODE-PORT - [0:0]\n"
-    filter_rules = _FORWARD
-    if minor >= 29:
-        names = ("KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER", "KUBE-PROXY-FIREWALL", "KUBE-SOURCE-RANGES-FIREWALL")
-        filter_chains += "".join(f":{name} - [0:0]\n" for name in names)
-        filter_rules += _FILTER_1_30
-    base = "".join(f":{c} ACCEPT [0:0]\n" for c in ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"))
-    filter_base = "".join(f":{c} ACCEPT [0:0]\n" for c in ("INPUT", "FORWARD", "OUTPUT"))
-    return (
-        "# Generated by iptables-save v1.8.9 (legacy)\n"
-        f"*nat\n{base}{_CHAINS}{_NAT}{first}{_SERVICES}COMMIT\n"
-        f"*filter\n{filter_base}{filter_chains}{filter_rules}COMMIT\n"
-    )
+def rules(minor: int) -> bytes:
+    """`iptables-save` of kube-proxy 1.23 or 1.30."""
+    return (_DATA / f"iptables-save-1.{minor}.txt").read_bytes()
 
 
 def sets(minor: int, *, local: bool) -> str:
@@ -201,7 +136,7 @@ def ipvs_state(minor: int, endpoints: Sequence[Endpoint], *, local: bool) -> Nod
     return _state(
         "node-a",
         VIPS,
-        rulesets=(open_ruleset(rules(minor).encode(), source="iptables-save.txt"),),
+        rulesets=(open_ruleset(rules(minor), source="iptables-save.txt"),),
         ipsets=parse_ipsets(sets(minor, local=local), source="ipset-save.txt"),
         ipvs=parse_ipvs(servers(minor, endpoints, local=local), source="ipvsadm.txt"),
     )

@@ -11,11 +11,24 @@ T = TypeVar("T")
 
 POISON = (
     "</title></style><script>document.title='ktp-was-here';alert(1)</script><img src=x onerror=alert(2)>"
-    "\" onclick=\"alert(3)' `` ``` ]]> --> &amp; &#60;b&#62; [a](http://evil.example/) ![i](http://evil.example/i) | "
+    '" onclick="alert(3)\' `` ``` ]]> --> &amp; &#60;b&#62; [a](http://evil.example/) ![i](http://evil.example/i) | '
     "<!-- \x00\x07\x1b[31m \ud800\ufffe \u202e https://evil.example/ @someone\n\n# head\n\n| x | y |\n- item"
 )
 # What must stay: keys that the code itself compares.
-_KEPT = {"vantage", "direction", "kind", "balancer", "basis", "verdict", "ip", "dst", "src", "host", "odd", "problem"}
+_KEPT = {
+    "vantage",
+    "direction",
+    "kind",
+    "balancer",
+    "basis",
+    "verdict",
+    "ip",
+    "dst",
+    "src",
+    "host",
+    "odd",
+    "problem",
+}
 
 
 def poisoned(value: T) -> T:

@@ -31,9 +31,7 @@ def dialled(snapshot_service: str) -> ServiceDiagnosis:
     service = of_service(world, snapshot_service)
     predictor = Predictor(world, service)
     seen = [
-        Observation(
-            target=t, source="10.0.0.200", attempts=(Attempt(symptom=Symptom.REFUSED, seconds=0.1),)
-        )
+        Observation(target=t, source="10.0.0.200", attempts=(Attempt(symptom=Symptom.REFUSED, seconds=0.1),))
         for t in predictor.targets(Sender())
     ]
     return with_probes(Asked(world, snapshot_service).diagnosis(), compare(predictor, seen))
@@ -191,7 +189,9 @@ def test_fail_on(
 @pytest.mark.parametrize(("limit", "status"), [("error", 0), ("warning", 0), ("info", 1)])
 def test_what_is_less_grave_passes(limit: str, status: int) -> None:
     """The gravest finding of edge/lb-ranges is an info."""
-    assert run(["--snapshot", str(RECORDED), "diagnose", "svc", "edge/lb-ranges", "--fail-on", limit]) == status
+    assert (
+        run(["--snapshot", str(RECORDED), "diagnose", "svc", "edge/lb-ranges", "--fail-on", limit]) == status
+    )
 
 
 # --------------------------------------------------------------------------------------------------- all of a kind
@@ -233,7 +233,11 @@ def test_probes_and_witnesses_are_in_every_form() -> None:
     data = diagnosis_object(d)
     assert {r["verdict"] for r in data["probes"]} == {"differs"}
     assert [r["node"] for r in data["reconciliation"]] == ["node-a", "node-b", "node-c"]
-    assert data["reconciliation"][0]["endpointSlices"] == data["reconciliation"][0]["rules"] == ["10.244.1.10:80"]
+    assert (
+        data["reconciliation"][0]["endpointSlices"]
+        == data["reconciliation"][0]["rules"]
+        == ["10.244.1.10:80"]
+    )
     assert "Dialled for real" in markdown_report(d)
     assert "Dialled for real" in html_report([d])
     assert "KTP902" in junit_report([d], Severity.WARNING)
