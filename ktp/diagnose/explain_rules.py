@@ -213,6 +213,7 @@ def _explain_end(
             vantage=vantage,
             flow=flow,
             source=", ".join(evidence.sources),
+            service=named,
             notes=tuple(notes),
         )
         out.append(_explained(asked_of, asked, every_rule=every_rule))

@@ -45,7 +45,10 @@ _FAMILY_CHAINS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One question. `names` says what to call addresses that only stand for unknown ones."""
+    """One question. `names` says what to call addresses that only stand for unknown ones.
+
+    `rules` are those that the node port has here, `service` is the Service where more than rules tell it.
+    """
 
     subject: str
     node: str
@@ -55,6 +58,7 @@ class Asked:
     rules_of: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     rules: NodePortRules | NftNodePort | None = None
+    service: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -94,6 +98,7 @@ def explain_flow(walker: Walker, asked: Asked, *, every_rule: bool = False) -> E
             asked.rules,
             by_node=asked.vantage in (NODE, LOCALHOST),
             nft=state.nft if state is not None else None,
+            service=asked.service,
         ),
         stages=stages,
         notes=notes,

@@ -55,11 +55,13 @@ def verdict_of(
     *,
     by_node: bool = False,
     nft: NftRuleset | None = None,
+    service: str | None = None,
 ) -> Verdict:
     """The verdict on a flow that reached the cluster, or was sent, at `node`.
 
     `names` says what to call addresses that stand for unknown ones; `rules` are those that the node port has here;
-    `by_node` tells that a process of the node itself asks; `nft` is the node's native nftables ruleset.
+    `by_node` tells that a process of the node itself asks; `nft` is the node's native nftables ruleset;
+    `service` names the Service where no rule on the packet's way does.
     """
     endpoints = _endpoints(answer, names)
     worst = _worst(answer)
@@ -74,7 +76,7 @@ def verdict_of(
             answer, endpoints, node, by_node=by_node, placeholders=bool(names), native=nft is not None
         )
     else:
-        why = _failed(worst, by, steps, rules, answer, node, nft, in_nft)
+        why = _failed(worst, by, steps, rules, answer, node, nft, in_nft, service)
     head = _HEADS[answer.disposition]
     if answer.symptom is Symptom.INTERMITTENT:
         head = f"sometimes {head}"
@@ -229,13 +231,14 @@ def _failed(
     node: str,
     nft: NftRuleset | None,
     in_nft: Decided | None,
+    named: str | None,
 ) -> str:
     service = next((s for _, rule in steps if (s := service_of(rule)) is not None), None)
     if nft is not None and service is None:
         from ktp.explain.nft_verdict import service_in
 
         service = service_in(path, node)
-    service = service or (rules.service if rules is not None else None) or "the Service"
+    service = service or (rules.service if rules is not None else None) or named or "the Service"
     if path is None:
         return answer.reason
     lead = ""

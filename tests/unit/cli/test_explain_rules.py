@@ -368,21 +368,54 @@ def nft_snapshot(folder: Path) -> Path:
         "externalTrafficPolicy": "Local",
         "ports": [{"name": "80-80-tcp", "protocol": "TCP", "port": 80, "nodePort": 31015}],
     }
-    name = {"namespace": "test", "name": "nginx-externaltrafficpolicy"}
-    node = {
-        "metadata": {"name": "node-b"},
-        "spec": {"podCIDRs": ["10.244.2.0/24"]},
-        "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.10"}]},
+    metadata = {"namespace": "test", "name": "nginx-externaltrafficpolicy"}
+    nodes = [
+        {
+            "metadata": {"name": name},
+            "spec": {"podCIDRs": [pods]},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+        }
+        for name, pods, address in (
+            ("node-a", "10.244.1.0/24", "10.0.0.3"),
+            ("node-b", "10.244.2.0/24", "10.0.0.10"),
+        )
+    ]
+    conditions = {"ready": True, "serving": True, "terminating": False}
+    slice_ = {
+        "metadata": {
+            "namespace": "test",
+            "name": "s",
+            "labels": {"kubernetes.io/service-name": "nginx-externaltrafficpolicy"},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "80-80-tcp", "protocol": "TCP", "port": 80}],
+        "endpoints": [{"addresses": ["10.244.1.10"], "conditions": conditions, "nodeName": "node-a"}],
     }
     files = {
-        "cluster/services.json": {"items": [{"metadata": name, "spec": spec}]},
-        "cluster/nodes.json": {"items": [node]},
+        "cluster/endpointslices.json": {"items": [slice_]},
+        "cluster/services.json": {"items": [{"metadata": metadata, "spec": spec}]},
+        "cluster/nodes.json": {"items": nodes},
     }
     for path, items in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps({"apiVersion": "v1", "kind": "List", **items}))
-    (folder / "nodes" / "node-b").mkdir(parents=True)
-    (folder / "nodes" / "node-b" / "nft-ruleset.json").write_bytes(Path(NFT_JSON).read_bytes())
+    own = folder / "nodes" / "node-b"
+    own.mkdir(parents=True)
+    (own / "nft-ruleset.json").write_bytes(Path(NFT_JSON).read_bytes())
+    address = {"family": "inet", "local": "10.0.0.10", "prefixlen": 24, "scope": "global"}
+    eth0 = {"ifindex": 2, "ifname": "eth0", "flags": ["UP"], "link_type": "ether", "addr_info": [address]}
+    local = {"type": "local", "table": "local", "scope": "host"}
+    routes = [
+        {"dst": "default", "gateway": "10.0.0.1", "dev": "eth0"},
+        {"dst": "10.0.0.0/24", "dev": "eth0", "scope": "link", "prefsrc": "10.0.0.10"},
+        {"dst": "10.244.1.0/24", "gateway": "10.0.0.3", "dev": "eth0"},
+        {"dst": "10.244.2.0/24", "dev": "cni0", "scope": "link"},
+        {**local, "dst": "10.0.0.10", "dev": "eth0", "prefsrc": "10.0.0.10"},
+        {**local, "dst": "127.0.0.0/8", "dev": "lo", "prefsrc": "127.0.0.1"},
+    ]
+    (own / "ip-addr.json").write_text(json.dumps([eth0]))
+    (own / "ip-route.json").write_text(json.dumps(routes))
+    (own / "ss.txt").write_text("")
     return folder
 
 
@@ -401,7 +434,10 @@ def test_a_service_of_an_nftables_cluster(capsys: pytest.CaptureFixture[str], tm
     assert items["cluster IP 172.16.198.119:80/tcp"]["verdict"]["disposition"] == "delivered"
 
 
-@pytest.mark.parametrize(("vantage", "disposition"), [("node", "delivered"), ("pod", "delivered"), ("external", "dropped"), ("localhost", "no_listener")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("vantage", "disposition"),
+    [("node", "delivered"), ("pod", "delivered"), ("external", "dropped"), ("localhost", "no_listener")],
+)
 def test_who_asks_an_nftables_node(
     vantage: str, disposition: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
