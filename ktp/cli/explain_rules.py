@@ -13,8 +13,12 @@ from ktp.errors import UsageError
 @click.command("explain-rules", short_help="The rules that a Service's packets meet, each in plain words.")
 @click.argument("name", metavar="[NAMESPACE/]NAME", required=False)
 @click.option("--node-port", metavar="N[/udp]", help="Explain this node port.")
-@click.option("--chain", metavar="CHAIN", help="Explain this chain, e.g. KUBE-MARK-MASQ.")
-@click.option("--rules", metavar="FILE", help="Answer from the output of iptables-save alone (- is stdin).")
+@click.option("--chain", metavar="CHAIN", help="Explain this chain, e.g. KUBE-MARK-MASQ or masquerading.")
+@click.option(
+    "--rules",
+    metavar="FILE",
+    help="Answer from a dump alone (- is stdin): iptables-save, nft list ruleset, nft -j list ruleset, ipvsadm -Sn.",
+)
 @click.option(
     "--from",
     "vantage",
@@ -32,9 +36,10 @@ def command(
       ktp explain-rules shop/web                           every front end of a Service, on each node
       ktp explain-rules --node-port 31015                  one node port, on this node
       iptables-save | ktp explain-rules --node-port 31015 --rules -
+      nft -j list ruleset | ktp explain-rules --node-port 31015 --rules -
       ktp explain-rules --chain KUBE-MARK-MASQ --rules dump.txt
 
-    With --rules neither an API server nor the node's addresses are needed.
+    With --rules neither an API server nor the node's addresses are needed; what the dump is, its content tells.
 
     Exit status: 0 the packet reaches an endpoint, 1 it does not, 2 no such node port, chain or Service, 3 no rules
     could be read, 4 undetermined.

@@ -334,11 +334,11 @@ def _walk(
                 if select is not None:
                     met = tuple(filter(select.may_match, text.raw))
                     left_out = len(text.raw) - len(met)
-                    if left_out and len(text.raw) > LARGE_CHAIN:
-                        text = replace(text, raw=met, left_out=left_out)
+                    cut = left_out > 0 and len(text.raw) > LARGE_CHAIN
+                    chains[table, name] = replace(text, raw=met, left_out=left_out) if cut else text
                 else:
                     met = text.raw
-                chains[table, name] = text
+                    chains[table, name] = text
                 for target in _jumps(met):
                     if (table, target) not in followed:
                         following[table, target] = None

@@ -109,7 +109,8 @@ def _ways(case: Case) -> list[Way]:
             if entry is None or entry.asked.fact is None:
                 continue
             path = max(
-                entry.asked.fact.paths, key=lambda p: ((p.symptom is Symptom.CONNECTS) is not failing, p.probability)
+                entry.asked.fact.paths,
+                key=lambda p: ((p.symptom is Symptom.CONNECTS) is not failing, p.probability),
             )
             out.append(
                 Way(

@@ -155,7 +155,6 @@ class ApiServer:
             return 200, _page(found, kind, prefix, query)
         return 404, _status(404, "NotFound", "the server could not find the requested resource")
 
-
     def review(self, path: str, question: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Status and body of a POSTed review: `forbidden` holds resources, or "VERB RESOURCE"."""
         if path == "/apis/authentication.k8s.io/v1/selfsubjectreviews" and self.tells_user:

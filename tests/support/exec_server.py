@@ -7,6 +7,7 @@ messages of 32 KiB, the end as a v1 Status on channel 3, then a close frame.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import struct
@@ -113,7 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(101)
         self.send_header("Upgrade", "websocket")
         self.send_header("Connection", "Upgrade")
-        self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+        self.send_header(
+            "Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+        )
         self.send_header("Sec-WebSocket-Protocol", protocol)
         self.end_headers()
         self.close_connection = True
@@ -181,10 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             head = struct.pack("!BBH", 0x80 | opcode, 126, size)
         else:
             head = struct.pack("!BBQ", 0x80 | opcode, 127, size)
-        try:
+        with contextlib.suppress(OSError):  # the client has gone
             self.wfile.write(head + content)
-        except OSError:
-            pass  # the client has gone
 
     def _stdin(self, protocol: str) -> bytes:
         """All of stdin: until v5 closes it, or in v4, which cannot, until a line that ends a script."""

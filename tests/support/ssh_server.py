@@ -39,7 +39,8 @@ class SshLab:
         folder.chmod(0o755)  # sshd reads authorized_keys as the user who logs in
         for name in ("host", "other_host", "client", "stranger"):
             subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)], check=True
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)],
+                check=True,
             )
         shutil.copy(folder / "client.pub", folder / "authorized_keys")
         with socket.socket() as probe:
@@ -111,7 +112,9 @@ class SshLab:
         """An sshd that listens on 127.0.0.1."""
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")], stderr=log, stdin=subprocess.DEVNULL
+                [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")],
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
         try:
             for _ in range(100):
@@ -144,13 +147,18 @@ class SshLab:
         scratch.mkdir(mode=0o777)
         scratch.chmod(0o1777)
         seen_at = Path("/mnt")
-        lines = [f"SetEnv PATH={'/mnt/' + path_first.name + ':' if path_first else ''}/usr/bin:/bin:/usr/sbin:/sbin"]
+        lines = [
+            f"SetEnv PATH={'/mnt/' + path_first.name + ':' if path_first else ''}/usr/bin:/bin:/usr/sbin:/sbin"
+        ]
         config = self._write_server_config(f"sshd_config-{name}", seen_at, *lines)
         passwd = self.folder / "passwd"
         if not passwd.exists():
-            kept = [line for line in Path("/etc/passwd").read_text().splitlines() if not line.startswith("root:")]
+            kept = [
+                line for line in Path("/etc/passwd").read_text().splitlines() if not line.startswith("root:")
+            ]
             passwd.write_text(
-                "\n".join(["root:x:0:0:root:/tmp:/bin/sh", *kept, f"{USER}:x:{USER_ID}:65534::/tmp:/bin/sh"]) + "\n"
+                "\n".join(["root:x:0:0:root:/tmp:/bin/sh", *kept, f"{USER}:x:{USER_ID}:65534::/tmp:/bin/sh"])
+                + "\n"
             )
             shutil.copy(SSHD, self.folder / "sshd")
         script = self.folder / f"start-{name}.sh"

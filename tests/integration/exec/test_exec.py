@@ -133,9 +133,9 @@ def test_a_command_that_hangs() -> None:
     ],
 )
 def test_a_refusal_is_a_sentence(code: int, said: str, kind: type[Exception], words: str) -> None:
-    with ExecServer(lambda command, stdin: Program(), refuse=(code, said)).running() as server:
-        with pytest.raises(kind) as caught:
-            exec_in_pod(api_of(server), WHERE, ("sh",), timeout=10)
+    server = ExecServer(lambda command, stdin: Program(), refuse=(code, said))
+    with server.running() as running, pytest.raises(kind) as caught:
+        exec_in_pod(api_of(running), WHERE, ("sh",), timeout=10)
     assert words in str(caught.value)
 
 
@@ -229,7 +229,7 @@ def test_an_image_without_a_shell() -> None:
     assert not [
         line
         for line in commands
-        if line.startswith(("ipset", "ipvsadm")) or "legacy" in line and "-t" in line.split()
+        if line.startswith(("ipset", "ipvsadm")) or ("legacy" in line and "-t" in line.split())
     ]
 
 

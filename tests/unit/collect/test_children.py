@@ -73,7 +73,8 @@ def test_too_much_output_ends_it() -> None:
 def test_stopping_ends_all_and_starts_none() -> None:
     results = []
     threads = [
-        threading.Thread(target=lambda: results.append(run_child(["sleep", "60"], timeout=60))) for _ in range(5)
+        threading.Thread(target=lambda: results.append(run_child(["sleep", "60"], timeout=60)))
+        for _ in range(5)
     ]
     for thread in threads:
         thread.start()
@@ -114,7 +115,10 @@ with ending_children():
 def test_a_signal_leaves_nothing(number: int, repository: Path) -> None:
     token = f"ktp-children-{os.getpid()}-{number}"
     child = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, token], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=repository
+        [sys.executable, "-c", INTERRUPTED, token],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=repository,
     )
     assert child.stdout is not None
     child.stdout.readline()

@@ -135,9 +135,26 @@ print(json.dumps({name: capture.read(name).decode() for name in capture.names() 
 @needs_iptc
 @pytest.mark.kernel
 def test_a_node_without_iptables_legacy_save(inside: Inside) -> None:
-    inside("iptables-legacy", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "31015", "-j", "DNAT", "--to", "1.2.3.4:80")
+    inside(
+        "iptables-legacy",
+        "-t",
+        "nat",
+        "-A",
+        "PREROUTING",
+        "-p",
+        "tcp",
+        "--dport",
+        "31015",
+        "-j",
+        "DNAT",
+        "--to",
+        "1.2.3.4:80",
+    )
     files = json.loads(inside(sys.executable, "-c", HIDDEN))
-    assert "-A PREROUTING -p tcp -m tcp --dport 31015 -j DNAT --to-destination 1.2.3.4:80" in files["nodes/n/iptables-legacy-save.txt"]
+    assert (
+        "-A PREROUTING -p tcp -m tcp --dport 31015 -j DNAT --to-destination 1.2.3.4:80"
+        in files["nodes/n/iptables-legacy-save.txt"]
+    )
     assert inside("cat", "/proc/net/ip_tables_names") == "nat\n"
 
 

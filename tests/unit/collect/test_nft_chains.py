@@ -71,7 +71,9 @@ COMMIT
 class DumpRunner:
     """A node made of a dump: `iptables-nft -t T -S CHAIN -v` answers from it as iptables does."""
 
-    def __init__(self, dump: str, *, version: str = "1.8.9", family: str = "ip", has_nft: bool = True) -> None:
+    def __init__(
+        self, dump: str, *, version: str = "1.8.9", family: str = "ip", has_nft: bool = True
+    ) -> None:
         self.family, self.version, self.has_nft = family, version, has_nft
         self.ran: list[str] = []
         self.vanish: dict[str, int] = {}
@@ -87,7 +89,9 @@ class DumpRunner:
                 self.chains[table, name] = [head]
             elif line.startswith("["):
                 counters, _, rule = line.partition(" ")
-                self.chains[table, rule.split()[1]].append(with_counters(rule, counters.strip("[]").replace(":", " ")))
+                self.chains[table, rule.split()[1]].append(
+                    with_counters(rule, counters.strip("[]").replace(":", " "))
+                )
 
     def run(self, command: Sequence[str], *, timeout: float) -> CommandResult:
         line = " ".join(command)
@@ -161,7 +165,17 @@ def chains_in(text: str) -> set[str]:
 
 # ------------------------------------------------------------------------------------------------ what is followed
 
-BASE = {"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING", "FORWARD", "KUBE-SERVICES", "KUBE-NODEPORTS", "LATE", "BY-PORT"}
+BASE = {
+    "PREROUTING",
+    "INPUT",
+    "OUTPUT",
+    "POSTROUTING",
+    "FORWARD",
+    "KUBE-SERVICES",
+    "KUBE-NODEPORTS",
+    "LATE",
+    "BY-PORT",
+}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +208,11 @@ def test_the_dump_is_as_iptables_save_would_print_it() -> None:
 
 def test_named_chains_are_read_whether_or_not_anything_leads_there() -> None:
     orphan = DUMP.replace(":LATE -", ":KUBE-SVC-OLD - [0:0]\n:LATE -")
-    text = read(DumpRunner(orphan), Destination(port=5), chains=(("nat", "KUBE-SVC-OLD"), ("nat", "KUBE-SVC-GONE"), ("raw", "X")))
+    text = read(
+        DumpRunner(orphan),
+        Destination(port=5),
+        chains=(("nat", "KUBE-SVC-OLD"), ("nat", "KUBE-SVC-GONE"), ("raw", "X")),
+    )
     assert chains_in(text) == BASE | {"ODD", "KUBE-SVC-OLD"}
 
 
@@ -262,7 +280,10 @@ def test_what_may_not_be_read_is_a_gap() -> None:
     )
     text, gaps = read_reachable(ChainReader(runner), "node-a", Reach(destinations=()))
     assert text is None
-    assert "failed: Could not fetch rule set generation id: Permission denied (you must be root) on node node-a" in gaps[0].message
+    assert (
+        "failed: Could not fetch rule set generation id: Permission denied (you must be root) on node node-a"
+        in gaps[0].message
+    )
 
 
 # ---------------------------------------------------------------------------------------- what asking could change
@@ -279,7 +300,9 @@ def test_what_may_not_be_read_is_a_gap() -> None:
         ("1.8.7", "", ()),
     ],
 )  # fmt: skip
-def test_only_tables_are_asked_that_asking_does_not_make(version: str, dump: str, tables: tuple[str, ...] | None) -> None:
+def test_only_tables_are_asked_that_asking_does_not_make(
+    version: str, dump: str, tables: tuple[str, ...] | None
+) -> None:
     assert ChainReader(DumpRunner(dump, version=version)).tables() == tables
 
 
@@ -374,7 +397,11 @@ def test_the_destinations_of_a_service() -> None:
 # ------------------------------------------------------------------------------------------------------ recorded
 
 
-@pytest.mark.parametrize("dump", sorted(DATA.glob("*/core-*nft*/nodes/*/iptables-nft-save.txt")), ids=lambda path: "/".join(path.parts[-4:-1:2]))
+@pytest.mark.parametrize(
+    "dump",
+    sorted(DATA.glob("*/core-*nft*/nodes/*/iptables-nft-save.txt")),
+    ids=lambda path: "/".join(path.parts[-4:-1:2]),
+)
 def test_every_chain_of_a_recorded_node_is_as_in_its_dump(dump: Path) -> None:
     text = dump.read_text()
     whole = open_ruleset(text.encode(), source="whole")
@@ -398,8 +425,12 @@ def large_netns(make_netns: Callable[[str], str]) -> str:
     services, nodeports, chains = [], [], []
     for n in range(LARGE_SERVICES + 50):
         chains += [f":KUBE-EXT-{n} - [0:0]", f":KUBE-SVC-{n} - [0:0]"]
-        services.append(f"-A KUBE-SERVICES -d 10.96.{n >> 8}.{n & 255}/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-{n}")
-        nodeports.append(f'-A KUBE-NODEPORTS -p tcp -m comment --comment "ns/s-{n}:http" -m tcp --dport {30000 + n} -j KUBE-EXT-{n}')
+        services.append(
+            f"-A KUBE-SERVICES -d 10.96.{n >> 8}.{n & 255}/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-{n}"
+        )
+        nodeports.append(
+            f'-A KUBE-NODEPORTS -p tcp -m comment --comment "ns/s-{n}:http" -m tcp --dport {30000 + n} -j KUBE-EXT-{n}'
+        )
         services.append(f"-A KUBE-EXT-{n} -j KUBE-SVC-{n}")
         services.append(f"-A KUBE-SVC-{n} -p tcp -j DNAT --to-destination 10.244.0.{n & 255}:8080")
     rules = "\n".join(
@@ -436,14 +467,21 @@ def inside(netns: str, *command: str, stdin: bytes = b"") -> str:
 def test_a_large_node_is_read_chain_by_chain_and_left_as_it_is(large_netns: str) -> None:
     before = inside(large_netns, "nft", "list", "ruleset")
     runner = NetnsRunner(large_netns)
-    reach = Reach(destinations=(Destination(protocol="tcp", port=30007),), chains=(("nat", "KUBE-SVC-9"), ("nat", "NONE")))
+    reach = Reach(
+        destinations=(Destination(protocol="tcp", port=30007),),
+        chains=(("nat", "KUBE-SVC-9"), ("nat", "NONE")),
+    )
     assert ChainReader(runner).is_large()
     started = time.monotonic()
     capture = collect_reachable(runner, "n", reach)
     assert time.monotonic() - started < 3
     text = capture.read("nodes/n/iptables-nft-save.txt").decode()
     assert capture.gaps == ()
-    assert {name for name in chains_in(text) if name[-1].isdigit()} == {"KUBE-EXT-7", "KUBE-SVC-7", "KUBE-SVC-9"}
+    assert {name for name in chains_in(text) if name[-1].isdigit()} == {
+        "KUBE-EXT-7",
+        "KUBE-SVC-7",
+        "KUBE-SVC-9",
+    }
     whole = open_ruleset(inside(large_netns, "iptables-nft-save", "-c").encode(), source="whole")
     part = open_ruleset(text.encode(), source="part")
     for name in part.chain_names("nat"):
@@ -462,7 +500,9 @@ def test_the_script_for_a_node_far_away_reads_the_same_chains(large_netns: str, 
         chains=(("nat", "KUBE-SVC-9"), ("nat", "NONE")),
     )  # fmt: skip
     script = build_script(sudo=False, reach=reach, command_timeout=30)
-    recording = parse_stream(inside(large_netns, *shell.split(), "-s", stdin=script.text).encode(), script.mark)
+    recording = parse_stream(
+        inside(large_netns, *shell.split(), "-s", stdin=script.text).encode(), script.mark
+    )
     assert recording.complete
     assert not [line for line in recording.commands if "save" in line and line.startswith("iptables")]
     far = collect_reachable(RecordedRunner(recording), "n", reach)

@@ -32,7 +32,9 @@ END = f"\n{MARK} complete\n".encode()
 
 @given(st.lists(st.tuples(st.binary(), st.binary(), st.integers(0, 255)), max_size=5))
 def test_any_bytes_arrive_as_they_are(frames: list[tuple[bytes, bytes, int]]) -> None:
-    stream = b"Welcome!\n" + b"".join(frame(f"command c{n}", *parts(one)) for n, one in enumerate(frames)) + END
+    stream = (
+        b"Welcome!\n" + b"".join(frame(f"command c{n}", *parts(one)) for n, one in enumerate(frames)) + END
+    )
     recording = parse_stream(stream, MARK)
     assert recording.complete
     for n, (body, errors, status) in enumerate(frames):
@@ -78,7 +80,11 @@ def test_what_did_not_arrive_is_not_taken_for_nothing() -> None:
 def test_files_and_folders_of_a_recording() -> None:
     sysctls = b"/proc/sys/net/ipv4/ip_forward:1\n/proc/sys/net/ipv4/conf/eth0.7/rp_filter:2\n/proc/sys/net/ipv4/conf/lo/rp_filter:0\n"
     stream = frame("sysctls", sysctls) + frame("paths", b"/proc/modules\n") + frame("commands", b"ip\nss\n")
-    stream += frame("file /proc/net/ip_vs", b"", 1, b"cat: Permission denied") + frame("hostname", b"node-a\n") + END
+    stream += (
+        frame("file /proc/net/ip_vs", b"", 1, b"cat: Permission denied")
+        + frame("hostname", b"node-a\n")
+        + END
+    )
     runner = RecordedRunner(parse_stream(stream, MARK))
     assert runner.read_file("/proc/sys/net/ipv4/ip_forward") == b"1\n"
     assert runner.list_folder("/proc/sys/net/ipv4/conf") == ["eth0.7", "lo"]

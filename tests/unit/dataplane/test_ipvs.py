@@ -147,7 +147,8 @@ def test_a_node_port_is_balanced_and_masqueraded() -> None:
     remote = next(p for p in answer.paths if p.endpoint_ip == "10.244.2.11")
     assert remote.source_seen == NODE
     chains = {s.hook for h in remote.hops if h.node == "node-a" and h.direction == "request" for s in h.steps}
-    assert "INPUT" in chains and "FORWARD" not in chains
+    assert "INPUT" in chains
+    assert "FORWARD" not in chains
 
 
 def test_local_keeps_the_source() -> None:
@@ -165,7 +166,8 @@ def test_weight_0_is_not_drawn() -> None:
 def test_no_real_server_is_refused() -> None:
     answer = _ask(NODE, 30001)
     assert (answer.disposition, answer.symptom) == (Disposition.REJECTED, Symptom.REFUSED)
-    assert answer.decided_by is not None and "30001" in answer.decided_by.rule
+    assert answer.decided_by is not None
+    assert "30001" in answer.decided_by.rule
 
 
 def test_a_process_of_the_node_is_scheduled_on_its_way_out() -> None:

@@ -217,7 +217,10 @@ def test_a_legacy_dump_does_not_stand_for_nft() -> None:
 
 def test_an_nft_dump_that_breaks_off_is_not_passed_over() -> None:
     files = node_files(iptables_nft_save_txt=NFT, nft_ruleset_json=nft_json(("ip", "filter"))[:-2])
-    assert [gap.subject for gap in parse_snapshot(capture(**files)).gaps] == ["node-a/nft-ruleset.json", "node-a"]
+    assert [gap.subject for gap in parse_snapshot(capture(**files)).gaps] == [
+        "node-a/nft-ruleset.json",
+        "node-a",
+    ]
 
 
 @pytest.mark.parametrize(
