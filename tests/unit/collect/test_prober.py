@@ -235,9 +235,9 @@ def test_never_more_than_asked_for_are_open_at_once() -> None:
             most = max(most, now)
         s.recv(100)
         time.sleep(0.02)
-        s.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        with lock:
+        with lock:  # before the answer: the prober may be here again as soon as it has it
             now -= 1
+        s.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
 
     with tcp(hold) as port:
         seen = one(port, settings=ProbeSettings(tries=20, parallel=4, timeout=2, http="/"))
