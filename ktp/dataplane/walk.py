@@ -142,6 +142,7 @@ class Walker:
         self._hosts: dict[str, Host | None] = {}
         self._hooks: dict[tuple[str, int], HookTable] = {}
         self._leaves: list[Leaf] = []
+        self._family = 4
         self._client = _Client(0, None, False, 0, 0, 0)
         self._owners: dict[tuple[int, int], str] = self._address_owners()
         self._nodes_route_pods = self._do_nodes_route_pods()
@@ -157,6 +158,11 @@ class Walker:
             assumed = self.topology.assumed_local.get(name, frozenset())
             self._hosts[name] = Host(state, assumed) if usable and state is not None else None
         return self._hosts[name]
+
+    def _walkable(self, name: str) -> Host | None:
+        """The node, None where its rules of the flow's address family were not read."""
+        host = self.host(name)
+        return host if host is not None and host.state.knows_rules_of(self._family) else None
 
     def _address_owners(self) -> dict[tuple[int, int], str]:
         seen: dict[tuple[int, int], str | None] = {}
@@ -210,6 +216,7 @@ class Walker:
         """Every way that the flow may take, to its end. Raises ValueError where an address or protocol is none."""
         self._leaves = []
         family, dst = to_int(flow.dst)
+        self._family = family
         proto = PROTOCOLS.get(flow.protocol.lower())
         if proto not in (TCP, UDP, pk.SCTP):
             raise ValueError(f"protocol {flow.protocol!r} is not tcp, udp or sctp")
@@ -222,7 +229,7 @@ class Walker:
         p = Packet(family, proto, src or 0, dst, ports, flow.port)
         state = State(p)
         if flow.from_node is not None:
-            host = self.host(flow.from_node)
+            host = self._walkable(flow.from_node)
             if host is None and src is not None:
                 # Of the client's own node nothing is known: its packet is taken to get out of it unchanged.
                 state.assume(
@@ -393,7 +400,7 @@ class Walker:
                 f"no node owns {flow.dst}: say with `via` at which node the packet reaches the cluster",
             )
             return
-        host = self.host(entry)
+        host = self._walkable(entry)
         if host is None:
             self._end_unknown(state, entry, f"nothing was read of node {entry}, where the packet arrives")
             return
@@ -853,7 +860,7 @@ class Walker:
         self._send_error(state, host, kind, Disposition.LOST, reason, step, "route")
 
     def _to_node(self, state: State, host: Host, name: str, dev: str, next_ip: int) -> None:
-        target = self.host(name)
+        target = self._walkable(name)
         p = state.packet
         if target is None:
             self._through_unknown_node(state, host, name)
@@ -1003,7 +1010,7 @@ class Walker:
             key = (reply.family, reply.dst)
             pod = self.topology.attached.get(key)
             owner = pod.node if pod is not None else self._owners.get(key)
-            target = self.host(owner) if owner is not None else None
+            target = self._walkable(owner) if owner is not None else None
             if target is not None:
                 self._enter(state, target, self._arrival_interface(target, reply), None)
             else:
@@ -1031,7 +1038,7 @@ class Walker:
         if owner is None:
             self._answer_arrives(state, None)
             return
-        target = self.host(owner)
+        target = self._walkable(owner)
         if target is None:
             self._through_unknown_node(state, host, owner)
             return
