@@ -215,7 +215,14 @@ def _compare(cell: Cell, seen: list[dict[str, Any]], probe: dict[str, Any]) -> s
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("version", RECORDED)
+@pytest.mark.parametrize(
+    "version",
+    # The quick suite asks one of them; `make test-kernel` asks all.
+    [
+        version if n == 0 else pytest.param(version, marks=pytest.mark.slow)
+        for n, version in enumerate(RECORDED)
+    ],
+)
 def test_predicted_is_what_the_packets_do(version: str, change: str, lab: Lab) -> None:
     name, backend = RECORDED[version]
     case = CASES / name

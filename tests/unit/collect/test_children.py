@@ -36,7 +36,7 @@ def test_a_timeout_keeps_what_was_printed_and_ends_the_whole_group() -> None:
     assert done.status is None
     first, child = done.stdout.split()
     assert first == b"first"
-    assert not is_alive(int(child))
+    assert ends_soon(int(child))
 
 
 def ends_soon(pid: int) -> bool:
