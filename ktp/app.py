@@ -744,7 +744,7 @@ def explain_node_port(settings: Settings, text: str, vantage: str, dump: RulesDu
     if dump is None:
         from ktp.diagnose.explain_rules import explain_port
 
-        snapshot = _rules_snapshot(settings, _port_reach(port, protocol))
+        snapshot = _rules_snapshot(settings, _port_reach(port, protocol, whole=settings.verbose))
         return _explained(
             explain_port(snapshot, protocol, port, vantage, settings.nodes, every_rule=settings.verbose)
         )
@@ -820,12 +820,20 @@ def _node_port(text: str) -> tuple[int, str]:
     return int(number), protocol
 
 
-def _port_reach(port: int, protocol: str) -> Reach:
+def _port_reach(port: int, protocol: str, *, whole: bool) -> Reach:
     from ktp.collect.nft_chains import Destination, Reach
 
     # One port's rules in words are wanted at once, and told apart from what else hooks in by `ktp diagnose`.
     asked = Destination(protocol=protocol, port=port)
-    return Reach(destinations=(asked,), look_for_foreign_hooks=False)
+    return Reach(destinations=(asked,), look_for_foreign_hooks=False, assume_services=not whole)
+
+
+_TO_EXPLAIN = ("ktp.explain.explain", "ktp.diagnose.explain_rules", "ktp.render.rules_tree")
+
+
+def _import_all(names: tuple[str, ...]) -> None:
+    for name in names:
+        importlib.import_module(name)
 
 
 def _rules_snapshot(settings: Settings, reach: Reach | None = None) -> Snapshot:
@@ -842,7 +850,7 @@ def _rules_snapshot(settings: Settings, reach: Reach | None = None) -> Snapshot:
 
     name = settings.nodes[0] if settings.nodes else socket.gethostname()
     # What explains is imported while the node's commands are at work.
-    threading.Thread(target=importlib.import_module, args=("ktp.explain.explain",), daemon=True).start()
+    threading.Thread(target=_import_all, args=(_TO_EXPLAIN,), daemon=True).start()
     return parse_snapshot(collect_local_node(name, reach=reach))
 
 

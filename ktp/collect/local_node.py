@@ -14,6 +14,7 @@ is nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -29,6 +30,7 @@ from typing import Any, Protocol
 
 from ktp.collect.children import run_child
 from ktp.collect.iptc_reader import read_legacy_tables
+from ktp.collect.nf_tables import NfTables
 from ktp.collect.nft_chains import (
     BASE_CHAINS,
     ChainReader,
@@ -253,6 +255,7 @@ class _Part:
 
 # Reads the legacy tables of "iptables" or "ip6tables" without the command that prints them.
 LegacyReader = Callable[[str], CommandResult]
+KernelOpener = Callable[[], NfTables]
 
 
 def collect_local_node(
@@ -263,24 +266,26 @@ def collect_local_node(
     source: str | None = None,
     legacy_reader: LegacyReader | None = None,
     not_root: tuple[str, str] | None = None,
+    kernel: KernelOpener | None = None,
     blind: bool = False,
 ) -> MemoryCapture:
     """What a machine, without `runner` this one, says about itself, as `nodes/NODE/…` of design §4.
 
     With `reach`, of a large node's rules in nf_tables only the chains that it reaches; a small one is read whole
-    all the same. `legacy_reader` is asked for legacy tables that no command can print.
+    all the same. `legacy_reader` is asked for legacy tables that no command can print; `kernel` opens nf_tables of
+    the machine for questions that no command answers at once.
     `not_root` is the sentence and the remedy where the commands did not run as root.
     `blind` is a machine whose files cannot be looked at: nothing is run there that could make what it looks for.
     Nothing is raised for what cannot be read; each is a gap. The dumps are not taken at one instant.
     """
     if runner is None:
-        runner, legacy_reader = LocalRunner(), legacy_reader or _read_with_iptc
+        runner, legacy_reader, kernel = LocalRunner(), legacy_reader or _read_with_iptc, kernel or NfTables
     if not_root is None:
         not_root = (
             f"ktp does not run as root, and so the packet rules of node {node} cannot be read",
             _AS_ROOT,
         )
-    reader = _NodeReader(node, runner, reach, legacy_reader, not_root, blind=blind)
+    reader = _NodeReader(node, runner, reach, legacy_reader, not_root, kernel, blind=blind)
     parts = run_in_parallel(reader.reads())
     files = {name: content for part in parts for name, content in part.files.items()}
     gaps = [gap for part in parts for gap in part.gaps]
@@ -307,6 +312,7 @@ class _NodeReader:
         reach: Reach | None = None,
         legacy_reader: LegacyReader | None = None,
         not_root: tuple[str, str] = ("", _AS_ROOT),
+        kernel: KernelOpener | None = None,
         *,
         blind: bool = False,
     ) -> None:
@@ -315,6 +321,7 @@ class _NodeReader:
         self._reach = reach
         self._legacy_reader = legacy_reader
         self._not_root, self._as_root = not_root
+        self._kernel = kernel
         self._blind = blind
         self._chain_readers: dict[str, ChainReader] = {}
         self._sizes: dict[str, bool] = {}
@@ -460,11 +467,22 @@ class _NodeReader:
         single = command.removesuffix("-save")
         if not self._has_nf_tables or not all(map(self._runner.has_command, (command, single))):
             return False
-        reader = self._chain_readers[command] = ChainReader(self._runner, single)
+        reader = self._chain_readers[command] = ChainReader(self._runner, single, self._open_kernel())
         try:
             return reader.is_large()
-        except NotReadableError:
+        except (NotReadableError, OSError):
             return False  # the dump, tried next, says why
+
+    def _open_kernel(self) -> NfTables | None:
+        """A socket for one reader alone, since readers are asked side by side; None where commands have to do."""
+        if self._kernel is None or not self.is_root:
+            return None
+        try:
+            kernel = self._kernel()
+            kernel.generation()
+        except OSError:
+            return None
+        return kernel
 
     def _is_large_node(self) -> bool:
         return any(map(self._is_large, ("iptables-nft-save", "ip6tables-nft-save")))
@@ -481,7 +499,7 @@ class _NodeReader:
 
         None where they cannot be told apart.
         """
-        tables = list_nft_tables(self._runner)
+        tables = self._nft_table_names()
         if tables is None or not all(_NFT_NAME.fullmatch(name) for _, name in tables):
             return None
         dumped = {("ip", table) for table in BASE_CHAINS}
@@ -492,6 +510,13 @@ class _NodeReader:
             listed = self._runner.run(("nft", "list", "chains", family), timeout=COMMAND_TIMEOUT)
             dumped -= foreign_hooks(listed.stdout)
         return self._nft_json(sorted(tables - dumped))
+
+    def _nft_table_names(self) -> frozenset[tuple[str, str]] | None:
+        kernel = self._open_kernel()
+        if kernel is None:
+            return list_nft_tables(self._runner)
+        with contextlib.closing(kernel):
+            return frozenset(kernel.tables())
 
     def _nft_json(self, tables: Sequence[tuple[str, str]]) -> _Part:
         """nft-ruleset.json with these tables alone, joined from `nft -j list table` of each."""

@@ -9,8 +9,13 @@ first packet still has the destination it was sent to, and only by `-d` with a w
 port and `-p`. Everywhere else (replies, translated packets) all jumps are followed. A chain is kept whole, unless
 it is very long; then a comment counts the rules that are left out of it.
 
-The reads are not one transaction: a chain that is gone when its turn comes means that the rules were changed,
-and everything is read again.
+The reads are not one transaction: a chain that is gone when its turn comes means that the rules were changed, and so
+does another generation of the ruleset at the end than at the beginning, where the kernel can be asked for it. Then
+everything is read again.
+
+What an answer costs is the length of the chains that are read: the kernel lists a chain in time quadratic in its
+rules (nf_tables_dump_rules goes through what it has told already for every 32 kB that it tells), 0.1 s for 6,000 and
+5 s for 60,000.
 """
 
 from __future__ import annotations
@@ -18,26 +23,29 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ktp.collect.parallel import run_in_parallel
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
-from ktp.model.ruleset import Backend, Chain, Counters, Rule
 
 if TYPE_CHECKING:
     from ktp.collect.local_node import CommandRunner
+    from ktp.collect.nf_tables import NfTables
 
 PARTIAL_MARK = "# ktp: only the chains that the question can reach"
+# The kind of gap where `Reach.assume_services` left a chain unread.
+UNREAD_SERVICES = "rules-not-read"
 # A node is read chain by chain from so many Services or chains on; below, the whole dump takes no time.
 LARGE_SERVICES = 1000
 LARGE_CHAINS = 4000
 # Of a longer chain, what certainly matches no asked packet is left out: KUBE-SERVICES of 50,000 Services is 9 MB.
 LARGE_CHAIN = 10_000
+# A longer KUBE-SERVICES takes the kernel a second and more to list.
+HUGE_CHAIN = 20_000
 CHAIN_TIMEOUT = 30.0
 MAX_ROUNDS = 3
 WORKERS = 4
@@ -52,6 +60,19 @@ BASE_CHAINS = {
     "security": ("INPUT", "FORWARD", "OUTPUT"),
 }
 _UNTRANSLATED = frozenset({("nat", "PREROUTING"), ("nat", "OUTPUT")})
+# What kube-proxy's base chains lead to for every packet, the long ones first.
+_KUBE_PROXY_CHAINS = (
+    ("nat", "KUBE-SERVICES"),
+    ("nat", "KUBE-NODEPORTS"),
+    ("filter", "KUBE-EXTERNAL-SERVICES"),
+    ("filter", "KUBE-SERVICES"),
+    ("filter", "KUBE-PROXY-FIREWALL"),
+    ("filter", "KUBE-NODEPORTS"),
+    ("filter", "KUBE-FORWARD"),
+    ("filter", "KUBE-FIREWALL"),
+    ("nat", "KUBE-POSTROUTING"),
+    ("nat", "KUBE-MARK-MASQ"),
+)
 # Targets that are no chains: the verdicts, the extensions of iptables 1.8, and common ones from elsewhere. A name
 # that is not here is asked for as a chain, which costs milliseconds where there is none.
 # fmt: off
@@ -110,6 +131,8 @@ class Reach:
     chains: tuple[tuple[str, str], ...] = ()
     # Whether to look for base chains of others within iptables' own tables: 0.3 s for 38,000 chains.
     look_for_foreign_hooks: bool = True
+    # Whether a huge nat/KUBE-SERVICES may go unread, where all questions are for node ports.
+    assume_services: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +146,7 @@ class ChainText:
 
     def lines(self) -> list[str]:
         """The rules as `iptables-save -c` prints them."""
-        return [_as_saved(line) for line in self.raw]
+        return as_saved(self.raw)
 
 
 class NotReadableError(Exception):
@@ -131,12 +154,18 @@ class NotReadableError(Exception):
 
 
 class ChainReader:
-    """Reads single chains of one address family (`command` is iptables-nft or ip6tables-nft) and keeps them."""
+    """Reads single chains of one address family (`command` is iptables-nft or ip6tables-nft) and keeps them.
 
-    def __init__(self, runner: CommandRunner, command: str = "iptables-nft") -> None:
+    With `kernel`, which is nf_tables of the same node, it knows without a command what there is.
+    """
+
+    def __init__(
+        self, runner: CommandRunner, command: str = "iptables-nft", kernel: NfTables | None = None
+    ) -> None:
         self.command = command
         self.family = "ip6" if command.startswith("ip6") else "ip"
         self._runner = runner
+        self._kernel = kernel
         self._chains: dict[tuple[str, str], ChainText | None] = {}
 
     def read(self, table: str, chain: str) -> ChainText | None:
@@ -145,6 +174,10 @@ class ChainReader:
         if key not in self._chains:
             self._chains[key] = self._ask(table, chain)
         return self._chains[key]
+
+    def read_all(self, chains: Sequence[tuple[str, str]]) -> list[ChainText | None]:
+        """Several chains, side by side."""
+        return run_in_parallel([partial(self.read, *key) for key in chains], workers=WORKERS)
 
     def forget(self) -> None:
         """Read everything anew from here on."""
@@ -155,27 +188,83 @@ class ChainReader:
 
         Before 1.8.8, listing a chain makes whatever base chains its table lacks (nft_xt_builtin_init).
         """
-        listed = list_nft_tables(self._runner)
-        version = _VERSION.search(self._runner.run((self.command, "--version"), timeout=CHAIN_TIMEOUT).stdout)
-        safe = version is not None and tuple(map(int, version.groups())) >= _LISTING_CREATES_NOTHING
+        listed = set(self._kernel.tables()) if self._kernel is not None else list_nft_tables(self._runner)
         if listed is None:
-            return tuple(BASE_CHAINS) if safe else None
+            return tuple(BASE_CHAINS) if self._lists_without_making() else None
         tables = tuple(name for name in BASE_CHAINS if (self.family, name) in listed)
-        if not safe and tables:
-            base = {(table, chain) for table, chain, is_base in self._chain_list() if is_base}
-            if not all((table, chain) in base for table in tables for chain in BASE_CHAINS[table]):
-                return None
-        return tables
+        return tables if self._has_base_chains(tables) or self._lists_without_making() else None
 
     def is_large(self) -> bool:
         """Whether the node has so many chains that the whole dump would take long, and single ones may be read."""
         tables = self.tables()
         if not tables:
             return False
-        services = self.read("nat", "KUBE-SERVICES") if "nat" in tables else None
-        if services is not None and len(services.raw) >= LARGE_SERVICES:
+        if self._kernel is not None:
+            sizes = self._kernel.tables()
+            services = self._kernel.chain(self.family, "nat", "KUBE-SERVICES")
+            return (services is not None and services.use > LARGE_SERVICES) or any(
+                sizes.get((self.family, table), 0) >= LARGE_CHAINS for table in tables
+            )
+        listed = self.read("nat", "KUBE-SERVICES") if "nat" in tables else None
+        if listed is not None and len(listed.raw) >= LARGE_SERVICES:
             return True
         return self._runner.has_command("nft") and len(self._chain_list()) >= LARGE_CHAINS
+
+    def generation(self) -> int | None:
+        """The number of the ruleset; None where the kernel cannot be asked."""
+        return self._kernel.generation() if self._kernel is not None else None
+
+    def prefetch(self, tables: Sequence[str]) -> None:
+        """Read what every question reaches, side by side, where the kernel tells which of it there is.
+
+        The walk follows jump by jump, and would wait for each of the two long chains in turn.
+        """
+        if self._kernel is None:
+            return
+        wanted = []
+        for table, chain in _KUBE_PROXY_CHAINS + tuple((t, c) for t in tables for c in BASE_CHAINS[t]):
+            size = self._kernel.chain(self.family, table, chain) if table in tables else None
+            if size is None or (table, chain) in self._chains:
+                continue
+            if size.use == 0 and size.policy is not None:
+                self._chains[table, chain] = ChainText(policy=size.policy, counters=size.counters, raw=())
+            else:
+                wanted.append((table, chain))
+        self.read_all(wanted)
+
+    def assume_services(self) -> int:
+        """Leave a huge nat/KUBE-SERVICES unread, and say how many rules that are; 0 where it is to be read.
+
+        In its place stands one rule, which says so in its comment. It is kube-proxy's last, and left to stand only
+        where something in the table does lead to KUBE-NODEPORTS: the chain is used more often than it has rules.
+        """
+        if self._kernel is None:
+            return 0
+        services = self._kernel.chain(self.family, "nat", "KUBE-SERVICES")
+        ports = self._kernel.chain(self.family, "nat", "KUBE-NODEPORTS")
+        if services is None or ports is None or services.use <= HUGE_CHAIN:
+            return 0
+        listed = self.read("nat", "KUBE-NODEPORTS")
+        if listed is None or ports.use <= len(listed.raw):
+            return 0
+        comment = f"taken for granted by ktp, which did not read some {services.use} rules of this chain"
+        rule = f'-A KUBE-SERVICES -m comment --comment "{comment}" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS'
+        self._chains["nat", "KUBE-SERVICES"] = ChainText(policy=None, counters=None, raw=(rule,))
+        return services.use
+
+    def _has_base_chains(self, tables: Sequence[str]) -> bool:
+        """Whether no table lacks a base chain, as far as that can be told without making one."""
+        wanted = {(table, chain) for table in tables for chain in BASE_CHAINS[table]}
+        if self._kernel is not None:
+            sizes = (self._kernel.chain(self.family, *key) for key in wanted)
+            return all(size is not None and size.policy is not None for size in sizes)
+        if self._lists_without_making():
+            return True
+        return wanted <= {(table, chain) for table, chain, is_base in self._chain_list() if is_base}
+
+    def _lists_without_making(self) -> bool:
+        version = _VERSION.search(self._runner.run((self.command, "--version"), timeout=CHAIN_TIMEOUT).stdout)
+        return version is not None and tuple(map(int, version.groups())) >= _LISTING_CREATES_NOTHING
 
     def _chain_list(self) -> list[tuple[str, str, bool]]:
         listed = self._runner.run(("nft", "list", "chains", self.family), timeout=CHAIN_TIMEOUT)
@@ -269,22 +358,27 @@ def read_reachable(reader: ChainReader, node: str, reach: Reach) -> tuple[bytes 
     """The dump of one family, None if it has no tables or cannot be read, and the gaps."""
     settled = False
     missing: frozenset[tuple[str, str]] = frozenset()
+    unread = 0
     try:
         tables = reader.tables()
         if tables is None:
             raise NotReadableError(f"{reader.command} is too old to be asked for single chains")
-        chains, missing = _walk(reader, tables, reach)
-        for attempt in range(1, MAX_ROUNDS):
-            if settled := not missing:
-                break
-            time.sleep(_PAUSE * (attempt - 1))
-            reader.forget()
-            before = missing
+        for attempt in range(MAX_ROUNDS):
+            if attempt:
+                time.sleep(_PAUSE * (attempt - 1))
+                reader.forget()
+            generation, before = reader.generation(), missing
+            unread = reader.assume_services() if reach.assume_services else 0
+            reader.prefetch(tables)
             chains, missing = _walk(reader, tables, reach)
-            # What is missing twice is a target that is no chain: a chain that a rule leads to cannot be deleted.
-            if settled := missing == before:
+            if generation is not None:
+                settled = generation == reader.generation()
+            else:
+                # What is missing twice is a target that is no chain: a chain that a rule leads to cannot be deleted.
+                settled = not missing or (attempt > 0 and missing == before)
+            if settled:
                 break
-    except NotReadableError as error:
+    except (NotReadableError, OSError) as error:
         gap = EvidenceGap(
             kind="node-rules",
             subject=node,
@@ -293,13 +387,25 @@ def read_reachable(reader: ChainReader, node: str, reach: Reach) -> tuple[bytes 
         )
         return None, [gap]
     gaps = []
-    if not settled and missing:
+    if unread:
+        gaps.append(
+            EvidenceGap(
+                kind=UNREAD_SERVICES,
+                subject=node,
+                message=f"some {unread} rules of nat/KUBE-SERVICES were not read on node {node}, which takes the "
+                "kernel seconds: that they match no packet to a node port, and that the last hands it on to "
+                "KUBE-NODEPORTS, is taken for granted",
+                remedy="-v reads them",
+            )
+        )
+    if not settled:
         names = ", ".join(sorted(name for _, name in missing)[:3])
         gaps.append(
             EvidenceGap(
                 kind="node-rules",
                 subject=node,
-                message=f"the rules of node {node} changed again and again while they were read: {names} vanished",
+                message=f"the rules of node {node} changed again and again while they were read"
+                + (f": {names} vanished" if names else ""),
                 remedy="ask again when kube-proxy has come to rest",
             )
         )
@@ -420,8 +526,24 @@ def _parse_listing(text: str) -> ChainText:
     return ChainText(policy=policy, counters=counters, raw=tuple(lines))
 
 
-def _as_saved(line: str) -> str:
-    """`-A C … -c 3 180 -j T` as iptables-save -c has it: `[3:180] -A C … -j T`."""
+def as_saved(lines: Sequence[str]) -> list[str]:
+    """Rules as `iptables-save -c` prints them: `[3:180] -A C … -j T` for `-A C … -c 3 180 -j T`."""
+    return [_saved(line) for line in lines]
+
+
+def _saved(line: str) -> str:
+    head, found, tail = line.rpartition(" -c ")
+    if found and '"' not in tail:
+        # The last of them, with nothing quoted behind it: of nearly every rule.
+        packets, _, rest = tail.partition(" ")
+        size, gap, target = rest.partition(" ")
+        if packets.isdigit() and size.isdigit():
+            return f"[{packets}:{size}] {head}{gap}{target}"
+    return _saved_slowly(line)
+
+
+def _saved_slowly(line: str) -> str:
+    """A rule with quoted words behind its counters, or with none: the same words may stand within quotes."""
     # With what is quoted made unlike counters, and at the same length; rarely needed, and slow.
     plain = _QUOTED.sub(lambda quoted: "q" * len(quoted[0]), line) if "\\" in line else line
     for match in _COUNTERS.finditer(plain):
@@ -450,67 +572,6 @@ def render_dump(tables: Iterable[str], chains: dict[tuple[str, str], ChainText])
             out.extend(chain.lines())
         out.append("COMMIT")
     return "\n".join(out) + "\n"
-
-
-class NftChainRuleset:
-    """A `ktp.model.ruleset.Ruleset` whose chains are read from the node when they are asked for.
-
-    `parse` makes a Rule of (table, chain, line, 1-based line number or 0, 1-based position). A chain that is not
-    there although a rule led to it may have been replaced since that rule was read: `changed` then tells to
-    begin anew, with a new object. Raises NotReadableError.
-    """
-
-    backend = Backend.NFT
-
-    def __init__(
-        self,
-        runner: CommandRunner,
-        parse: Callable[[str, str, str, int, int], Rule],
-        command: str = "iptables-nft",
-    ) -> None:
-        self._reader = ChainReader(runner, command)
-        self._runner = runner
-        self._parse = parse
-        self._chains: dict[tuple[str, str], Chain | None] = {}
-        self._tables: tuple[str, ...] | None = None
-        self._lock = threading.Lock()
-        self.family = self._reader.family
-        self.source = f"{command} -S"
-        self.changed = False
-
-    def tables(self) -> Sequence[str]:
-        """Names of the tables there are."""
-        if self._tables is None:
-            tables = self._reader.tables()
-            if tables is None:
-                raise NotReadableError(f"{self._reader.command} is too old to be asked for single chains")
-            self._tables = tables
-        return self._tables
-
-    def chain_names(self, table: str) -> Iterable[str]:
-        """Names of all chains of `table`, base chains first; the one slow question (`nft list chains`)."""
-        answer = self._runner.run(("nft", "list", "chains", self.family), timeout=CHAIN_TIMEOUT)
-        names = [chain for where, chain, _ in _listed_chains(answer.stdout) if where == table]
-        base = [name for name in BASE_CHAINS.get(table, ()) if name in names]
-        return (*base, *sorted(set(names) - set(base)))
-
-    def chain(self, table: str, name: str) -> Chain | None:
-        """The chain or None; read from the node when first asked for."""
-        key = (table, name)
-        with self._lock:
-            if key not in self._chains:
-                self._chains[key] = self._read(table, name)
-            return self._chains[key]
-
-    def _read(self, table: str, name: str) -> Chain | None:
-        if table not in self.tables() or name in TARGETS:
-            return None
-        text = self._reader.read(table, name)
-        if text is None:
-            self.changed = self.changed or name not in BASE_CHAINS[table]
-            return None
-        counters = Counters(*text.counters) if text.counters else None
-        return Chain(table, name, text.lines(), self._parse, policy=text.policy, counters=counters)
 
 
 # ---------------------------------------------------------------------------------------- what a Service reaches

@@ -115,7 +115,7 @@ def explain_port(
 def _has_port(state: NodeState, protocol: str, port: int) -> bool:
     if any(node_port_rules(r, protocol, port) for r in state.rulesets):
         return True
-    if state.nft is not None:
+    if state.nft is not None and state.nft.tables:
         from ktp.explain.nft_kube import kube_table, node_port_elements
 
         tables = [t for family in ("ip", "ip6") if (t := kube_table(state.nft, family)) is not None]
@@ -201,10 +201,13 @@ def _explain_end(
             flow = replace(flow, dst=LOOPBACK[version], src=LOOPBACK[version], from_node=node)
         else:
             flow = replace(flow, from_node=node)
-        if state.ipvs is not None:
+        if state.ipvs is not None and state.ipvs.services:
             from ktp.explain.ipvs import ipvs_notes
 
             notes += ipvs_notes(state, flow.dst)
+        notes += [
+            gap.message for gap in snapshot.gaps if gap.kind == "rules-not-read" and gap.subject == node
+        ]
         named = end.named or evidence.service
         asked = replace(
             evidence.asked,
@@ -237,7 +240,8 @@ class _Evidence:
 
 
 def _evidence(state: NodeState, family: str, end: _End) -> _Evidence:
-    rulesets = state.rulesets_of(family)
+    # An empty dump says that a back end has no rules: it is no more to be told than the other that is not there.
+    rulesets = tuple(r for r in state.rulesets_of(family) if r.tables()) or state.rulesets_of(family)
     rules = [node_port_rules(r, end.protocol, end.port) for r in rulesets]
     best = next((i for i, r in enumerate(rulesets) if r.chain("nat", "KUBE-SERVICES") is not None), 0)
     is_node_port = end.kind is FrontEndKind.NODE_PORT
@@ -252,7 +256,7 @@ def _evidence(state: NodeState, family: str, end: _End) -> _Evidence:
     )
     service = rules[best].service if rules else None
     names_port = any(rules)
-    if state.nft is not None:
+    if state.nft is not None and (state.nft.tables or not rulesets):
         from ktp.explain.nft_explain import rules_of_nft
         from ktp.explain.nft_kube import kube_table, node_port_elements
 
@@ -266,7 +270,7 @@ def _evidence(state: NodeState, family: str, end: _End) -> _Evidence:
             asked = replace(asked, rules=own if is_node_port else None)
         elif not rulesets:
             words.append(rules_of_nft(None))
-    if state.ipvs is not None:
+    if state.ipvs is not None and state.ipvs.services:
         from ktp.explain.ipvs import servers_of_port
 
         sources.append(state.ipvs.source)

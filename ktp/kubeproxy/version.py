@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ktp.kubeproxy.names import (
     KUBE_EXTERNAL_SERVICES,
@@ -19,8 +20,11 @@ from ktp.kubeproxy.names import (
 )
 from ktp.model.cluster import Cluster, Pod
 from ktp.model.host import NodeState
-from ktp.model.nftables import NftRuleset
 from ktp.model.ruleset import Chain, Ruleset
+
+if TYPE_CHECKING:
+    # A module that takes long to import, for nodes that have such tables.
+    from ktp.model.nftables import NftRuleset
 
 Version = tuple[int, int]
 

@@ -257,7 +257,7 @@ class _NodeFiles:
         return ruleset
 
     def _nft(self, rulesets: list[Ruleset]) -> NftRuleset | None:
-        """The nft ruleset, unless all of its tables are those that iptables-nft-save dumped as well.
+        """The nft ruleset, unless it has no tables but those that iptables-nft-save dumped as well.
 
         Such a dump is large and would be parsed for nothing; `files` names it as read all the same.
         """
@@ -269,11 +269,11 @@ class _NodeFiles:
         }
 
         def read(data: bytes, *, source: str) -> NftRuleset | None:
+            tables = _nft_tables(data)
+            if tables is not None and dumped and tables <= dumped:
+                return None
             from ktp.parse.nft import parse_nft_json
 
-            tables = _nft_tables(data)
-            if tables and tables <= dumped:
-                return None
             return parse_nft_json(data, source)
 
         def read_text(data: bytes, *, source: str) -> NftRuleset:

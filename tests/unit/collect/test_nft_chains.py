@@ -5,20 +5,23 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ktp.collect.local_node import CommandResult, LocalRunner
+from ktp.collect.nf_tables import ChainSize, NfTables
 from ktp.collect.nft_chains import (
+    HUGE_CHAIN,
     LARGE_SERVICES,
     PARTIAL_MARK,
+    UNREAD_SERVICES,
     ChainReader,
     Destination,
-    NftChainRuleset,
-    NotReadableError,
     Reach,
     collect_reachable,
     foreign_hooks,
@@ -27,7 +30,6 @@ from ktp.collect.nft_chains import (
 )
 from ktp.collect.remote_script import RecordedRunner, build_script, parse_stream
 from ktp.model.capture import MemoryCapture
-from ktp.model.ruleset import Ruleset
 from ktp.parse.iptables_save import open_ruleset, parse_rule
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -335,38 +337,131 @@ def test_a_node_is_large_by_its_chains() -> None:
     assert ChainReader(DumpRunner(f"*nat\n:PREROUTING ACCEPT [0:0]\n{chains}COMMIT\n")).is_large()
 
 
-# -------------------------------------------------------------------------------------------------- lazily asked
+# ---------------------------------------------------------------------------------- what the kernel itself can tell
 
 
-def test_chains_are_read_when_they_are_asked_for() -> None:
-    runner = DumpRunner(DUMP)
-    rules: Ruleset = NftChainRuleset(runner, parse_rule)
-    assert list(rules.tables()) == ["nat", "filter"]
-    assert not [line for line in runner.ran if " -S " in line]
-    chain = rules.chain("nat", "KUBE-NODEPORTS")
-    assert chain is not None
-    assert [rule.target.name for rule in chain if rule.target] == ["KUBE-EXT-A", "KUBE-EXT-B", "KUBE-EXT-B"]
-    assert chain.rule(0).counters is not None
-    assert chain.rule(0).counters.packets == 1
-    assert rules.chain("nat", "KUBE-NODEPORTS") is chain
-    assert [line for line in runner.ran if " -S " in line] == ["iptables-nft -t nat -S KUBE-NODEPORTS -v"]
-    forward = rules.chain("filter", "FORWARD")
-    assert forward is not None
-    assert forward.policy == "DROP"
-    assert rules.chain("mangle", "PREROUTING") is None
-    assert rules.chain("nat", "ACCEPT") is None
-    assert list(rules.chain_names("filter")) == ["INPUT", "FORWARD", "OUTPUT", "BY-PORT"]
+class Kernel:
+    """nf_tables of a `DumpRunner`'s node; `generations` are told one after the other, the last for ever."""
+
+    def __init__(self, node: DumpRunner, *generations: int, more: dict[str, int] | None = None) -> None:
+        self.node = node
+        self.generations = list(generations or (1,))
+        self.more = more or {}
+
+    def generation(self) -> int:
+        return self.generations.pop(0) if len(self.generations) > 1 else self.generations[0]
+
+    def tables(self) -> dict[tuple[str, str], int]:
+        found = [table for table, _ in self.node.chains]
+        return {(self.node.family, table): found.count(table) for table in found}
+
+    def chain(self, family: str, table: str, name: str) -> ChainSize | None:
+        lines = self.node.chains.get((table, name)) if family == self.node.family else None
+        if lines is None:
+            return None
+        jumps = sum(line.endswith(f" -j {name}") for each in self.node.chains.values() for line in each)
+        policy = lines[0].split()[2] if lines[0].startswith("-P") else None
+        return ChainSize(len(lines) - 1 + jumps + self.more.get(name, 0), policy, (0, 0) if policy else None)
 
 
-def test_a_chain_that_is_gone_is_told() -> None:
-    rules = NftChainRuleset(DumpRunner(DUMP), parse_rule)
-    assert rules.chain("nat", "KUBE-SVC-GONE") is None
-    assert rules.changed
+def as_kernel(kernel: Kernel) -> NfTables:
+    return cast(NfTables, kernel)
 
 
-def test_an_old_iptables_is_not_asked_lazily() -> None:
-    with pytest.raises(NotReadableError, match="too old"):
-        NftChainRuleset(DumpRunner(DUMP, version="1.8.4", has_nft=False), parse_rule).tables()
+def test_with_the_kernel_asked_the_same_is_read() -> None:
+    reach = Reach(destinations=(Destination(protocol="tcp", port=31000),))
+    plain, asked = DumpRunner(DUMP), DumpRunner(DUMP)
+    alone, _ = read_reachable(ChainReader(plain), "n", reach)
+    helped, gaps = read_reachable(ChainReader(asked, kernel=as_kernel(Kernel(asked))), "n", reach)
+    assert helped == alone
+    assert gaps == []
+    # A base chain without a rule is known without a command, and so are the tables.
+    assert "iptables-nft -t nat -S INPUT -v" in plain.ran
+    assert "iptables-nft -t nat -S INPUT -v" not in asked.ran
+    assert "nft list flowtables" not in asked.ran
+
+
+@pytest.mark.parametrize(
+    ("generations", "rounds", "told"),
+    [((1,), 1, False), ((1, 2, 2), 2, False), ((1, 2, 3, 4, 4), 3, False), ((1, 2, 3, 4, 5, 6), 3, True)],
+    ids=["quiet", "one change", "two changes", "never quiet"],
+)
+def test_a_ruleset_that_changes_meanwhile_is_read_again(
+    generations: tuple[int, ...], rounds: int, told: bool
+) -> None:
+    node = DumpRunner(DUMP)
+    kernel = as_kernel(Kernel(node, *generations))
+    _, gaps = read_reachable(ChainReader(node, kernel=kernel), "n", Reach(destinations=(Destination(),)))
+    assert node.ran.count("iptables-nft -t nat -S KUBE-NODEPORTS -v") == rounds
+    assert ["changed again and again" in gap.message for gap in gaps] == ([True] if told else [])
+
+
+def test_with_the_kernel_asked_a_target_that_is_no_chain_is_read_once() -> None:
+    node = DumpRunner(DUMP.replace("-j ODD", "-j UNHEARDOF"))
+    _, gaps = read_reachable(
+        ChainReader(node, kernel=as_kernel(Kernel(node))), "n", Reach(destinations=(Destination(),))
+    )
+    assert node.ran.count("iptables-nft -t nat -S UNHEARDOF -v") == 1
+    assert gaps == []
+
+
+def test_a_kernel_that_no_longer_answers_is_a_gap() -> None:
+    class Gone(Kernel):
+        def generation(self) -> int:
+            raise OSError(1, "Operation not permitted")
+
+    node = DumpRunner(DUMP)
+    text, gaps = read_reachable(
+        ChainReader(node, kernel=as_kernel(Gone(node))), "n", Reach(destinations=(Destination(),))
+    )
+    assert text is None
+    assert "Operation not permitted" in gaps[0].message
+
+
+PORT = Reach(destinations=(Destination(protocol="tcp", port=31000),), assume_services=True)
+
+
+def test_a_huge_kube_services_is_taken_for_granted_and_said() -> None:
+    node = DumpRunner(DUMP)
+    kernel = as_kernel(Kernel(node, more={"KUBE-SERVICES": HUGE_CHAIN}))
+    text, gaps = read_reachable(ChainReader(node, kernel=kernel), "n", PORT)
+    assert text is not None
+    assert "iptables-nft -t nat -S KUBE-SERVICES -v" not in node.ran
+    rules = [line for line in text.decode().splitlines() if line.startswith("-A KUBE-SERVICES")]
+    assert len(rules) == 1
+    assert "taken for granted by ktp" in rules[0]
+    assert "-j KUBE-EXT-A" in text.decode()
+    assert [gap.kind for gap in gaps] == [UNREAD_SERVICES]
+    assert "is taken for granted" in gaps[0].message
+
+
+@pytest.mark.parametrize(
+    ("dump", "reach", "more"),
+    [
+        pytest.param(DUMP, PORT, 0, id="it is not huge"),
+        pytest.param(DUMP, replace(PORT, assume_services=False), HUGE_CHAIN, id="it is not asked for"),
+        pytest.param(
+            DUMP.replace("-j KUBE-NODEPORTS", "-j RETURN"),
+            PORT,
+            HUGE_CHAIN,
+            id="nothing leads to KUBE-NODEPORTS",
+        ),
+        pytest.param(
+            "\n".join(line for line in DUMP.splitlines() if "KUBE-NODEPORTS" not in line) + "\n",
+            PORT,
+            HUGE_CHAIN,
+            id="there are no node ports",
+        ),
+    ],
+)
+def test_kube_services_is_read_where(dump: str, reach: Reach, more: int) -> None:
+    node = DumpRunner(dump)
+    kernel = as_kernel(Kernel(node, more={"KUBE-SERVICES": more}))
+    text, gaps = read_reachable(ChainReader(node, kernel=kernel), "n", reach)
+    assert text is not None
+    assert "iptables-nft -t nat -S KUBE-SERVICES -v" in node.ran
+    assert b"taken for granted" not in text
+    assert gaps == []
 
 
 # --------------------------------------------------------------------------------------------- what a Service reaches
