@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ktp.app import FlowBatch
+from ktp.app.trace import FlowBatch
 from ktp.collect.snapshot import open_snapshot
 from ktp.parse.snapshot import parse_snapshot
 

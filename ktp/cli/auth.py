@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ktp.app import Rights, ask_rights
+from ktp.app.auth import Rights, ask_rights
 from ktp.cli.options import common_options, settings
 
 _MODES = {

@@ -45,7 +45,7 @@ def svc(
     health: bool,
 ) -> int:
     """Diagnose Services: those named, or all (-A, or -n NAMESPACE alone)."""
-    from ktp import app
+    from ktp.app.diagnose import diagnose_services, survey_services
 
     chosen = settings()
     if all_namespaces and names:
@@ -60,10 +60,8 @@ def svc(
     if (probe or health) and not names:
         raise UsageError("--probe and --health dial; name the Services that they are for")
     if names:
-        return int(
-            app.diagnose_services(chosen, names, client, probing=how if probe else None, health=health)
-        )
-    return int(app.survey_services(chosen, None if all_namespaces else chosen.namespace))
+        return int(diagnose_services(chosen, names, client, probing=how if probe else None, health=health))
+    return int(survey_services(chosen, None if all_namespaces else chosen.namespace))
 
 
 for _alias in ("service", "services"):

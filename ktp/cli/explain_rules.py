@@ -54,7 +54,7 @@ def command(
         )
     if rules is not None and (chosen.snapshot is not None or chosen.demo):
         raise UsageError("--rules and --snapshot or --demo are different evidence; give one of them")
-    from ktp.app import explain_chain, explain_node_port, explain_service, open_rules
+    from ktp.app.explain_rules import explain_chain, explain_node_port, explain_service, open_rules
     from ktp.render.rules_tree import print_explanations
 
     if node_port is not None:

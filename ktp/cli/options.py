@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ktp.app import Settings
+from ktp.app.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 

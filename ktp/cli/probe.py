@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ktp.app import Probing
+from ktp.app.probe import Probing
 from ktp.cli.options import common_options, settings
 from ktp.errors import UsageError
 
@@ -101,7 +101,7 @@ def command(
 
     Exit status: 0 all answer and ktp predicted it, 1 some do not, or otherwise than predicted, 4 some are silent.
     """
-    from ktp import app
+    from ktp.app.probe import probe_service
 
     chosen = settings()
     if chosen.output not in ("text", "json", "yaml"):
@@ -109,4 +109,4 @@ def command(
     if counters and from_nodes:
         raise UsageError("--counters reads the counters of this machine; leave out --from-nodes")
     how = probing(tries, wait, http, data, from_nodes)
-    return int(app.probe_service(chosen, name, how, health=health, counters=counters))
+    return int(probe_service(chosen, name, how, health=health, counters=counters))

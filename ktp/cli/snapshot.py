@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ktp.app import Taken, take_snapshot
+from ktp.app.snapshot import Taken, take_snapshot
 from ktp.cli.options import common_options, settings
 from ktp.errors import ExitCode
 

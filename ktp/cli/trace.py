@@ -7,7 +7,9 @@ from typing import IO
 
 import click
 
-from ktp.app import FlowBatch, Settings, snapshot_for_all, trace_flow
+from ktp.app.evidence import snapshot_for_all
+from ktp.app.settings import Settings
+from ktp.app.trace import FlowBatch, trace_flow
 from ktp.cli.options import common_options, settings
 from ktp.errors import UsageError
 

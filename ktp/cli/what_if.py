@@ -24,7 +24,7 @@ def command(name: str, **asked: object) -> int:
     Several changes are made in the order: policy, drain, cordon, delete-pod, scale, pod-on, forward-policy.
     Exit status: 0 no client loses anything, 1 some client that gets through now would not.
     """
-    from ktp import app
+    from ktp.app.what_if import what_if_service
     from ktp.diagnose.whatif import Change
 
     changes = []
@@ -35,4 +35,4 @@ def command(name: str, **asked: object) -> int:
                 changes.append(Change(kind=kind, value=str(value)))
     if not changes:
         raise UsageError("nothing to change: say for instance --policy Cluster, --drain NODE or --scale N")
-    return int(app.what_if_service(settings(), name, changes))
+    return int(what_if_service(settings(), name, changes))

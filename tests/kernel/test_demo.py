@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ktp.app import demo_path
+from ktp.app.settings import demo_path
 
 pytestmark = pytest.mark.kernel
 

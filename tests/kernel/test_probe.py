@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ktp.app import demo_path
+from ktp.app.settings import demo_path
 
 pytestmark = pytest.mark.kernel
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ktp.app import demo_path
+from ktp.app.settings import demo_path
 from ktp.collect.snapshot import open_snapshot
 from ktp.model.snapshot import Snapshot
 from ktp.parse.snapshot import parse_snapshot

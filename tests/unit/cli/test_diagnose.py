@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from ktp import app
-from ktp.app import demo_path
+from ktp.app import diagnose as use_case
+from ktp.app.settings import demo_path
 from ktp.cli import run
 from tests.test_conventions import run_and_list_modules
 
@@ -197,7 +197,7 @@ def test_every_key_is_in_the_reference(
     assert keys(answer(capsys, "-A")[1]) - words == set()
     run(["--snapshot", str(API_ALONE), "diagnose", "svc", LOCAL, "-o", "json"])
     assert keys(json.loads(capsys.readouterr().out)) - words == set()
-    monkeypatch.setattr(app, "_WHOLE_DIAGNOSES", 0)
+    monkeypatch.setattr(use_case, "_WHOLE_DIAGNOSES", 0)
     assert keys(answer(capsys, "-A")[1]) - words == set()
 
 
@@ -259,7 +259,7 @@ def test_one_service_of_a_list_is_a_list(capsys: pytest.CaptureFixture[str], tmp
 def test_too_many_services_are_summed_up(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "_WHOLE_DIAGNOSES", 5)
+    monkeypatch.setattr(use_case, "_WHOLE_DIAGNOSES", 5)
     status, found = answer(capsys, "-A")
     assert status == 1
     assert found["summary"] is True

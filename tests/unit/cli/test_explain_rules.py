@@ -79,7 +79,8 @@ SNAPSHOTS = [
 def test_screens_of_snapshots(
     name: str, snapshot: str, port: int, vantage: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ktp.app import Settings, explain_node_port
+    from ktp.app.explain_rules import explain_node_port
+    from ktp.app.settings import Settings
 
     monkeypatch.chdir(DATA)
     explained = explain_node_port(Settings(snapshot=snapshot), str(port), vantage, None)
@@ -105,7 +106,8 @@ def compare(name: str, explanations: Sequence[Explanation]) -> None:
 @pytest.mark.parametrize(("name", "dump", "args", "status"), SCREENS, ids=[s[0] for s in SCREENS])
 def test_screens(name: str, dump: str, args: list[str], status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """KTP_UPDATE_GOLDEN=1 writes the files again; read the difference. 80 columns, as on a terminal."""
-    from ktp.app import Settings, explain_chain, explain_node_port, open_rules
+    from ktp.app.explain_rules import explain_chain, explain_node_port, open_rules
+    from ktp.app.settings import Settings
 
     monkeypatch.chdir(DATA)
     rules = open_rules(dump, sys.stdin)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ktp import app
+from ktp.app import snapshot as use_case
+from ktp.app.settings import Settings
 from ktp.cli import run
 from ktp.collect import kube_config
 from ktp.collect.snapshot import open_snapshot
@@ -52,7 +53,7 @@ class Nodes:
         self.silent: set[str] = set()
         self.interrupt_after: int | None = None
 
-    def __call__(self, settings: app.Settings, capture: Capture, **_: object) -> Capture:
+    def __call__(self, settings: Settings, capture: Capture, **_: object) -> Capture:
         if self.interrupt_after is not None and len(self.asked) >= self.interrupt_after:
             raise KeyboardInterrupt
         self.asked.append(settings.nodes)
@@ -72,8 +73,8 @@ class Nodes:
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     fake = Nodes()
-    monkeypatch.setattr(app, "_with_nodes", fake)
-    monkeypatch.setattr(app, "_NODES_AT_ONCE", 1)
+    monkeypatch.setattr(use_case, "with_nodes", fake)
+    monkeypatch.setattr(use_case, "_NODES_AT_ONCE", 1)
     return fake
 
 

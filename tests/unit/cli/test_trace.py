@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ktp.app import FlowBatch
+from ktp.app.trace import FlowBatch
 from ktp.cli import run
 from ktp.collect.snapshot import open_snapshot
 from ktp.parse.snapshot import parse_snapshot

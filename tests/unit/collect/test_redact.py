@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ktp.app import chain_naming, walker_for
+from ktp.app.evidence import walker_for
+from ktp.app.snapshot import chain_naming
 from ktp.collect.redact import Redaction, redact_capture
 from ktp.collect.snapshot import open_snapshot
 from ktp.dataplane.answer import answer_flow

@@ -98,7 +98,7 @@ def _old_rules_in_the_other_backend(text: str) -> str:
 
 
 def demo_file(node: str, file: str) -> str:
-    from ktp.app import demo_path
+    from ktp.app.settings import demo_path
 
     return (demo_path() / "nodes" / node / file).read_text()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ktp.app import demo_path
+from ktp.app.settings import demo_path
 from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.changes import reprogrammed
 from ktp.diagnose.service import diagnose_service

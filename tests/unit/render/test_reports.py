@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from markdown_it import MarkdownIt
 
-from ktp.app import _status_of
+from ktp.app.diagnose import status_of
 from ktp.cli import run
 from ktp.diagnose.probing import Predictor, Sender, compare, with_probes
 from ktp.errors import ExitCode
@@ -122,7 +122,7 @@ def test_junit_fails_where_the_exit_status_does(limit: Severity, diagnosis: Serv
     root = ET.fromstring(junit_report([diagnosis, diagnosis], limit))
     failed = int(root.get("failures") or 0)
     assert failed == len(root.findall(".//failure"))
-    assert (failed > 0) == (_status_of([diagnosis], limit.value) is ExitCode.FINDINGS)
+    assert (failed > 0) == (status_of([diagnosis], limit.value) is ExitCode.FINDINGS)
     assert len(root.findall("testsuite")) == 2
     for suite in root.findall("testsuite"):
         cases = suite.findall("testcase")

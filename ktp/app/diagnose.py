@@ -1,0 +1,165 @@
+"""`ktp diagnose svc`: reports on named Services, and the survey of all."""
+
+from __future__ import annotations
+
+import sys
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING
+
+from ktp.app.evidence import find_service, node_names, snapshot_for_all, snapshot_for_service
+from ktp.app.probe import Probing, dial, health_answers
+from ktp.app.settings import Settings
+from ktp.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from ktp.diagnose.survey import SurveyRow
+    from ktp.model.cluster import Service
+    from ktp.model.diagnosis import ServiceDiagnosis
+    from ktp.model.snapshot import Snapshot
+
+
+def diagnose_services(
+    settings: Settings,
+    names: tuple[str, ...],
+    client: str | None,
+    *,
+    probing: Probing | None = None,
+    health: bool = False,
+) -> ExitCode:
+    """Diagnose the named Services and write the report to stdout; the exit status.
+
+    With `probing` their front ends are dialled too, with `health` their health checks are asked.
+    """
+    from ktp.diagnose.service import diagnose_service
+
+    outside = _client_address(client)
+    reports = []
+    for name in names:
+        snapshot, service = snapshot_for_service(settings, name)
+        _require_family(service, outside)
+        said = health_answers(settings, snapshot, service, probing) if health else None
+        report = diagnose_service(snapshot, service, nodes=settings.nodes, client=outside, health=said)
+        if probing is not None:
+            from ktp.diagnose.probing import with_probes
+
+            report = with_probes(report, dial(settings, snapshot, service, probing).rows)
+        reports.append(report)
+    _write_diagnoses(settings, reports)
+    return status_of(reports, settings.fail_on)
+
+
+def _client_address(text: str | None) -> IPv4Address | IPv6Address | None:
+    if text is None:
+        return None
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise UsageError(f"--client {text!r} is no IP address") from None
+    if address.is_loopback or address.is_unspecified or address.is_multicast:
+        raise UsageError(f"--client {text} is no address that a client outside the cluster can have")
+    return address
+
+
+def _require_family(service: Service, client: IPv4Address | IPv6Address | None) -> None:
+    from ktp.kubeproxy.frontends import ip_versions_of
+
+    versions = ip_versions_of(service)
+    if client is not None and versions and client.version not in versions:
+        raise UsageError(
+            f"--client {client} cannot dial {service.key}, which has no IPv{client.version} address"
+        )
+
+
+def _write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis], *, as_list: bool = False) -> None:
+    """Write the reports; as data one alone is no list, unless `as_list`."""
+    if settings.output == "markdown":
+        from ktp.render.report_markdown import markdown_report
+
+        sys.stdout.write("\n".join(markdown_report(r) for r in reports))
+        return
+    if settings.output == "html":
+        from ktp.render.report_html import html_report
+
+        sys.stdout.write(html_report(reports))
+        return
+    if settings.output == "junit":
+        from ktp.model.diagnosis import Severity
+        from ktp.render.report_junit import junit_report
+
+        sys.stdout.write(junit_report(reports, Severity(settings.fail_on)))
+        return
+    if settings.output != "text":
+        from ktp.render.diagnosis_json import diagnosis_list, diagnosis_object
+        from ktp.render.structured import dump
+
+        data = diagnosis_list(reports) if as_list or len(reports) != 1 else diagnosis_object(reports[0])
+        dump(data, settings.output, sys.stdout)
+        return
+    from ktp.render.diagnosis_text import print_diagnosis
+    from ktp.render.terminal import make_console
+
+    console = make_console(settings.color, sys.stdout)
+    for number, report in enumerate(reports):
+        if number:
+            console.print()
+        print_diagnosis(report, console, verbose=settings.verbose)
+
+
+def status_of(reports: list[ServiceDiagnosis], fail_on: str = "warning") -> ExitCode:
+    """FINDINGS where one is as severe as `fail_on`, UNDETERMINED where a cell is, the worst of all reports."""
+    from ktp.model.diagnosis import Severity
+
+    limit = Severity(fail_on).rank
+    if any(f.severity.rank <= limit for r in reports for f in r.findings):
+        return ExitCode.FINDINGS
+    if any(r.undetermined for r in reports):
+        return ExitCode.UNDETERMINED
+    return ExitCode.OK
+
+
+def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
+    """Every Service with an external front end, worst first; the exit status."""
+    from ktp.diagnose.survey import survey
+
+    snapshot = snapshot_for_all(settings, namespace)
+    if namespace is not None and not any(
+        s.namespace == namespace for s in snapshot.cluster.services.values()
+    ):
+        find_service(snapshot.cluster, namespace, "")
+    rows = survey(snapshot, namespace=namespace, nodes=settings.nodes)
+    if settings.output == "text":
+        from ktp.render.survey import print_survey
+        from ktp.render.terminal import make_console
+
+        print_survey(rows, make_console(settings.color, sys.stdout), verbose=settings.verbose)
+    else:
+        _write_survey(settings, snapshot, rows)
+    if any(r.failing for r in rows):
+        return ExitCode.FINDINGS
+    return ExitCode.UNDETERMINED if any(r.unknown for r in rows) else ExitCode.OK
+
+
+# Beyond so many Services times nodes `-A -o json` prints summaries: whole diagnoses would take minutes.
+_WHOLE_DIAGNOSES = 3000
+
+
+def _write_survey(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow]) -> None:
+    """Whole diagnoses of all Services in the survey, in its order; summaries where there are too many."""
+    from ktp.diagnose.service import diagnose_service
+
+    keys = list(dict.fromkeys(row.key for row in rows))
+    nodes = settings.nodes or node_names(snapshot)
+    if len(keys) * len(nodes) <= _WHOLE_DIAGNOSES:
+        services = snapshot.cluster.services
+        reports = [diagnose_service(snapshot, services[key], nodes=settings.nodes) for key in keys]
+        _write_diagnoses(settings, reports, as_list=True)
+        return
+    if settings.output not in ("json", "yaml"):
+        raise UsageError(
+            f"{len(keys)} Services on {len(nodes)} nodes are too many for one {settings.output} report",
+            hint="narrow it with -n NAMESPACE or --node NODE, or use -o json, which prints a summary of each",
+        )
+    from ktp.render.structured import dump
+    from ktp.render.survey import survey_object
+
+    dump(survey_object(rows, snapshot), settings.output, sys.stdout)

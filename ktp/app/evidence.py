@@ -1,0 +1,237 @@
+"""The snapshot that a question is put to: of a file, or of a cluster and those of its nodes that may be read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ktp.app.settings import Settings, offline, open_offline, split_name
+from ktp.errors import EvidenceError, NotFoundError
+
+if TYPE_CHECKING:
+    from ktp.collect.kube_api import KubeApi
+    from ktp.collect.nft_chains import Reach
+    from ktp.dataplane.walk import Walker
+    from ktp.model.capture import Capture
+    from ktp.model.cluster import Cluster, Service
+    from ktp.model.snapshot import Snapshot
+
+
+def snapshot_for_service(settings: Settings, text: str) -> tuple[Snapshot, Service]:
+    """The snapshot that answers questions to one Service, live or not, and that Service."""
+    from ktp.parse.snapshot import parse_snapshot
+
+    if offline(settings):
+        snapshot = parse_snapshot(open_offline(settings), nodes=settings.nodes or None)
+        namespace, name = split_name(text, settings)
+        return _check_nodes(snapshot, settings), find_service(snapshot.cluster, namespace, name)
+    capture = _collect_one(settings, text)
+    snapshot = _check_nodes(parse_snapshot(capture, nodes=settings.nodes or None), settings)
+    namespace, name = split_name(text, settings, _default_namespace(settings))
+    return snapshot, find_service(snapshot.cluster, namespace, name)
+
+
+def snapshot_for_all(settings: Settings, namespace: str | None) -> Snapshot:
+    """The snapshot that answers questions to all Services (of one namespace), live or not."""
+    from ktp.parse.snapshot import parse_snapshot
+
+    if offline(settings):
+        return _check_nodes(parse_snapshot(open_offline(settings), nodes=settings.nodes or None), settings)
+    from ktp.collect.cluster import collect_services
+    from ktp.collect.kube_api import connect
+
+    api = connect(settings.kubeconfig, settings.context)
+    capture = with_nodes(settings, collect_services(api, namespace), api=api)
+    return _check_nodes(parse_snapshot(capture, nodes=settings.nodes or None), settings)
+
+
+def _default_namespace(settings: Settings) -> str:
+    from ktp.collect.kube_config import load_configuration
+
+    return load_configuration(settings.kubeconfig, settings.context).namespace or "default"
+
+
+def _collect_one(settings: Settings, text: str) -> Capture:
+    from ktp.collect.cluster import collect_service
+    from ktp.collect.kube_api import connect
+
+    api = connect(settings.kubeconfig, settings.context)
+    namespace, name = split_name(text, settings, api.default_namespace)
+    capture = collect_service(api, namespace, name)
+    return with_nodes(settings, capture, api=api, reach=_reach(capture))
+
+
+def _reach(capture: Capture) -> Reach:
+    """The rules that packets to the Services of `capture` can meet, and the chains that kube-proxy would give them."""
+    from ktp.collect.nft_chains import Reach, service_destinations
+    from ktp.kubeproxy.names import KUBE_MARK_DROP, KUBE_MARK_MASQ, service_chains, service_port_strings
+    from ktp.parse.kubernetes import parse_cluster_with_gaps
+
+    cluster, _ = parse_cluster_with_gaps(capture)
+    chains = [
+        ("nat", chain)
+        for service in cluster.services.values()
+        for port in service.ports
+        for name in service_port_strings(service, port)
+        for own in (service_chains(name, port.protocol),)
+        for chain in (own.svc, own.svl, own.ext, own.xlb, own.fw)
+    ]
+    # What-if questions give rules to Services that have none now, and those lead here.
+    chains += [("nat", KUBE_MARK_MASQ), ("nat", KUBE_MARK_DROP)]
+    return Reach(destinations=service_destinations(capture), chains=tuple(dict.fromkeys(chains)))
+
+
+def with_nodes(
+    settings: Settings, capture: Capture, *, api: KubeApi | None = None, reach: Reach | None = None
+) -> Capture:
+    """Join what the nodes themselves say, by --node-access; with `reach`, of large ones only the rules it reaches."""
+    from ktp.collect.children import ending_children
+    from ktp.model.capture import merge_captures
+
+    if settings.node_access == "none":
+        return capture
+    with ending_children():
+        if settings.node_access == "ssh":
+            read = _nodes_by_ssh(settings, capture, reach)
+        elif settings.node_access == "kube-proxy":
+            read = _nodes_by_kube_proxy(settings, capture, api, reach)
+        else:
+            read = _this_node(settings, capture, reach)
+    return merge_captures(capture, read, source=capture.source if not read.node_names() else None)
+
+
+def _this_node(settings: Settings, capture: Capture, reach: Reach | None) -> Capture:
+    """--node-access local, and auto, which reads nothing where this machine is no node and says how it could."""
+    from ktp.collect.local_node import collect_local_node, local_node_name
+    from ktp.collect.ssh import all_nodes
+    from ktp.model.capture import EvidenceGap, MemoryCapture, merge_captures
+
+    name = local_node_name(capture)
+    if name is None and settings.node_access == "local":
+        if len(settings.nodes) != 1:
+            raise EvidenceError(
+                "this machine is none of the cluster's nodes",
+                hint="say which one it is with --node NAME, or run ktp on the node",
+            )
+        name = settings.nodes[0]
+    if name is not None and settings.nodes and name not in settings.nodes:
+        name = None
+    others = [node for node in all_nodes(capture, settings.nodes) if node != name]
+    gaps = []
+    if others:
+        count = f"node {others[0]}" if len(others) == 1 else f"{len(others)} nodes"
+        message = (
+            f"the rules of {count} were not read, since ktp does not run there"
+            if name is not None
+            else f"this machine is no node of the question, and so the rules of {count} were not read"
+        )
+        remedy = "--node-access ssh reads them by SSH, --node-access kube-proxy through kube-proxy's pods"
+        gaps.append(EvidenceGap(kind="node-access", subject="nodes", message=message, remedy=remedy))
+    unread = MemoryCapture(files={}, gaps=tuple(gaps), source=capture.source)
+    if name is None:
+        return unread
+    read = collect_local_node(name, reach=reach)
+    return merge_captures(read, unread, source=read.source)
+
+
+def _nodes_by_ssh(settings: Settings, capture: Capture, reach: Reach | None) -> Capture:
+    from ktp.collect.ssh import SshSettings, all_nodes, collect_over_ssh
+
+    ssh = SshSettings(
+        user=settings.ssh_user,
+        options=settings.ssh_options,
+        sudo=settings.sudo,
+        parallel=settings.parallel,
+        timeout=settings.timeout,
+    )
+    nodes = all_nodes(capture, settings.nodes)
+    if not nodes:
+        return _no_node_known(capture)
+    return collect_over_ssh(capture, nodes, ssh, reach=reach, on_progress=settings.progress)
+
+
+def _nodes_by_kube_proxy(
+    settings: Settings, capture: Capture, api: KubeApi | None, reach: Reach | None
+) -> Capture:
+    from ktp.collect.kube_api import connect
+    from ktp.collect.kube_proxy_exec import collect_through_kube_proxy
+    from ktp.collect.ssh import all_nodes
+
+    nodes = all_nodes(capture, settings.nodes)
+    if not nodes:
+        return _no_node_known(capture)
+    return collect_through_kube_proxy(
+        api or connect(settings.kubeconfig, settings.context),
+        nodes,
+        capture,
+        parallel=settings.parallel,
+        timeout=settings.timeout,
+        reach=reach,
+        on_progress=settings.progress,
+    )
+
+
+def _no_node_known(capture: Capture) -> Capture:
+    from ktp.model.capture import EvidenceGap, MemoryCapture
+
+    gap = EvidenceGap(
+        kind="node-access",
+        subject="nodes",
+        message="no node is known by name, and so none was read",
+        remedy="name them with --node, or get the right to list nodes",
+    )
+    return MemoryCapture(files={}, gaps=(gap,), source=capture.source)
+
+
+def _check_nodes(snapshot: Snapshot, settings: Settings) -> Snapshot:
+    known = set(snapshot.nodes) | set(snapshot.cluster.nodes or {})
+    for name in settings.nodes:
+        if known and name not in known:
+            raise NotFoundError(
+                f"there is no node {name!r} in the {'snapshot' if offline(settings) else 'cluster'}"
+                + did_you_mean(name, known)
+            )
+    return snapshot
+
+
+def find_service(cluster: Cluster, namespace: str, name: str) -> Service:
+    """The Service, or NotFoundError with the names that come near."""
+    found = cluster.services.get(f"{namespace}/{name}")
+    if found is not None:
+        return found
+    names = sorted(s.name for s in cluster.services.values() if s.namespace == namespace)
+    if not names:
+        namespaces = sorted({s.namespace for s in cluster.services.values()})
+        raise NotFoundError(
+            f"there is no Service in namespace {namespace!r}" + did_you_mean(namespace, namespaces)
+        )
+    elsewhere = sorted(s.key for s in cluster.services.values() if s.name == name)
+    if elsewhere:
+        raise NotFoundError(
+            f"there is no Service {name!r} in namespace {namespace!r}; there is {', '.join(elsewhere[:3])}"
+        )
+    raise NotFoundError(
+        f"there is no Service {name!r} in namespace {namespace!r}" + did_you_mean(name, names)
+    )
+
+
+def did_you_mean(name: str, names: set[str] | list[str]) -> str:
+    """The end of a sentence about a name that is none: those that come near, or all where they are few."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, sorted(names), n=3, cutoff=0.5)
+    if near or not names:
+        return f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"; there {'is' if len(names) == 1 else 'are'} {', '.join(sorted(names)[:8])}"
+
+
+def walker_for(snapshot: Snapshot) -> Walker:
+    """The packet walker over a snapshot."""
+    from ktp.dataplane.walk import Walker
+    from ktp.diagnose.topology import topology_of
+
+    return Walker(topology_of(snapshot))
+
+
+def node_names(snapshot: Snapshot) -> set[str]:
+    """Every node that is known, by the API or by its own words."""
+    return {*snapshot.nodes, *(snapshot.cluster.nodes or ())}

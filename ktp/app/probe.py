@@ -1,0 +1,197 @@
+"""`ktp probe`: the front ends dialled, and what came of it beside what was predicted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ktp.app.evidence import snapshot_for_service
+from ktp.app.settings import Settings
+from ktp.errors import EvidenceError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from ktp.collect.prober import ProbeSettings
+    from ktp.diagnose.probing import Predictor
+    from ktp.model.cluster import Service
+    from ktp.model.probing import HealthAnswer, MovedRule, ProbeRow, WitnessRow
+    from ktp.model.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probing:
+    """How `ktp probe` and `diagnose svc --probe` dial. `progress` is told (tries done, tries in all, address)."""
+
+    tries: int = 5
+    timeout: float = 2.0
+    http: str | None = None
+    data: str | None = None
+    from_nodes: bool = False
+    progress: Callable[[int, int, str], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dialled:
+    rows: tuple[ProbeRow, ...]
+    left_out: int
+    notes: tuple[str, ...] = ()
+    moved: tuple[MovedRule, ...] | None = None
+
+
+def probe_service(
+    settings: Settings, name: str, probing: Probing, *, health: bool = False, counters: bool = False
+) -> ExitCode:
+    """`ktp probe`: dial the front ends of a Service, and write what came of it beside what was predicted."""
+    from ktp.diagnose.probing import probe_findings
+    from ktp.diagnose.service import diagnose_service
+    from ktp.model.probing import ServiceProbe
+
+    snapshot, service = snapshot_for_service(settings, name)
+    dialled = dial(settings, snapshot, service, probing, counters=counters)
+    if not any(r.verdict != "skipped" for r in dialled.rows):
+        why = next((f": {r.note}" for r in dialled.rows if r.note), "")
+        raise EvidenceError(
+            f"nothing of {service.key} can be dialled from here{why}",
+            hint="an external front end is a node port, a load balancer IP or an external IP",
+        )
+    findings = list(probe_findings(dialled.rows))
+    witnesses: tuple[WitnessRow, ...] = ()
+    if health:
+        said = health_answers(settings, snapshot, service, probing)
+        report = diagnose_service(snapshot, service, nodes=settings.nodes, health=said)
+        witnesses = report.reconciliation
+        findings += (f for f in report.findings if f.code == "KTP902")
+    answer = ServiceProbe(
+        namespace=service.namespace,
+        name=service.name,
+        rows=dialled.rows,
+        findings=tuple(findings),
+        reconciliation=witnesses,
+        moved=dialled.moved,
+        left_out=dialled.left_out,
+        notes=dialled.notes,
+        source=snapshot.source,
+    )
+    if settings.output == "text":
+        from ktp.render.probe import print_probe
+        from ktp.render.terminal import make_console
+
+        print_probe(answer, make_console(settings.color, sys.stdout), verbose=settings.verbose)
+    else:
+        from ktp.render.probe import probe_object
+        from ktp.render.structured import dump
+
+        dump(probe_object(answer), settings.output, sys.stdout)
+    if answer.findings or any(r.fails for r in answer.rows):
+        return ExitCode.FINDINGS
+    if any(r.verdict == "silent" for r in answer.rows):
+        return ExitCode.UNDETERMINED
+    return ExitCode.OK
+
+
+def dial(
+    settings: Settings, snapshot: Snapshot, service: Service, probing: Probing, *, counters: bool = False
+) -> _Dialled:
+    """Dial from here, or from the nodes, and compare."""
+    if settings.demo:
+        raise UsageError(
+            "--demo is a made-up cluster: its addresses may be somebody else's here, and are not dialled"
+        )
+    from ktp.collect.prober import ProbeSettings, probe_all, source_address
+    from ktp.diagnose.probing import Predictor, Sender, compare, sender_of
+
+    how = ProbeSettings(
+        tries=probing.tries,
+        parallel=settings.parallel,
+        timeout=probing.timeout,
+        http=probing.http,
+        datagram=probing.data.encode() if probing.data is not None else None,
+        dns_ports=frozenset(
+            number for p in service.ports if p.port == 53 for number in (p.port, p.node_port) if number
+        ),
+    )
+    predictor = Predictor(snapshot, service, nodes=settings.nodes)
+    if probing.from_nodes:
+        return _dial_from_nodes(settings, snapshot, predictor, how)
+    here = Sender()
+    for target in predictor.targets(here):
+        here = sender_of(snapshot, source_address(target.host))
+        if here.node is not None:
+            break
+    before = _counters(snapshot, here.node) if counters else {}
+    observed = probe_all(predictor.targets(here), how, on_progress=probing.progress)
+    rows = tuple(compare(predictor, observed, here))
+    if not counters:
+        return _Dialled(rows=rows, left_out=predictor.left_out)
+    if here.node is None or here.pod is not None:
+        note = "--counters reads the rules of the node that ktp runs on, and this machine is none"
+        return _Dialled(rows=rows, left_out=predictor.left_out, notes=(note,))
+    if not before:
+        note = (
+            f"the counters of {here.node} could not be read: they need root, and rules of iptables"
+            " (kube-proxy's nftables mode counts nothing)"
+        )
+        return _Dialled(rows=rows, left_out=predictor.left_out, notes=(note,))
+    from ktp.diagnose.probing import moved_rules
+
+    moved = moved_rules(here.node, service, before, _counters(snapshot, here.node))
+    return _Dialled(rows=rows, left_out=predictor.left_out, moved=tuple(moved))
+
+
+# Nodes that dial with --from-nodes; --node names others.
+_MOST_SENDERS = 10
+
+
+def _dial_from_nodes(
+    settings: Settings, snapshot: Snapshot, predictor: Predictor, how: ProbeSettings
+) -> _Dialled:
+    """Let the nodes dial, over SSH; a node that cannot be logged in to is a note."""
+    from ktp.collect.remote_prober import probe_from_nodes
+    from ktp.collect.ssh import SshSettings
+    from ktp.diagnose.probing import Sender, compare
+
+    if settings.node_access != "ssh":
+        raise UsageError("--from-nodes dials from the nodes by SSH", hint="add --node-access ssh")
+    ssh = SshSettings(
+        user=settings.ssh_user,
+        options=settings.ssh_options,
+        parallel=settings.parallel,
+        timeout=settings.timeout,
+    )
+    senders = predictor.nodes if settings.nodes else predictor.nodes[:_MOST_SENDERS]
+    addresses = {
+        node.name: tuple(a for kind, a in node.addresses if kind != "Hostname")
+        for node in (snapshot.cluster.nodes or {}).values()
+    }
+    targets = {node: predictor.targets(Sender(node=node)) for node in senders}
+    observed, gaps = probe_from_nodes(addresses, targets, how, ssh)
+    notes = [f"{gap.message}" + (f" ({gap.remedy})" if gap.remedy else "") for gap in gaps]
+    if len(senders) < len(predictor.nodes):
+        notes.append(
+            f"{len(predictor.nodes) - len(senders)} more nodes did not dial; --node names those that do"
+        )
+    return _Dialled(rows=tuple(compare(predictor, observed)), left_out=predictor.left_out, notes=tuple(notes))
+
+
+def _counters(snapshot: Snapshot, node: str | None) -> dict[str, bytes]:
+    """This machine's rules with counters, of the back ends that the node is known to have rules in."""
+    from ktp.collect.prober import read_counters
+
+    state = snapshot.nodes.get(node) if node is not None else None
+    if state is None:
+        return {}
+    return read_counters(dict.fromkeys(r.backend.value for r in state.rulesets if r.tables()))
+
+
+def health_answers(
+    settings: Settings, snapshot: Snapshot, service: Service, probing: Probing | None
+) -> dict[str, HealthAnswer]:
+    """What the healthCheckNodePort of each node says; nothing where the Service has none."""
+    from ktp.collect.prober import ask_health
+    from ktp.diagnose.reconcile import health_targets
+
+    targets = health_targets(snapshot, service, settings.nodes)
+    timeout = probing.timeout if probing is not None else 2.0
+    answers = ask_health(targets, timeout=timeout, parallel=settings.parallel)
+    return {answer.target.node: answer for answer in answers}
