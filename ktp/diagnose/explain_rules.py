@@ -206,7 +206,9 @@ def _explain_end(
 
             notes += ipvs_notes(state, flow.dst)
         notes += [
-            gap.message for gap in snapshot.gaps if gap.kind == "rules-not-read" and gap.subject == node
+            f"{gap.message} ({gap.remedy})"
+            for gap in snapshot.gaps
+            if gap.kind == "rules-not-read" and gap.subject == node
         ]
         named = end.named or evidence.service
         asked = replace(
