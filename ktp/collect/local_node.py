@@ -40,6 +40,7 @@ from ktp.collect.nft_chains import (
     list_nft_tables,
     read_reachable,
 )
+from ktp.collect.nft_whole import read_whole
 from ktp.collect.parallel import run_in_parallel
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
 
@@ -73,6 +74,8 @@ _IPTABLES_NFT_TABLE = re.compile(
 _NOT_FOUND = 127
 # In IPVS mode kube-proxy's rules ask this set (pkg/proxy/ipvs/ipset.go).
 _IPVS_SET = b"--match-set KUBE-CLUSTER-IP "
+# What `iptables-nft-save` may take on a large node: 500 s for a million rules.
+LARGE_RULES_TIMEOUT = 1800.0
 # A table name that nft reads as one word, and the elements that `nft -j` prints.
 _NFT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _NFT_LIST = re.compile(rb'\{"nftables": ?\[(.*)\]\}', re.DOTALL)
@@ -450,11 +453,16 @@ class _NodeReader:
             )
         if not self._has_nf_tables:
             return _Part(files={f"{command}.txt": b"# the kernel has no nf_tables\n"})
-        if self._reach is not None and self._is_large(command):
-            reader = self._chain_readers[command]
+        if not self._is_large(command):
+            return self._command(f"{command}.txt", "node-rules", f"{command} -c", RULES_TIMEOUT)
+        reader = self._chain_readers[command]
+        if self._reach is not None:
             text, gaps = read_reachable(reader, self._node, self._reach)
             return _Part(files={} if text is None else {f"{command}.txt": text}, gaps=gaps)
-        return self._command(f"{command}.txt", "node-rules", f"{command} -c", RULES_TIMEOUT)
+        whole = read_whole(reader)
+        if whole is not None:
+            return _Part(files={f"{command}.txt": whole})
+        return self._command(f"{command}.txt", "node-rules", f"{command} -c", LARGE_RULES_TIMEOUT)
 
     def _is_large(self, command: str) -> bool:
         """Whether dumping what `command` (iptables-nft-save) dumps would take long."""

@@ -20,11 +20,12 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLA_TYPE_MASK = 0x3FFF
 _NFNL_SUBSYS_NFTABLES = 10
 # enum nf_tables_msg_types
-_GETTABLE, _GETCHAIN, _GETGEN = 1, 4, 16
+_GETTABLE, _GETCHAIN, _GETRULE, _GETGEN = 1, 4, 7, 16
 # enum nft_table_attributes, nft_chain_attributes, nft_gen_attributes
 _TABLE_NAME, _TABLE_USE = 1, 3
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_POLICY, _CHAIN_USE, _CHAIN_COUNTERS = 1, 3, 5, 6, 8
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
+_RULE_TABLE, _RULE_CHAIN = 1, 2
 _GEN_ID = 1
 
 _FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
@@ -85,18 +86,22 @@ class NfTables:
         words = _attribute(_CHAIN_TABLE, table) + _attribute(_CHAIN_NAME, name)
         try:
             for _, attributes in self._ask(_GETCHAIN, 0, family, words):
-                policy = _number(attributes, _CHAIN_POLICY) if _CHAIN_POLICY in attributes else None
-                counted = dict(_attributes(attributes.get(_CHAIN_COUNTERS, b"")))
-                return ChainSize(
-                    use=_number(attributes, _CHAIN_USE),
-                    policy=None if policy is None else "ACCEPT" if policy else "DROP",
-                    counters=(_number(counted, _COUNTER_PACKETS), _number(counted, _COUNTER_BYTES))
-                    if counted
-                    else None,
-                )
+                return _size(attributes)
         except FileNotFoundError:
             pass
         return None
+
+    def chains(self, family: str) -> list[tuple[str, str, ChainSize]]:
+        """(table, name, size) of every chain, in time quadratic in their number: 0.2 s for 42,000, 10 s for 366,000."""
+        return [
+            (_text(attributes[_CHAIN_TABLE]), _text(attributes[_CHAIN_NAME]), _size(attributes))
+            for _, attributes in self._ask(_GETCHAIN, _NLM_F_DUMP, family)
+        ]
+
+    def rules(self, family: str, table: str, chain: str) -> list[dict[int, bytes]]:
+        """The rules of a chain in their order, each as its attributes (enum nft_rule_attributes)."""
+        words = _attribute(_RULE_TABLE, table) + _attribute(_RULE_CHAIN, chain)
+        return [attributes for _, attributes in self._ask(_GETRULE, _NLM_F_DUMP, family, words)]
 
     def _ask(
         self, message: int, flags: int, family: str | None = None, words: bytes = b""
@@ -127,6 +132,16 @@ class NfTables:
                 yield payload[0], dict(_attributes(payload[_NFGEN.size :]))
                 if not flags & _NLM_F_DUMP:
                     return
+
+
+def _size(attributes: dict[int, bytes]) -> ChainSize:
+    policy = _number(attributes, _CHAIN_POLICY) if _CHAIN_POLICY in attributes else None
+    counted = dict(_attributes(attributes.get(_CHAIN_COUNTERS, b"")))
+    return ChainSize(
+        use=_number(attributes, _CHAIN_USE),
+        policy=None if policy is None else "ACCEPT" if policy else "DROP",
+        counters=(_number(counted, _COUNTER_PACKETS), _number(counted, _COUNTER_BYTES)) if counted else None,
+    )
 
 
 def _aligned(length: int) -> int:

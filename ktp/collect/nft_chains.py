@@ -165,7 +165,7 @@ class ChainReader:
         self.command = command
         self.family = "ip6" if command.startswith("ip6") else "ip"
         self._runner = runner
-        self._kernel = kernel
+        self.kernel = kernel
         self._chains: dict[tuple[str, str], ChainText | None] = {}
 
     def read(self, table: str, chain: str) -> ChainText | None:
@@ -188,7 +188,7 @@ class ChainReader:
 
         Before 1.8.8, listing a chain makes whatever base chains its table lacks (nft_xt_builtin_init).
         """
-        listed = set(self._kernel.tables()) if self._kernel is not None else list_nft_tables(self._runner)
+        listed = set(self.kernel.tables()) if self.kernel is not None else list_nft_tables(self._runner)
         if listed is None:
             return tuple(BASE_CHAINS) if self._lists_without_making() else None
         tables = tuple(name for name in BASE_CHAINS if (self.family, name) in listed)
@@ -199,9 +199,9 @@ class ChainReader:
         tables = self.tables()
         if not tables:
             return False
-        if self._kernel is not None:
-            sizes = self._kernel.tables()
-            services = self._kernel.chain(self.family, "nat", "KUBE-SERVICES")
+        if self.kernel is not None:
+            sizes = self.kernel.tables()
+            services = self.kernel.chain(self.family, "nat", "KUBE-SERVICES")
             return (services is not None and services.use > LARGE_SERVICES) or any(
                 sizes.get((self.family, table), 0) >= LARGE_CHAINS for table in tables
             )
@@ -212,18 +212,18 @@ class ChainReader:
 
     def generation(self) -> int | None:
         """The number of the ruleset; None where the kernel cannot be asked."""
-        return self._kernel.generation() if self._kernel is not None else None
+        return self.kernel.generation() if self.kernel is not None else None
 
     def prefetch(self, tables: Sequence[str]) -> None:
         """Read what every question reaches, side by side, where the kernel tells which of it there is.
 
         The walk follows jump by jump, and would wait for each of the two long chains in turn.
         """
-        if self._kernel is None:
+        if self.kernel is None:
             return
         wanted = []
         for table, chain in _KUBE_PROXY_CHAINS + tuple((t, c) for t in tables for c in BASE_CHAINS[t]):
-            size = self._kernel.chain(self.family, table, chain) if table in tables else None
+            size = self.kernel.chain(self.family, table, chain) if table in tables else None
             if size is None or (table, chain) in self._chains:
                 continue
             if size.use == 0 and size.policy is not None:
@@ -238,10 +238,10 @@ class ChainReader:
         In its place stands one rule, which says so in its comment. It is kube-proxy's last, and left to stand only
         where something in the table does lead to KUBE-NODEPORTS: the chain is used more often than it has rules.
         """
-        if self._kernel is None:
+        if self.kernel is None:
             return 0
-        services = self._kernel.chain(self.family, "nat", "KUBE-SERVICES")
-        ports = self._kernel.chain(self.family, "nat", "KUBE-NODEPORTS")
+        services = self.kernel.chain(self.family, "nat", "KUBE-SERVICES")
+        ports = self.kernel.chain(self.family, "nat", "KUBE-NODEPORTS")
         if services is None or ports is None or services.use <= HUGE_CHAIN:
             return 0
         listed = self.read("nat", "KUBE-NODEPORTS")
@@ -255,8 +255,8 @@ class ChainReader:
     def _has_base_chains(self, tables: Sequence[str]) -> bool:
         """Whether no table lacks a base chain, as far as that can be told without making one."""
         wanted = {(table, chain) for table in tables for chain in BASE_CHAINS[table]}
-        if self._kernel is not None:
-            sizes = (self._kernel.chain(self.family, *key) for key in wanted)
+        if self.kernel is not None:
+            sizes = (self.kernel.chain(self.family, *key) for key in wanted)
             return all(size is not None and size.policy is not None for size in sizes)
         if self._lists_without_making():
             return True
@@ -552,9 +552,11 @@ def _saved_slowly(line: str) -> str:
     return line
 
 
-def render_dump(tables: Iterable[str], chains: dict[tuple[str, str], ChainText]) -> str:
+def render_dump(
+    tables: Iterable[str], chains: dict[tuple[str, str], ChainText], *, mark: str = PARTIAL_MARK
+) -> str:
     """Chains as `iptables-save -c` prints them: base chains in hook order, then the others by name."""
-    out = [PARTIAL_MARK]
+    out = [mark]
     for table in tables:
         base = [name for name in BASE_CHAINS[table] if (table, name) in chains]
         others = sorted(name for where, name in chains if where == table and name not in BASE_CHAINS[table])

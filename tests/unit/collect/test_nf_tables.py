@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,32 +10,9 @@ import pytest
 from ktp.collect.local_node import LocalRunner, collect_local_node
 from ktp.collect.nf_tables import ChainSize, NfTables
 from ktp.collect.nft_chains import Destination, Reach
+from tests.support.netns import within
 
 pytestmark = pytest.mark.kernel
-_CLONE_NEWNET = 0x40000000
-
-
-def enter(netns: str) -> None:
-    """Move the calling thread into a network namespace."""
-    descriptor = os.open(f"/run/netns/{netns}", os.O_RDONLY)
-    try:
-        assert ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET) == 0
-    finally:
-        os.close(descriptor)
-
-
-def open_in(netns: str) -> NfTables:
-    """A socket belongs to the namespace that it was made in, and not to that of who uses it."""
-    opened: list[NfTables] = []
-
-    def work() -> None:
-        enter(netns)
-        opened.append(NfTables())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    return opened[0]
 
 
 def nft(netns: str, *words: str, text: str | None = None) -> str:
@@ -55,7 +29,7 @@ def netns(make_netns: Callable[[str], str]) -> str:
 
 @pytest.fixture
 def kernel(netns: str) -> Iterator[NfTables]:
-    opened = open_in(netns)
+    opened = within(netns, NfTables)
     yield opened
     opened.close()
 
@@ -142,18 +116,13 @@ def test_a_large_node_reads_the_same_with_the_kernel_asked(netns: str, port: int
         check=True,
     )
     reach = Reach(destinations=(Destination(protocol="tcp", port=port),))
-    read: list[dict[str, bytes]] = []
 
-    def work() -> None:
-        enter(netns)
-        for opener in (None, NfTables):
-            found = collect_local_node("n", LocalRunner(), reach=reach, kernel=opener)
-            read.append({name: found.read(name) for name in found.names() if "iptables" in name})
+    def read(opener: type[NfTables] | None) -> dict[str, bytes]:
+        found = collect_local_node("n", LocalRunner(), reach=reach, kernel=opener)
+        return {name: found.read(name) for name in found.names() if "iptables" in name}
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    without, with_kernel = read
+    without = within(netns, lambda: read(None))
+    with_kernel = within(netns, lambda: read(NfTables))
     assert with_kernel == without
     assert (f"-j KUBE-EXT-{port - 30000}\n".encode() in without["nodes/n/iptables-nft-save.txt"]) == (
         port == 30007
