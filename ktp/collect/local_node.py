@@ -453,7 +453,8 @@ class _NodeReader:
             )
         if not self._has_nf_tables:
             return _Part(files={f"{command}.txt": b"# the kernel has no nf_tables\n"})
-        if not self._is_large(command):
+        # All of a node that only commands can be asked of is had by the one command, however long it takes.
+        if (self._reach is None and self._kernel is None) or not self._is_large(command):
             return self._command(f"{command}.txt", "node-rules", f"{command} -c", RULES_TIMEOUT)
         reader = self._chain_readers[command]
         if self._reach is not None:
