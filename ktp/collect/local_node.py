@@ -289,7 +289,10 @@ def collect_local_node(
             _AS_ROOT,
         )
     reader = _NodeReader(node, runner, reach, legacy_reader, not_root, kernel, blind=blind)
-    parts = run_in_parallel(reader.reads())
+    try:
+        parts = run_in_parallel(reader.reads())
+    finally:
+        reader.close()
     files = {name: content for part in parts for name, content in part.files.items()}
     gaps = [gap for part in parts for gap in part.gaps]
     gaps = reader.settle(files, gaps)
@@ -481,6 +484,12 @@ class _NodeReader:
             return reader.is_large()
         except (NotReadableError, OSError):
             return False  # the dump, tried next, says why
+
+    def close(self) -> None:
+        """Let go of what the reads have opened."""
+        for each in self._chain_readers.values():
+            if each.kernel is not None:
+                each.kernel.close()
 
     def _open_kernel(self) -> NfTables | None:
         """A socket for one reader alone, since readers are asked side by side; None where commands have to do."""
