@@ -138,6 +138,18 @@ _TAKEN = "-A PREROUTING -p tcp -m tcp --dport {port} -j DNAT --to-destination 10
 
 _BLACKHOLE: dict[str, object] = {"type": "blackhole", "dst": "10.244.1.0/24", "flags": []}
 
+
+def _rule_that_swallows(text: str) -> str:
+    """Policy routing, which no check looks at."""
+    rule = {"priority": 100, "src": "all", "dst": "10.244.1.0", "dstlen": 24, "action": "blackhole"}
+    return json.dumps([*json.loads(text), rule])
+
+
+def _untracked(ports: str) -> Callable[[str], str]:
+    hooks = ":PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
+    return lambda text: f"{text}*raw\n{hooks}-A PREROUTING -p tcp -m tcp --dport {ports} -j NOTRACK\nCOMMIT\n"
+
+
 SCENARIOS: dict[str, Scenario] = {
     "KTP101": Scenario(
         fires=_no_selector,
@@ -209,11 +221,17 @@ SCENARIOS: dict[str, Scenario] = {
             "198.51.100.7",
         ),
     ),
+    "KTP209": Scenario(
+        fires=_in_demo(CLUSTER, ("node-b", "ip-route.json", routes(_BLACKHOLE, without="10.244.1.0/24"))),
+        # The way is there, and something else is in it.
+        silent=_in_demo(CLUSTER, ("node-b", "ip-rule.json", _rule_that_swallows)),
+    ),
+    "KTP303": Scenario(
+        fires=_in_demo(CLUSTER, ("node-a", LEGACY, _untracked("30000:32767"))),
+        silent=_in_demo(CLUSTER, ("node-a", LEGACY, _untracked("443"))),
+    ),
     "KTP901": Scenario(
-        fires=_in_demo(
-            CLUSTER,
-            ("node-b", "ip-route.json", routes(_BLACKHOLE, without="10.244.1.0/24")),
-        ),
+        fires=_in_demo(CLUSTER, ("node-b", "ip-rule.json", _rule_that_swallows)),
         silent=_in_demo(CLUSTER),
     ),
     # A snapshot alone has none: here the health checks were asked too.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from ktp.kubeproxy.changes import with_ready_pod_on
+from ktp.model.cluster import Cluster
 from ktp.model.diagnosis import Severity
 from ktp.model.trace import Symptom
 from tests.unit.diagnose.scenarios import SCENARIOS
@@ -28,6 +30,7 @@ from tests.unit.diagnose.worlds import (
     only_nodes,
     policy,
     programmed,
+    routes,
     service_with,
     sysctl,
     with_objects,
@@ -195,3 +198,34 @@ def test_a_healthy_service_has_no_finding() -> None:
     assert not diagnosis.undetermined
     assert "answers outside clients on all 3 nodes" in diagnosis.verdict
     assert [row.cells["external"].source_kept for row in diagnosis.frontends[0].nodes] == [False] * 3
+
+
+@pytest.mark.parametrize("node", ["node-b", "node-c"])
+def test_a_route_to_pods_that_is_gone_is_told_with_the_route_of_another_node(node: str) -> None:
+    diagnosis = Asked(demo({(node, "ip-route.json"): routes(without="10.244.1.0/24")}), CLUSTER).diagnosis()
+    (found,) = findings(diagnosis, "KTP209")
+    assert found.node == node
+    assert "the pods of node-a" in found.message
+    assert any(e.kind == "route" and "10.244.1.0/24 via 10.0.0.3 dev eth0" in e.text for e in found.evidence)
+    assert all(fix.verified for fix in found.fixes)
+    assert cell(diagnosis, node).cause == "KTP209"
+
+
+def test_a_route_that_others_lack_too_is_not_shown() -> None:
+    gone = routes(without="10.244.1.0/24")
+    edits = {(node, "ip-route.json"): gone for node in ("node-b", "node-c")}
+    found = findings(Asked(demo(edits), CLUSTER).diagnosis(), "KTP209")
+    assert {f.node for f in found} == {"node-b", "node-c"}
+    assert not any("via 10.0.0.3" in e.text for f in found for e in f.evidence)
+
+
+def test_a_node_that_is_no_neighbour_is_not_made_a_gateway() -> None:
+    """What way there should be, an overlay or a router's, cannot be made up, and so nothing is proved."""
+
+    def moved(cluster: Cluster) -> Cluster:
+        nodes = dict(cluster.nodes or {})
+        nodes["node-a"] = replace(nodes["node-a"], addresses=(("InternalIP", "192.168.77.3"),))
+        return replace(cluster, nodes=nodes)
+
+    snapshot = with_objects(demo({("node-b", "ip-route.json"): routes(without="10.244.1.0/24")}), moved)
+    assert "KTP209" not in codes(Asked(snapshot, CLUSTER).diagnosis())
