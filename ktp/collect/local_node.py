@@ -624,19 +624,24 @@ class _NodeReader:
         return self._command("ipvsadm.txt", "ipvs", "ipvsadm -Sn")
 
     def _sysctls(self) -> _Part:
-        """The keys as `sysctl` prints them; one that this kernel does not have is left out."""
-        lines = []
+        """The keys as `sysctl` prints them; of those that this kernel lacks, only the bridge's are complained of."""
+        lines, absent = [], []
         for key in self._sysctl_keys():
             # As sysctl(8), which swaps dots and slashes: the interface eth0.100 is net.ipv4.conf.eth0/100.
             path = "/proc/sys/" + key.translate(str.maketrans("./", "/."))
             try:
                 value = self._runner.read_file(path).decode(errors="replace").rstrip("\n")
+            except FileNotFoundError:
+                # Without br_netfilter there is no such key, which tells how bridged packets fare.
+                if key.startswith("net.bridge.") and not self._blind:
+                    absent.append(f"sysctl: cannot stat {path}: No such file or directory\n")
+                continue
             except OSError:
                 continue
             lines.append(f"{key} = {value}\n")
         if not lines:
             return self._gap("node-sysctl", "no sysctl under /proc/sys/net can be read", "mount /proc")
-        return _Part(files={"sysctl.txt": "".join(lines).encode()})
+        return _Part(files={"sysctl.txt": "".join((*lines, *absent)).encode()})
 
     def _sysctl_keys(self) -> Iterator[str]:
         yield from SINGLE_SYSCTLS

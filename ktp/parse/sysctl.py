@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import re
+
 from ktp.errors import EvidenceError
 from ktp.parse.text import decode_text
 
 _COMPLAINTS = ("sysctl:", "error:", "#", ";")
+# Without br_netfilter there is no such key, and bridged packets pass no rules (procps 3 and 4, busybox).
+_NO_BRIDGE_NETFILTER = re.compile(
+    r"\bnet[./]bridge[./](bridge-nf-call-ip6?tables)\b.*(?:No such file|unknown key)"
+)
 _SWAP = str.maketrans("./", "/.")
 
 
 def parse_sysctls(data: bytes | str, *, source: str = "sysctl.txt") -> dict[str, str]:
     """Keys, normalised, and their values from "key = value" or "key=value" lines; tabs inside a value are kept.
 
-    What sysctl complains of (keys that this kernel does not have) is left out. Raises EvidenceError naming the
+    What sysctl complains of (keys that this kernel does not have) is left out, but for those of a bridge's packets,
+    whose absence means 0. Raises EvidenceError naming the
     first line that is none of this.
     """
     values: dict[str, str] = {}
     for number, line in enumerate(decode_text(data, source).splitlines(), 1):
         if not line.strip() or line.lstrip().startswith(_COMPLAINTS):
+            if absent := _NO_BRIDGE_NETFILTER.search(line):
+                values.setdefault(f"net.bridge.{absent[1]}", "0")
             continue
         key, equals, value = line.partition("=")
         key = key.strip()

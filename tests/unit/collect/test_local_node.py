@@ -176,7 +176,9 @@ def test_every_dump_has_its_file() -> None:
         "ip6tables-legacy-save.txt": NO_LEGACY.replace(b"ip_tables", b"ip6_tables"),
         "ipset-save.txt": b"create s hash:ip",
         "ipvsadm.txt": b"",
-        "sysctl.txt": b"net.ipv4.ip_forward = 1\n",
+        "sysctl.txt": b"net.ipv4.ip_forward = 1\n"
+        b"sysctl: cannot stat /proc/sys/net/bridge/bridge-nf-call-iptables: No such file or directory\n"
+        b"sysctl: cannot stat /proc/sys/net/bridge/bridge-nf-call-ip6tables: No such file or directory\n",
     }
     assert capture.gaps == ()
     assert capture.source == "node node-a (this machine)"
@@ -307,7 +309,14 @@ def test_sysctls_are_spelt_as_sysctl_does() -> None:
         "net.ipv4.conf.all.route_localnet = 1",
         "net.ipv6.conf.all.forwarding = 1",
         "net.bridge.bridge-nf-call-iptables = 1",
+        "sysctl: cannot stat /proc/sys/net/bridge/bridge-nf-call-ip6tables: No such file or directory",
     }
+
+
+def test_what_a_bridge_does_is_not_concluded_where_no_sysctl_can_be_read() -> None:
+    capture = collect_local_node("node-a", FakeRunner(files={}))
+    assert not capture.has("nodes/node-a/sysctl.txt")
+    assert "node-sysctl" in {gap.kind for gap in capture.gaps}
 
 
 def test_a_kernel_without_ipv6_has_no_ipv6_routes() -> None:

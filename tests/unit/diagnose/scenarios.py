@@ -145,6 +145,37 @@ def _rule_that_swallows(text: str) -> str:
     return json.dumps([*json.loads(text), rule])
 
 
+def _bridged(filtered: str) -> dict[tuple[str, str], Callable[[str], str]]:
+    """The pods of node-a on one bridge, as flannel's CNI plugin has them; its packets pass the rules, or do not."""
+
+    def addresses(text: str) -> str:
+        links = json.loads(text)
+        for link in links:
+            if link["ifname"].startswith("v"):
+                link["master"] = "cni0"
+        gateway = {"family": "inet", "local": "10.244.1.1", "prefixlen": 24, "scope": "global"}
+        return json.dumps([*links, {**links[1], "ifname": "cni0", "ifindex": 90, "addr_info": [gateway]}])
+
+    def to_pods(text: str) -> str:
+        kept = [r for r in json.loads(text) if not r["dst"].startswith("10.244.1.")]
+        net = {"dst": "10.244.1.0/24", "dev": "cni0", "protocol": "kernel", "scope": "link", "flags": []}
+        own = {
+            "type": "local",
+            "dst": "10.244.1.1",
+            "dev": "cni0",
+            "table": "local",
+            "scope": "host",
+            "flags": [],
+        }
+        return json.dumps([*kept, net, own])
+
+    return {
+        ("node-a", "ip-addr.json"): addresses,
+        ("node-a", "ip-route.json"): to_pods,
+        ("node-a", "sysctl.txt"): lambda text: f"{text}{filtered}\n",
+    }
+
+
 def _untracked(ports: str) -> Callable[[str], str]:
     hooks = ":PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
     return lambda text: f"{text}*raw\n{hooks}-A PREROUTING -p tcp -m tcp --dport {ports} -j NOTRACK\nCOMMIT\n"
@@ -225,6 +256,10 @@ SCENARIOS: dict[str, Scenario] = {
         fires=_in_demo(CLUSTER, ("node-b", "ip-route.json", routes(_BLACKHOLE, without="10.244.1.0/24"))),
         # The way is there, and something else is in it.
         silent=_in_demo(CLUSTER, ("node-b", "ip-rule.json", _rule_that_swallows)),
+    ),
+    "KTP210": Scenario(
+        fires=lambda: Asked(demo(_bridged("net.bridge.bridge-nf-call-iptables = 0")), CLUSTER),
+        silent=lambda: Asked(demo(_bridged("net.bridge.bridge-nf-call-iptables = 1")), CLUSTER),
     ),
     "KTP303": Scenario(
         fires=_in_demo(CLUSTER, ("node-a", LEGACY, _untracked("30000:32767"))),

@@ -26,6 +26,20 @@ def test_every_way_to_write_a_line() -> None:
 
 
 @pytest.mark.parametrize(
+    "complaint",
+    [
+        "sysctl: cannot stat /proc/sys/net/bridge/bridge-nf-call-iptables: No such file or directory",
+        'error: "net.bridge.bridge-nf-call-iptables" is an unknown key',
+        "sysctl: error: 'net.bridge.bridge-nf-call-iptables' is an unknown key",
+    ],
+    ids=["procps", "older procps", "busybox"],
+)
+def test_that_there_is_no_key_for_bridged_packets_means_off(complaint: str) -> None:
+    assert parse_sysctls(f"a = 1\n{complaint}\n") == {"a": "1", "net.bridge.bridge-nf-call-iptables": "0"}
+    assert parse_sysctls("sysctl: permission denied on key 'net.bridge.bridge-nf-call-iptables'\n") == {}
+
+
+@pytest.mark.parametrize(
     ("written", "key"),
     [
         ("net.ipv4.ip_forward", "net.ipv4.ip_forward"),
