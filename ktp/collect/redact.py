@@ -47,6 +47,11 @@ from ktp.collect.redact_schema import (
 from ktp.errors import SnapshotError
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
 
+# That there is no such key is evidence, whoever's sysctl says it (ktp.parse.sysctl).
+_NO_BRIDGE_NETFILTER = re.compile(
+    r"(?:sysctl|error):.*\bnet[./]bridge[./](bridge-nf-call-ip6?tables)\b.*(?:No such file|unknown key)"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainNaming:
@@ -785,6 +790,10 @@ class _Redactor:
         out = []
         for line in text.splitlines():
             key, _, value = line.partition("=")
+            if absent := _NO_BRIDGE_NETFILTER.match(line):
+                out.append(
+                    f"sysctl: cannot stat /proc/sys/net/bridge/{absent[1]}: No such file or directory\n"
+                )
             if key.startswith("net.") and re.fullmatch(r"[\d\s,-]*", value):
                 out.append(f"{self._interface(key)}={value}\n")
         return "".join(out)

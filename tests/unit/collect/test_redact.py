@@ -235,6 +235,17 @@ def test_sets_keep_their_elements() -> None:
     assert re.search(r"add KUBE-CLUSTER-IP 10\.\d+\.\d+\.\d+,udp:53", new)
 
 
+def test_that_a_key_of_bridges_is_not_there_is_kept() -> None:
+    complaint = (
+        "sysctl: cannot stat /proc/sys/net/bridge/bridge-nf-call-iptables: No such file or directory\n"
+    )
+    assert node_file("sysctl.txt", complaint + "sysctl: cannot stat /proc/sys/net/secret\n") == complaint
+    assert (
+        node_file("sysctl.txt", 'error: "net.bridge.bridge-nf-call-iptables" is an unknown key\n')
+        == complaint
+    )
+
+
 def test_lines_that_are_no_sysctl_of_the_network_are_left_out() -> None:
     text = "kernel.hostname = acme-1\nnet.ipv4.ip_forward = 1\nnet.ipv4.conf.cali0123456789a.rp_filter = 0\n"
     new = node_file("sysctl.txt", text)
