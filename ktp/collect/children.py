@@ -48,6 +48,7 @@ def run_child(
     stdin: bytes = b"",
     environment: Mapping[str, str] | None = None,
     limit: int = MAX_OUTPUT,
+    folder: str | None = None,
 ) -> ChildResult:
     """Run a command without a shell in a session of its own; OSError where it cannot be started.
 
@@ -56,7 +57,7 @@ def run_child(
     """
     deadline = time.monotonic() + timeout
     with tempfile.TemporaryFile() as errors:
-        child = _start(command, bool(stdin), environment, errors.fileno())
+        child = _start(command, bool(stdin), environment, errors.fileno(), folder)
         if child is None:
             return ChildResult(status=None, stdout=b"", stderr=b"")
         try:
@@ -122,7 +123,11 @@ def _exit(number: int, _frame: FrameType | None) -> None:
 
 
 def _start(
-    command: Sequence[str], with_stdin: bool, environment: Mapping[str, str] | None, errors: int
+    command: Sequence[str],
+    with_stdin: bool,
+    environment: Mapping[str, str] | None,
+    errors: int,
+    folder: str | None,
 ) -> subprocess.Popen[bytes] | None:
     with _lock:
         if _stopping:
@@ -133,6 +138,7 @@ def _start(
             stdout=subprocess.PIPE,
             stderr=errors,
             env=environment,
+            cwd=folder,
             start_new_session=True,
         )
         _live.add(child.pid)

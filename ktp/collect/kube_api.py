@@ -16,7 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from ktp.collect.kube_config import ApiConfiguration, load_configuration
@@ -31,9 +33,6 @@ from ktp.errors import (
     KubeConfigError,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0
 PAGE_SIZE = 500  # kubectl's --chunk-size
@@ -44,6 +43,13 @@ MAX_LIST_RESTARTS = 3
 MAX_RETRY_WAIT = 10.0
 FIRST_RETRY_WAIT = 0.25
 
+# Validity of an X.509 certificate, DER: a SEQUENCE of two times (RFC 5280, 4.1.2.5); the second is notAfter.
+_VALIDITY = re.compile(
+    rb"\x30.(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))", re.DOTALL
+)
+_RENEW = (
+    "get a new one (`kubeadm certs renew` on a control plane of kubeadm), or see whether a clock is wrong"
+)
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 
 
@@ -260,6 +266,14 @@ class KubeApi:
 
     # ----------------------------------------------------------------------------------------------- errors
 
+    def _certificate_ended(self) -> str | None:
+        """When the client certificate expired, if it did and is all that says who asks."""
+        file = getattr(self.client, "cert_file", None)
+        ends = _end_of_certificate(file) if file else None
+        if ends is None or ends > datetime.now(timezone.utc) or self._authorization() is not None:
+            return None
+        return ends.strftime("%Y-%m-%dT%H:%M:%SZ")
+
     def _connection_error(self, error: Exception) -> Exception:
         """What a failed exchange means: a _RetryableError where another try may help, else an ApiError."""
         import ssl
@@ -275,6 +289,16 @@ class KubeApi:
                     hint="check proxy-url in the kubeconfig and HTTPS_PROXY",
                 )
             )
+        if isinstance(error, exceptions.SSLError | exceptions.ProtocolError) or isinstance(
+            cause, ssl.SSLError
+        ):
+            # With TLS 1.3 the server refuses a certificate after the handshake, and hangs up: what it says of it is
+            # often lost (RFC 8446, 4.4.4 and 6.2).
+            if (ended := self._certificate_ended()) is not None:
+                return ApiTlsError(
+                    f"the API server {self.host} hangs up: the client certificate of this context expired at {ended}",
+                    hint=_RENEW,
+                )
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
             return ApiTlsError(f"the TLS handshake with {self.host} failed: {words}", hint=_tls_hint(words))
         # A subclass of ConnectTimeoutError, though nothing timed out.
@@ -317,11 +341,17 @@ class KubeApi:
         """What an HTTP status other than 200 means; as `_connection_error`."""
         status, said = response.status, _status_message(response.data)
         suffix = f": {said}" if said else ""
+        if status == 401 and (ended := self._certificate_ended()) is not None:
+            return ApiUnauthorizedError(
+                f"the API server {self.host} refuses the credentials (401 Unauthorized): the client certificate of "
+                f"this context expired at {ended}",
+                hint=_RENEW,
+            )
         if status == 401:
             return ApiUnauthorizedError(
                 f"the API server {self.host} refuses the credentials (401 Unauthorized)",
-                hint="they are wrong or expired: log in again, or choose others with --kubeconfig or "
-                "--context",
+                hint="they are wrong or expired (a token or certificate by the server's clock): log in again, or "
+                "choose others with --kubeconfig or --context",
             )
         if status == 403:
             return _forbidden(_Access.of_path(path), said)
@@ -474,11 +504,20 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _tls_hint(words: str) -> str:
+    # What the server says of our certificate comes as an alert (RFC 8446, 6.2).
+    if "alert certificate expired" in words:
+        return "the client certificate of this context has expired, by the server's clock: get a new one"
     if "certificate required" in words or "bad certificate" in words or "unknown ca" in words:
         return "the server does not accept the client certificate of this context: it is wrong or expired"
+    if "certificate has expired" in words:
+        return "the server's certificate has expired, or the clock of this machine is wrong"
+    if "not yet valid" in words:
+        return (
+            "the clock of this machine is behind, or that of the machine that made the certificate was ahead"
+        )
     if "verify failed" in words or "doesn't match" in words:
         return (
-            "the server's certificate is not signed by the CA in the kubeconfig, has expired or is for "
+            "the server's certificate is not signed by the CA in the kubeconfig, or is for "
             "another name: check certificate-authority(-data), tls-server-name and the server address"
         )
     if "pem lib" in words or "no certificate" in words:
@@ -486,6 +525,23 @@ def _tls_hint(words: str) -> str:
             "a certificate or key of this context is not PEM text: check the files or data in the kubeconfig"
         )
     return "check that the server address is an https port, and the certificate files in the kubeconfig"
+
+
+def _end_of_certificate(file: str) -> datetime | None:
+    """notAfter of the first certificate in a PEM file; None where it cannot be found."""
+    import ssl
+
+    try:
+        text = Path(file).read_text(encoding="ascii", errors="replace")
+        first = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL)
+        found = _VALIDITY.search(ssl.PEM_cert_to_DER_cert(first[0])) if first else None
+        if found is None:
+            return None
+        # A UTCTime of 50 and above means 1950 to 1999 (RFC 5280, 4.1.2.5.1), when there was no Kubernetes.
+        written = (found[2] or b"20" + found[1]).decode()
+        return datetime.strptime(written, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
+    except (OSError, ValueError):
+        return None
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -58,9 +58,21 @@ class Request:
 
 
 class ApiServer:
-    """The server; `objects` holds the API objects by resource and may be changed before requests come."""
+    """The server; `objects` holds the API objects by resource and may be changed before requests come.
 
-    def __init__(self, folder: Path, *, token: str | None = None, pki: Pki | None = None) -> None:
+    `certificate` is another certificate and key than the one of `pki`; without `asks_clients` no client is asked
+    for its certificate in the TLS handshake.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        token: str | None = None,
+        pki: Pki | None = None,
+        certificate: tuple[Path, Path] | None = None,
+        asks_clients: bool = True,
+    ) -> None:
         self.objects: dict[str, list[dict[str, Any]]] = {resource: [] for resource in RESOURCES}
         for resource, (_, _, file) in RESOURCES.items():
             if file and (path := folder / "cluster" / file).exists():
@@ -83,9 +95,9 @@ class ApiServer:
         self._http = _QuietServer(("127.0.0.1", 0), handler)
         if pki:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(pki.server_cert, pki.server_key)
+            context.load_cert_chain(*(certificate or (pki.server_cert, pki.server_key)))
             context.load_verify_locations(pki.ca)
-            context.verify_mode = ssl.CERT_OPTIONAL
+            context.verify_mode = ssl.CERT_OPTIONAL if asks_clients else ssl.CERT_NONE
             self._http.socket = context.wrap_socket(
                 self._http.socket, server_side=True, do_handshake_on_connect=False
             )
@@ -285,32 +297,46 @@ class Pki:
 
 def make_pki(folder: Path) -> Pki:
     """Makes the certificates with the openssl command."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    def key_arguments(name: str) -> list[str]:
-        return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key"]
-
     for name in ("ca", "other-ca"):
-        openssl(
-            "req", "-x509", *key_arguments(name), "-out", f"{name}.crt", "-days", "2", "-subj", f"/CN={name}"
-        )
-    for name, extension in (
-        ("server", "subjectAltName=IP:127.0.0.1"),
-        ("client", "extendedKeyUsage=clientAuth"),
-    ):
-        (folder / f"{name}.ext").write_text(extension)
-        openssl("req", *key_arguments(name), "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        openssl(
-            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-            "-out", f"{name}.crt", "-days", "2", "-extfile", f"{name}.ext",
-        )  # fmt: skip
+        subject = ("-days", "2", "-subj", f"/CN={name}")
+        _openssl(folder, "req", "-x509", *_new_key(name), "-out", f"{name}.crt", *subject)
+    server_cert, server_key = issue(folder, "server", SERVER)
+    client_cert, client_key = issue(folder, "client", CLIENT)
     return Pki(
         ca=folder / "ca.crt",
         other_ca=folder / "other-ca.crt",
-        server_cert=folder / "server.crt",
-        server_key=folder / "server.key",
-        client_cert=folder / "client.crt",
-        client_key=folder / "client.key",
+        server_cert=server_cert,
+        server_key=server_key,
+        client_cert=client_cert,
+        client_key=client_key,
     )
+
+
+SERVER = "subjectAltName=IP:127.0.0.1,DNS:kubernetes.test"
+CLIENT = "extendedKeyUsage=clientAuth"
+EXPIRED = ("20200101000000Z", "20200102000000Z")
+NOT_YET = ("20990101000000Z", "20990102000000Z")
+
+
+def issue(folder: Path, name: str, extension: str, valid: tuple[str, str] | None = None) -> tuple[Path, Path]:
+    """A certificate and its key by the CA in `folder`; `valid` from when to when, else for two days from now."""
+    (folder / f"{name}.cnf").write_text(
+        f"[ca]\ndefault_ca=it\n[it]\ndir=.\ndatabase={name}.index\nnew_certs_dir=.\nrand_serial=yes\n"
+        f"default_md=sha256\npolicy=any\nx509_extensions=more\n[any]\ncommonName=supplied\n[more]\n{extension}\n"
+    )
+    (folder / f"{name}.index").touch()
+    _openssl(folder, "req", *_new_key(name), "-out", f"{name}.csr", "-subj", f"/CN={name}")
+    times = ("-days", "2") if valid is None else ("-startdate", valid[0], "-enddate", valid[1])
+    _openssl(
+        folder, "ca", "-batch", "-notext", "-config", f"{name}.cnf", "-cert", "ca.crt", "-keyfile", "ca.key",
+        "-in", f"{name}.csr", "-out", f"{name}.crt", *times,
+    )  # fmt: skip
+    return folder / f"{name}.crt", folder / f"{name}.key"
+
+
+def _openssl(folder: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def _new_key(name: str) -> tuple[str, ...]:
+    return ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key")
