@@ -131,6 +131,8 @@ def _folder_names(root: Path) -> Iterator[str]:
             or not (candidate.is_symlink() or candidate.exists())
         ):
             continue
+        if not name.isprintable():
+            raise SnapshotError(f"the snapshot holds {name!r}, a name that cannot be printed")
         if not candidate.resolve().is_relative_to(root):
             raise SnapshotError(
                 f"{candidate} is a link that leads out of the snapshot", hint="copy the file instead"
@@ -234,7 +236,8 @@ def _open_archive(path: Path, max_bytes: int, max_members: int) -> MemoryCapture
                     "IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=raw)) if compressed else raw
                 )
                 files = _read_members(_BoundedReader(plain, max_bytes, path), path, max_members)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    # tarfile follows headers that extend each other by recursion, and reads numbers in them as it finds them.
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, RecursionError, ValueError) as error:
         raise SnapshotError(
             f"{path} is not a tar archive, or it is damaged or cut short "
             f"({str(error).lower() or 'no tar header'})",
@@ -249,19 +252,37 @@ def _open_archive(path: Path, max_bytes: int, max_members: int) -> MemoryCapture
     return MemoryCapture(files=kept, gaps=gaps, source=f"snapshot {path}")
 
 
+class _Entry(tarfile.TarInfo):
+    """An entry whose damaged header is an error: tarfile takes it for the end of the archive, and its files for all."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Entry:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined] # public in all but typeshed
+            raise tarfile.ReadError(str(error)) from None
+
+
 def _read_members(stream: _BoundedReader, path: Path, max_members: int) -> dict[str, bytes]:
     """Every regular file of a tar stream by its name as written, without leading `./`."""
     files: dict[str, bytes] = {}
-    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as archive:
+    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_Entry) as archive:
         for count, member in enumerate(archive, start=1):
             if count > max_members:
                 raise SnapshotError(f"the archive {path} holds more than {max_members} entries")
+            if member.size < 0:
+                raise tarfile.ReadError("negative size")
             name = _safe_name(member, path)
             if member.isdir():
                 continue
             content = archive.extractfile(member)
             if content is None:
                 raise SnapshotError(f"the archive {path} holds {member.name!r}, which is not a plain file")
+            if name in files:
+                # Which of them is meant cannot be told, and programs that unpack disagree.
+                raise SnapshotError(
+                    f"the archive {path} holds {member.name!r} twice", hint="unpack it and pack it again"
+                )
             files[name] = content.read()
     # tarfile stops at the end mark. Only the rest of the stream has gzip's checksum, and an archive that was
     # cut between two entries can only be told by the mark that it lacks.
@@ -276,9 +297,12 @@ def _safe_name(member: tarfile.TarInfo, path: Path) -> str:
     pure = PurePosixPath(member.name)
     if pure.is_absolute() or ".." in pure.parts or "\0" in member.name or "\\" in member.name:
         raise SnapshotError(f"the archive {path} holds {member.name!r}, a name that leads out of it")
+    # Bytes that are no UTF-8 come as surrogates, which are not printable either.
+    if not member.name.isprintable():
+        raise SnapshotError(f"the archive {path} holds {member.name!r}, a name that cannot be printed")
     if not (member.isdir() or member.isreg()) or member.issparse():
         raise SnapshotError(
-            f"the archive {path} holds {member.name!r}, which is a link or a device and not a plain file",
+            f"the archive {path} holds {member.name!r}, which is a link, a device or sparse and no plain file",
             hint="pack it again with `tar --dereference -czf`",
         )
     return pure.as_posix()
