@@ -49,8 +49,12 @@ def run_child(
     environment: Mapping[str, str] | None = None,
     limit: int = MAX_OUTPUT,
     folder: str | None = None,
+    spare: bool = False,
 ) -> ChildResult:
     """Run a command without a shell in a session of its own; OSError where it cannot be started.
+
+    With `spare`, a command that ends by itself may leave something running: a ControlPersist master of `ssh` needs
+    the ProxyCommand or the jump host's client that its connection goes through.
 
     stderr goes to a nameless file and not to a pipe: a ControlPersist master that `ssh` leaves behind may keep
     it open (OpenSSH before 8.5), and waiting for its end would be waiting for that master.
@@ -65,7 +69,7 @@ def run_child(
             if end is None and not _has_ended(child, deadline):
                 end = "timeout"
         finally:
-            _end_group(child)
+            _end_group(child, spare=spare)
         errors.seek(0)
         stderr = errors.read(_MAX_STDERR)
     status = child.returncode if end is None and not _stopping else None
@@ -194,12 +198,14 @@ def _has_ended(child: subprocess.Popen[bytes], deadline: float) -> bool:
     return True
 
 
-def _end_group(child: subprocess.Popen[bytes]) -> None:
+def _end_group(child: subprocess.Popen[bytes], *, spare: bool) -> None:
     """End the child and whatever it left in its group, and reap it last: until then nobody gets its number."""
-    if not _has_ended(child, 0.0):
+    ended = _has_ended(child, 0.0)
+    if not ended:
         _signal((child.pid,), signal.SIGTERM)
         _has_ended(child, time.monotonic() + _GRACE)
-    _signal((child.pid,), signal.SIGKILL)
+    if not (ended and spare):
+        _signal((child.pid,), signal.SIGKILL)
     with _lock:
         _live.discard(child.pid)
     child.wait()

@@ -193,7 +193,7 @@ class Visitor:
 
     def _run(self, command: Sequence[str], timeout: float, stdin: bytes = b"") -> ChildResult:
         try:
-            return run_child(command, timeout=timeout, stdin=stdin, environment=self._environment)
+            return run_child(command, timeout=timeout, stdin=stdin, environment=self._environment, spare=True)
         except OSError as error:
             raise EvidenceError(
                 f"the SSH client {command[0]!r} cannot be run: {(error.strerror or str(error)).lower()}",

@@ -25,7 +25,7 @@ from ktp.collect.kube_config import load_configuration
 from tests.integration.conftest import DEMO, TOKEN
 from tests.integration.test_api_live import LOCAL, diagnose, refused
 from tests.support.api_server import CLIENT, EXPIRED, NOT_YET, SERVER, ApiServer, Fault, Pki, issue
-from tests.support.processes import processes_with
+from tests.support.processes import left_behind
 from tests.support.tunnel import Tunnel
 
 Kubeconfig = Callable[..., Path]
@@ -376,7 +376,7 @@ def test_a_plugin_that_hangs_is_ended_with_its_children(
     assert diagnose(kubeconfig(user=user), LOCAL) == 3
     assert time.monotonic() - before < 5
     refused(capsys, "did not end within 0.3 s; it may wait for a login")
-    assert processes_with(f": {tmp_path}") == []
+    assert left_behind(f": {tmp_path}") == []
 
 
 def test_a_plugin_is_asked_once_in_a_run_and_told_what_kubectl_tells(

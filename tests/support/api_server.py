@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.support.exec_server import ExecHandler, ExecServer
+
 # resource → (API prefix, kind, file of a snapshot)
 RESOURCES = {
     "services": ("/api/v1", "Service", "services.json"),
@@ -51,6 +53,7 @@ class Fault:
 class Request:
     """One request as it arrived."""
 
+    method: str
     path: str
     query: dict[str, str]
     authorization: str | None
@@ -61,7 +64,7 @@ class ApiServer:
     """The server; `objects` holds the API objects by resource and may be changed before requests come.
 
     `certificate` is another certificate and key than the one of `pki`; without `asks_clients` no client is asked
-    for its certificate in the TLS handshake.
+    for its certificate in the TLS handshake. `execs` answers execs in pods.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class ApiServer:
         pki: Pki | None = None,
         certificate: tuple[Path, Path] | None = None,
         asks_clients: bool = True,
+        execs: ExecServer | None = None,
     ) -> None:
         self.objects: dict[str, list[dict[str, Any]]] = {resource: [] for resource in RESOURCES}
         for resource, (_, _, file) in RESOURCES.items():
@@ -82,6 +86,7 @@ class ApiServer:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
             for name in sorted(filter(None, names))
         ]
+        self.execs = execs
         self.version = json.loads((folder / "cluster/version.json").read_text())
         self.token = token
         self.forbidden: set[str] = set()
@@ -91,7 +96,8 @@ class ApiServer:
         self.requests: list[Request] = []
         self._faults: list[tuple[re.Pattern[str], list[Fault]]] = []
         self._lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"owner": self})
+        handlers = (_Handler,) if execs is None else (_HandlerWithExec,)
+        handler = type("Handler", handlers, {"owner": self, "exec_owner": execs})
         self._http = _QuietServer(("127.0.0.1", 0), handler)
         if pki:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -236,16 +242,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._respond(self.owner.answer)
 
-    def _respond(self, answer: Callable[[str, dict[str, str]], tuple[int, dict[str, Any]]]) -> None:
+    def _record(self) -> Request:
         parts = urlsplit(self.path)
-        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         request = Request(
+            method=self.command,
             path=unquote(parts.path),
-            query=query,
+            query={key: values[0] for key, values in parse_qs(parts.query).items()},
             authorization=self.headers.get("Authorization"),
             client_name=self._client_name(),
         )
         self.owner.requests.append(request)
+        return request
+
+    def _respond(self, answer: Callable[[str, dict[str, str]], tuple[int, dict[str, Any]]]) -> None:
+        request = self._record()
         fault = self.owner.fault_for(self.path)
         time.sleep(fault.delay)
         if fault.hang_up:
@@ -258,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = fault.status or 200
             body = _status(status, "Fault", f"made to answer {status}")
         else:
-            status, body = answer(request.path, query)
+            status, body = answer(request.path, request.query)
         content = json.dumps(body).encode() if fault.body is None else fault.body
         self.send_response(status)
         self.send_header("Content-Type", fault.content_type)
@@ -278,6 +288,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the base class's name
         """Keeps the test output clean."""
+
+
+class _HandlerWithExec(ExecHandler, _Handler):
+    def do_GET(self) -> None:
+        if urlsplit(self.path).path.endswith("/exec"):
+            self._record()
+            self.serve_exec()
+        else:
+            super().do_GET()
 
 
 # ------------------------------------------------------------------------------------------------- certificates
