@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import IO
 
 MAX_OUTPUT = 1 << 30  # a node of a million rules prints 170 MB
 _GRACE = 0.5
@@ -60,7 +61,7 @@ def run_child(
     it open (OpenSSH before 8.5), and waiting for its end would be waiting for that master.
     """
     deadline = time.monotonic() + timeout
-    with tempfile.TemporaryFile() as errors:
+    with _nameless_file() as errors:
         child = _start(command, bool(stdin), environment, errors.fileno(), folder)
         if child is None:
             return ChildResult(status=None, stdout=b"", stderr=b"")
@@ -74,6 +75,13 @@ def run_child(
         stderr = errors.read(_MAX_STDERR)
     status = child.returncode if end is None and not _stopping else None
     return ChildResult(status=status, stdout=stdout, stderr=stderr, overflowed=end == "overflow")
+
+
+def _nameless_file() -> IO[bytes]:
+    """In memory, where the system has such files: a node's disk is not touched, not even for a moment."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("ktp"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def stop_children() -> None:
