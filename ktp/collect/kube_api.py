@@ -300,7 +300,7 @@ class KubeApi:
                     hint=_RENEW,
                 )
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
-            return ApiTlsError(f"the TLS handshake with {self.host} failed: {words}", hint=_tls_hint(words))
+            return tls_error(self.host, cause)
         # A subclass of ConnectTimeoutError, though nothing timed out.
         if isinstance(error, exceptions.NewConnectionError):
             reason = ApiUnreachableError(
@@ -501,6 +501,12 @@ def _retry_after(value: str | None) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
+
+
+def tls_error(host: str, cause: BaseException) -> ApiTlsError:
+    """The sentence about a TLS handshake that failed, and what to do about it."""
+    words = _words(cause)
+    return ApiTlsError(f"the TLS handshake with {host} failed: {words}", hint=_tls_hint(words))
 
 
 def _tls_hint(words: str) -> str:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
+from ktp.collect.kube_api import tls_error
 from ktp.errors import (
     ApiAnswerError,
     ApiError,
     ApiForbiddenError,
-    ApiTlsError,
     ApiUnauthorizedError,
     ApiUnreachableError,
 )
@@ -100,10 +100,11 @@ def _connect(api: KubeApi, where: Container, command: Sequence[str], with_stdin:
     except websocket.WebSocketBadStatusException as error:
         raise _refusal(api, where, error) from None
     except ssl.SSLError as error:
-        raise ApiTlsError(f"the TLS handshake with {api.host} failed: {error.reason or error}") from None
+        raise tls_error(api.host, error) from None
     except (websocket.WebSocketTimeoutException, TimeoutError):
         raise ApiUnreachableError(
-            f"the API server {api.host} did not begin the exec in pod {where.pod}"
+            f"the API server {api.host} did not begin the exec in pod {where.pod} in time",
+            hint="it asks the kubelet of that node, which may be down; --timeout gives it longer",
         ) from None
     except (websocket.WebSocketException, OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
