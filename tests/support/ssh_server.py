@@ -113,6 +113,7 @@ class SshLab:
             MaxSessions 200
             PidFile none
             PrintMotd no
+            Subsystem sftp internal-sftp
         """
         path.write_text("\n".join([*(line.strip() for line in text.splitlines()), *lines]) + "\n")
         return path

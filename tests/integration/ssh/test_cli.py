@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -510,3 +511,49 @@ def test_a_node_that_cannot_be_logged_in_to_does_not_dial(cluster: Cluster, pod:
     notes = " ".join(answer["notes"])
     assert "node node-c refuses connections to its SSH port" in notes
     assert "the host key of node node-a is not known, and ktp accepts none by itself" in notes
+
+
+# ----------------------------------------------------------------------------------------------- the page on-a-node
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_on_a_node(cluster: Cluster, repository: Path) -> None:
+    """`make pyz` comes first, as the page says."""
+    if not (repository / "dist/ktp.pyz").exists():
+        pytest.skip("needs dist/ktp.pyz: make pyz")
+    page = (repository / "docs/how-to/on-a-node.md").read_text()
+    copied, passing = re.findall(r"^((?:scp|ssh) .*)$", page, re.MULTILINE)
+    sudo = cluster.lab.folder / "bin-on-a-node"
+    sudo.mkdir()
+    # This login is root's; what sudo does with VARIABLE=value is done by env.
+    (sudo / "sudo").write_text('#!/bin/sh\nexec env "$@"\n')
+    (sudo / "sudo").chmod(0o755)
+    scratch = cluster.lab.node("on-a-node", netns=cluster.netns, path_first=sudo)
+    with inside(cluster.netns):
+        server = ApiServer(DEMO, token=TOKEN)
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["clusters"][0]["cluster"]["server"] = server.url
+    (scratch / ".kube").mkdir()
+    (scratch / ".kube/config").write_text(yaml.safe_dump(config))
+    environment = cluster.environment()
+    (cluster.commands / "scp").write_text(f'#!/bin/sh\nexec /usr/bin/scp -F {cluster.lab.config} "$@"\n')
+    (cluster.commands / "scp").chmod(0o755)
+
+    def line(text: str) -> subprocess.CompletedProcess[str]:
+        text = text.replace("NODE", "on-a-node").replace("shop/web", LOCAL)
+        return subprocess.run(
+            ["bash", "-c", text], cwd=repository, env=environment, capture_output=True, text=True, check=False
+        )
+
+    with server.running():
+        done = line(copied)
+        assert (done.returncode, "rules of node-b (iptables-legacy)" in " ".join(done.stdout.split())) == (
+            1,
+            True,
+        ), done
+        (scratch / "ktp.pyz").unlink()
+        shutil.rmtree(scratch / ".shiv")
+        before = sorted(scratch.rglob("*"))
+        done = line(passing)
+        assert "DROPPED: the client's connection attempts time out" in done.stdout, done
+    assert sorted(scratch.rglob("*")) == before
