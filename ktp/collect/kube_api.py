@@ -47,6 +47,9 @@ FIRST_RETRY_WAIT = 0.25
 _VALIDITY = re.compile(
     rb"\x30.(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))", re.DOTALL
 )
+_NO_API_SERVER = (
+    "check the server address in the kubeconfig; what answers there may be no API server, or a proxy"
+)
 _RENEW = (
     "get a new one (`kubeadm certs renew` on a control plane of kubeadm), or see whether a clock is wrong"
 )
@@ -185,11 +188,15 @@ class KubeApi:
             page = self._request(path, params)
             fragments = page.get("items")
             if not str(page.get("kind")).endswith("List") or not isinstance(fragments, list | None):
-                raise ApiAnswerError(f"the answer of {self.host} to {path} is not a list of API objects")
+                raise ApiAnswerError(
+                    f"the answer of {self.host} to {path} is not a list of API objects", hint=_NO_API_SERVER
+                )
             kind, api_version = page["kind"].removesuffix("List"), page.get("apiVersion", "v1")
             for fragment in fragments or ():
                 if not isinstance(fragment, dict):
-                    raise ApiAnswerError(f"the list {path} of {self.host} holds what is no API object")
+                    raise ApiAnswerError(
+                        f"the list {path} of {self.host} holds what is no API object", hint=_NO_API_SERVER
+                    )
                 key, item = _item(fragment, kind, api_version)
                 keys.append(key)
                 items.append(item)
@@ -197,7 +204,9 @@ class KubeApi:
             if not token:
                 return ObjectList(keys=tuple(keys), items=tuple(items))
             if token in seen:
-                raise ApiAnswerError(f"the list {path} of {self.host} does not end: a page came twice")
+                raise ApiAnswerError(
+                    f"the list {path} of {self.host} does not end: a page came twice", hint=_NO_API_SERVER
+                )
             seen.add(token)
             params["continue"] = token
 
@@ -261,7 +270,9 @@ class KubeApi:
             )
             raise _RetryableError(reason) from None
         if not isinstance(decoded, dict):
-            raise ApiAnswerError(f"the answer of {self.host} to {path} is not an API object")
+            raise ApiAnswerError(
+                f"the answer of {self.host} to {path} is not an API object", hint=_NO_API_SERVER
+            )
         return decoded
 
     # ----------------------------------------------------------------------------------------------- errors
@@ -334,7 +345,10 @@ class KubeApi:
                 hint="check both in the kubeconfig",
             )
         else:
-            return ApiUnreachableError(f"cannot ask the API server {self.host}: {words}")
+            return ApiUnreachableError(
+                f"cannot ask the API server {self.host}: {words}",
+                hint="see whether kubectl works with the same kubeconfig",
+            )
         return _RetryableError(reason)
 
     def _status_error(self, response: Any, path: str, continued: bool) -> Exception:
@@ -356,7 +370,7 @@ class KubeApi:
         if status == 403:
             return _forbidden(_Access.of_path(path), said)
         if status == 404:
-            return ApiNotFoundError(f"the API server {self.host} has no {path}{suffix}")
+            return ApiNotFoundError(f"the API server {self.host} has no {path}{suffix}", hint=_NO_API_SERVER)
         if status == 410 and continued:
             return _ExpiredError()
         reason = ApiAnswerError(

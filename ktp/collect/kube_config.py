@@ -132,7 +132,10 @@ def _read_kubeconfig(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(path.read_bytes())
     except OSError as error:
-        raise KubeConfigError(f"the kubeconfig {path} cannot be read: {_sentence(error)}") from None
+        raise KubeConfigError(
+            f"the kubeconfig {path} cannot be read: {_sentence(error)}",
+            hint="see who may read it (ls -l), or give another one with --kubeconfig",
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where is not None else ""

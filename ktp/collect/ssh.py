@@ -71,7 +71,7 @@ class SshSettings:
     def __post_init__(self) -> None:
         """Check what could be taken for something else on ssh's command line."""
         if self.user is not None and not _USER_NAME.fullmatch(self.user):
-            raise UsageError(f"--ssh-user {self.user!r} is no user name")
+            raise UsageError(f"--ssh-user {self.user!r} is no user name", hint="as in --ssh-user root")
         for option in self.options:
             if not re.match(r"[A-Za-z]\w*[= ]", option):
                 raise UsageError(
