@@ -39,15 +39,6 @@ def _no_proxy_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-@pytest.fixture(autouse=True)
-def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between tries, which are not waited for."""
-    taken: list[float] = []
-    defaults = connect.__kwdefaults__
-    monkeypatch.setitem(defaults, "sleep", taken.append)
-    return taken
-
-
 # ------------------------------------------------------------------------------------------- certificates and clocks
 
 

@@ -106,7 +106,9 @@ def node(make_netns: Callable[[str], str]) -> str:
     return netns
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["nft alone", "legacy too"])
+@pytest.mark.parametrize(
+    "legacy", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["nft alone", "legacy too"]
+)
 def test_no_system_call_changes_the_node(node: str, legacy: bool, tmp_path: Path, repository: Path) -> None:
     if legacy:
         subprocess.run(["ip", "netns", "exec", node, "iptables-legacy", "-t", "nat", "-N", "OLD"], check=True)

@@ -149,8 +149,14 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("access", ["auto", "local", "ssh", "kube-proxy"])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "access"),
+    [
+        *((c, a) for c in COMMANDS for a in ("local", "ssh", "kube-proxy")),
+        ("diagnose svc", "auto"),
+        ("snapshot", "auto"),
+    ],
+)
 def test_every_command_reads_the_node_in_every_way(
     command: str, access: str, cluster: Cluster, capsys: Capsys, tmp_path: Path
 ) -> None:
@@ -310,7 +316,7 @@ def many_nodes(cluster: Cluster, tmp_path: Path, number: int) -> tuple[ApiServer
     [
         (signal.SIGINT, 50, 130, "\nktp: interrupted\n"),
         (signal.SIGTERM, 3, 143, "ktp: ended by signal 15\n"),
-        (signal.SIGHUP, 3, 129, "ktp: ended by signal 1\n"),
+        pytest.param(signal.SIGHUP, 3, 129, "ktp: ended by signal 1\n", marks=pytest.mark.slow),
     ],
     ids=["Ctrl-C", "SIGTERM", "SIGHUP"],
 )

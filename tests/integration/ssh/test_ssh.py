@@ -315,7 +315,7 @@ def test_a_command_that_hangs_on_the_node_costs_the_rest(lab: SshLab) -> None:
     (folder / "nft").write_text("#!/bin/sh\nexec sleep 300\n")
     (folder / "nft").chmod(0o755)
     lab.node("slow", path_first=folder)
-    read = collect(lab, "slow", timeout=3)
+    read = collect(lab, "slow", timeout=2)
     assert read.has("nodes/slow/ip-addr.json")
     assert [gap.message for gap in read.gaps if "took longer than" in gap.message]
 
