@@ -21,6 +21,7 @@ from typing import IO
 
 MAX_OUTPUT = 1 << 30  # a node of a million rules prints 170 MB
 _GRACE = 0.5
+_LOOK_UP = 0.2
 _READ_SIZE = 1 << 16
 _MAX_STDERR = 1 << 20
 
@@ -173,7 +174,8 @@ def _exchange(
             left = deadline - time.monotonic()
             if left <= 0:
                 return b"".join(chunks), "timeout"
-            for key, _ in selector.select(left):
+            # A signal that comes just before the wait begins does not end it: see run_in_parallel.
+            for key, _ in selector.select(min(left, _LOOK_UP)):
                 if key.fileobj is child.stdin:
                     try:
                         stdin = stdin[os.write(key.fd, stdin[:_READ_SIZE]) :]
