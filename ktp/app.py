@@ -161,6 +161,7 @@ def _with_nodes(
     from ktp.collect.children import ending_children
     from ktp.model.capture import merge_captures
 
+    _require_nodes(settings, capture)
     if settings.node_access == "none":
         return capture
     with ending_children():
@@ -171,6 +172,16 @@ def _with_nodes(
         else:
             read = _this_node(settings, capture, reach)
     return merge_captures(capture, read, source=capture.source if not read.node_names() else None)
+
+
+def _require_nodes(settings: Settings, capture: Capture) -> None:
+    """NotFoundError for a --node that the cluster does not have: nobody logs in to a machine of a mistyped name."""
+    from ktp.collect.ssh import node_addresses
+
+    known = set(node_addresses(capture))
+    for name in settings.nodes:
+        if known and name not in known:
+            raise NotFoundError(f"there is no node {name!r} in the cluster" + _near(name, known))
 
 
 def _this_node(settings: Settings, capture: Capture, reach: Reach | None) -> Capture:
@@ -971,13 +982,11 @@ def _take_into_folder(
     progress("reading the API server")
     api, found = _cluster_capture(settings)
     cluster = strip_capture(found)
+    _require_nodes(settings, cluster)
     folder = SnapshotFolder(out, resume=resume)
     files = {name: cluster.read(name) for name in cluster.names()}
     folder.write_cluster(files)
     in_cluster = {name.split("/")[1] for name in files if name.startswith("nodes/")} | _node_objects(files)
-    for name in settings.nodes:
-        if in_cluster and name not in in_cluster:
-            raise NotFoundError(f"there is no node {name!r} in the cluster" + _near(name, in_cluster))
     wanted = sorted(settings.nodes or in_cluster)
     done = folder.complete_nodes()
     gaps = [*cluster.gaps, *(gap for gap in folder.gaps if gap.subject.partition("/")[0] in done)]

@@ -137,6 +137,19 @@ def test_no_such_node(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]
     refused(capsys, "'node-x'", "node-a")
 
 
+@pytest.mark.parametrize("access", ["none", "local", "ssh", "kube-proxy"])
+@pytest.mark.parametrize("out", ["out", "out.tar.gz"])
+def test_no_snapshot_of_a_node_that_is_not_there(
+    out: str, access: str, kubeconfig: Kubeconfig, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("ktp.collect.children.run_child", None)  # no machine of that name is logged in to
+    words = ["--kubeconfig", str(kubeconfig()), "--node-access", access, "--node", "node-x"]
+    assert run(["snapshot", str(tmp_path / out), *words]) == 2
+    refused(capsys, "'node-x'", "node-a")
+    assert not (tmp_path / out).exists()
+
+
 def test_no_api_server(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
