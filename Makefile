@@ -118,7 +118,7 @@ system-packages:
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=(); \
 	need() { command -v "$$1" >/dev/null || [ -e "$$1" ] || missing+=("$$2"); }; \
 	need iptables-save iptables; need nft nftables; need ipset ipset; need conntrack conntrack; \
-	need ip iproute2; need ss iproute2; need gcc gcc; need /usr/include/stdio.h libc6-dev; \
+	need ip iproute2; need ss iproute2; need strace strace; need gcc gcc; need /usr/include/stdio.h libc6-dev; \
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing $${missing[*]} ..." >&2; \

@@ -30,8 +30,11 @@ def snapshot_for_service(settings: Settings, text: str) -> tuple[Snapshot, Servi
     return snapshot, find_service(snapshot.cluster, namespace, name)
 
 
-def snapshot_for_all(settings: Settings, namespace: str | None) -> Snapshot:
-    """The snapshot that answers questions to all Services (of one namespace), live or not."""
+def snapshot_for_all(settings: Settings, namespace: str | None, *, reach: Reach | None = None) -> Snapshot:
+    """The snapshot that answers questions to all Services (of one namespace), live or not.
+
+    With `reach`, of large live nodes only the rules that it reaches.
+    """
     from ktp.parse.snapshot import parse_snapshot
 
     if offline(settings):
@@ -40,7 +43,7 @@ def snapshot_for_all(settings: Settings, namespace: str | None) -> Snapshot:
     from ktp.collect.kube_api import connect
 
     api = connect(settings.kubeconfig, settings.context)
-    capture = with_nodes(settings, collect_services(api, namespace), api=api)
+    capture = with_nodes(settings, collect_services(api, namespace), api=api, reach=reach)
     return _check_nodes(parse_snapshot(capture, nodes=settings.nodes or None), settings)
 
 
@@ -87,6 +90,7 @@ def with_nodes(
     from ktp.collect.children import ending_children
     from ktp.model.capture import merge_captures
 
+    require_nodes(settings, capture)
     if settings.node_access == "none":
         return capture
     with ending_children():
@@ -97,6 +101,16 @@ def with_nodes(
         else:
             read = _this_node(settings, capture, reach)
     return merge_captures(capture, read, source=capture.source if not read.node_names() else None)
+
+
+def require_nodes(settings: Settings, capture: Capture) -> None:
+    """NotFoundError for a --node that the cluster does not have: nobody logs in to a machine of a mistyped name."""
+    from ktp.collect.ssh import node_addresses
+
+    known = set(node_addresses(capture))
+    for name in settings.nodes:
+        if known and name not in known:
+            raise NotFoundError(f"there is no node {name!r} in the cluster" + did_you_mean(name, known))
 
 
 def _this_node(settings: Settings, capture: Capture, reach: Reach | None) -> Capture:

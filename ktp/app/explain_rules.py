@@ -147,8 +147,13 @@ def _rules_snapshot(settings: Settings, reach: Reach | None = None) -> Snapshot:
 
     With `reach`, of a large machine's rules in nf_tables only those that it reaches are read.
     """
-    if offline(settings) or settings.kubeconfig is not None or settings.context is not None:
-        return snapshot_for_all(settings, None)
+    asks_cluster = (
+        settings.kubeconfig is not None
+        or settings.context is not None
+        or settings.node_access not in {"auto", "local"}
+    )
+    if offline(settings) or asks_cluster:
+        return snapshot_for_all(settings, None, reach=reach)
     import socket
 
     from ktp.collect.local_node import collect_local_node

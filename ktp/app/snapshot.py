@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ktp.app.evidence import did_you_mean, with_nodes
+from ktp.app.evidence import did_you_mean, require_nodes, with_nodes
 from ktp.app.settings import Settings, offline, open_offline
 from ktp.errors import NotFoundError, UsageError
 
@@ -111,13 +111,11 @@ def _take_into_folder(
     progress("reading the API server")
     api, found = _cluster_capture(settings)
     cluster = strip_capture(found)
+    require_nodes(settings, cluster)
     folder = SnapshotFolder(out, resume=resume)
     files = {name: cluster.read(name) for name in cluster.names()}
     folder.write_cluster(files)
     in_cluster = {name.split("/")[1] for name in files if name.startswith("nodes/")} | _node_objects(files)
-    for name in settings.nodes:
-        if in_cluster and name not in in_cluster:
-            raise NotFoundError(f"there is no node {name!r} in the cluster" + did_you_mean(name, in_cluster))
     wanted = sorted(settings.nodes or in_cluster)
     done = folder.complete_nodes()
     gaps = [*cluster.gaps, *(gap for gap in folder.gaps if gap.subject.partition("/")[0] in done)]

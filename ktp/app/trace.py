@@ -24,7 +24,7 @@ class Traced:
     """One flow's answer.
 
     `sender` says who sends; `sources` where the rules of (node, back end) were read; `pods` which endpoint names are
-    pods (None: not known).
+    pods (None: not known). `remedy` is what would give the evidence that lacks.
     """
 
     answer: FlowAnswer
@@ -32,6 +32,7 @@ class Traced:
     sources: Mapping[tuple[str, str], str]
     pods: frozenset[str] | None
     status: ExitCode
+    remedy: str | None = None
 
 
 def trace_flow(settings: Settings, source: str, target: str, via: str | None) -> Traced:
@@ -49,7 +50,8 @@ def trace_flow(settings: Settings, source: str, target: str, via: str | None) ->
     if state is not None and not state.has_rules:
         raise EvidenceError(
             f"no packet filter rules of {first} were read, so what it does with the packet is not known",
-            hint="let ktp read the node, or add its iptables-save.txt to the snapshot",
+            hint="let ktp read the node (--node-access ssh or kube-proxy), or add its iptables-save.txt to the "
+            "snapshot",
         )
     status = {Symptom.CONNECTS: ExitCode.OK, Symptom.UNKNOWN: ExitCode.UNDETERMINED}.get(
         answer.symptom, ExitCode.FINDINGS
@@ -68,6 +70,15 @@ def trace_flow(settings: Settings, source: str, target: str, via: str | None) ->
         sources=sources,
         pods=_pod_names(snapshot),
         status=status,
+        remedy=_remedy_for(snapshot, first) if status is ExitCode.EVIDENCE else None,
+    )
+
+
+def _remedy_for(snapshot: Snapshot, node: str | None) -> str | None:
+    gaps = sorted(snapshot.gaps, key=lambda gap: gap.kind != "node-access")
+    subjects = (node, "nodes")
+    return next(
+        (f"{gap.message}; {gap.remedy}" for gap in gaps if gap.subject in subjects and gap.remedy), None
     )
 
 

@@ -34,6 +34,10 @@ _COMMANDS = {
 }
 
 
+# A shell's exit status for a command that a signal ended is this and the signal's number.
+_SIGNALS = 128
+
+
 class _Commands(click.Group):
     """The commands, each imported when it is called; the list of them imports none."""
 
@@ -94,7 +98,10 @@ def run(args: list[str]) -> int:
     except KeyboardInterrupt:
         click.echo("ktp: interrupted", err=True)
         return int(ExitCode.INTERRUPTED)
-    except SystemExit:
+    except SystemExit as e:
+        if isinstance(e.code, int) and e.code > _SIGNALS:
+            click.echo(f"ktp: ended by signal {e.code - _SIGNALS}", err=True)
+            return e.code
         # So click itself ends where the reader has gone (`ktp … | head`): not with the status of a finding.
         return int(ExitCode.OK)
     except BrokenPipeError:

@@ -102,6 +102,6 @@ def _node_progress() -> Callable[[int, int, str], None] | None:
     """A bar on standard error while nodes are read, where that is a terminal; `ktp snapshot` shows its own."""
     if not sys.stderr.isatty() or click.get_current_context().command.name == "snapshot":
         return None
-    from ktp.cli.progress import NodeProgress
+    from ktp.cli.progress import shown_progress
 
-    return NodeProgress()
+    return shown_progress()

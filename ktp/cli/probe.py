@@ -66,9 +66,9 @@ def probing(tries: int, wait: float, http: str | None, data: str | None, from_no
 def _progress() -> Callable[[int, int, str], None] | None:
     if not sys.stderr.isatty():
         return None
-    from ktp.cli.progress import NodeProgress
+    from ktp.cli.progress import shown_progress
 
-    return NodeProgress("dialling")
+    return shown_progress("dialling")
 
 
 @click.command("probe", short_help="Dial the front ends for real, and see whether it goes as predicted.")

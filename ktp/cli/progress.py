@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 class NodeProgress:
     """Called with (nodes done, nodes in all, the node just done); draws from the first call to the last.
 
-    The bar is gone when all is done, and after Ctrl-C with the process.
+    The bar is gone when all is done, or after `stop`.
     """
 
     def __init__(self, what: str = "reading nodes") -> None:
@@ -27,6 +29,11 @@ class NodeProgress:
         assert self._task is not None
         self._bar.update(self._task, completed=done, total=total, node=node)
         if done >= total:
+            self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away and give the terminal its cursor back."""
+        if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
@@ -45,3 +52,10 @@ class NodeProgress:
         )
         self._task = self._bar.add_task("", total=total, node="")
         self._bar.start()
+
+
+def shown_progress(what: str = "reading nodes") -> NodeProgress:
+    """A bar that ends with the command, however that ends: rich hides the cursor while it draws."""
+    progress = NodeProgress(what)
+    click.get_current_context().find_root().call_on_close(progress.stop)
+    return progress

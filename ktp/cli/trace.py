@@ -46,6 +46,8 @@ def command(source: str | None, target: str | None, via: str | None, batch: str 
             f"{missing} is missing", hint="ktp trace --from IP[@NODE] --to IP:PORT, or ktp trace --batch FILE"
         )
     traced = trace_flow(chosen, source, target, via)
+    if traced.remedy is not None:
+        click.echo(f"ktp: {traced.remedy}", err=True)
     if chosen.output != "text":
         from ktp.render.structured import dump
         from ktp.render.trace_json import trace_object

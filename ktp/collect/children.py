@@ -17,9 +17,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import IO
 
 MAX_OUTPUT = 1 << 30  # a node of a million rules prints 170 MB
 _GRACE = 0.5
+_LOOK_UP = 0.2
 _READ_SIZE = 1 << 16
 _MAX_STDERR = 1 << 20
 
@@ -48,15 +50,20 @@ def run_child(
     stdin: bytes = b"",
     environment: Mapping[str, str] | None = None,
     limit: int = MAX_OUTPUT,
+    folder: str | None = None,
+    spare: bool = False,
 ) -> ChildResult:
     """Run a command without a shell in a session of its own; OSError where it cannot be started.
+
+    With `spare`, a command that ends by itself may leave something running: a ControlPersist master of `ssh` needs
+    the ProxyCommand or the jump host's client that its connection goes through.
 
     stderr goes to a nameless file and not to a pipe: a ControlPersist master that `ssh` leaves behind may keep
     it open (OpenSSH before 8.5), and waiting for its end would be waiting for that master.
     """
     deadline = time.monotonic() + timeout
-    with tempfile.TemporaryFile() as errors:
-        child = _start(command, bool(stdin), environment, errors.fileno())
+    with _nameless_file() as errors:
+        child = _start(command, bool(stdin), environment, errors.fileno(), folder)
         if child is None:
             return ChildResult(status=None, stdout=b"", stderr=b"")
         try:
@@ -64,11 +71,18 @@ def run_child(
             if end is None and not _has_ended(child, deadline):
                 end = "timeout"
         finally:
-            _end_group(child)
+            _end_group(child, spare=spare)
         errors.seek(0)
         stderr = errors.read(_MAX_STDERR)
     status = child.returncode if end is None and not _stopping else None
     return ChildResult(status=status, stdout=stdout, stderr=stderr, overflowed=end == "overflow")
+
+
+def _nameless_file() -> IO[bytes]:
+    """In memory, where the system has such files: a node's disk is not touched, not even for a moment."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("ktp"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def stop_children() -> None:
@@ -122,7 +136,11 @@ def _exit(number: int, _frame: FrameType | None) -> None:
 
 
 def _start(
-    command: Sequence[str], with_stdin: bool, environment: Mapping[str, str] | None, errors: int
+    command: Sequence[str],
+    with_stdin: bool,
+    environment: Mapping[str, str] | None,
+    errors: int,
+    folder: str | None,
 ) -> subprocess.Popen[bytes] | None:
     with _lock:
         if _stopping:
@@ -133,6 +151,7 @@ def _start(
             stdout=subprocess.PIPE,
             stderr=errors,
             env=environment,
+            cwd=folder,
             start_new_session=True,
         )
         _live.add(child.pid)
@@ -155,7 +174,8 @@ def _exchange(
             left = deadline - time.monotonic()
             if left <= 0:
                 return b"".join(chunks), "timeout"
-            for key, _ in selector.select(left):
+            # A signal that comes just before the wait begins does not end it: see run_in_parallel.
+            for key, _ in selector.select(min(left, _LOOK_UP)):
                 if key.fileobj is child.stdin:
                     try:
                         stdin = stdin[os.write(key.fd, stdin[:_READ_SIZE]) :]
@@ -188,12 +208,14 @@ def _has_ended(child: subprocess.Popen[bytes], deadline: float) -> bool:
     return True
 
 
-def _end_group(child: subprocess.Popen[bytes]) -> None:
+def _end_group(child: subprocess.Popen[bytes], *, spare: bool) -> None:
     """End the child and whatever it left in its group, and reap it last: until then nobody gets its number."""
-    if not _has_ended(child, 0.0):
+    ended = _has_ended(child, 0.0)
+    if not ended:
         _signal((child.pid,), signal.SIGTERM)
         _has_ended(child, time.monotonic() + _GRACE)
-    _signal((child.pid,), signal.SIGKILL)
+    if not (ended and spare):
+        _signal((child.pid,), signal.SIGKILL)
     with _lock:
         _live.discard(child.pid)
     child.wait()

@@ -16,7 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from ktp.collect.kube_config import ApiConfiguration, load_configuration
@@ -31,9 +33,6 @@ from ktp.errors import (
     KubeConfigError,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0
 PAGE_SIZE = 500  # kubectl's --chunk-size
@@ -44,6 +43,16 @@ MAX_LIST_RESTARTS = 3
 MAX_RETRY_WAIT = 10.0
 FIRST_RETRY_WAIT = 0.25
 
+# Validity of an X.509 certificate, DER: a SEQUENCE of two times (RFC 5280, 4.1.2.5); the second is notAfter.
+_VALIDITY = re.compile(
+    rb"\x30.(?:\x17\x0d\d{12}Z|\x18\x0f\d{14}Z)(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))", re.DOTALL
+)
+_NO_API_SERVER = (
+    "check the server address in the kubeconfig; what answers there may be no API server, or a proxy"
+)
+_RENEW = (
+    "get a new one (`kubeadm certs renew` on a control plane of kubeadm), or see whether a clock is wrong"
+)
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 
 
@@ -179,11 +188,15 @@ class KubeApi:
             page = self._request(path, params)
             fragments = page.get("items")
             if not str(page.get("kind")).endswith("List") or not isinstance(fragments, list | None):
-                raise ApiAnswerError(f"the answer of {self.host} to {path} is not a list of API objects")
+                raise ApiAnswerError(
+                    f"the answer of {self.host} to {path} is not a list of API objects", hint=_NO_API_SERVER
+                )
             kind, api_version = page["kind"].removesuffix("List"), page.get("apiVersion", "v1")
             for fragment in fragments or ():
                 if not isinstance(fragment, dict):
-                    raise ApiAnswerError(f"the list {path} of {self.host} holds what is no API object")
+                    raise ApiAnswerError(
+                        f"the list {path} of {self.host} holds what is no API object", hint=_NO_API_SERVER
+                    )
                 key, item = _item(fragment, kind, api_version)
                 keys.append(key)
                 items.append(item)
@@ -191,7 +204,9 @@ class KubeApi:
             if not token:
                 return ObjectList(keys=tuple(keys), items=tuple(items))
             if token in seen:
-                raise ApiAnswerError(f"the list {path} of {self.host} does not end: a page came twice")
+                raise ApiAnswerError(
+                    f"the list {path} of {self.host} does not end: a page came twice", hint=_NO_API_SERVER
+                )
             seen.add(token)
             params["continue"] = token
 
@@ -255,10 +270,20 @@ class KubeApi:
             )
             raise _RetryableError(reason) from None
         if not isinstance(decoded, dict):
-            raise ApiAnswerError(f"the answer of {self.host} to {path} is not an API object")
+            raise ApiAnswerError(
+                f"the answer of {self.host} to {path} is not an API object", hint=_NO_API_SERVER
+            )
         return decoded
 
     # ----------------------------------------------------------------------------------------------- errors
+
+    def _certificate_ended(self) -> str | None:
+        """When the client certificate expired, if it did and is all that says who asks."""
+        file = getattr(self.client, "cert_file", None)
+        ends = _end_of_certificate(file) if file else None
+        if ends is None or ends > datetime.now(timezone.utc) or self._authorization() is not None:
+            return None
+        return ends.strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _connection_error(self, error: Exception) -> Exception:
         """What a failed exchange means: a _RetryableError where another try may help, else an ApiError."""
@@ -275,8 +300,18 @@ class KubeApi:
                     hint="check proxy-url in the kubeconfig and HTTPS_PROXY",
                 )
             )
+        if isinstance(error, exceptions.SSLError | exceptions.ProtocolError) or isinstance(
+            cause, ssl.SSLError
+        ):
+            # With TLS 1.3 the server refuses a certificate after the handshake, and hangs up: what it says of it is
+            # often lost (RFC 8446, 4.4.4 and 6.2).
+            if (ended := self._certificate_ended()) is not None:
+                return ApiTlsError(
+                    f"the API server {self.host} hangs up: the client certificate of this context expired at {ended}",
+                    hint=_RENEW,
+                )
         if isinstance(error, exceptions.SSLError) or isinstance(cause, ssl.SSLError):
-            return ApiTlsError(f"the TLS handshake with {self.host} failed: {words}", hint=_tls_hint(words))
+            return tls_error(self.host, cause)
         # A subclass of ConnectTimeoutError, though nothing timed out.
         if isinstance(error, exceptions.NewConnectionError):
             reason = ApiUnreachableError(
@@ -310,23 +345,32 @@ class KubeApi:
                 hint="check both in the kubeconfig",
             )
         else:
-            return ApiUnreachableError(f"cannot ask the API server {self.host}: {words}")
+            return ApiUnreachableError(
+                f"cannot ask the API server {self.host}: {words}",
+                hint="see whether kubectl works with the same kubeconfig",
+            )
         return _RetryableError(reason)
 
     def _status_error(self, response: Any, path: str, continued: bool) -> Exception:
         """What an HTTP status other than 200 means; as `_connection_error`."""
         status, said = response.status, _status_message(response.data)
         suffix = f": {said}" if said else ""
+        if status == 401 and (ended := self._certificate_ended()) is not None:
+            return ApiUnauthorizedError(
+                f"the API server {self.host} refuses the credentials (401 Unauthorized): the client certificate of "
+                f"this context expired at {ended}",
+                hint=_RENEW,
+            )
         if status == 401:
             return ApiUnauthorizedError(
                 f"the API server {self.host} refuses the credentials (401 Unauthorized)",
-                hint="they are wrong or expired: log in again, or choose others with --kubeconfig or "
-                "--context",
+                hint="they are wrong or expired (a token or certificate by the server's clock): log in again, or "
+                "choose others with --kubeconfig or --context",
             )
         if status == 403:
             return _forbidden(_Access.of_path(path), said)
         if status == 404:
-            return ApiNotFoundError(f"the API server {self.host} has no {path}{suffix}")
+            return ApiNotFoundError(f"the API server {self.host} has no {path}{suffix}", hint=_NO_API_SERVER)
         if status == 410 and continued:
             return _ExpiredError()
         reason = ApiAnswerError(
@@ -473,12 +517,27 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
+def tls_error(host: str, cause: BaseException) -> ApiTlsError:
+    """The sentence about a TLS handshake that failed, and what to do about it."""
+    words = _words(cause)
+    return ApiTlsError(f"the TLS handshake with {host} failed: {words}", hint=_tls_hint(words))
+
+
 def _tls_hint(words: str) -> str:
+    # What the server says of our certificate comes as an alert (RFC 8446, 6.2).
+    if "alert certificate expired" in words:
+        return "the client certificate of this context has expired, by the server's clock: get a new one"
     if "certificate required" in words or "bad certificate" in words or "unknown ca" in words:
         return "the server does not accept the client certificate of this context: it is wrong or expired"
+    if "certificate has expired" in words:
+        return "the server's certificate has expired, or the clock of this machine is wrong"
+    if "not yet valid" in words:
+        return (
+            "the clock of this machine is behind, or that of the machine that made the certificate was ahead"
+        )
     if "verify failed" in words or "doesn't match" in words:
         return (
-            "the server's certificate is not signed by the CA in the kubeconfig, has expired or is for "
+            "the server's certificate is not signed by the CA in the kubeconfig, or is for "
             "another name: check certificate-authority(-data), tls-server-name and the server address"
         )
     if "pem lib" in words or "no certificate" in words:
@@ -486,6 +545,23 @@ def _tls_hint(words: str) -> str:
             "a certificate or key of this context is not PEM text: check the files or data in the kubeconfig"
         )
     return "check that the server address is an https port, and the certificate files in the kubeconfig"
+
+
+def _end_of_certificate(file: str) -> datetime | None:
+    """notAfter of the first certificate in a PEM file; None where it cannot be found."""
+    import ssl
+
+    try:
+        text = Path(file).read_text(encoding="ascii", errors="replace")
+        first = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL)
+        found = _VALIDITY.search(ssl.PEM_cert_to_DER_cert(first[0])) if first else None
+        if found is None:
+            return None
+        # A UTCTime of 50 and above means 1950 to 1999 (RFC 5280, 4.1.2.5.1), when there was no Kubernetes.
+        written = (found[2] or b"20" + found[1]).decode()
+        return datetime.strptime(written, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
+    except (OSError, ValueError):
+        return None
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies_environment
 
 from ktp.errors import KubeConfigError, NotFoundError, UsageError
 
@@ -23,6 +27,8 @@ NODE_KUBECONFIGS = (
     "/var/lib/kubelet/kubeconfig",
     "/etc/rancher/k3s/k3s.yaml",
 )
+# How long a credential plugin may take that cannot ask anybody.
+PLUGIN_TIMEOUT = 60.0
 SERVICE_ACCOUNT_NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 _CREDENTIAL_KEYS = frozenset(
@@ -107,6 +113,7 @@ def _load_in_cluster() -> ApiConfiguration:
             hint="let the pod mount its service account token (automountServiceAccountToken), "
             "or give --kubeconfig",
         ) from None
+    _set_proxy(client, None)
     return ApiConfiguration(
         client=client, context=None, namespace=namespace, origin="service account of this pod"
     )
@@ -125,7 +132,10 @@ def _read_kubeconfig(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(path.read_bytes())
     except OSError as error:
-        raise KubeConfigError(f"the kubeconfig {path} cannot be read: {_sentence(error)}") from None
+        raise KubeConfigError(
+            f"the kubeconfig {path} cannot be read: {_sentence(error)}",
+            hint="see who may read it (ls -l), or give another one with --kubeconfig",
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where is not None else ""
@@ -190,18 +200,75 @@ def _load_files(paths: list[Path], context: str | None) -> ApiConfiguration:
     client = _load_client(paths, chosen, words)
     if _CREDENTIAL_KEYS & set(user) and not (client.auth_settings() or client.cert_file):
         raise _no_credentials(str(user_name), words, None)
-    if cluster.get("proxy-url"):
-        # Versions of the kubernetes package before 37 ignore this key.
-        client.proxy = cluster["proxy-url"]
+    # Versions of the kubernetes package before 37 ignore proxy-url and NO_PROXY.
+    _set_proxy(client, cluster.get("proxy-url"))
     namespace = contexts[chosen].get("namespace") or "default"
     return ApiConfiguration(client=client, context=chosen, namespace=namespace, origin=f"kubeconfig {words}")
 
 
+def _set_proxy(client: Any, proxy_url: str | None) -> None:
+    """As kubectl: `proxy-url`, else HTTPS_PROXY (HTTP_PROXY for http) where NO_PROXY does not name the server."""
+    server = urlsplit(client.host)
+    client.proxy = proxy_url or getproxies_environment().get(server.scheme)
+    client.no_proxy = ""
+    if not proxy_url and client.proxy:
+        if "://" not in client.proxy:
+            client.proxy = f"http://{client.proxy}"
+        # Go's client asks neither localhost nor its addresses through a proxy, whatever NO_PROXY says.
+        if _is_near(server, os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""):
+            client.proxy = None
+    if client.proxy and (proxy := urlsplit(client.proxy)).username:
+        from urllib3.util import make_headers
+
+        words = f"{unquote(proxy.username or '')}:{unquote(proxy.password or '')}"
+        client.proxy_headers = make_headers(proxy_basic_auth=words)
+
+
+def _is_near(server: SplitResult, no_proxy: str) -> bool:
+    """Whether a server is asked without the proxy of the environment (golang.org/x/net/http/httpproxy, useProxy)."""
+    host = (server.hostname or "").rstrip(".")
+    address = _address(host)
+    if host == "localhost" or (address is not None and address.is_loopback):
+        return True
+    try:
+        port = server.port or {"https": 443, "http": 80}.get(server.scheme)
+    except ValueError:
+        return False  # the request will say what is wrong with it
+    for entry in filter(None, (part.strip().lower() for part in no_proxy.split(","))):
+        if entry == "*":
+            return True
+        # [2001:db8::1]:6443, 10.0.0.1:6443, example.net:6443; an IPv6 address alone has no port
+        found = re.fullmatch(r"(?:\[(.*)\]|([^:]*)):(\d+)", entry)
+        if found and found[3] != str(port):
+            continue
+        name = (found[1] or found[2]) if found else entry
+        if address is not None:
+            with contextlib.suppress(ValueError):
+                if address in ip_network(name, strict=False):
+                    return True
+            continue
+        name = name.removeprefix("*")
+        if host.endswith(name if name.startswith(".") else f".{name}") or host == name:
+            return True
+    return False
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
 def _load_client(paths: list[Path], context: str, words: str) -> Any:
     from kubernetes.client import Configuration
-    from kubernetes.config import ConfigException, load_kube_config
+    from kubernetes.config import ConfigException, kube_config, load_kube_config
+
+    from ktp.collect.exec_plugin import provider
 
     client = Configuration()
+    # For good, since tokens are renewed later.
+    kube_config.ExecProvider = provider(timeout=PLUGIN_TIMEOUT)
     with _logged_errors() as logged:
         try:
             load_kube_config(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
+_LOOK_UP = 0.2
 
 
 def run_in_parallel(tasks: Sequence[Callable[[], T]], *, workers: int = 8) -> list[T]:
@@ -39,7 +40,10 @@ def run_in_parallel(tasks: Sequence[Callable[[], T]], *, workers: int = 8) -> li
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        # With a limit, for a signal that comes just before the wait begins does not end it: Python's own handlers run
+        # only when this thread goes on (CPython, Doc/library/signal.rst, "Execution of Python signal handlers").
+        while thread.is_alive():
+            thread.join(_LOOK_UP)
     if failures:
         raise failures[min(failures)]
     return [results[index] for index in range(len(tasks))]

@@ -15,13 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
+from ktp.collect.kube_api import tls_error
 from ktp.errors import (
     ApiAnswerError,
     ApiError,
     ApiForbiddenError,
-    ApiTlsError,
     ApiUnauthorizedError,
     ApiUnreachableError,
 )
@@ -34,6 +34,8 @@ V5 = "v5.channel.k8s.io"
 STDIN, STDOUT, STDERR, END, CLOSE = 0, 1, 2, 3, 255
 MAX_OUTPUT = 1 << 30
 NOT_FOUND = 127
+# websocket-client looks into NO_PROXY where it is given an empty list of what needs no proxy.
+_NOWHERE = "nowhere.invalid"
 _STDIN_PIECE = 1 << 15
 _LAST_WORDS = 2.0
 # What container runtimes say of a program that is not in the image (runc, crun; CRI-O prints it as output).
@@ -98,10 +100,11 @@ def _connect(api: KubeApi, where: Container, command: Sequence[str], with_stdin:
     except websocket.WebSocketBadStatusException as error:
         raise _refusal(api, where, error) from None
     except ssl.SSLError as error:
-        raise ApiTlsError(f"the TLS handshake with {api.host} failed: {error.reason or error}") from None
+        raise tls_error(api.host, error) from None
     except (websocket.WebSocketTimeoutException, TimeoutError):
         raise ApiUnreachableError(
-            f"the API server {api.host} did not begin the exec in pod {where.pod}"
+            f"the API server {api.host} did not begin the exec in pod {where.pod} in time",
+            hint="it asks the kubelet of that node, which may be down; --timeout gives it longer",
         ) from None
     except (websocket.WebSocketException, OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -140,13 +143,13 @@ def _proxy(client: Any) -> dict[str, Any]:
     proxy = urlsplit(client.proxy)
     options: dict[str, Any] = {
         "http_proxy_host": proxy.hostname,
-        "http_proxy_port": proxy.port,
+        "http_proxy_port": proxy.port or {"http": 80, "https": 443}.get(proxy.scheme, 1080),
         "proxy_type": {"socks5": "socks5", "socks5h": "socks5h"}.get(proxy.scheme, "http"),
     }
-    if client.no_proxy:
-        options["http_no_proxy"] = client.no_proxy.split(",")
+    # Whether the proxy is meant for this server was settled with the configuration.
+    options["http_no_proxy"] = [_NOWHERE]
     if proxy.username:
-        options["http_proxy_auth"] = (proxy.username, proxy.password or "")
+        options["http_proxy_auth"] = (unquote(proxy.username), unquote(proxy.password or ""))
     return options
 
 

@@ -84,6 +84,7 @@ class Redaction:
         }
 
 
+_COLLECT_AGAIN = "collect that file again, or remove it"
 _SERVICE_CHAIN = re.compile(r"(KUBE-(?:SVC|SVL|EXT|XLB|FW)-)([A-Z2-7]{16})")
 _ENDPOINT_CHAIN = re.compile(r"(KUBE-SEP-)([A-Z2-7]{16})")
 _ANY_SERVICE_CHAIN = re.compile(r"\bKUBE-(?:SVC|SVL|EXT|XLB|FW|SEP)-[A-Z2-7]{16}\b")
@@ -210,10 +211,14 @@ class _Redactor:
         kind = FILE_KINDS[name]
         document = _load_json(name, capture.read(name))
         if isinstance(document, dict) and "items" not in document and "metadata" not in document:
-            raise SnapshotError(f"{name} holds no list of API objects, so it cannot be redacted")
+            raise SnapshotError(
+                f"{name} holds no list of API objects, so it cannot be redacted", hint=_COLLECT_AGAIN
+            )
         items = document if isinstance(document, list) else document.get("items", [document])
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise SnapshotError(f"{name} holds no list of API objects, so it cannot be redacted")
+            raise SnapshotError(
+                f"{name} holds no list of API objects, so it cannot be redacted", hint=_COLLECT_AGAIN
+            )
         objects = [self._object(item, kind) for item in items if item.get("kind", kind) == kind]
         lines = b",\n".join(_to_json(each) for each in objects)
         return b'{"apiVersion":"v1","kind":"List","items":[\n' + lines + b"\n]}\n"
@@ -846,7 +851,7 @@ def _load_json(name: str, content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
-        raise SnapshotError(f"{name} is not JSON, so it cannot be redacted") from None
+        raise SnapshotError(f"{name} is not JSON, so it cannot be redacted", hint=_COLLECT_AGAIN) from None
 
 
 def _to_json(value: Any) -> bytes:

@@ -35,6 +35,9 @@ GAPS_FILE = "gaps.json"
 MAX_ARCHIVE_BYTES = 1 << 30
 MAX_ARCHIVE_MEMBERS = 100_000
 
+# What `ktp snapshot` never writes.
+_STRANGE = "ask where it comes from; only plain files below cluster/ and nodes/NODE/ belong in a snapshot"
+_ELSEWHERE = "choose a folder that exists, may be written to and has room"
 _GZIP_MAGIC = b"\x1f\x8b"
 _TAR_BLOCK = 512
 _READ_SIZE = 1 << 16
@@ -92,7 +95,7 @@ def open_snapshot(
             f"there is no snapshot at {path}", hint="check the path given to --snapshot"
         ) from None
     except OSError as error:
-        raise SnapshotError(f"the snapshot {path} cannot be read: {_reason(error)}") from None
+        raise _unreadable(f"the snapshot {path}", error) from None
     if stat.S_ISDIR(mode):
         return _open_folder(path)
     if stat.S_ISREG(mode):
@@ -107,7 +110,7 @@ def _open_folder(path: Path) -> FolderCapture:
     try:
         names = tuple(_folder_names(root))
     except OSError as error:
-        raise SnapshotError(f"the snapshot {path} cannot be read: {_reason(error)}") from None
+        raise _unreadable(f"the snapshot {path}", error) from None
     _require_services(names, path)
     gaps = _parse_gaps(_read_file(root / GAPS_FILE), path) if GAPS_FILE in names else ()
     return FolderCapture(root, (name for name in names if name != GAPS_FILE), gaps, f"snapshot {path}")
@@ -131,12 +134,14 @@ def _folder_names(root: Path) -> Iterator[str]:
             or not (candidate.is_symlink() or candidate.exists())
         ):
             continue
+        if not name.isprintable():
+            raise SnapshotError(f"the snapshot holds {name!r}, a name that cannot be printed", hint=_STRANGE)
         if not candidate.resolve().is_relative_to(root):
             raise SnapshotError(
                 f"{candidate} is a link that leads out of the snapshot", hint="copy the file instead"
             )
         if not candidate.is_file():
-            raise SnapshotError(f"{candidate} is not a plain file")
+            raise SnapshotError(f"{candidate} is not a plain file", hint=_STRANGE)
         yield name
 
 
@@ -168,7 +173,14 @@ def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SnapshotError(f"{path} cannot be read: {_reason(error)}") from None
+        raise _unreadable(str(path), error) from None
+
+
+def _unreadable(what: str, error: OSError) -> SnapshotError:
+    return SnapshotError(
+        f"{what} cannot be read: {_reason(error)}",
+        hint="see who may read it (ls -l), and whether it is all there",
+    )
 
 
 def _reason(error: OSError) -> str:
@@ -234,14 +246,15 @@ def _open_archive(path: Path, max_bytes: int, max_members: int) -> MemoryCapture
                     "IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=raw)) if compressed else raw
                 )
                 files = _read_members(_BoundedReader(plain, max_bytes, path), path, max_members)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    # tarfile follows headers that extend each other by recursion, and reads numbers in them as it finds them.
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, RecursionError, ValueError) as error:
         raise SnapshotError(
             f"{path} is not a tar archive, or it is damaged or cut short "
             f"({str(error).lower() or 'no tar header'})",
             hint="give a snapshot folder, or a .tar or .tar.gz of one that was copied completely",
         ) from None
     except OSError as error:
-        raise SnapshotError(f"the snapshot {path} cannot be read: {_reason(error)}") from None
+        raise _unreadable(f"the snapshot {path}", error) from None
     files = _without_top_folder(files)
     _require_services(files, path)
     gaps = _parse_gaps(files[GAPS_FILE], path) if GAPS_FILE in files else ()
@@ -249,19 +262,42 @@ def _open_archive(path: Path, max_bytes: int, max_members: int) -> MemoryCapture
     return MemoryCapture(files=kept, gaps=gaps, source=f"snapshot {path}")
 
 
+class _Entry(tarfile.TarInfo):
+    """An entry whose damaged header is an error: tarfile takes it for the end of the archive, and its files for all."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Entry:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined] # public in all but typeshed
+            raise tarfile.ReadError(str(error)) from None
+
+
 def _read_members(stream: _BoundedReader, path: Path, max_members: int) -> dict[str, bytes]:
     """Every regular file of a tar stream by its name as written, without leading `./`."""
     files: dict[str, bytes] = {}
-    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as archive:
+    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_Entry) as archive:
         for count, member in enumerate(archive, start=1):
             if count > max_members:
-                raise SnapshotError(f"the archive {path} holds more than {max_members} entries")
+                raise SnapshotError(
+                    f"the archive {path} holds more than {max_members} entries",
+                    hint="unpack it and give the folder to --snapshot",
+                )
+            if member.size < 0:
+                raise tarfile.ReadError("negative size")
             name = _safe_name(member, path)
             if member.isdir():
                 continue
             content = archive.extractfile(member)
             if content is None:
-                raise SnapshotError(f"the archive {path} holds {member.name!r}, which is not a plain file")
+                raise SnapshotError(
+                    f"the archive {path} holds {member.name!r}, which is not a plain file", hint=_STRANGE
+                )
+            if name in files:
+                # Which of them is meant cannot be told, and programs that unpack disagree.
+                raise SnapshotError(
+                    f"the archive {path} holds {member.name!r} twice", hint="unpack it and pack it again"
+                )
             files[name] = content.read()
     # tarfile stops at the end mark. Only the rest of the stream has gzip's checksum, and an archive that was
     # cut between two entries can only be told by the mark that it lacks.
@@ -275,10 +311,17 @@ def _read_members(stream: _BoundedReader, path: Path, max_members: int) -> dict[
 def _safe_name(member: tarfile.TarInfo, path: Path) -> str:
     pure = PurePosixPath(member.name)
     if pure.is_absolute() or ".." in pure.parts or "\0" in member.name or "\\" in member.name:
-        raise SnapshotError(f"the archive {path} holds {member.name!r}, a name that leads out of it")
+        raise SnapshotError(
+            f"the archive {path} holds {member.name!r}, a name that leads out of it", hint=_STRANGE
+        )
+    # Bytes that are no UTF-8 come as surrogates, which are not printable either.
+    if not member.name.isprintable():
+        raise SnapshotError(
+            f"the archive {path} holds {member.name!r}, a name that cannot be printed", hint=_STRANGE
+        )
     if not (member.isdir() or member.isreg()) or member.issparse():
         raise SnapshotError(
-            f"the archive {path} holds {member.name!r}, which is a link or a device and not a plain file",
+            f"the archive {path} holds {member.name!r}, which is a link, a device or sparse and no plain file",
             hint="pack it again with `tar --dereference -czf`",
         )
     return pure.as_posix()
@@ -365,7 +408,7 @@ def _contents(capture: Capture) -> Iterator[tuple[str, bytes]]:
     for name in capture.names():
         # Names hold node names, which an API server says: they must not choose where a file is written.
         if PurePosixPath(name).is_absolute() or not _is_snapshot_name(name):
-            raise SnapshotError(f"{name!r} is not the name of a snapshot's file")
+            raise SnapshotError(f"{name!r} is not the name of a snapshot's file", hint=_STRANGE)
         yield name, capture.read(name)
     if capture.gaps:
         yield GAPS_FILE, _gaps_json(capture.gaps)
@@ -395,7 +438,7 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"the snapshot cannot be written to {path}: {_reason(error)}")
+    return UsageError(f"the snapshot cannot be written to {path}: {_reason(error)}", hint=_ELSEWHERE)
 
 
 class SnapshotFolder:
@@ -449,7 +492,7 @@ class SnapshotFolder:
     def _replace(self, folder: str, files: Mapping[str, bytes]) -> None:
         for name in files:
             if not _is_snapshot_name(name) or PurePosixPath(name).parent.as_posix() != folder:
-                raise SnapshotError(f"{name!r} is not the name of a snapshot's file")
+                raise SnapshotError(f"{name!r} is not the name of a snapshot's file", hint=_STRANGE)
         if not files:
             return
         try:
@@ -498,4 +541,4 @@ def write_private_file(path: str | Path, content: bytes) -> None:
             Path(building).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {_reason(error)}") from None
+        raise UsageError(f"{path} cannot be written: {_reason(error)}", hint=_ELSEWHERE) from None

@@ -71,7 +71,7 @@ class SshSettings:
     def __post_init__(self) -> None:
         """Check what could be taken for something else on ssh's command line."""
         if self.user is not None and not _USER_NAME.fullmatch(self.user):
-            raise UsageError(f"--ssh-user {self.user!r} is no user name")
+            raise UsageError(f"--ssh-user {self.user!r} is no user name", hint="as in --ssh-user root")
         for option in self.options:
             if not re.match(r"[A-Za-z]\w*[= ]", option):
                 raise UsageError(
@@ -193,7 +193,7 @@ class Visitor:
 
     def _run(self, command: Sequence[str], timeout: float, stdin: bytes = b"") -> ChildResult:
         try:
-            return run_child(command, timeout=timeout, stdin=stdin, environment=self._environment)
+            return run_child(command, timeout=timeout, stdin=stdin, environment=self._environment, spare=True)
         except OSError as error:
             raise EvidenceError(
                 f"the SSH client {command[0]!r} cannot be run: {(error.strerror or str(error)).lower()}",

@@ -41,7 +41,9 @@ def require_rules(snapshot: Snapshot, wanted: Sequence[str]) -> None:
     if nodes_with_rules(snapshot, wanted):
         return
     where = " and ".join(wanted) or "any node"
-    gap = next((g for g in snapshot.gaps if "rules" in g.kind), None)
+    # Why a node was not asked at all says more than that nothing of it is there.
+    gaps = sorted(snapshot.gaps, key=lambda g: g.kind != "node-access")
+    gap = next((g for g in gaps if g.kind == "node-access" or "rules" in g.kind), None)
     raise EvidenceError(
         f"no packet filter rules of {where} were read" + (f": {gap.message}" if gap is not None else ""),
         hint=(gap.remedy if gap is not None and gap.remedy else None)

@@ -123,7 +123,10 @@ def _add_missing_rules(
             message = f"no packet filter rules of {name} were read; what they do with packets is not known"
         else:
             continue
-        remedy = f"add nodes/{name}/iptables-save.txt and nft-ruleset.json, or let ktp read the node"
+        remedy = (
+            f"add nodes/{name}/iptables-save.txt and nft-ruleset.json, or let ktp read the node: "
+            "--node-access ssh or kube-proxy"
+        )
         gaps.add(EvidenceGap(kind="node-rules", subject=name, message=message, remedy=remedy))
 
 

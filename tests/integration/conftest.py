@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ktp.collect import kube_config
+from ktp.collect.kube_api import connect
 from tests.support.api_server import ApiServer, Pki, make_pki
 
 DEMO = Path(__file__).resolve().parents[2] / "ktp" / "demo" / "article"
@@ -27,6 +28,14 @@ def _no_node_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine that runs the tests may be a node."""
     monkeypatch.setattr(kube_config, "NODE_KUBECONFIGS", ())
     monkeypatch.delenv("KUBECONFIG", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between tries, which are not waited for."""
+    taken: list[float] = []
+    monkeypatch.setitem(connect.__kwdefaults__, "sleep", taken.append)
+    return taken
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from ktp.cli import run
 from ktp.collect.local_node import CommandResult, LocalRunner
+from ktp.collect.snapshot import open_snapshot
 from tests.support.api_server import ApiServer, Fault, Pki
 
 LOCAL = "test/nginx-externaltrafficpolicy"
@@ -137,6 +138,19 @@ def test_no_such_node(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]
     refused(capsys, "'node-x'", "node-a")
 
 
+@pytest.mark.parametrize("access", ["none", "local", "ssh", "kube-proxy"])
+@pytest.mark.parametrize("out", ["out", "out.tar.gz"])
+def test_no_snapshot_of_a_node_that_is_not_there(
+    out: str, access: str, kubeconfig: Kubeconfig, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("ktp.collect.ssh.run_child", None)  # no machine of that name is logged in to
+    words = ["--kubeconfig", str(kubeconfig()), "--node-access", access, "--node", "node-x"]
+    assert run(["snapshot", str(tmp_path / out), *words]) == 2
+    refused(capsys, "'node-x'", "node-a")
+    assert not (tmp_path / out).exists()
+
+
 def test_no_api_server(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -236,3 +250,39 @@ def test_on_a_node_without_being_root(
 def test_a_machine_that_is_no_node(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
     assert diagnose(kubeconfig(), LOCAL, "--node-access", "local") == 3
     refused(capsys, "none of the cluster's nodes", "--node")
+
+
+# ---------------------------------------------------------------------------------------------- what must not travel
+
+
+@pytest.mark.parametrize("out", ["out", "out.tar.gz"])
+def test_no_secret_is_in_a_snapshot(
+    out: str, kubeconfig: Kubeconfig, server: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "s3cret-word"
+    applied = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps({"password": secret})}
+    for resource in ("pods", "services", "nodes", "endpoints", "endpointslices"):
+        for item in server.objects[resource]:
+            metadata = item["metadata"]
+            metadata["annotations"] = {**(metadata.get("annotations") or {}), **applied}
+            metadata["managedFields"] = [{"manager": secret}]
+    container = server.objects["pods"][0]["spec"]["containers"][0]
+    container["env"] = [{"name": "PASSWORD", "value": secret}]
+    container["args"] = [f"--password={secret}"]
+    container["livenessProbe"] = {
+        "httpGet": {"port": 80, "httpHeaders": [{"name": "Authorization", "value": secret}]}
+    }
+    metadata = {"name": "kube-proxy", "namespace": "kube-system"}
+    data = {"config.conf": "mode: iptables\n", "kubeconfig.conf": f"token: {secret}\n"}
+    server.objects["configmaps"] = [{"kind": "ConfigMap", "metadata": metadata, "data": data}]
+    assert (
+        run(["snapshot", str(tmp_path / out), "--kubeconfig", str(kubeconfig()), "--node-access", "none"])
+        == 0
+    )
+    capture = open_snapshot(tmp_path / out)
+    assert capture.has("cluster/pods.json")
+    for name in capture.names():
+        assert secret not in capture.read(name).decode(), name
+    assert secret not in capsys.readouterr().out
+    assert not [path for path in server.paths() if "secrets" in path]
+    assert run(["--snapshot", str(tmp_path / out), "diagnose", "svc", LOCAL]) == 1

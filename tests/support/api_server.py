@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.support.exec_server import ExecHandler, ExecServer
+
 # resource → (API prefix, kind, file of a snapshot)
 RESOURCES = {
     "services": ("/api/v1", "Service", "services.json"),
@@ -51,6 +53,7 @@ class Fault:
 class Request:
     """One request as it arrived."""
 
+    method: str
     path: str
     query: dict[str, str]
     authorization: str | None
@@ -58,9 +61,22 @@ class Request:
 
 
 class ApiServer:
-    """The server; `objects` holds the API objects by resource and may be changed before requests come."""
+    """The server; `objects` holds the API objects by resource and may be changed before requests come.
 
-    def __init__(self, folder: Path, *, token: str | None = None, pki: Pki | None = None) -> None:
+    `certificate` is another certificate and key than the one of `pki`; without `asks_clients` no client is asked
+    for its certificate in the TLS handshake. `execs` answers execs in pods.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        token: str | None = None,
+        pki: Pki | None = None,
+        certificate: tuple[Path, Path] | None = None,
+        asks_clients: bool = True,
+        execs: ExecServer | None = None,
+    ) -> None:
         self.objects: dict[str, list[dict[str, Any]]] = {resource: [] for resource in RESOURCES}
         for resource, (_, _, file) in RESOURCES.items():
             if file and (path := folder / "cluster" / file).exists():
@@ -70,6 +86,7 @@ class ApiServer:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
             for name in sorted(filter(None, names))
         ]
+        self.execs = execs
         self.version = json.loads((folder / "cluster/version.json").read_text())
         self.token = token
         self.forbidden: set[str] = set()
@@ -79,13 +96,14 @@ class ApiServer:
         self.requests: list[Request] = []
         self._faults: list[tuple[re.Pattern[str], list[Fault]]] = []
         self._lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"owner": self})
+        handlers = (_Handler,) if execs is None else (_HandlerWithExec,)
+        handler = type("Handler", handlers, {"owner": self, "exec_owner": execs})
         self._http = _QuietServer(("127.0.0.1", 0), handler)
         if pki:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(pki.server_cert, pki.server_key)
+            context.load_cert_chain(*(certificate or (pki.server_cert, pki.server_key)))
             context.load_verify_locations(pki.ca)
-            context.verify_mode = ssl.CERT_OPTIONAL
+            context.verify_mode = ssl.CERT_OPTIONAL if asks_clients else ssl.CERT_NONE
             self._http.socket = context.wrap_socket(
                 self._http.socket, server_side=True, do_handshake_on_connect=False
             )
@@ -224,16 +242,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._respond(self.owner.answer)
 
-    def _respond(self, answer: Callable[[str, dict[str, str]], tuple[int, dict[str, Any]]]) -> None:
+    def _record(self) -> Request:
         parts = urlsplit(self.path)
-        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         request = Request(
+            method=self.command,
             path=unquote(parts.path),
-            query=query,
+            query={key: values[0] for key, values in parse_qs(parts.query).items()},
             authorization=self.headers.get("Authorization"),
             client_name=self._client_name(),
         )
         self.owner.requests.append(request)
+        return request
+
+    def _respond(self, answer: Callable[[str, dict[str, str]], tuple[int, dict[str, Any]]]) -> None:
+        request = self._record()
         fault = self.owner.fault_for(self.path)
         time.sleep(fault.delay)
         if fault.hang_up:
@@ -246,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = fault.status or 200
             body = _status(status, "Fault", f"made to answer {status}")
         else:
-            status, body = answer(request.path, query)
+            status, body = answer(request.path, request.query)
         content = json.dumps(body).encode() if fault.body is None else fault.body
         self.send_response(status)
         self.send_header("Content-Type", fault.content_type)
@@ -268,6 +290,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Keeps the test output clean."""
 
 
+class _HandlerWithExec(ExecHandler, _Handler):
+    def do_GET(self) -> None:
+        if urlsplit(self.path).path.endswith("/exec"):
+            self._record()
+            self.serve_exec()
+        else:
+            super().do_GET()
+
+
 # ------------------------------------------------------------------------------------------------- certificates
 
 
@@ -285,32 +316,46 @@ class Pki:
 
 def make_pki(folder: Path) -> Pki:
     """Makes the certificates with the openssl command."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    def key_arguments(name: str) -> list[str]:
-        return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key"]
-
     for name in ("ca", "other-ca"):
-        openssl(
-            "req", "-x509", *key_arguments(name), "-out", f"{name}.crt", "-days", "2", "-subj", f"/CN={name}"
-        )
-    for name, extension in (
-        ("server", "subjectAltName=IP:127.0.0.1"),
-        ("client", "extendedKeyUsage=clientAuth"),
-    ):
-        (folder / f"{name}.ext").write_text(extension)
-        openssl("req", *key_arguments(name), "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        openssl(
-            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-            "-out", f"{name}.crt", "-days", "2", "-extfile", f"{name}.ext",
-        )  # fmt: skip
+        subject = ("-days", "2", "-subj", f"/CN={name}")
+        _openssl(folder, "req", "-x509", *_new_key(name), "-out", f"{name}.crt", *subject)
+    server_cert, server_key = issue(folder, "server", SERVER)
+    client_cert, client_key = issue(folder, "client", CLIENT)
     return Pki(
         ca=folder / "ca.crt",
         other_ca=folder / "other-ca.crt",
-        server_cert=folder / "server.crt",
-        server_key=folder / "server.key",
-        client_cert=folder / "client.crt",
-        client_key=folder / "client.key",
+        server_cert=server_cert,
+        server_key=server_key,
+        client_cert=client_cert,
+        client_key=client_key,
     )
+
+
+SERVER = "subjectAltName=IP:127.0.0.1,DNS:kubernetes.test"
+CLIENT = "extendedKeyUsage=clientAuth"
+EXPIRED = ("20200101000000Z", "20200102000000Z")
+NOT_YET = ("20990101000000Z", "20990102000000Z")
+
+
+def issue(folder: Path, name: str, extension: str, valid: tuple[str, str] | None = None) -> tuple[Path, Path]:
+    """A certificate and its key by the CA in `folder`; `valid` from when to when, else for two days from now."""
+    (folder / f"{name}.cnf").write_text(
+        f"[ca]\ndefault_ca=it\n[it]\ndir=.\ndatabase={name}.index\nnew_certs_dir=.\nrand_serial=yes\n"
+        f"default_md=sha256\npolicy=any\nx509_extensions=more\n[any]\ncommonName=supplied\n[more]\n{extension}\n"
+    )
+    (folder / f"{name}.index").touch()
+    _openssl(folder, "req", *_new_key(name), "-out", f"{name}.csr", "-subj", f"/CN={name}")
+    times = ("-days", "2") if valid is None else ("-startdate", valid[0], "-enddate", valid[1])
+    _openssl(
+        folder, "ca", "-batch", "-notext", "-config", f"{name}.cnf", "-cert", "ca.crt", "-keyfile", "ca.key",
+        "-in", f"{name}.csr", "-out", f"{name}.crt", *times,
+    )  # fmt: skip
+    return folder / f"{name}.crt", folder / f"{name}.key"
+
+
+def _openssl(folder: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def _new_key(name: str) -> tuple[str, ...]:
+    return ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key")

@@ -58,15 +58,15 @@ class ExecServer:
     token: str | None = None
     piece: int = 32 * 1024
     execs: list[Exec] = field(default_factory=list)
+    hanging: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def running(self) -> Iterator[ExecServer]:
         """Serves until the block ends."""
-        handler = type("Handler", (_Handler,), {"owner": self})
+        handler = type("Handler", (_Handler,), {"exec_owner": self})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         server.daemon_threads = True
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
-        self.hanging = threading.Event()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:
@@ -78,26 +78,23 @@ class ExecServer:
             thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    owner: ExecServer
+class ExecHandler(BaseHTTPRequestHandler):
+    """Serves exec requests, for a server that serves other things too."""
 
-    def do_GET(self) -> None:
+    protocol_version = "HTTP/1.1"
+    exec_owner: ExecServer
+
+    def serve_exec(self) -> bool:
+        """Whether the request was one for an exec, and so was answered."""
         parts = urlsplit(self.path)
         if not parts.path.endswith("/exec"):
-            self._list()
-        elif self.owner.refuse is not None:
-            code, message = self.owner.refuse
+            return False
+        if self.exec_owner.refuse is not None:
+            code, message = self.exec_owner.refuse
             self._json(code, {"kind": "Status", "status": "Failure", "message": message, "code": code})
         else:
             self._exec(parts.path.split("/")[-2], parse_qs(parts.query))
-
-    def _list(self) -> None:
-        if self.owner.forbidden_pods:
-            message = 'pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "kube-system"'
-            self._json(403, {"kind": "Status", "status": "Failure", "message": message, "code": 403})
-            return
-        self._json(200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.owner.pods})
+        return True
 
     def _json(self, code: int, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()
@@ -109,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _exec(self, pod: str, query: dict[str, list[str]]) -> None:
         offered = [word.strip() for word in self.headers.get("Sec-WebSocket-Protocol", "").split(",")]
-        protocol = next(one for one in self.owner.protocols if one in offered)
+        protocol = next(one for one in self.exec_owner.protocols if one in offered)
         key = self.headers["Sec-WebSocket-Key"] + _GUID
         self.send_response(101)
         self.send_header("Upgrade", "websocket")
@@ -125,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         command = tuple(query["command"])
         # A program that is not there is found out before anything is read.
         stdin = self._stdin(protocol) if query.get("stdin") == ["true"] else b""
-        self.owner.execs.append(
+        self.exec_owner.execs.append(
             Exec(
                 pod=pod,
                 container=query["container"][0],
@@ -135,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
                 stdin=stdin,
             )
         )
-        self._play(command, self.owner.program(command, stdin))
+        self._play(command, self.exec_owner.program(command, stdin))
 
     def _play(self, command: Sequence[str], program: Program) -> None:
         if program.status is None:
@@ -149,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._stream(1, program.stdout)
         self._stream(2, program.stderr)
         if program.hang:
-            self.owner.hanging.wait(30)
+            self.exec_owner.hanging.wait(30)
         if program.break_off or program.hang:
             return
         if program.status == 0:
@@ -166,8 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
 
     def _stream(self, channel: int, content: bytes) -> None:
-        for at in range(0, len(content), self.owner.piece):
-            self._send(bytes([channel]) + content[at : at + self.owner.piece])
+        for at in range(0, len(content), self.exec_owner.piece):
+            self._send(bytes([channel]) + content[at : at + self.exec_owner.piece])
 
     def _end(self, status: dict[str, Any]) -> None:
         self._send(b"\x03" + json.dumps(status).encode())
@@ -215,3 +212,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the base class's name
         """Keeps the test output clean."""
+
+
+class _Handler(ExecHandler):
+    def do_GET(self) -> None:
+        if not self.serve_exec():
+            self._list()
+
+    def _list(self) -> None:
+        if self.exec_owner.forbidden_pods:
+            message = 'pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "kube-system"'
+            self._json(403, {"kind": "Status", "status": "Failure", "message": message, "code": 403})
+            return
+        self._json(
+            200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.exec_owner.pods}
+        )

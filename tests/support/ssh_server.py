@@ -70,6 +70,16 @@ class SshLab:
         self._hosts.append("\n  ".join((f"Host {name}", *lines)))
         self._write_client_config()
 
+    @contextmanager
+    def more_hosts(self) -> Iterator[None]:
+        """Hosts that are configured within the block are forgotten after it."""
+        before = list(self._hosts)
+        try:
+            yield
+        finally:
+            self._hosts = before
+            self._write_client_config()
+
     def _write_client_config(self) -> None:
         common = (
             "Host *",
@@ -103,6 +113,7 @@ class SshLab:
             MaxSessions 200
             PidFile none
             PrintMotd no
+            Subsystem sftp internal-sftp
         """
         path.write_text("\n".join([*(line.strip() for line in text.splitlines()), *lines]) + "\n")
         return path

@@ -5,18 +5,30 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import urllib3
+import yaml
 
-from ktp.collect.kube_api import KubeApi
+from ktp.collect.kube_api import KubeApi, connect
 from ktp.collect.kube_proxy_exec import collect_through_kube_proxy, kube_proxy_of
 from ktp.collect.pod_exec import Container, exec_in_pod
-from ktp.errors import ApiAnswerError, ApiForbiddenError, ApiUnauthorizedError, ApiUnreachableError
+from ktp.errors import (
+    ApiAnswerError,
+    ApiForbiddenError,
+    ApiTlsError,
+    ApiUnauthorizedError,
+    ApiUnreachableError,
+)
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
+from tests.integration.conftest import DEMO, TOKEN
+from tests.support.api_server import ApiServer, Pki
 from tests.support.exec_server import V4, V5, ExecServer, Program
+from tests.support.tunnel import Tunnel
 
 WHERE = Container(namespace="kube-system", pod="kube-proxy-x", container="kube-proxy")
 ABSENT = Program(status=None)
@@ -144,6 +156,47 @@ def test_no_server() -> None:
         pass
     with pytest.raises(ApiUnreachableError, match="no exec connection"):
         exec_in_pod(api_of(server), WHERE, ("sh",), timeout=10)
+
+
+@pytest.fixture
+def https(pki: Pki) -> Iterator[ApiServer]:
+    execs = ExecServer(lambda command, stdin: Program(stdout=b"*nat\n"))
+    with ApiServer(DEMO, token=TOKEN, pki=pki, execs=execs).running() as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "how", ["token", "client certificate", "proxy of the environment", "proxy-url with a password"]
+)
+def test_exec_goes_the_way_that_other_requests_go(
+    how: str, https: ApiServer, pki: Pki, kubeconfig: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = {"client-certificate": str(pki.client_cert), "client-key": str(pki.client_key)}
+    far = https.url.replace("127.0.0.1", "kubernetes.test")
+    tunnel = Tunnel(urlsplit(https.url).port or 0, password="YTpi" if "password" in how else None)
+    with tunnel.running() as place:
+        if how == "proxy of the environment":
+            monkeypatch.setenv("HTTPS_PROXY", f"http://{place}")
+        config = kubeconfig(far if "proxy" in how else https.url, user=user if "certificate" in how else None)
+        if how.startswith("proxy-url"):
+            content = yaml.safe_load(config.read_text())
+            content["clusters"][0]["cluster"]["proxy-url"] = f"http://a:b@{place}"
+            config.write_text(yaml.safe_dump(content))
+            monkeypatch.setenv("NO_PROXY", "*")  # which is about the environment's proxies
+        answer = exec_in_pod(connect(config), WHERE, ("iptables-save",), timeout=10)
+    assert (answer.status, answer.stdout) == (0, b"*nat\n")
+    (request,) = https.requests
+    assert request.client_name == ("client" if "certificate" in how else None)
+    assert request.authorization == (None if "certificate" in how else f"Bearer {TOKEN}")
+    assert tunnel.asked == ([urlsplit(far).netloc] if "proxy" in how else [])
+
+
+def test_exec_with_a_server_that_nobody_vouches_for(
+    https: ApiServer, pki: Pki, kubeconfig: Callable[..., Path]
+) -> None:
+    with pytest.raises(ApiTlsError, match="certificate verify failed") as caught:
+        exec_in_pod(connect(kubeconfig(https.url, ca=pki.other_ca)), WHERE, ("true",), timeout=10)
+    assert "not signed by the CA in the kubeconfig" in str(caught.value.hint)
 
 
 # ------------------------------------------------------------------------------------------------- which pod
@@ -279,7 +332,7 @@ def test_many_nodes_and_one_that_fails() -> None:
     def one_fails(command: Sequence[str], stdin: bytes) -> Program:
         return distroless(command, stdin)
 
-    names = [f"node-{number}" for number in range(20)]
+    names = [f"node-{number}" for number in range(8)]
     server = ExecServer(
         one_fails, pods=[pod(f"kube-proxy-{name}", name, {"k8s-app": "kube-proxy"}) for name in names[1:]]
     )

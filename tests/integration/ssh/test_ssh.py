@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from ktp.collect.local_node import collect_local_node
 from ktp.collect.ssh import SshSettings, collect_over_ssh
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
+from tests.support.processes import left_behind, wait_for_processes
 from tests.support.ssh_server import USER, SshLab, why_no_sshd
 
 pytestmark = [
@@ -33,23 +33,6 @@ RULES = """*nat
 -A KUBE-NODEPORTS -p tcp -m comment --comment "test/web" -m tcp --dport 31015 -j DNAT --to-destination 10.244.1.2:80
 COMMIT
 """
-
-
-@pytest.fixture(scope="module")
-def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ssh")
-
-
-@pytest.fixture(scope="module")
-def lab(lab_folder: Path) -> Iterator[SshLab]:
-    made = SshLab(lab_folder)
-    with made.daemon():
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def _right_keys(lab: SshLab) -> None:
-    lab.write_known_hosts("host")
 
 
 def nodes_json(*names: str, address: str = "192.0.2.1") -> MemoryCapture:
@@ -323,7 +306,7 @@ def test_a_host_that_hangs_costs_its_timeout_and_no_other_node(lab: SshLab) -> N
         or "does not answer on its SSH port" in gap.message
     )
     assert read.node_names() == ("node-a",)
-    assert processes_with(token) == []
+    assert left_behind(token) == []
 
 
 def test_a_command_that_hangs_on_the_node_costs_the_rest(lab: SshLab) -> None:
@@ -332,7 +315,7 @@ def test_a_command_that_hangs_on_the_node_costs_the_rest(lab: SshLab) -> None:
     (folder / "nft").write_text("#!/bin/sh\nexec sleep 300\n")
     (folder / "nft").chmod(0o755)
     lab.node("slow", path_first=folder)
-    read = collect(lab, "slow", timeout=3)
+    read = collect(lab, "slow", timeout=2)
     assert read.has("nodes/slow/ip-addr.json")
     assert [gap.message for gap in read.gaps if "took longer than" in gap.message]
 
@@ -419,25 +402,8 @@ def test_an_interrupt_leaves_no_process(
     )  # fmt: skip
     assert child.stdout is not None
     child.stdout.readline()
-    for _ in range(100):
-        if len(processes_with(token)) >= 5:
-            break
-        time.sleep(0.05)
-    assert len(processes_with(token)) >= 5
+    assert wait_for_processes(token, 5) >= 5
     child.send_signal(number)
     assert child.wait(5) == status
     child.stdout.close()
-    assert processes_with(token, but=child.pid) == []
-
-
-def processes_with(token: str, but: int | None = None) -> list[Sequence[bytes]]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) not in {os.getpid(), but}:
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if any(token.encode() in word for word in words):
-                found.append(words)
-    return found
+    assert left_behind(token) == []

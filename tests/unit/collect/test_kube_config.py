@@ -245,7 +245,10 @@ def test_an_exec_plugin_gives_the_token(
 
 @pytest.mark.parametrize(
     ("script", "reason"),
-    [("echo 'session has ended' >&2; exit 1", "session has ended"), ("echo nonsense", "failed to decode")],
+    [
+        ("echo 'session has ended' >&2; exit 1", "session has ended"),
+        ("echo nonsense", "prints no ExecCredential"),
+    ],
 )
 def test_a_failing_exec_plugin_is_blamed_and_not_the_server(
     write_kubeconfig: WriteKubeconfig,

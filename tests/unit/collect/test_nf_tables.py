@@ -10,7 +10,7 @@ import pytest
 from ktp.collect.local_node import LocalRunner, collect_local_node
 from ktp.collect.nf_tables import ChainSize, NfTables
 from ktp.collect.nft_chains import Destination, Reach
-from tests.support.netns import within
+from tests.support.node_netns import inside
 
 pytestmark = pytest.mark.kernel
 
@@ -29,7 +29,8 @@ def netns(make_netns: Callable[[str], str]) -> str:
 
 @pytest.fixture
 def kernel(netns: str) -> Iterator[NfTables]:
-    opened = within(netns, NfTables)
+    with inside(netns):
+        opened = NfTables()
     yield opened
     opened.close()
 
@@ -117,12 +118,11 @@ def test_a_large_node_reads_the_same_with_the_kernel_asked(netns: str, port: int
     )
     reach = Reach(destinations=(Destination(protocol="tcp", port=port),))
 
-    def read(opener: type[NfTables] | None) -> dict[str, bytes]:
-        found = collect_local_node("n", LocalRunner(), reach=reach, kernel=opener)
-        return {name: found.read(name) for name in found.names() if "iptables" in name}
-
-    without = within(netns, lambda: read(None))
-    with_kernel = within(netns, lambda: read(NfTables))
+    with inside(netns):
+        found = [collect_local_node("n", LocalRunner(), reach=reach, kernel=k) for k in (None, NfTables)]
+    without, with_kernel = (
+        {name: each.read(name) for name in each.names() if "iptables" in name} for each in found
+    )
     assert with_kernel == without
     assert (f"-j KUBE-EXT-{port - 30000}\n".encode() in without["nodes/n/iptables-nft-save.txt"]) == (
         port == 30007

@@ -16,7 +16,7 @@ from ktp.collect.nf_tables import NfTables
 from ktp.collect.nft_chains import LARGE_CHAINS, ChainReader
 from ktp.collect.nft_decode import Decoded, decode_rule
 from ktp.collect.nft_whole import WHOLE_MARK, read_whole
-from tests.support.netns import within
+from tests.support.node_netns import inside
 
 pytestmark = pytest.mark.kernel
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -69,10 +69,8 @@ def whole(netns: str, command: str = "iptables-nft") -> tuple[list[str] | None, 
     """The dump that ktp makes, and the chains that the command was asked for."""
     runner = CountingRunner()
 
-    def read() -> bytes | None:
-        return read_whole(ChainReader(runner, command, NfTables()))
-
-    dump = within(netns, read)
+    with inside(netns):
+        dump = read_whole(ChainReader(runner, command, NfTables()))
     return None if dump is None else lines_of(dump), runner.ran
 
 
@@ -153,12 +151,9 @@ UNKNOWN = """
 
 def decoded(netns: str, rule: str, family: str = "ip") -> Decoded | None:
     load(netns, [rule, "-A B -j RETURN"], family)
-
-    def read() -> Decoded | None:
+    with inside(netns):
         (found,) = NfTables().rules(family, "nat", "A")
-        return decode_rule(family, found[4])
-
-    return within(netns, read)
+    return decode_rule(family, found[4])
 
 
 @pytest.mark.parametrize("rule", KNOWN)
@@ -220,12 +215,10 @@ def test_rules_drawn_by_lot(netns: str) -> None:
         rules.append(" ".join(words))
     load(netns, [*rules, *(f"-A C{n} -j RETURN" for n in range(300, 400))])
 
-    def undecoded() -> list[str]:
+    with inside(netns):
         kernel = NfTables()
         found = {name: kernel.rules("ip", "nat", name) for _, name, _ in kernel.chains("ip")}
-        return [name for name, rules in found.items() for rule in rules if decode_rule("ip", rule[4]) is None]
-
-    assert within(netns, undecoded) == []
+    assert [n for n, each in found.items() for rule in each if decode_rule("ip", rule[4]) is None] == []
     assert whole(netns)[0] == saved(netns)
 
 
@@ -282,9 +275,11 @@ def test_rules_that_change_meanwhile(netns: str, monkeypatch: pytest.MonkeyPatch
 
 def test_a_large_node_is_read_so_and_left_as_it_is(netns: str) -> None:
     load(netns, [f'-A KUBE-SVC-{n} -m comment --comment "s {n}" -j RETURN' for n in range(LARGE_CHAINS + 10)])
-    before = within(netns, lambda: NfTables().generation())
-    capture = within(netns, lambda: collect_local_node("n"))
+    with inside(netns):
+        before = NfTables().generation()
+        capture = collect_local_node("n")
+        after = NfTables().generation()
     dump = capture.read("nodes/n/iptables-nft-save.txt")
     assert dump.startswith(WHOLE_MARK.encode())
     assert lines_of(dump) == saved(netns)
-    assert within(netns, lambda: NfTables().generation()) == before
+    assert after == before

@@ -186,7 +186,7 @@ def test_links_and_devices_in_an_archive(tmp_path: Path, kind: bytes) -> None:
         if member.name.endswith("ss.txt"):
             member.type, member.linkname = kind, "/etc/passwd"
 
-    with pytest.raises(SnapshotError, match="a link or a device"):
+    with pytest.raises(SnapshotError, match="a link, a device or sparse"):
         open_snapshot(pack(tmp_path / "x.tar", FILES, change=change))
 
 
@@ -226,6 +226,13 @@ def test_a_link_out_of_a_folder(folder: Path) -> None:
 def test_a_link_inside_a_folder_is_fine(folder: Path) -> None:
     (folder / "nodes/node-b/iptables-save.txt").symlink_to("../node-a/iptables-save.txt")
     assert open_snapshot(folder).read("nodes/node-b/iptables-save.txt") == RULES
+
+
+def test_a_name_in_a_folder_that_moves_the_cursor(folder: Path) -> None:
+    (folder / "nodes/\x1b[2J").mkdir()
+    (folder / "nodes/\x1b[2J/ss.txt").touch()
+    with pytest.raises(SnapshotError, match="cannot be printed"):
+        open_snapshot(folder)
 
 
 def test_a_pipe_is_not_opened(folder: Path) -> None:

@@ -167,7 +167,7 @@ _EMPTY = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0
 _CILIUM = "*filter\n:INPUT ACCEPT [0:0]\n:CILIUM_INPUT - [0:0]\n-A INPUT -j CILIUM_INPUT\nCOMMIT\n"
 
 
-def _with_device(name: str) -> Edit:
+def with_device(name: str) -> Edit:
     device = {
         "ifindex": 77,
         "ifname": name,
@@ -262,8 +262,8 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
         same(CLUSTER),
     ),
     "KTP403": (
-        edited(CLUSTER, ("node-b", LEGACY, replaced(_CILIUM)), ("node-b", "ip-addr.json", _with_device("cilium_host"))),
-        edited(CLUSTER, ("node-b", "ip-addr.json", _with_device("cilium_host"))),
+        edited(CLUSTER, ("node-b", LEGACY, replaced(_CILIUM)), ("node-b", "ip-addr.json", with_device("cilium_host"))),
+        edited(CLUSTER, ("node-b", "ip-addr.json", with_device("cilium_host"))),
     ),
     "KTP406": (
         edited(CLUSTER, ("node-b", "kube-proxy-config.json", configured(hostnameOverride="ip-10-0-0-10"))),

@@ -26,7 +26,9 @@ from tests.unit.diagnose.scenarios_catalogue import (
     edited,
     endpoints_with,
     in_step,
+    replaced,
     slices_with,
+    with_device,
 )
 from tests.unit.diagnose.worlds import (
     CLUSTER,
@@ -277,6 +279,38 @@ def test_another_data_plane_is_no_missing_kube_proxy() -> None:
     assert "Cilium" in findings(diagnosis, "KTP403")[0].message
     assert not findings(diagnosis, "KTP407")
     assert cell(diagnosis, "node-b").cause == "KTP403"
+
+
+_NO_KUBE_PROXY = "*filter\n:INPUT ACCEPT [0:0]\n{chain}COMMIT\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "chain"),
+    [
+        ("Cilium", "cilium_host", None),
+        ("Cilium", None, "CILIUM_INPUT"),
+        ("Calico's eBPF data plane", "bpfin.cali", None),
+        ("OVN-Kubernetes", "ovn-k8s-mp0", None),
+        ("OVN-Kubernetes", None, "OVN-KUBE-NODEPORT"),
+        ("Antrea", "antrea-gw0", None),
+        (None, "cali1234567890a", "cali-INPUT"),  # Calico with kube-proxy's help
+        (None, "flannel.1", "FLANNEL-FWD"),
+    ],
+)
+def test_data_planes_are_known_by_their_devices_and_chains(
+    name: str | None, device: str | None, chain: str | None
+) -> None:
+    """On a node without kube-proxy's rules; on one that has them, kube-proxy is at work whatever else is there."""
+    device_there = ("node-b", "ip-addr.json", with_device(device or "eth9"))
+    chains = f":{chain} - [0:0]\n-A INPUT -j {chain}\n" if chain else ""
+    alone = edited(CLUSTER, ("node-b", LEGACY, replaced(_NO_KUBE_PROXY.format(chain=chains))), device_there)()
+    found = findings(alone.diagnosis(), "KTP403")
+    assert [f.message.partition(" serves")[0] for f in found] == ([name] if name else [])
+    if name:
+        assert "what it says of the API objects holds" in found[0].message
+        assert "own tools" in found[0].fixes[0].summary
+        beside = edited(CLUSTER, device_there)().diagnosis()
+        assert not findings(beside, "KTP403")
 
 
 def test_a_foreign_rule_in_a_chain_of_kube_proxys() -> None:
