@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from ktp.app.settings import Settings
+from ktp.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,6 +78,9 @@ def common_options(function: F) -> F:
 def settings() -> Settings:
     """What the common options say, gathered from before and behind the command."""
     kept = click.get_current_context().find_root().ensure_object(dict)
+    for name, option in (("ssh_user", "--ssh-user"), ("ssh_options", "--ssh-option"), ("sudo", "--sudo")):
+        if kept.get(name) and kept.get("node_access") != "ssh":
+            raise UsageError(f"{option} is about logging in to nodes", hint="add --node-access ssh")
     return Settings(
         snapshot=kept.get("snapshot"),
         demo=kept.get("demo", False),

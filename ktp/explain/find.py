@@ -38,7 +38,7 @@ def no_such_node_port(
                     "not list all",
                     hint="give the output of iptables-nft-save instead",
                 )
-        if state.ipvs is not None:
+        if state.ipvs is not None and state.ipvs.services:
             from ktp.explain.ipvs import ipvs_node_ports
 
             kube = True
@@ -47,7 +47,8 @@ def no_such_node_port(
         return EvidenceError(
             f"{source} holds no rules of kube-proxy at all",
             hint="a node may have rules in several places: try iptables-nft-save, iptables-legacy-save and "
-            "`nft list ruleset` (both back ends count)",
+            "`nft list ruleset` (both back ends count); from a machine that is no node, --node-access ssh or "
+            "kube-proxy asks the nodes",
         )
     if not known and any(is_ipvs(r) for r in rulesets) and all(s.ipvs is None for s in states):
         return EvidenceError(
