@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kernel.generator import Case, Packet, flow_of
+from kernel.drawing import Case, Packet, flow_of
 from kernel.lab import NODES, Lab, LabError, topology_of_lab
 
 from ktp.dataplane.answer import answer_flow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kernel.cases import ALL, Named, p, save_text
 from kernel.compare import run_case, tell
-from kernel.generator import Case
+from kernel.drawing import Case
 from kernel.lab import Lab, topology_of_lab
 from kernel.record import read_recorded
 
