@@ -10,6 +10,7 @@ from ktp.dataplane.nft_actions import (
     changer,
     changing,
     fixed,
+    has_header,
     notrack,
     redirected,
     reject,
@@ -116,6 +117,7 @@ class TableProgram:
         self._sets: dict[tuple[str, bool], SetLookup | None] = {}
         self._objects = {(item.kind, item.name): item for item in table.objects}
         self._dynamic: frozenset[str] | None = None
+        self._makers: list[tuple[Test, ...]] = []  # what the elements carry that a rule makes
 
     def chain(self, name: str) -> tuple[CompiledRule, ...] | None:
         """The rules of a chain; None where the listing has no chain of that name."""
@@ -273,7 +275,8 @@ class TableProgram:
 
     def _not_remembered(self, state: State, item: NftSet, key: Any) -> bool:
         """Whether the packet's own walk has put `key` in a dynamic set; says what is assumed where it has not."""
-        if _entry(self, item.name, key) in state.recent:
+        entry = _entry(self, item.name, key)
+        if any(e[:2] == entry for e in state.recent):
             return False
         state.assume(f"no earlier packet of the client is remembered in set {item.name}")
         return True
@@ -514,6 +517,8 @@ class TableProgram:
             assert given is not None
 
             def drawn(state: State, host: Host, hook: str) -> Outcome:
+                if not has_header(state.packet, key):
+                    return NO_MATCH
                 assume_draw(state, draw)
                 values: dict[Any, int] = {}
                 for number in range(draw.offset, draw.offset + draw.count):
@@ -526,6 +531,8 @@ class TableProgram:
         get, assumption, why = new.get, new.assumption, new.why
 
         def act(state: State, host: Host, hook: str) -> Outcome:
+            if not has_header(state.packet, key):
+                return NO_MATCH
             value = get(state.packet, host, hook)
             if assumption is not None:
                 state.assume(assumption)
@@ -534,26 +541,50 @@ class TableProgram:
         return act
 
     def _set_update(self, statement: SetUpdate) -> Action:
+        """`add`, `update`, `delete`: what an element carries is set when it is made (nft_dynset_eval).
+
+        A limit in the statement therefore tells nothing of an element that another rule, or the set itself, has made
+        without one.
+        """
         element = statement.element
         key = self.value(element.key)
-        conditions = [self._statement(inner) for inner in element.statements]
-        tests = [compiled[0] for compiled in conditions if isinstance(compiled, tuple)]
         name, removes = statement.set, statement.operation == "delete"
+        item = self.source.set_or_map(name)
+        target = self._lookup(SetReference(name), element.key, verdicts=False)
+        tests = self._conditions(element.statements or (item.statements if item is not None else ()))
+        of_listed = self._conditions(item.statements if item is not None else ())
         words = f"{statement.operation} @{name}"
+        number = len(self._makers)
+        self._makers.append(tests)
 
         def act(state: State, host: Host, hook: str) -> Outcome:
             value = key.get(state.packet, host, hook)
             if value is BREAK:
                 return NO_MATCH
+            carried = tests
             if value is not UNKNOWN:
                 entry = _entry(self, name, value)
-                state.recent = state.recent - {entry} if removes else state.recent | {entry}
-            for test in tests:
+                made = {e for e in state.recent if e[:2] == entry}
+                if removes:
+                    state.recent = state.recent - made
+                    return Outcome(ON_CODE, None, words)
+                if made:
+                    carried = self._makers[next(e[2] for e in made)]
+                elif target is not None and target[0].find(value) == (True, ()):
+                    carried = of_listed
+                else:
+                    state.recent = state.recent | {(*entry, number)}
+            for test in carried:
                 if test(state, host, hook) is False:
                     return NO_MATCH
             return Outcome(ON_CODE, None, words)
 
         return act
+
+    def _conditions(self, statements: Sequence[Statement]) -> tuple[Test, ...]:
+        """What of the statements of an element may not hold."""
+        compiled = (self._statement(statement) for statement in statements)
+        return tuple(each[0] for each in compiled if isinstance(each, tuple))
 
     # -- NAT
 
@@ -645,9 +676,9 @@ class TableProgram:
 # ------------------------------------------------------------------------------------------------- conditions
 
 
-def _entry(program: TableProgram, name: str, key: Any) -> tuple[str, int]:
-    """A key in a dynamic set, as State.recent holds it."""
-    return f"{program.host.name} {program.name} @{name}", cast("int", key)
+def _entry(program: TableProgram, name: str, key: Any) -> tuple[str, Any]:
+    """A key in a dynamic set, as State.recent holds it: before the number of the rule that made it."""
+    return f"{program.host.name} {program.name} @{name}", key
 
 
 def _all_match(wanted: tuple[Any, ...], value: Any) -> bool | None:
