@@ -140,6 +140,7 @@ def _set_dscp(state: State, value: int) -> str:
 
 def _set_ttl(state: State, value: int) -> str:
     state.packet.ttl = value
+    state.packet.from_far = False
     return f"TTL set to {value}"
 
 

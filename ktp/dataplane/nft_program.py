@@ -273,13 +273,27 @@ class TableProgram:
 
         return payload
 
-    def _not_remembered(self, state: State, item: NftSet, key: Any) -> bool:
-        """Whether the packet's own walk has put `key` in a dynamic set; says what is assumed where it has not."""
-        entry = _entry(self, item.name, key)
-        if any(e[:2] == entry for e in state.recent):
-            return False
+    def _remembered(self, state: State, item: NftSet, key: Any) -> tuple[Test, ...] | None:
+        """What the element carries that the packet's own walk has put in a dynamic set; None where there is none.
+
+        Says what is assumed then.
+        """
+        made = _made(state, _entry(self, item.name, key))
+        if made:
+            return self._makers[cast("int", made[0][2])]
         state.assume(f"no earlier packet of the client is remembered in set {item.name}")
-        return True
+        return None
+
+    def _carried(self, item: NftSet) -> Callable[[Any], tuple[Test, ...]]:
+        """What the listed element for a key carries that may not hold: a limit, a quota, a count."""
+        by_element = {id(e): self._conditions(e.statements) for e in item.elements if e.statements}
+        if any(by_element.values()):
+            some = [e for e in item.elements if by_element.get(id(e))]
+            lookup = SetLookup(
+                self._known(some, item.key_types), item.key_types, lambda e: self._conditions(e.statements)
+            )
+            return lambda key: lookup.find(key).element or ()
+        return lambda key: ()
 
     # -- expressions
 
@@ -379,13 +393,22 @@ class TableProgram:
         wanted = operator != "!="
         dynamic = item is not None and self.is_dynamic(item)
 
+        carried = self._carried(item) if item is not None else None
+
         def accepts(state: State, value: Any) -> bool | None:
             found = lookup.find(value)
             if found.maybe:
                 return None
             hit = found.element is not None
-            if dynamic and not hit and item is not None:
-                hit = not self._not_remembered(state, item, value)
+            tests: tuple[Test, ...] | None = ()
+            if hit and carried is not None:
+                tests = carried(value)
+            elif dynamic and item is not None:
+                tests = self._remembered(state, item, value)
+                hit = tests is not None
+            if hit and wanted and tests:
+                # nft_set_elem_update_expr: an element that is found is asked what it carries.
+                return all(test(state, self.host, "") is not False for test in tests)
             return hit == wanted
 
         return accepts
@@ -468,7 +491,7 @@ class TableProgram:
             element = found.element
             if element is None:
                 if dynamic and item is not None:
-                    self._not_remembered(state, item, value)
+                    self._remembered(state, item, value)
                 return NO_MATCH
             outcome = outcomes.get(element)
             if outcome is None:
@@ -552,7 +575,7 @@ class TableProgram:
         item = self.source.set_or_map(name)
         target = self._lookup(SetReference(name), element.key, verdicts=False)
         tests = self._conditions(element.statements or (item.statements if item is not None else ()))
-        of_listed = self._conditions(item.statements if item is not None else ())
+        of_listed = self._carried(item) if item is not None else None
         words = f"{statement.operation} @{name}"
         number = len(self._makers)
         self._makers.append(tests)
@@ -564,14 +587,14 @@ class TableProgram:
             carried = tests
             if value is not UNKNOWN:
                 entry = _entry(self, name, value)
-                made = {e for e in state.recent if e[:2] == entry}
+                made = _made(state, entry)
                 if removes:
-                    state.recent = state.recent - made
+                    state.recent = state.recent - set(made)
                     return Outcome(ON_CODE, None, words)
                 if made:
-                    carried = self._makers[next(e[2] for e in made)]
-                elif target is not None and target[0].find(value) == (True, ()):
-                    carried = of_listed
+                    carried = self._makers[made[0][2]]
+                elif of_listed is not None and target is not None and target[0].find(value) == (True, ()):
+                    carried = of_listed(value)
                 else:
                     state.recent = state.recent | {(*entry, number)}
             for test in carried:
@@ -679,6 +702,10 @@ class TableProgram:
 def _entry(program: TableProgram, name: str, key: Any) -> tuple[str, Any]:
     """A key in a dynamic set, as State.recent holds it: before the number of the rule that made it."""
     return f"{program.host.name} {program.name} @{name}", key
+
+
+def _made(state: State, entry: tuple[str, Any]) -> list[tuple[Any, ...]]:
+    return [e for e in state.recent if e[:2] == entry]
 
 
 def _all_match(wanted: tuple[Any, ...], value: Any) -> bool | None:

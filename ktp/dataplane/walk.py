@@ -389,6 +389,7 @@ class Walker:
 
     def _from_outside(self, state: State, flow: Flow) -> None:
         p = state.packet
+        p.from_far = flow.from_node is None
         entry = flow.via or self._owners.get((p.family, p.dst))
         if entry is None:
             found = self.topology.attached.get((p.family, p.dst))

@@ -562,7 +562,8 @@ class NftMaker(Drawing):
             ]
         if place.early:
             words += ["notrack", "notrack"]
-            if r.random() < 0.3:
+            # On output a process goes on to send by the way that it has found for the old address.
+            if place.hook == "prerouting" and r.random() < 0.3:
                 other = self.ip(r.choice(_TARGETS))
                 words += [
                     f"{w} daddr set {other}",

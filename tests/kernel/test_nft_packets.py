@@ -288,7 +288,14 @@ ip dscp set cs1 ip dscp cs1 counter ip dscp set cs0
 """.strip().splitlines()
 # ktp does not say, and may not: what is asked is not in a snapshot. At any hook.
 UNKNOWABLE = frozenset(
-    {"socket transparent 1", "socket transparent 0", "@nh,96,32 0x0a010032", "meta skuid 0"}
+    {
+        "socket transparent 1",
+        "socket transparent 0",
+        "@nh,96,32 0x0a010032",
+        "meta skuid 0",
+        "ip ttl >= 60",
+        "ip6 hoplimit >= 60",
+    }
 )
 SYSCTLS = (
     "net.ipv4.ip_forward=1",
@@ -770,6 +777,22 @@ SCENARIOS: dict[str, tuple[str, str, int, str]] = {
                 IN,
                 "tcp dport 80 add @seen { ip daddr }",
                 "tcp dport 80 update @seen { ip saddr limit rate over 100/second } reject with tcp reset",
+            ),
+        ),
+        NODE,
+        80,
+        "tcp",
+    ),
+    "an element that is looked up is asked what it carries": (
+        ip(
+            "\tset seen { type ipv4_addr; flags dynamic; size 9; }\n",
+            chain(
+                "i",
+                IN,
+                "update @seen { ip saddr limit rate over 100/second }",
+                "ip saddr @seen drop",
+                "ip saddr != @seen drop",
+                "tcp dport 80 reject with tcp reset",
             ),
         ),
         NODE,
