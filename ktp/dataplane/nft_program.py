@@ -198,7 +198,10 @@ class TableProgram:
             case Synproxy():
                 return lambda s, h, hook: undecided(s, "`synproxy` answers in the server's place")
             case Tproxy():
-                return lambda s, h, hook: undecided(s, "`tproxy` hands the packet to a proxy of the node")
+                # NFT_BREAK where no transparent socket takes the packet, as any other rule that does not match
+                return lambda s, h, hook: Outcome(
+                    ASK, "`tproxy` hands the packet to a proxy of the node, if it runs"
+                )
             case Fwd():
                 return lambda s, h, hook: undecided(s, "`fwd` sends the packet out by another device")
             case Xt("match", "comment"):

@@ -619,6 +619,9 @@ def _fib(expression: Fib) -> Compiled:
             dev = p.iif if "iif" in flags else p.oif if "oif" in flags else None
             if dev == "?":
                 return UNKNOWN
+            if p.family == 6:
+                kind = h.fib_type6(p, source=source, mark="mark" in flags, dev=dev)
+                return UNKNOWN if kind is None else kind
             found = h.address_type(p.family, p.src if source else p.dst, dev)
             return UNKNOWN if found is None else found.lower()
 
@@ -634,7 +637,12 @@ def _fib(expression: Fib) -> Compiled:
         wanted = p.oif if "oif" in flags else p.iif if "iif" in flags else None
         target, other = (p.src, p.dst) if source else (p.dst, p.src)
         found = h.fib[p.family].lookup(
-            target, src=other, mark=p.mark if "mark" in flags else 0, iif="lo", tos=p.tos & 0x1C
+            target,
+            src=other,
+            mark=p.mark if "mark" in flags else 0,
+            iif="lo",
+            tos=p.tos & 0x1C,
+            proto=p.proto,  # and no ports
         )
         if found.type == "unknown" or wanted == "?":
             return UNKNOWN

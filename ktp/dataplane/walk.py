@@ -511,11 +511,13 @@ class Walker:
             return
         if (
             p.physin is not None
+            and (forwards or p.family == 6)
             and found.hops
             and found.hops[0].dev == iif
             and self._on_bridge(host, p.family, p.dst, iif)
         ):
-            # br_nf_pre_routing_finish: translated to another port of the same bridge, it stays on the bridge
+            # br_nf_pre_routing_finish: translated to another port of the same bridge, it stays on the bridge. In IPv4
+            # the route that is asked for does not lead there where the bridge does not forward.
             self._bridge_forward(state, host, iif)
             return
         if not forwards:
