@@ -249,7 +249,8 @@ def constant(expression: Expression, datatype: str | None) -> Any:
             return Span(number & ~size, number | size, length)
         case Range(low, high):
             first, last = constant(low, datatype), constant(high, datatype)
-            if isinstance(first, int) and isinstance(last, int):
+            # nft 1.0.6 lists `meta length < 2000 meta mark > 1` as `meta mark != 2000-1`: such a range tells nothing
+            if isinstance(first, int) and isinstance(last, int) and first <= last:
                 return Span(first, last)
         case Flags(parts):
             bits = 0

@@ -1197,6 +1197,8 @@ class Walker:
         reason: str,
         step: StepRecord | None,
         cause: str,
+        *,
+        routed: bool = True,
     ) -> None:
         """A rule, a route or the stack refuses: the error walks back to the sender."""
         p = state.packet
@@ -1234,6 +1236,8 @@ class Walker:
                 error.tos = p.tos  # tcp_v4_send_reset answers with the packet's TOS
         else:
             source = p.dst if host.is_local(p.family, p.dst) else 0
+            if p.family == 4 and not routed:
+                source = 0  # nf_reject_fill_skb_dst gives it the way back for its route, which is none to this node
             error = Packet(p.family, ICMP if p.family == 4 else ICMP6, source, p.src, 0, 0)
             error.icmp = _ICMP_CODES[kind]
             error.tcp_flags = 0
@@ -1339,6 +1343,7 @@ class Walker:
             self._send_error(
                 state, host, verdict.detail, Disposition.REJECTED,
                 f"{host.name} rejects the packet with {verdict.detail}: {_step_words(step)}", step, "rule",
+                routed=hook != PREROUTING or state.packet.iif == "lo",
             )  # fmt: skip
         else:
             text = getattr(step.rule, "text", step.text) if step is not None else ""

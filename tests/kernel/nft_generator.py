@@ -202,6 +202,8 @@ class NftMaker(Drawing):
         for place in bases:
             for _ in range(r.choice((1, 2, 3, 5))):
                 self._random_rule(place, foreign=foreign)
+        if self.named and r.random() < 0.3:
+            self._remembering(r.choice(bases), r.choice(bases))
         if family == self.word and r.random() < 0.06:
             self._ingress()
 
@@ -311,6 +313,20 @@ class NftMaker(Drawing):
     @staticmethod
     def _disjoint(values: Sequence[str]) -> Sequence[str]:
         return values
+
+    def _remembering(self, first: Place, last: Place) -> None:
+        """One chain writes to a set what another asks for, before all their other rules."""
+        word = self._among(
+            "add @seen {{ {w} saddr }}",
+            "update @seen {{ {w} saddr timeout 60s }}",
+            "add @seen {{ {w} daddr }}",
+        )
+        asks = self._among(
+            "{w} saddr @seen", "{w} daddr @seen", "{w} saddr != @seen", "{w} saddr @seen tcp flags syn"
+        )
+        end = self._among("drop", "accept", "meta mark set 0x1", "ct mark set 0x1", "counter", "drop")
+        for place, words in ((last, f"{asks.format(w=self.word)} {end}"), (first, word.format(w=self.word))):
+            self.lines.append(f"insert rule {self.table} {place.chain} {words}")
 
     def _ingress(self) -> None:
         """A chain of one device, before everything else. It leaves ARP and neighbour discovery alone."""
@@ -428,7 +444,7 @@ class NftMaker(Drawing):
             f"meta nfproto {nfproto}", f"meta nfproto != {nfproto}", f"meta protocol {self.word}", f"meta mark {mark}", f"meta mark {mark}",
             f"meta mark {mark}", "meta pkttype host", "meta pkttype != { broadcast, multicast }", "meta ipsec missing",
             "meta iiftype ether" if place.hook in ("prerouting", "input", "forward") else "meta l4proto tcp",
-            f"{self.word} {'protocol' if self.family == 4 else 'nexthdr'} {self._not()}{p.proto}", "meta length < 2000",
+            f"{self.word} {'protocol' if self.family == 4 else 'nexthdr'} {self._not()}{p.proto}", "meta length != 1-20",
         ), None  # fmt: skip
 
     def _m_device(self, p: Packet, place: Place) -> _Match:

@@ -66,6 +66,11 @@ NAMED: dict[str, tuple[str, list[Packet], dict[str, str], list[str], str, int]] 
         [Packet("c1", ADDRESSES["a"][0], 8080, "tcp")], {}, [],
         "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff\nCOMMIT\n", 4,
     ),
+    "an error from before routing has the source of its own way": (
+        _chain("p", "filter", "prerouting", "mangle", "udp dport 8080 reject")
+        + _chain("q", "filter", "postrouting", "mangle", f"ip saddr {ADDRESSES['a'][0]} counter"),
+        [Packet("c1", ADDRESSES["a.second"][0], 8080, "udp")], {}, [], "", 4,
+    ),
     "the rules of nat are asked about a reset": (
         _chain("f", "filter", "forward", "filter", "tcp dport 8080 reject with tcp reset")
         + _chain("q", "nat", "postrouting", "srcnat", "meta l4proto tcp counter", "masquerade"),

@@ -255,6 +255,11 @@ class TestTheUnknown:
         answer = answer_flow(walker, Flow(dst=NODE, port=80, src=CLIENT, via="node"))
         assert answer.symptom is Symptom.UNKNOWN
 
+    def test_a_range_that_nft_has_garbled(self) -> None:
+        """nft 1.0.6 lists `meta length < 2000 meta mark > 1` so."""
+        answer = ask(table(chain("input", IN, "meta mark != 0x000007d0-0x00000001 drop")))
+        assert answer.symptom is Symptom.UNKNOWN
+
 
 class TestAssumptions:
     def test_a_limit_is_not_reached(self) -> None:
