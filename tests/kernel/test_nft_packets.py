@@ -280,6 +280,7 @@ ether type ip
 meta mark set 0x7 meta mark 0x7 counter meta mark set 0x0
 meta mark set meta mark | 0x10 meta mark & 0x10 == 0x10 counter meta mark set meta mark & 0xffffffef
 meta mark set meta mark ^ 0x3 meta mark 0x3 counter meta mark set 0x0
+meta mark set 0x1 meta mark set meta mark ^ 0x3 meta mark 0x2 counter meta mark set 0x0
 meta mark set ip saddr map { 10.1.0.50 : 0x5, * : 0x0 } meta mark 0x5 counter meta mark set 0x0
 meta mark set ip saddr map { 10.1.0.51 : 0x5 } counter
 ct mark set 0x9 ct mark 0x9 counter ct mark set 0
