@@ -36,6 +36,12 @@ is made from the code (`tools/gen_reference.py`); a test fails where it is stale
   it is `undetermined` and names the rule.
 
 A match or target that is not listed, and a rule that cannot be parsed, are unknown too. None is passed over.
+
+nftables rules are held to the kernel in the same way: random rulesets of its families, chain types, sets and maps, and
+of the shapes that kube-proxy, firewalld, Docker, and Calico make. There the way itself is compared: chain by chain and
+rule by rule, with what the kernel's trace (`nft monitor trace`) says of each packet. Not modelled, and unknown where
+they decide, are `queue`, `synproxy`, a `tproxy` that finds its proxy, the options of sockets, link-layer headers, and
+tables of family bridge.
 """
 
 

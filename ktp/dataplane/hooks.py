@@ -43,15 +43,15 @@ class HookProgram(Protocol):
 class Group(NamedTuple):
     """Programs of one priority. `kind` is "conntrack", "nat", "ipvs" or "table".
 
-    Where `ordered` is False the kernel runs them in the order of registration, last first, which is not known; `note`
-    is then set where the tables' handles tell it as far as they can. `reroutes` tells that a changed mark or TOS makes
-    local output route again (mangle, nft type route).
+    Of one priority the kernel runs first what was registered last. `programs` is the order as far as it is known, and
+    `other` the second one that is possible, () where there is none. `note` is set where the order was taken from the
+    handles. `reroutes` tells that a changed mark or TOS makes local output route again (mangle, nft type route).
     """
 
     kind: str
     priority: int
     programs: tuple[HookProgram, ...] = ()
-    ordered: bool = True
+    other: tuple[HookProgram, ...] = ()
     reroutes: bool = False
     note: str = ""
 
@@ -64,6 +64,7 @@ class NftBaseChain(Protocol):
     hook: str
     priority: int
     chain_type: str  # filter nat route
+    handles: tuple[int, int]  # of its table, and its own; 0 where the listing has none
 
     def run(self, state: State, host: Host, hook: str) -> list[Verdict]:
         """Every way through it."""
@@ -111,33 +112,26 @@ class HookTable:
                 if chain.chain_type == "route" and hook == OUTPUT:
                     reroutes.add(chain.priority)
             groups: list[Group] = []
-            nat: list[tuple[int, tuple[HookProgram, ...]]] = []
+            nat: list[_Order] = []
             for (priority, kind), programs in sorted(at.items(), key=lambda item: item[0]):
-                ranked = _by_registration(host, word, programs)
+                order = _by_registration(host, word, programs)
                 if kind == "nat":
-                    nat.append((priority, ranked or tuple(programs)))
+                    nat.append(order)
                     continue
                 groups.append(
-                    Group(
-                        "table",
-                        priority,
-                        ranked or tuple(programs),
-                        len(programs) == 1,
-                        priority in reroutes,
-                        HANDLE_NOTE if ranked else "",
-                    )
+                    Group("table", priority, order.programs, order.other, priority in reroutes, order.note)
                 )
             if hook in (PREROUTING, OUTPUT):
                 groups.append(Group("conntrack", CONNTRACK_PRIORITY))
             if hook in _NAT_HOOKS:
                 # nf_nat_core calls all nat chains of a hook in turn, by their own priorities, at its own place.
                 place_of_nat = _NAT_DST if hook in (PREROUTING, OUTPUT) else _NAT_SRC
-                programs_of_nat = tuple(p for _, ps in nat for p in ps)
-                ordered = all(len(ps) == 1 for _, ps in nat)
-                known = all(_by_registration(host, word, ps) for _, ps in nat)
-                groups.append(
-                    Group("nat", place_of_nat, programs_of_nat, ordered, note=HANDLE_NOTE if known else "")
-                )
+                programs_of_nat = tuple(p for order in nat for p in order.programs)
+                other = tuple(p for order in nat for p in order.other or order.programs)
+                if other == programs_of_nat:
+                    other = ()
+                note = next((order.note for order in nat if order.note), "")
+                groups.append(Group("nat", place_of_nat, programs_of_nat, other, note=note))
             if host.virtual_servers is not None and hook in (INPUT, OUTPUT):
                 groups.append(Group("ipvs", INPUT_PRIORITY if hook == INPUT else OUTPUT_PRIORITY))
             groups.sort(key=lambda g: g.priority)
@@ -148,31 +142,46 @@ class HookTable:
         return self._groups[hook]
 
 
-HANDLE_NOTE = "of tables at one priority the one made last (by its handle) runs first"
+HANDLE_NOTE = "of chains at one priority the one made last (by the handles of tables and chains) runs first"
 
 
-def _by_registration(host: Host, family: str, programs: Sequence[HookProgram]) -> tuple[HookProgram, ...]:
-    """The programs, last registered first, as far as table handles tell; () where they do not.
+class _Order(NamedTuple):
+    """Programs of one priority, as in Group."""
+
+    programs: tuple[HookProgram, ...]
+    other: tuple[HookProgram, ...] = ()
+    note: str = ""
+
+
+def _by_registration(host: Host, family: str, programs: Sequence[HookProgram]) -> _Order:
+    """The programs, last registered first, as far as handles tell.
 
     nf_hook_entries_grow puts a new hook before those of its priority. nf_tables numbers tables as they are made, and a
-    table's base chains are made with it as a rule (kube-proxy, firewalld; iptables-nft makes them on demand).
+    table's base chains are made with it as a rule (kube-proxy, firewalld; iptables-nft makes them on demand). What is
+    in a table it numbers as it is made, too: of two chains of one table the order is certain. Legacy tables have no
+    number: they may stand before all others or behind.
     """
     if len(programs) == 1:
-        return tuple(programs)
+        return _Order(tuple(programs))
     nft = host.state.nft
     handles: dict[tuple[str, str], int] = {}
     for table in nft.tables if nft is not None else ():
         if table.handle:  # 0 where the listing has none
             handles[table.family, table.name] = table.handle
-    ranked: list[tuple[int, HookProgram]] = []
+    ranked: list[tuple[tuple[int, int], HookProgram]] = []
+    loose: list[HookProgram] = []
     for program in programs:
-        if program.backend == Backend.LEGACY.value:
-            return ()
-        source = getattr(getattr(program, "program", None), "source", None)
-        key = (source.family, source.name) if source is not None else (family, program.table)
-        if key not in handles:
-            return ()
-        ranked.append((handles[key], program))
+        # A table of iptables-nft has one chain at a hook.
+        found = getattr(program, "handles", (handles.get((family, program.table), 0), 0))
+        if program.backend == Backend.LEGACY.value or not found[0]:
+            loose.append(program)
+        else:
+            ranked.append((found, program))
+    known = tuple(program for _, program in sorted(ranked, key=lambda item: item[0], reverse=True))
     if len({handle for handle, _ in ranked}) < len(ranked):
-        return ()
-    return tuple(program for _, program in sorted(ranked, key=lambda item: -item[0]))
+        known, loose = (), list(programs)
+    if not loose:
+        return _Order(known, note=HANDLE_NOTE if len({handle[0] for handle, _ in ranked}) > 1 else "")
+    if not known:
+        return _Order(tuple(loose), tuple(reversed(loose)))
+    return _Order((*known, *loose), (*reversed(loose), *known))

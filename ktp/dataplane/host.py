@@ -113,6 +113,25 @@ class Host:
             return "UNICAST"
         return _TYPE_NAMES.get(found[0].type, "UNICAST")
 
+    def fib_type6(self, p: Packet, *, source: bool, mark: bool, dev: str | None) -> str | None:
+        """Type of an address of a packet as `fib` names it in IPv6: by a whole route lookup (nft_fib6_eval_type)."""
+        ip, other = (p.src, p.dst) if source else (p.dst, p.src)
+        if not self.has_network:
+            found_type = self.address_type(6, ip, dev)
+            return None if found_type is None else found_type.lower()
+        found = self.fib[6].lookup(ip, src=other, mark=p.mark if mark else 0, iif="lo", proto=p.proto)
+        if found.type == "unknown":
+            return None
+        if found.type in ("blackhole", "prohibit"):
+            return found.type
+        if found.type not in ("unicast", "local", "anycast", "multicast"):
+            return "unreachable"
+        if found.type == "anycast":
+            return "anycast"
+        if self.interface_of(6, ip) == dev if dev is not None else found.type == "local":
+            return "local"
+        return "multicast" if ip >> 120 == 0xFF else "unicast"
+
     def has_address_type6(self, ip: int, wanted: frozenset[str], dev: str | None) -> bool:
         """The `addrtype` match in IPv6 (match_type6): UNICAST, MULTICAST and UNSPEC must hold, of the rest one."""
         multicast = ip >> 120 == 0xFF

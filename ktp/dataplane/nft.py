@@ -8,6 +8,7 @@ limit not reached, no earlier packet of a client remembered in a dynamic set) is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, Final, NamedTuple, cast
 
 from ktp.dataplane.hooks import FORWARD, INPUT, OUTPUT, POSTROUTING, PREROUTING, NftBaseChain
@@ -17,10 +18,10 @@ from ktp.dataplane.nft_outcome import (
     FORK,
     GOTO,
     JUMP,
-    NEXT_RULE,
     NO_MATCH_CODE,
     ON_CODE,
     RETURN,
+    THEN_NO_MATCH,
     Action,
     CompiledRule,
     Outcome,
@@ -32,7 +33,22 @@ from ktp.dataplane.nft_program import TableProgram
 from ktp.dataplane.packet import Packet
 from ktp.dataplane.state import ACCEPT, ASKED, DROP, RANDOM, Decision, State, Verdict
 from ktp.dataplane.state import UNKNOWN as UNDECIDED
-from ktp.model.nftables import Mangle, Nat, NftChain, NftTable, Queue, Reject, UnsupportedStatement, Vmap, Xt
+from ktp.model.nftables import (
+    Ct,
+    CtCount,
+    CtObject,
+    FlowOffload,
+    Mangle,
+    Nat,
+    NftChain,
+    NftTable,
+    Queue,
+    Reject,
+    Synproxy,
+    UnsupportedStatement,
+    Vmap,
+    Xt,
+)
 from ktp.model.nftables import Verdict as NftVerdict
 from ktp.model.ruleset import Backend
 
@@ -68,6 +84,7 @@ class BaseChain:
         self.hook = _HOOKS[source.hook]
         self.priority = priority
         self.chain_type = source.type or "filter"
+        self.handles = (program.source.handle, source.handle)
         self._of_device = source.hook in ("ingress", "egress")
         self._flags = program.source.flags
 
@@ -122,6 +139,7 @@ class BridgeChain:
         self.hook = _HOOKS[source.hook]
         self.priority = _BEFORE_ALL + (source.priority or 0)
         self.chain_type = "filter"
+        self.handles = (table.handle, source.handle)
         self._harmless = not _may_stop(table, source, set())
 
     def is_idle(self, hook: str) -> bool:
@@ -193,6 +211,7 @@ def nft_base_chains(host: Host, family: int) -> Sequence[NftBaseChain]:
         if other.backend is not Backend.LEGACY
         for table in other.tables()
     }
+    tracked = tracks_connections(host, family)
     found: list[NftBaseChain] = []
     for table in ruleset.tables:
         if table.is_dormant:
@@ -208,6 +227,8 @@ def nft_base_chains(host: Host, family: int) -> Sequence[NftBaseChain]:
         for chain in table.base_chains:
             if chain.hook not in _HOOKS:
                 continue
+            if chain.type == "nat" and not tracked:
+                continue
             priority = chain.priority or 0
             if chain.hook == "ingress":
                 priority += _BEFORE_ALL
@@ -215,6 +236,33 @@ def nft_base_chains(host: Host, family: int) -> Sequence[NftBaseChain]:
                 priority += _AFTER_ALL
             found.append(BaseChain(program, chain, priority))
     return found
+
+
+def tracks_connections(host: Host, family: int) -> bool:
+    """Whether connection tracking is on for packets of `family`: a chain of type nat without it is never asked.
+
+    Expressions and statements turn it on where they need it (nf_ct_netns_get); a chain of type nat alone does not.
+    Rules of iptables are not searched for such ones: its nat table is taken to hold some.
+    """
+    word = "ip" if family == 4 else "ip6"
+    if any("nat" in ruleset.tables() for ruleset in host.state.rulesets_of(word)):
+        return True
+    tables = host.state.nft.tables if host.state.nft is not None else ()
+    return any(
+        _needs_tracking(rule.statements)
+        for table in tables
+        if table.family in (word, "inet", "bridge")
+        for chain in table.chains.values()
+        for rule in chain.rules
+    )
+
+
+def _needs_tracking(part: Any) -> bool:
+    if isinstance(part, Ct | Nat | CtCount | CtObject | Synproxy | FlowOffload | Xt):
+        return True
+    if isinstance(part, tuple):
+        return any(map(_needs_tracking, part))
+    return is_dataclass(part) and any(_needs_tracking(getattr(part, field.name)) for field in fields(part))
 
 
 # --------------------------------------------------------------------------------------------------- the walk
@@ -273,6 +321,7 @@ def _walk(base: BaseChain, first: State, host: Host, hook: str) -> list[Verdict]
                     if answer is True:
                         continue
                     if answer is False:
+                        _note_left(state, effects, base, hook, chain, rules[index])
                         index, operation, effects = index + 1, 0, ()
                         continue
                     rule = rules[index].rule
@@ -302,8 +351,7 @@ def _walk(base: BaseChain, first: State, host: Host, hook: str) -> list[Verdict]
                     effects = (*effects, effect)
                 continue
             if code == NO_MATCH_CODE:
-                if effects:
-                    _note(state, ", ".join(effects), base, hook, chain, rules[index])
+                _note_left(state, effects, base, hook, chain, rules[index])
                 index, operation, effects = index + 1, 0, ()
                 continue
             compiled = rules[index]
@@ -351,9 +399,6 @@ def _walk(base: BaseChain, first: State, host: Host, hook: str) -> list[Verdict]
                 break
             step = _note(state, ", ".join((*effects, effect)), base, hook, chain, compiled)
             effects = ()
-            if code == NEXT_RULE:
-                index, operation = index + 1, 0
-                continue
             if code == RETURN:
                 if stack:
                     (chain, rules, index), stack = stack[-1], stack[:-1]
@@ -389,6 +434,14 @@ def _note(state: State, effect: str, base: BaseChain, hook: str, chain: str, com
     return state.note(
         "rule", effect, hook=hook, table=base.table, chain=chain, rule=compiled.rule, backend=base.backend
     )
+
+
+def _note_left(
+    state: State, effects: tuple[str, ...], base: BaseChain, hook: str, chain: str, compiled: CompiledRule
+) -> None:
+    """A rule is left in its middle: what it has changed stays changed."""
+    if effects:
+        _note(state, ", ".join((*effects, THEN_NO_MATCH)), base, hook, chain, compiled)
 
 
 def _policy(base: BaseChain, state: State, hook: str) -> Verdict:

@@ -9,7 +9,7 @@ from ktp.dataplane import packet as pk
 from ktp.dataplane.host import Host
 from ktp.dataplane.nft_outcome import END, NO_MATCH, ON_CODE, Action, Outcome, Way, fork, undecided
 from ktp.dataplane.nft_values import BREAK, Getter, Span
-from ktp.dataplane.packet import RANDOM_PORTS, Port, endpoint_text, to_text
+from ktp.dataplane.packet import RANDOM_PORTS, Packet, Port, endpoint_text, to_text
 from ktp.dataplane.state import ACCEPT, DROP, REJECT, State, Verdict
 from ktp.dataplane.xtables import redirect_address, translate_destination, translate_source
 from ktp.model.nftables import Ct, Expression, Meta, Payload, Reject
@@ -86,6 +86,19 @@ def changing(change: Changer, value: Any, why: str) -> Action:
     return act
 
 
+def has_header(p: Packet, key: Expression) -> bool:
+    """Whether the packet has the header that a `set` statement writes to: nft puts that condition before it."""
+    match key:
+        case Payload("ip"):
+            return p.family == 4
+        case Payload("ip6"):
+            return p.family == 6
+        case Payload("tcp" | "udp" | "sctp" as protocol):
+            return p.proto == pk.PROTOCOLS[protocol]
+        case _:
+            return True
+
+
 def changer(key: Expression) -> Changer | None:
     """What a `set` statement changes of what ktp models; None where nothing."""
     match key:
@@ -127,6 +140,7 @@ def _set_dscp(state: State, value: int) -> str:
 
 def _set_ttl(state: State, value: int) -> str:
     state.packet.ttl = value
+    state.packet.from_far = False
     return f"TTL set to {value}"
 
 

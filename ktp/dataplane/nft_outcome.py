@@ -45,7 +45,7 @@ class RuleOfNft:
 
 
 # What an operation of a rule came to.
-ON_CODE, NO_MATCH_CODE, NEXT_RULE, RETURN, JUMP, GOTO, END, ASK, FORK = range(9)
+ON_CODE, NO_MATCH_CODE, RETURN, JUMP, GOTO, END, ASK, FORK = range(8)
 
 
 class Outcome(NamedTuple):
@@ -79,6 +79,9 @@ class Tests(NamedTuple):
 
 Operation = Tests | Action
 
+# Ends the effect of a rule that changed something and then did not match after all.
+THEN_NO_MATCH: Final = "then no match"
+
 
 class CompiledRule(NamedTuple):
     """A rule ready to run."""
@@ -110,7 +113,8 @@ def verdict_outcome(verdict: NftVerdict) -> Outcome:
         return Outcome(END, DROP, "drop")
     if kind == "return":
         return Outcome(RETURN, None, "return")
-    return Outcome(NEXT_RULE, None, "continue")
+    # NFT_CONTINUE goes on with the rule's next expression (nft_do_chain): after a verdict map there may be some.
+    return Outcome(ON_CODE, None, "continue")
 
 
 def maybe_verdicts(found: Found, why: str) -> Outcome:

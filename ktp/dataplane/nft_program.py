@@ -10,6 +10,7 @@ from ktp.dataplane.nft_actions import (
     changer,
     changing,
     fixed,
+    has_header,
     notrack,
     redirected,
     reject,
@@ -116,6 +117,7 @@ class TableProgram:
         self._sets: dict[tuple[str, bool], SetLookup | None] = {}
         self._objects = {(item.kind, item.name): item for item in table.objects}
         self._dynamic: frozenset[str] | None = None
+        self._makers: list[tuple[Test, ...]] = []  # what the elements carry that a rule makes
 
     def chain(self, name: str) -> tuple[CompiledRule, ...] | None:
         """The rules of a chain; None where the listing has no chain of that name."""
@@ -196,7 +198,10 @@ class TableProgram:
             case Synproxy():
                 return lambda s, h, hook: undecided(s, "`synproxy` answers in the server's place")
             case Tproxy():
-                return lambda s, h, hook: undecided(s, "`tproxy` hands the packet to a proxy of the node")
+                # NFT_BREAK where no transparent socket takes the packet, as any other rule that does not match
+                return lambda s, h, hook: Outcome(
+                    ASK, "`tproxy` hands the packet to a proxy of the node, if it runs"
+                )
             case Fwd():
                 return lambda s, h, hook: undecided(s, "`fwd` sends the packet out by another device")
             case Xt("match", "comment"):
@@ -271,12 +276,27 @@ class TableProgram:
 
         return payload
 
-    def _not_remembered(self, state: State, item: NftSet, key: Any) -> bool:
-        """Whether the packet's own walk has put `key` in a dynamic set; says what is assumed where it has not."""
-        if _entry(self, item.name, key) in state.recent:
-            return False
+    def _remembered(self, state: State, item: NftSet, key: Any) -> tuple[Test, ...] | None:
+        """What the element carries that the packet's own walk has put in a dynamic set; None where there is none.
+
+        Says what is assumed then.
+        """
+        made = _made(state, _entry(self, item.name, key))
+        if made:
+            return self._makers[cast("int", made[0][2])]
         state.assume(f"no earlier packet of the client is remembered in set {item.name}")
-        return True
+        return None
+
+    def _carried(self, item: NftSet) -> Callable[[Any], tuple[Test, ...]]:
+        """What the listed element for a key carries that may not hold: a limit, a quota, a count."""
+        by_element = {id(e): self._conditions(e.statements) for e in item.elements if e.statements}
+        if any(by_element.values()):
+            some = [e for e in item.elements if by_element.get(id(e))]
+            lookup = SetLookup(
+                self._known(some, item.key_types), item.key_types, lambda e: self._conditions(e.statements)
+            )
+            return lambda key: lookup.find(key).element or ()
+        return lambda key: ()
 
     # -- expressions
 
@@ -376,13 +396,22 @@ class TableProgram:
         wanted = operator != "!="
         dynamic = item is not None and self.is_dynamic(item)
 
+        carried = self._carried(item) if item is not None else None
+
         def accepts(state: State, value: Any) -> bool | None:
             found = lookup.find(value)
             if found.maybe:
                 return None
             hit = found.element is not None
-            if dynamic and not hit and item is not None:
-                hit = not self._not_remembered(state, item, value)
+            tests: tuple[Test, ...] | None = ()
+            if hit and carried is not None:
+                tests = carried(value)
+            elif dynamic and item is not None:
+                tests = self._remembered(state, item, value)
+                hit = tests is not None
+            if hit and wanted and tests:
+                # nft_set_elem_update_expr: an element that is found is asked what it carries.
+                return all(test(state, self.host, "") is not False for test in tests)
             return hit == wanted
 
         return accepts
@@ -465,7 +494,7 @@ class TableProgram:
             element = found.element
             if element is None:
                 if dynamic and item is not None:
-                    self._not_remembered(state, item, value)
+                    self._remembered(state, item, value)
                 return NO_MATCH
             outcome = outcomes.get(element)
             if outcome is None:
@@ -514,6 +543,8 @@ class TableProgram:
             assert given is not None
 
             def drawn(state: State, host: Host, hook: str) -> Outcome:
+                if not has_header(state.packet, key):
+                    return NO_MATCH
                 assume_draw(state, draw)
                 values: dict[Any, int] = {}
                 for number in range(draw.offset, draw.offset + draw.count):
@@ -526,6 +557,8 @@ class TableProgram:
         get, assumption, why = new.get, new.assumption, new.why
 
         def act(state: State, host: Host, hook: str) -> Outcome:
+            if not has_header(state.packet, key):
+                return NO_MATCH
             value = get(state.packet, host, hook)
             if assumption is not None:
                 state.assume(assumption)
@@ -534,26 +567,50 @@ class TableProgram:
         return act
 
     def _set_update(self, statement: SetUpdate) -> Action:
+        """`add`, `update`, `delete`: what an element carries is set when it is made (nft_dynset_eval).
+
+        A limit in the statement therefore tells nothing of an element that another rule, or the set itself, has made
+        without one.
+        """
         element = statement.element
         key = self.value(element.key)
-        conditions = [self._statement(inner) for inner in element.statements]
-        tests = [compiled[0] for compiled in conditions if isinstance(compiled, tuple)]
         name, removes = statement.set, statement.operation == "delete"
+        item = self.source.set_or_map(name)
+        target = self._lookup(SetReference(name), element.key, verdicts=False)
+        tests = self._conditions(element.statements or (item.statements if item is not None else ()))
+        of_listed = self._carried(item) if item is not None else None
         words = f"{statement.operation} @{name}"
+        number = len(self._makers)
+        self._makers.append(tests)
 
         def act(state: State, host: Host, hook: str) -> Outcome:
             value = key.get(state.packet, host, hook)
             if value is BREAK:
                 return NO_MATCH
+            carried = tests
             if value is not UNKNOWN:
                 entry = _entry(self, name, value)
-                state.recent = state.recent - {entry} if removes else state.recent | {entry}
-            for test in tests:
+                made = _made(state, entry)
+                if removes:
+                    state.recent = state.recent - set(made)
+                    return Outcome(ON_CODE, None, words)
+                if made:
+                    carried = self._makers[made[0][2]]
+                elif of_listed is not None and target is not None and target[0].find(value) == (True, ()):
+                    carried = of_listed(value)
+                else:
+                    state.recent = state.recent | {(*entry, number)}
+            for test in carried:
                 if test(state, host, hook) is False:
                     return NO_MATCH
             return Outcome(ON_CODE, None, words)
 
         return act
+
+    def _conditions(self, statements: Sequence[Statement]) -> tuple[Test, ...]:
+        """What of the statements of an element may not hold."""
+        compiled = (self._statement(statement) for statement in statements)
+        return tuple(each[0] for each in compiled if isinstance(each, tuple))
 
     # -- NAT
 
@@ -645,9 +702,13 @@ class TableProgram:
 # ------------------------------------------------------------------------------------------------- conditions
 
 
-def _entry(program: TableProgram, name: str, key: Any) -> tuple[str, int]:
-    """A key in a dynamic set, as State.recent holds it."""
-    return f"{program.host.name} {program.name} @{name}", cast("int", key)
+def _entry(program: TableProgram, name: str, key: Any) -> tuple[str, Any]:
+    """A key in a dynamic set, as State.recent holds it: before the number of the rule that made it."""
+    return f"{program.host.name} {program.name} @{name}", key
+
+
+def _made(state: State, entry: tuple[str, Any]) -> list[tuple[Any, ...]]:
+    return [e for e in state.recent if e[:2] == entry]
 
 
 def _all_match(wanted: tuple[Any, ...], value: Any) -> bool | None:

@@ -249,7 +249,8 @@ def constant(expression: Expression, datatype: str | None) -> Any:
             return Span(number & ~size, number | size, length)
         case Range(low, high):
             first, last = constant(low, datatype), constant(high, datatype)
-            if isinstance(first, int) and isinstance(last, int):
+            # nft 1.0.6 lists `meta length < 2000 meta mark > 1` as `meta mark != 2000-1`: such a range tells nothing
+            if isinstance(first, int) and isinstance(last, int) and first <= last:
                 return Span(first, last)
         case Flags(parts):
             bits = 0
@@ -340,7 +341,16 @@ def _of_family(family: int, get: Callable[[Packet], Any]) -> Getter:
 
 
 _NO_DSCP = "the packet comes with DSCP 0, as most programs send it"
-_NO_TTL = "the packet comes with a TTL of 64, as Linux sends it"
+
+
+_NO_TTL = (
+    "a packet from outside comes with a TTL of 33 to 64: Linux sends 64, and not many routers lie behind it"
+)
+_MOST_ROUTERS = 31
+
+
+def _ttl(p: Packet) -> Any:
+    return Span(p.ttl - _MOST_ROUTERS, p.ttl) if p.from_far else p.ttl
 
 
 def _internet(family: int, name: str) -> tuple[Getter, str | None]:
@@ -353,7 +363,7 @@ def _internet(family: int, name: str) -> tuple[Getter, str | None]:
     if name == "version":
         return _of_family(family, lambda p: family), None
     if name in ("ttl", "hoplimit"):
-        return _of_family(family, lambda p: p.ttl), _NO_TTL
+        return _of_family(family, _ttl), _NO_TTL
     if name == "dscp":
         return _of_family(family, lambda p: p.tos >> 2), _NO_DSCP
     if name == "ecn":
@@ -452,6 +462,11 @@ def _interface(name: str | None) -> Any:
     return name or ""
 
 
+def _in_interface(p: Packet, h: Host, hook: str) -> Any:
+    # br_nf_post_routing hands over no incoming device for what stays on a bridge
+    return "" if p.bridged and hook == "POSTROUTING" else _interface(p.iif)
+
+
 def _sender_of_node(p: Packet, h: Host, hook: str) -> Any:
     """Of the socket that sent the packet: only what a process of this node sends has one (nft_meta_get_eval_skugid)."""
     return UNKNOWN if p.iif is None and hook in ("OUTPUT", "POSTROUTING") else BREAK
@@ -483,13 +498,13 @@ def _in_type(p: Packet, h: Host, hook: str) -> Any:
 
 _META: Final[Mapping[str, Compiled]] = {
     "mark": Compiled(lambda p, h, hook: p.mark),
-    "iif": Compiled(lambda p, h, hook: _interface(p.iif), "the interfaces of the node were not read"),
+    "iif": Compiled(_in_interface, "the interfaces of the node were not read"),
     "oif": Compiled(lambda p, h, hook: _interface(p.oif), "the interfaces of the node were not read"),
-    "iifname": Compiled(lambda p, h, hook: _interface(p.iif), "the interfaces of the node were not read"),
+    "iifname": Compiled(_in_interface, "the interfaces of the node were not read"),
     "oifname": Compiled(lambda p, h, hook: _interface(p.oif), "the interfaces of the node were not read"),
     "iiftype": Compiled(_in_type, "the interfaces of the node were not read"),
     "oiftype": Compiled(lambda p, h, hook: _link(p.oif, h, "type")),
-    "iifkind": Compiled(lambda p, h, hook: _link(p.iif, h, "kind")),
+    "iifkind": Compiled(lambda p, h, hook: _link(_in_interface(p, h, hook) or None, h, "kind")),
     "oifkind": Compiled(lambda p, h, hook: _link(p.oif, h, "kind")),
     "l4proto": Compiled(lambda p, h, hook: p.proto),
     "nfproto": Compiled(lambda p, h, hook: 2 if p.family == 4 else 10),
@@ -605,6 +620,9 @@ def _fib(expression: Fib) -> Compiled:
             dev = p.iif if "iif" in flags else p.oif if "oif" in flags else None
             if dev == "?":
                 return UNKNOWN
+            if p.family == 6:
+                kind = h.fib_type6(p, source=source, mark="mark" in flags, dev=dev)
+                return UNKNOWN if kind is None else kind
             found = h.address_type(p.family, p.src if source else p.dst, dev)
             return UNKNOWN if found is None else found.lower()
 
@@ -620,7 +638,12 @@ def _fib(expression: Fib) -> Compiled:
         wanted = p.oif if "oif" in flags else p.iif if "iif" in flags else None
         target, other = (p.src, p.dst) if source else (p.dst, p.src)
         found = h.fib[p.family].lookup(
-            target, src=other, mark=p.mark if "mark" in flags else 0, iif="lo", tos=p.tos & 0x1C
+            target,
+            src=other,
+            mark=p.mark if "mark" in flags else 0,
+            iif="lo",
+            tos=p.tos & 0x1C,
+            proto=p.proto,  # and no ports
         )
         if found.type == "unknown" or wanted == "?":
             return UNKNOWN

@@ -148,6 +148,7 @@ class Packet:
         "dport",
         "dst",
         "family",
+        "from_far",
         "icmp",
         "iif",
         "inner",
@@ -188,6 +189,7 @@ class Packet:
         self.inner: tuple[int, Port, int, Port, int] | None = None
         self.tcp_flags = SYN
         self.ttl = 64
+        self.from_far = False  # routers may have counted its TTL down before it came into sight
         self.tos = 0
         self.length: int | None = None
         self.pkttype = "unicast"

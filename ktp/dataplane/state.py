@@ -93,7 +93,9 @@ class State:
         self.decisions: Any = None  # (previous, Decision)
         self.assumptions: tuple[str, ...] = ()
         self.asked: dict[Any, bool] | None = None
-        self.recent: frozenset[tuple[str, int]] = frozenset()
+        self.recent: frozenset[tuple[Any, ...]] = (
+            frozenset()
+        )  # what the packet has put into sets and lists: (where, key, …)
         self.conns: tuple[Conn, ...] = ()  # confirmed entries, in the order of the nodes passed
         self.hop: Any = None  # model.host.NextHop by which the packet will leave this node
         self.hops: tuple[HopRecord, ...] = ()

@@ -389,6 +389,7 @@ class Walker:
 
     def _from_outside(self, state: State, flow: Flow) -> None:
         p = state.packet
+        p.from_far = flow.from_node is None
         entry = flow.via or self._owners.get((p.family, p.dst))
         if entry is None:
             found = self.topology.attached.get((p.family, p.dst))
@@ -510,11 +511,13 @@ class Walker:
             return
         if (
             p.physin is not None
+            and (forwards or p.family == 6)
             and found.hops
             and found.hops[0].dev == iif
             and self._on_bridge(host, p.family, p.dst, iif)
         ):
-            # br_nf_pre_routing_finish: translated to another port of the same bridge, it stays on the bridge
+            # br_nf_pre_routing_finish: translated to another port of the same bridge, it stays on the bridge. In IPv4
+            # the route that is asked for does not lead there where the bridge does not forward.
             self._bridge_forward(state, host, iif)
             return
         if not forwards:
@@ -1194,6 +1197,8 @@ class Walker:
         reason: str,
         step: StepRecord | None,
         cause: str,
+        *,
+        routed: bool = True,
     ) -> None:
         """A rule, a route or the stack refuses: the error walks back to the sender."""
         p = state.packet
@@ -1231,6 +1236,8 @@ class Walker:
                 error.tos = p.tos  # tcp_v4_send_reset answers with the packet's TOS
         else:
             source = p.dst if host.is_local(p.family, p.dst) else 0
+            if p.family == 4 and not routed:
+                source = 0  # nf_reject_fill_skb_dst gives it the way back for its route, which is none to this node
             error = Packet(p.family, ICMP if p.family == 4 else ICMP6, source, p.src, 0, 0)
             error.icmp = _ICMP_CODES[kind]
             error.tcp_flags = 0
@@ -1336,6 +1343,7 @@ class Walker:
             self._send_error(
                 state, host, verdict.detail, Disposition.REJECTED,
                 f"{host.name} rejects the packet with {verdict.detail}: {_step_words(step)}", step, "rule",
+                routed=hook != PREROUTING or state.packet.iif == "lo",
             )  # fmt: skip
         else:
             text = getattr(step.rule, "text", step.text) if step is not None else ""
@@ -1346,13 +1354,10 @@ class Walker:
         programs = group.programs
         if len(programs) == 1:
             return programs[0].run(state, host, hook)
-        if not group.ordered:
-            programs = self._settle_order(state, host, hook, programs)
-            if not programs and group.note:
-                state.assume(group.note)
-                programs = group.programs
-            elif not programs:
-                return self._both_orders(state, host, hook, group.programs, self._in_turn)
+        if (group.other or group.note) and not self._is_order_idle(state, host, hook, programs):
+            if group.other:
+                return self._both_orders(state, host, hook, group, self._in_turn)
+            state.assume(group.note)
         return self._in_turn(state, host, hook, programs)
 
     def _in_turn(self, state: State, host: Host, hook: str, programs: Iterable[Any]) -> list[Verdict]:
@@ -1371,30 +1376,45 @@ class Walker:
         return ended
 
     @staticmethod
-    def _settle_order(state: State, host: Host, hook: str, programs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The programs in an order that is right whatever the real one is; () where the order matters.
+    def _is_order_idle(
+        state: State, host: Host, hook: str, programs: tuple[Any, ...], *, once: bool = False
+    ) -> bool:
+        """Whether it does not matter which runs first: all but one accept the packet and leave it alone.
 
-        It does not matter where all but one of them accept the packet and leave it alone.
+        That is asked of the packet as the one leaves it, too; but `once` it is translated in nat no other is asked.
         """
         active = []
         for program in programs:
             verdicts = program.run(state.fork(), host, hook)
-            p = state.packet
-            quiet = len(verdicts) == 1 and verdicts[0].code == ACCEPT and _same(verdicts[0].state.packet, p)
-            if not quiet:
-                active.append(program)
-        if len(active) > 1:
-            return ()
-        return tuple(sorted(programs, key=lambda x: x in active))
+            if not _is_quiet(verdicts, state.packet):
+                active.append((program, verdicts))
+        if len(active) != 1:
+            return not active
+        program, verdicts = active[0]
+        for verdict in verdicts:
+            p = verdict.state.packet
+            if verdict.code != ACCEPT or _same(p, state.packet):
+                continue
+            if (
+                once
+                and p.ct is not None
+                and (p.ct.dst_done if hook in (PREROUTING, OUTPUT) else p.ct.src_done)
+            ):
+                continue
+            for other in programs:
+                if other is not program and not _is_quiet(other.run(verdict.state.fork(), host, hook), p):
+                    return False
+        return True
 
     def _both_orders(
         self,
         state: State,
         host: Host,
         hook: str,
-        programs: tuple[Any, ...],
+        group: Group,
         run: Callable[..., list[Verdict]],
     ) -> list[Verdict]:
+        programs = group.programs
         names = tuple(f"{p.backend} {p.table}" for p in programs)
         key = ("order", host.name, hook if programs[0].table != "nat" else "", programs[0].table)
         why = (
@@ -1403,7 +1423,7 @@ class Walker:
         )
         known = state.asked.get(key) if state.asked else None
         if known is not None:
-            return run(state, host, hook, programs if known else programs[::-1])
+            return run(state, host, hook, programs if known else group.other)
         other = state.fork()
         for each, answer in ((state, True), (other, False)):
             each.asked = {**(each.asked or {}), key: answer}
@@ -1412,7 +1432,7 @@ class Walker:
                     ASKED, key, 0 if answer else 1, 1.0, "the order of " + " and ".join(names), why, None
                 )
             )
-        return [*run(state, host, hook, programs), *run(other, host, hook, programs[::-1])]
+        return [*run(state, host, hook, programs), *run(other, host, hook, group.other)]
 
     # -- conntrack and NAT
 
@@ -1467,23 +1487,32 @@ class Walker:
             return [Verdict(ACCEPT, state)]
         destination = hook in (PREROUTING, OUTPUT)
         if p.reply and not (p.ctstate & pk.NEW):
-            self._translate_back(state, hook, destination)
-            return [Verdict(ACCEPT, state)]
+            if p.inner is None or p.icmp is not None or (ct.dst_done if destination else ct.src_done):
+                self._translate_back(state, hook, destination)
+                return [Verdict(ACCEPT, state)]
+            # A reset that a rule sends on a connection not yet translated (IP_CT_RELATED_REPLY and no ICMP): the rules
+            # are asked as for its first packet, and may drop it. What they translate is the other direction's.
+            verdicts = self._nat_by_rules(state, host, hook, group)
+            for verdict in verdicts:
+                if verdict.code == ACCEPT:
+                    q = verdict.state.packet
+                    q.src, q.sport, q.dst, q.dport = p.src, p.sport, p.dst, p.dport
+                    self._translate_back(verdict.state, hook, destination)
+            return verdicts
         if destination and ct.dst_done:
             p.dst, p.dport = ct.dst, ct.dport
             return [Verdict(ACCEPT, state)]
         if not destination and ct.src_done:
             p.src, p.sport = ct.src, ct.sport
             return [Verdict(ACCEPT, state)]
-        programs: tuple[Any, ...] = group.programs
-        if len(programs) > 1 and not group.ordered:
-            settled = self._settle_order(state, host, hook, programs)
-            if settled:
-                programs = settled
-            elif group.note:
-                state.assume(group.note)
-            else:
-                return self._both_orders(state, host, hook, programs, self._nat_in_turn)
+        return self._nat_by_rules(state, host, hook, group)
+
+    def _nat_by_rules(self, state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
+        programs = group.programs
+        if (group.other or group.note) and not self._is_order_idle(state, host, hook, programs, once=True):
+            if group.other:
+                return self._both_orders(state, host, hook, group, self._nat_in_turn)
+            state.assume(group.note)
         return self._nat_in_turn(state, host, hook, programs)
 
     @staticmethod
@@ -1680,6 +1709,10 @@ def _same(a: Packet, b: Packet) -> bool:
         ct_a is None or ct_b is None
         or (ct_a.mark, ct_a.dst_done, ct_a.src_done) == (ct_b.mark, ct_b.dst_done, ct_b.src_done)
     )  # fmt: skip
+
+
+def _is_quiet(verdicts: list[Verdict], p: Packet) -> bool:
+    return len(verdicts) == 1 and verdicts[0].code == ACCEPT and _same(verdicts[0].state.packet, p)
 
 
 def _is_loopback(family: int, number: int) -> bool:

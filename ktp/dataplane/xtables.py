@@ -408,6 +408,8 @@ def _ttl(target: Target, program: Program) -> tuple[int, Any, str] | None:
         return None
 
     def change(p: Packet, host: Host) -> None:
+        if kind == "set":
+            p.from_far = False
         p.ttl = value if kind == "set" else max(0, min(255, p.ttl + (value if kind == "inc" else -value)))
 
     return _CHANGE, change, f"TTL {kind} {value}"

@@ -19,6 +19,8 @@ import threading
 import time
 from typing import Any
 
+from trace_socket import TraceSocket
+
 _CLONE_NEWNET = 0x40000000
 _IP_PKTINFO, _IPV6_RECVPKTINFO, _IPV6_PKTINFO = 8, 49, 50
 _OPEN = {1, 8}  # TCP_ESTABLISHED, TCP_CLOSE_WAIT
@@ -207,6 +209,7 @@ def main() -> None:
     """Answer requests until the input ends."""
     enter(sys.argv[1])
     servers = Servers(sys.argv[2])
+    trace: TraceSocket | None = None
     for line in sys.stdin:
         request = json.loads(line)
         what = request["do"]
@@ -223,6 +226,9 @@ def main() -> None:
                 for path, value in request["values"]:
                     with open(path, "w", encoding="ascii") as file:
                         file.write(value)
+            elif what == "trace":
+                trace = trace or TraceSocket()
+                answer = trace.read()
             elif what == "collect":
                 answer = collect(request["node"])
             reply = {"answer": answer}

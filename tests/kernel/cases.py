@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernel.generator import Case, Packet
+from kernel.drawing import Case, Packet
 from kernel.lab import ADDRESSES, PODS
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kernel.generator import Case, Packet, flow_of
+from kernel.drawing import Case, Packet, flow_of
 from kernel.lab import NODES, Lab, LabError, topology_of_lab
 
 from ktp.dataplane.answer import answer_flow
@@ -16,6 +16,7 @@ from ktp.dataplane.walk import Walker
 from ktp.model.trace import Flow, FlowAnswer, Path, Symptom
 
 _FAILED_LINE = re.compile(r"line:? (\d+)")
+_REFUSED_COMMAND = re.compile(r"^/dev/stdin:(\d+):", re.MULTILINE)
 _COUNTED = re.compile(r"^\[(\d+):\d+\] (-A \S+)")
 RuleKey = tuple[str, str, str, str, int]  # node, back end, table, chain, position
 # Behind this the client's patience: a local client learns of an error in answer to its second SYN, after one second.
@@ -45,12 +46,13 @@ def load(lab: Lab, case: Case) -> Case:
         backend = wanted if wanted in lab.backends else "nft"
         if (node, backend) not in rules:
             rules[node, backend] = _load_rules(lab, node, case.family, backend, text)
+    nft = {node: _load_nft(lab, node, text) for node, text in case.nft.items()}
     for node, values in case.sysctls.items():
         lab.sysctl(node, values)
     for node, commands in case.commands.items():
         for words in commands:
             lab.agents[node].run("ip", *words.split(), check=False)
-    return replace(case, rules=rules)
+    return replace(case, rules=rules, nft=nft)
 
 
 def unload(lab: Lab, case: Case) -> None:
@@ -83,6 +85,20 @@ def _load_rules(lab: Lab, node: str, family: int, backend: str, text: str) -> st
     raise LabError("no line of the ruleset can be loaded")
 
 
+def _load_nft(lab: Lab, node: str, text: str) -> str:
+    """Commands for `nft -f`, one a line, without those that this nft or kernel refuses."""
+    lines = text.splitlines()
+    while lines:
+        done = lab.agents[node].run("nft", "-f", "-", text="\n".join(lines) + "\n", check=False)
+        if done["status"] == 0:
+            return "\n".join(lines) + "\n"
+        refused = {int(n) for n in _REFUSED_COMMAND.findall(done["stderr"])}
+        if not refused:
+            raise LabError(done["stderr"])
+        lines = [line for number, line in enumerate(lines, 1) if number not in refused]
+    return ""
+
+
 def walker_of(lab: Lab) -> Walker:
     """ktp's walker over what the nodes say now."""
     return Walker(topology_of_lab(lab.capture()))
@@ -99,7 +115,7 @@ def run_case(lab: Lab, case: Case, *, counted: bool = False) -> list[Outcome]:
                 _counted(lab, case, walker, p, answer)
                 for p, answer in zip(case.packets, answers, strict=True)
             ]
-        results = lab.probe([_wire(p) for p in case.packets])
+        results = lab.probe([wire(p) for p in case.packets])
         _ask_longer(lab, case, results)
         out = [
             judge(p, kernel, answer) for p, kernel, answer in zip(case.packets, results, answers, strict=True)
@@ -108,7 +124,7 @@ def run_case(lab: Lab, case: Case, *, counted: bool = False) -> list[Outcome]:
             if not each.agrees:  # alone, and with patience
                 for node in NODES:
                     lab.agents[node].run("conntrack", "-F", check=False)
-                again = lab.probe([{**_wire(each.packet), "timeout": _PATIENCE}])[0]
+                again = lab.probe([{**wire(each.packet), "timeout": _PATIENCE}])[0]
                 out[number] = judge(each.packet, again, each.answer)
         return out
     finally:
@@ -125,25 +141,25 @@ def _ask_longer(lab: Lab, case: Case, results: list[dict[str, Any]]) -> None:
         if p.host in NODES and results[n]["outcome"] == "times_out" and p.proto == "tcp"
     ]
     for number, answer in zip(
-        late, lab.probe([{**_wire(case.packets[n]), "timeout": 1.5} for n in late]), strict=True
+        late, lab.probe([{**wire(case.packets[n]), "timeout": 1.5} for n in late]), strict=True
     ):
         results[number] = answer
 
 
-def _wire(p: Packet) -> dict[str, Any]:
+def wire(p: Packet) -> dict[str, Any]:
     return {"host": p.host, "dst": p.dst, "port": p.port, "proto": p.proto, "src": p.src, "timeout": 0.25}
 
 
 def judge(p: Packet, kernel: dict[str, Any], answer: FlowAnswer) -> Outcome:
     if answer.symptom is Symptom.UNKNOWN:
         return Outcome(p, kernel, answer, True, "undetermined")
-    reasons = [_differs(kernel, path) for path in answer.paths]
+    reasons = [differs(kernel, path) for path in answer.paths]
     if any(r is None for r in reasons):
         return Outcome(p, kernel, answer, True)
     return Outcome(p, kernel, answer, False, "; ".join(dict.fromkeys(r for r in reasons if r)))
 
 
-def _differs(kernel: dict[str, Any], path: Path) -> str | None:
+def differs(kernel: dict[str, Any], path: Path) -> str | None:
     if kernel["outcome"] != path.symptom.value:
         return f"kernel {kernel}, ktp {path.symptom.value} ({path.reason})"
     if kernel["outcome"] != "connects" or "ip" not in kernel:
@@ -202,12 +218,12 @@ def _count(lab: Lab, case: Case, walker: Walker, p: Packet, answer: FlowAnswer) 
     for node in NODES:
         lab.agents[node].run("conntrack", "-F", check=False)
     before = read_counters(lab, case)
-    kernel = lab.probe([_wire(p)])[0]
+    kernel = lab.probe([wire(p)])[0]
     after = read_counters(lab, case)
     moved = {k: n - before.get(k, 0) for k, n in after.items() if n != before.get(k, 0)}
     judged = judge(p, kernel, answer)
     if not judged.agrees:
-        again = lab.probe([{**_wire(p), "timeout": _PATIENCE}])[0]
+        again = lab.probe([{**wire(p), "timeout": _PATIENCE}])[0]
         return judge(p, again, answer)
     why = counters_differ(case, walker, p, kernel, answer, moved)
     return replace(judged, agrees=why is None, why=why or judged.why, moved=moved)
@@ -236,7 +252,7 @@ def counters_differ(
     tracked = not any("NOTRACK" in text or "--notrack" in text for text in case.rules.values())
     wrong = []
     for path in answer.paths:
-        if _differs(kernel, path) is not None:
+        if differs(kernel, path) is not None:
             continue
         said = expected_counters(path)
         if dict(said) == moved if whole else _contained(said, moved, tracked):
@@ -269,7 +285,7 @@ def tell(case: Case, outcome: Outcome) -> str:
                 f"    {hop.node} {hop.direction}: {hop.arrived} -> {hop.left} {hop.in_interface} {hop.out_interface}"
             )
             parts += [f"      {s.hook} {s.table} {s.text} | {s.effect}" for s in hop.steps]
-    for key, text in case.rules.items():
+    for key, text in (*case.rules.items(), *case.nft.items()):
         parts.append(f"  rules {key}:")
         parts += [f"    {line}" for line in text.splitlines()]
     for what in (case.sets, case.sysctls, case.commands):

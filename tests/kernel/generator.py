@@ -1,4 +1,4 @@
-"""Random rulesets, node settings and packets for the laboratory. Everything follows from one seed.
+"""Random iptables rulesets for the laboratory. Everything follows from one seed.
 
 Rules are drawn around the packets that will be sent, so that most of them have a chance to match.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from kernel.lab import ADDRESSES, NETS, NODES, OUTSIDE, POD_PORTS, PODS
+from kernel.drawing import Case, Drawing, Packet
+from kernel.lab import ADDRESSES, NODES, POD_PORTS
 
 HOOKS = {
     "raw": ("PREROUTING", "OUTPUT"),
@@ -28,154 +28,34 @@ _REJECTS = {
 _TARGETS = ("pa1", "pa2", "qa1", "qa2", "pb1", "qb1", "srv", "a", "b", "a.dummy", "b.eth1")
 
 
-@dataclass(frozen=True)
-class Packet:
-    """One probe: who asks whom for what."""
-
-    host: str
-    dst: str
-    port: int
-    proto: str
-    src: str | None = None
-    via: str | None = None
-
-
-@dataclass
-class Case:
-    """What is loaded on the nodes, and the packets that are sent then."""
-
-    seed: int
-    family: int
-    rules: dict[tuple[str, str], str] = field(default_factory=dict)  # (node, back end) → iptables-save text
-    sets: dict[str, str] = field(default_factory=dict)  # node → ipset save text
-    sysctls: dict[str, dict[str, str]] = field(default_factory=dict)
-    commands: dict[str, list[str]] = field(default_factory=dict)  # node → words of `ip`
-    packets: list[Packet] = field(default_factory=list)
-
-
 def make_case(seed: int, size: int = 12) -> Case:
     """The case of a seed, with `size` packets."""
-    return _Maker(seed).make(size)
+    r = random.Random(seed)
+    case = Case(seed, 6 if r.random() < 0.25 else 4)
+    case.packets = [Drawing(case, r).packet() for _ in range(size)]
+    for node in r.choice((("a",), ("a",), ("b",), NODES)):
+        maker = Maker(case, r, node)
+        backends = r.choice((("nft",), ("legacy",), ("nft",), ("legacy",), ("nft", "legacy")))
+        if r.random() < 0.5:
+            case.sets[node] = maker.sets()
+        for backend in backends:
+            case.rules[node, backend] = maker.ruleset(shared=len(backends) > 1)
+        maker.settings()
+    return case
 
 
-class _Maker:
-    def __init__(self, seed: int) -> None:
-        self.r = random.Random(seed)
-        self.family = 6 if self.r.random() < 0.25 else 4
-        self.case = Case(seed, self.family)
-        self.node = "a"
+class Maker(Drawing):
+    """Draws the iptables rules of one node."""
+
+    def __init__(self, case: Case, r: random.Random, node: str) -> None:
+        super().__init__(case, r, node)
         self.table = ""
         self.hook = ""
         self.names: list[str] = []
 
-    def make(self, size: int) -> Case:
-        r = self.r
-        self.case.packets = [self._packet() for _ in range(size)]
-        for node in r.choice((("a",), ("a",), ("b",), NODES)):
-            self.node = node
-            backends = r.choice((("nft",), ("legacy",), ("nft",), ("legacy",), ("nft", "legacy")))
-            if r.random() < 0.5:
-                self.case.sets[node] = self._sets()
-            for backend in backends:
-                self.case.rules[node, backend] = self._ruleset(len(backends) > 1)
-            self._settings()
-        return self.case
-
-    def ip(self, name: str) -> str:
-        return ADDRESSES[name][self.family == 6]
-
-    # -- packets
-
-    def _packet(self) -> Packet:
-        r = self.r
-        host = r.choice(("c1", "c2", "a", "b", *PODS, "c1", "a", "pa1", "qa1"))
-        names = [
-            "a",
-            "a.second",
-            "a.eth1",
-            "a.dummy",
-            "b",
-            "b.dummy",
-            "vip.a",
-            "vip.a2",
-            "vip.b",
-            *PODS,
-            "vip.a",
-            "a",
-        ]
-        if host in NODES:
-            names += ["localhost", "localhost", "srv", "dead", "far", host, f"{host}.dummy"]
-        elif host in PODS:
-            names += ["srv", "c1", "vip.a", "vip.a2", host]
-        name = r.choice(names)
-        if host == "c2" and name.endswith("dummy"):
-            name = "a"  # which of its two ways the router takes is not the node's to know
-        if name == host and host in PODS:
-            name = "vip.a"
-        port = r.choice((80, 8080, 8080, 30080, 30081, 5353, 443, 8081))
-        if name == "c1":
-            name = "srv"
-        src = None
-        if host in NODES and r.random() < 0.25:
-            src = self.ip(r.choice((f"{host}.second", f"{host}.dummy", f"{host}.eth1", "localhost")))
-        via = name[4] if name.startswith("vip") and host in OUTSIDE else None
-        return Packet(host, self.ip(name), port, r.choice(("tcp", "tcp", "udp")), src, via)
-
-    # -- node settings
-
-    def _settings(self) -> None:
-        r, node = self.r, self.node
-        values = {}
-        if r.random() < 0.05:
-            values["net/ipv4/ip_forward"] = "0"
-        if r.random() < 0.05:
-            values["net/ipv6/conf/all/forwarding"] = "0"
-        for name in ("all", "eth0", "eth1"):
-            if r.random() < 0.15:
-                values[f"net/ipv4/conf/{name}/rp_filter"] = r.choice("12")
-        for name in ("all", "eth0"):
-            if r.random() < 0.2:
-                values[f"net/ipv4/conf/{name}/route_localnet"] = "1"
-        if r.random() < 0.1:
-            values["net/ipv4/conf/all/src_valid_mark"] = "1"
-        if r.random() < 0.05:
-            values["net/ipv4/conf/all/accept_local"] = "1"
-        if r.random() < 0.25:
-            values["net/bridge/bridge-nf-call-iptables"] = "0"
-            values["net/bridge/bridge-nf-call-ip6tables"] = "0"
-        self.case.sysctls[node] = values
-        if r.random() < 0.25:
-            self.case.commands[node] = self._policy_routing()
-
-    def _policy_routing(self) -> list[str]:
-        r, node, version = self.r, self.node, f"-{self.family}"
-        via = {4: ("10.1.0.1", "10.2.0.1"), 6: ("fd00:1::1", "fd00:2::1")}[self.family]
-        out = []
-        what = r.choice((
-            f"default via {via[0]}", f"default via {via[1]}", "blackhole default", "unreachable default",
-            "prohibit default",
-            f"unreachable {self.ip('srv')}", f"blackhole {self.ip(r.choice(list(PODS)))}", "throw default",
-        ))  # fmt: skip
-        table = "100"
-        out.append(f"{version} route add {what} table {table}")
-        rule = r.choice((
-            "fwmark 0x1", "fwmark 0x2/0x2", f"from {self.ip(r.choice(('pa1', 'qa1', 'c1', 'a.second')))}",
-            f"to {self.ip(r.choice(('pa1', 'srv', 'pb1', 'b')))}", f"iif {r.choice(('eth0', 'cni0', 'lo'))}",
-            "not fwmark 0x1", "ipproto tcp dport 8080", "ipproto udp",
-        ))  # fmt: skip
-        action = r.choice((f"lookup {table}",) * 4 + ("unreachable", "blackhole", "prohibit"))
-        out.append(f"{version} rule add pref {r.choice((50, 100, 32767))} {rule} {action}")
-        if r.random() < 0.3:
-            dst = self.ip(r.choice(("srv", "pb1", "pa1")))
-            out.append(
-                f"{version} route add {r.choice(('blackhole', 'unreachable', 'prohibit'))} {dst} metric 5"
-            )
-        _ = node
-        return out
-
     # -- sets
 
-    def _sets(self) -> str:
+    def sets(self) -> str:
         r, inet = self.r, "inet" if self.family == 4 else "inet6"
         bits = 32 if self.family == 4 else 128
         lines = [
@@ -195,7 +75,7 @@ class _Maker:
 
         def some() -> str:
             p = r.choice(self.case.packets)
-            return r.choice((p.dst, p.dst, self._source(p)))
+            return r.choice((p.dst, p.dst, self.source_of(p)))
 
         for _ in range(3):
             lines.append(f"add ktpip {some()}")
@@ -207,9 +87,9 @@ class _Maker:
             lines.append(
                 f"add ktpnetport {some()}/{r.choice((bits, bits - 8))},{p.proto}:{p.port}{r.choice(('', ' nomatch'))}"
             )
-            lines.append(f"add ktpipportip {p.dst},{p.proto}:{p.port},{self._source(p)}")
+            lines.append(f"add ktpipportip {p.dst},{p.proto}:{p.port},{self.source_of(p)}")
             lines.append(
-                f"add ktpipportnet {p.dst},{p.proto}:{p.port},{self._source(p)}/{r.choice((bits, bits - 8))}"
+                f"add ktpipportnet {p.dst},{p.proto}:{p.port},{self.source_of(p)}/{r.choice((bits, bits - 8))}"
             )
             lines.append(
                 f"add ktpnetif {some()}/{r.choice((bits, bits - 8))},{r.choice(('eth0', 'cni0', 'vp-pa1'))}"
@@ -226,14 +106,9 @@ class _Maker:
             out.append(line)
         return "\n".join(out) + "\n"
 
-    def _source(self, p: Packet) -> str:
-        if p.src is not None:
-            return p.src
-        return self.ip(p.host)
-
     # -- rulesets
 
-    def _ruleset(self, shared: bool) -> str:
+    def ruleset(self, *, shared: bool) -> str:
         r = self.r
         tables = [t for t in HOOKS if r.random() < (0.85 if t in ("nat", "filter") else 0.4)]
         if shared and r.random() < 0.6:
@@ -308,7 +183,7 @@ class _Maker:
         what = r.choice("sdsdio")
         devices = ["eth0", "eth+", "cni0", "lo", "vp-+", "vp-pa1", "eth1", "vq-+"]
         if what == "s":
-            name = r.choice((self._source(p), self.ip(r.choice(list(ADDRESSES)))))
+            name = r.choice((self.source_of(p), self.ip(r.choice(list(ADDRESSES)))))
             return f"{self._not()}-s {name}/{r.choice(masks)}", None
         if what == "d":
             name = r.choice((p.dst, p.dst, self.ip(r.choice(list(ADDRESSES)))))
@@ -384,7 +259,7 @@ class _Maker:
     def _m_ct_fields(self, p: Packet) -> tuple[str, str | None]:
         r = self.r
         bits = 32 if self.family == 4 else 128
-        ip = r.choice((p.dst, self._source(p), self.ip(r.choice(_TARGETS))))
+        ip = r.choice((p.dst, self.source_of(p), self.ip(r.choice(_TARGETS))))
         what = r.choice((
             f"--ctorigdst {ip}/{bits}", f"--ctorigsrc {ip}/{bits - 8}", f"--ctreplsrc {ip}/{bits}",
             f"--ctrepldst {ip}/{bits}",
@@ -397,7 +272,7 @@ class _Maker:
         return f"-m conntrack {self._not()}{what}", None
 
     def _m_iprange(self, p: Packet) -> tuple[str, str | None]:
-        side, ip = self.r.choice((("--src-range", self._source(p)), ("--dst-range", p.dst)))
+        side, ip = self.r.choice((("--src-range", self.source_of(p)), ("--dst-range", p.dst)))
         return f"-m iprange {self._not()}{side} {ip}-{ip}", None
 
     def _m_set(self, p: Packet) -> tuple[str, str | None]:
@@ -527,7 +402,7 @@ class _Maker:
                     out.append((f"-j DNAT --to-destination {ip}", None))
             out.append((r.choice(("-j REDIRECT", f"-j REDIRECT --to-ports {port}")), p.proto))
             if r.random() < 0.3:
-                out.append((f"-j NETMAP --to {self._net(r.choice(('pa1', 'pb1', 'qa1')))}", None))
+                out.append((f"-j NETMAP --to {self.net_of(r.choice(('pa1', 'pb1', 'qa1')))}", None))
         elif hook == "POSTROUTING":
             out += [("-j MASQUERADE", None)] * 3
             out += [
@@ -542,20 +417,3 @@ class _Maker:
         elif hook == "INPUT":
             out += [(f"-j SNAT --to-source {self.ip(r.choice(('srv', 'c1', 'vip.a', 'dead')))}", None)]
         return out
-
-    def _net(self, name: str) -> str:
-        node = PODS[name]
-        net = NETS[node][name.startswith("q")]
-        return f"10.244.{net}.0/24" if self.family == 4 else f"fd00:244:{net}::/64"
-
-
-def flow_of(p: Packet, family: int) -> dict[str, Any]:
-    """The packet as keyword arguments of ktp's Flow."""
-    out: dict[str, Any] = {"dst": p.dst, "port": p.port, "protocol": p.proto}
-    if p.host in NODES:
-        out |= {"from_node": p.host, "src": p.src}
-    elif p.host in PODS:
-        out |= {"from_node": PODS[p.host], "src": ADDRESSES[p.host][family == 6]}
-    else:
-        out |= {"src": ADDRESSES[p.host][family == 6], "via": p.via}
-    return out

@@ -339,7 +339,8 @@ class Lab:
                     raise LabError(f"{host}: {done.stderr}")
 
     def _neighbours(self) -> None:
-        """IPv6 neighbours are told and not asked for: their discovery would pass the rules under test.
+        """Neighbours are told and not asked for. Discovery in IPv6 would pass the rules under test, and an ARP request
+        whose source rp_filter does not like gets no answer.
 
         So is pa2's gateway, an address that nobody has (Calico's 169.254.1.1).
         """
@@ -354,13 +355,14 @@ class Lab:
             lines[host].append(f"neigh replace {ip} dev {dev} lladdr {mac} nud permanent")
 
         for lan in (1, 2):
-            here = [("rt", f"lan{lan}", [f"fd00:{lan}::1"])]
+            here = [("rt", f"lan{lan}", [f"fd00:{lan}::1", f"10.{lan}.0.1"])]
             for node in NODES:
-                ips = [f"fd00:{lan}::{11 if node == 'a' else 12}"]
+                number = 11 if node == "a" else 12
+                ips = [f"fd00:{lan}::{number}", f"10.{lan}.0.{number}"]
                 if lan == 1:
-                    ips.append(ADDRESSES[f"{node}.second"][1])
+                    ips += ADDRESSES[f"{node}.second"]
                 here.append((node, f"eth{lan - 1}", ips))
-            here += [(h, "eth0", [ADDRESSES[h][1]]) for h in OUTSIDE if (h == "c2") == (lan == 2)]
+            here += [(h, "eth0", list(ADDRESSES[h])) for h in OUTSIDE if (h == "c2") == (lan == 2)]
             for host, dev, _ in here:
                 for other, other_dev, ips in here:
                     if other != host:
@@ -381,7 +383,7 @@ class Lab:
                     tell(pod, "eth0", "169.254.1.1", macs[node, veth])
         for host, wanted in lines.items():
             if wanted:
-                self._batch(host, [line if "169.254" in line else f"-6 {line}" for line in wanted])
+                self._batch(host, [line if "." in line else f"-6 {line}" for line in wanted])
 
     def _serve(self) -> None:
         for host in (*PODS, "srv"):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from ktp.dataplane.answer import answer_flow
+from ktp.dataplane.nft_outcome import THEN_NO_MATCH
 from ktp.dataplane.packet import to_int
 from ktp.dataplane.walk import Attached, Leaf, Topology, Walker
 from ktp.model.host import ListeningSocket, NodeState
@@ -279,6 +280,7 @@ ether type ip
 meta mark set 0x7 meta mark 0x7 counter meta mark set 0x0
 meta mark set meta mark | 0x10 meta mark & 0x10 == 0x10 counter meta mark set meta mark & 0xffffffef
 meta mark set meta mark ^ 0x3 meta mark 0x3 counter meta mark set 0x0
+meta mark set 0x1 meta mark set meta mark ^ 0x3 meta mark 0x2 counter meta mark set 0x0
 meta mark set ip saddr map { 10.1.0.50 : 0x5, * : 0x0 } meta mark 0x5 counter meta mark set 0x0
 meta mark set ip saddr map { 10.1.0.51 : 0x5 } counter
 ct mark set 0x9 ct mark 0x9 counter ct mark set 0
@@ -287,7 +289,14 @@ ip dscp set cs1 ip dscp cs1 counter ip dscp set cs0
 """.strip().splitlines()
 # ktp does not say, and may not: what is asked is not in a snapshot. At any hook.
 UNKNOWABLE = frozenset(
-    {"socket transparent 1", "socket transparent 0", "@nh,96,32 0x0a010032", "meta skuid 0"}
+    {
+        "socket transparent 1",
+        "socket transparent 0",
+        "@nh,96,32 0x0a010032",
+        "meta skuid 0",
+        "ip ttl >= 60",
+        "ip6 hoplimit >= 60",
+    }
 )
 SYSCTLS = (
     "net.ipv4.ip_forward=1",
@@ -453,7 +462,7 @@ def held(leaves: list[Leaf], chain: str, position: int) -> bool | None:
             while linked is not None:
                 linked, step = linked
                 if step.chain == chain and step.rule is not None and step.rule.position == position:
-                    hit = True
+                    hit = hit or not step.effect.endswith(THEN_NO_MATCH)
         answers.add(hit)
     return answers.pop() if len(answers) == 1 else None
 
@@ -732,6 +741,108 @@ SCENARIOS: dict[str, tuple[str, str, int, str]] = {
         80,
         "tcp",
     ),
+    "continue goes on in its rule": (
+        ip(chain("i", IN, "tcp dport vmap { 80 : continue } reject with tcp reset")),
+        NODE,
+        80,
+        "tcp",
+    ),
+    "of two chains of one priority the one made last runs first": (
+        ip(
+            chain("first", IN, "meta mark 0x1 reject with tcp reset"),
+            chain("second", IN, "meta mark set 0x1"),
+        ),
+        NODE,
+        80,
+        "tcp",
+    ),
+    "an element carries what it was made with": (
+        ip(
+            "\tset seen { type ipv4_addr; flags dynamic; size 9; }\n",
+            chain(
+                "i",
+                IN,
+                "tcp dport 80 add @seen { ip saddr }",
+                "tcp dport 80 update @seen { ip saddr limit rate over 100/second } reject with tcp reset",
+            ),
+        ),
+        NODE,
+        80,
+        "tcp",
+    ),
+    "an element that is not there yet carries what the rule says": (
+        ip(
+            "\tset seen { type ipv4_addr; flags dynamic; size 9; }\n",
+            chain(
+                "i",
+                IN,
+                "tcp dport 80 add @seen { ip daddr }",
+                "tcp dport 80 update @seen { ip saddr limit rate over 100/second } reject with tcp reset",
+            ),
+        ),
+        NODE,
+        80,
+        "tcp",
+    ),
+    "an element that is looked up is asked what it carries": (
+        ip(
+            "\tset seen { type ipv4_addr; flags dynamic; size 9; }\n",
+            chain(
+                "i",
+                IN,
+                "update @seen { ip saddr limit rate over 100/second }",
+                "ip saddr @seen drop",
+                "ip saddr != @seen drop",
+                "tcp dport 80 reject with tcp reset",
+            ),
+        ),
+        NODE,
+        80,
+        "tcp",
+    ),
+    "an element that is listed carries nothing": (
+        ip(
+            "\tset seen { type ipv4_addr; flags dynamic; size 9; elements = { 10.1.0.50 } }\n",
+            chain(
+                "i",
+                IN,
+                "tcp dport 80 update @seen { ip saddr limit rate over 100/second } reject with tcp reset",
+            ),
+        ),
+        NODE,
+        80,
+        "tcp",
+    ),
+    "a chain of type nat where nothing needs connection tracking": (
+        ip(chain("a", PRE, "tcp dport 80 drop")),
+        NODE,
+        80,
+        "tcp",
+    ),
+    "a chain of type nat where something does": (
+        ip(chain("a", PRE, "tcp dport 80 drop"), chain("i", IN, "ct state invalid drop")),
+        NODE,
+        80,
+        "tcp",
+    ),
+    "nat is asked about a reset of a connection that it has not seen": (
+        ip(
+            chain("f", FWD, "tcp dport 80 reject with tcp reset"),
+            chain("p", POST, "tcp flags & rst == rst drop", "masquerade"),
+        ),
+        SERVER,
+        80,
+        "tcp",
+    ),
+    "what nat translates of such a reset is the other direction": (
+        ip(
+            chain("f", FWD, "tcp dport 80 reject with tcp reset"),
+            chain("p", POST, "snat to 10.99.0.1"),
+        ),
+        SERVER,
+        80,
+        "tcp",
+    ),
     "a verdict map with a catch-all": (
         ip(chain("i", IN, "tcp dport vmap { 22 : accept, 8000-9000 : accept, * : drop }")),
         NODE,
@@ -821,6 +932,16 @@ SCENARIOS: dict[str, tuple[str, str, int, str]] = {
         "tcp",
     ),
     "a limit that is not reached": (ip(chain("i", IN, "limit rate over 5/second drop")), NODE, 80, "tcp"),
+    "a header of the other family is not set": (
+        ip(
+            chain("p", "type filter hook prerouting priority raw;", "ip6 dscp set cs1", "udp dport set 81"),
+            chain("i", IN, "ip dscp cs0 tcp dport 80 reject with tcp reset"),
+            family="inet",
+        ),
+        NODE,
+        80,
+        "tcp",
+    ),
     "a quota that is used up": (
         ip("\tquota q { over 5 bytes used 5 bytes\n\t}\n", chain("i", IN, 'quota name "q" drop')),
         NODE,
@@ -900,7 +1021,7 @@ def test_scenarios(group: int, lab: Lab) -> None:
     for name, (rules, dst, port, protocol) in list(SCENARIOS.items())[group::4]:
         inside(lab.node, "nft", "flush", "ruleset")
         inside(lab.node, "nft", "-f", "-", stdin=rules)
-        listed = parse_nft_text(inside(lab.node, "nft", "list", "ruleset"), name)
+        listed = parse_nft_text(inside(lab.node, "nft", "-a", "list", "ruleset"), name)
         src = "fd00:1::50" if ":" in dst else "10.1.0.50"
         flow = Flow(dst=dst, port=port, protocol=protocol, src=src, via="node")
         chances = predicted(replace(state, nft=listed), flow)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kernel.cases import ALL, Named, p, save_text
 from kernel.compare import run_case, tell
-from kernel.generator import Case
+from kernel.drawing import Case
 from kernel.lab import Lab, topology_of_lab
 from kernel.record import read_recorded
 
@@ -46,4 +46,4 @@ def test_of_two_back_ends_the_one_registered_last_runs_first(lab: Lab) -> None:
     assert outcome.why == "undetermined"
     host = Host(topology_of_lab(lab.capture()).nodes["a"])
     groups = [g for g in HookTable(host, 4).groups("PREROUTING") if g.kind == "nat"]
-    assert [g.ordered for g in groups] == [False]
+    assert [bool(g.other) for g in groups] == [True]

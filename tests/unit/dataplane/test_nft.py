@@ -15,6 +15,7 @@ from ktp.model.host import Interface, InterfaceAddress, ListeningSocket, NextHop
 from ktp.model.nftables import Concat, Immediate, NftRuleset, Prefix, Range, SetElement, Wildcard
 from ktp.model.ruleset import Backend, Chain, DictRuleset, Rule, Ruleset
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
+from ktp.parse.iptables_save import parse_rule as read_rule
 from ktp.parse.nft import parse_nft_text
 
 NODE, POD, CLIENT = "10.1.0.11", "10.244.1.10", "10.1.0.50"
@@ -112,6 +113,14 @@ class TestVerdicts:
             chain("input", IN, "counter", "jump inner", "meta mark 0x5 accept"),
         )
         assert effects(ask(rules))[:5] == ["counted", "jump inner", "mark set to 0x5", "return", "accept"]
+
+    def test_a_rule_that_changes_and_then_does_not_hold(self) -> None:
+        rules = table(chain("input", IN, "meta mark set 0x5 tcp dport 22 accept", "meta mark 0x5 drop"))
+        assert effects(ask(rules)) == ["mark set to 0x5, then no match", "drop"]
+
+    def test_continue_goes_on_in_its_rule(self) -> None:
+        rules = table(chain("input", IN, "tcp dport vmap { 80 : continue } tcp sport 1-65535 drop"))
+        assert effects(ask(rules)) == ["continue, drop"]
 
     def test_a_policy_of_drop(self) -> None:
         answer = ask(
@@ -246,6 +255,11 @@ class TestTheUnknown:
         answer = answer_flow(walker, Flow(dst=NODE, port=80, src=CLIENT, via="node"))
         assert answer.symptom is Symptom.UNKNOWN
 
+    def test_a_range_that_nft_has_garbled(self) -> None:
+        """nft 1.0.6 lists `meta length < 2000 meta mark > 1` so."""
+        answer = ask(table(chain("input", IN, "meta mark != 0x000007d0-0x00000001 drop")))
+        assert answer.symptom is Symptom.UNKNOWN
+
 
 class TestAssumptions:
     def test_a_limit_is_not_reached(self) -> None:
@@ -267,7 +281,7 @@ class TestAssumptions:
         rules = table(
             "\tset stuck { type ipv4_addr; flags dynamic,timeout;\n"
             f"\t\telements = {{ {CLIENT} timeout 3h expires 2h }}; }}\n",
-            chain("p", PRE, "ip saddr @stuck tcp dport 99 drop"),
+            chain("p", "type filter hook prerouting priority dstnat;", "ip saddr @stuck tcp dport 99 drop"),
             chain("q", IN, "update @stuck { ip saddr }"),
         )
         answer = ask(rules, port=99)
@@ -290,6 +304,43 @@ class TestAssumptions:
 
 def parse_rule(table: str, chain: str, text: str, line: int, position: int) -> Rule:
     raise AssertionError("an empty chain has no rules")
+
+
+def order(first: str, second: str) -> str:
+    """Two chains of one priority: `second` was made last."""
+    return (
+        "table ip t { # handle 1\n"
+        "\tchain one { # handle 1\n\t\t" + IN + f"\n\t\t{first}\n\t}}\n"
+        "\tchain two { # handle 3\n\t\t" + IN + f"\n\t\t{second}\n\t}}\n}}\n"
+    )
+
+
+class TestOrder:
+    def test_the_chain_made_last_runs_first(self) -> None:
+        answer = ask(order("meta mark 0x1 drop", "meta mark set 0x1"))
+        assert answer.disposition is Disposition.DROPPED
+        assert not answer.assumptions  # one table counts its chains: there is no doubt
+        assert ask(order("meta mark set 0x1", "meta mark 0x1 drop")).symptom is Symptom.CONNECTS
+
+    def test_without_handles_it_is_not_known(self) -> None:
+        rules = order("meta mark 0x1 drop", "meta mark set 0x1").replace("# handle", "#")
+        assert ask(rules).symptom is Symptom.UNKNOWN
+
+    def test_of_two_tables_it_is_assumed(self) -> None:
+        one = "table ip old { # handle 1\n" + chain("i", IN, "meta mark 0x1 drop") + "}\n"
+        two = "table ip new { # handle 2\n" + chain("i", IN, "meta mark set 0x1") + "}\n"
+        answer = ask(two + one)
+        assert answer.disposition is Disposition.DROPPED
+        assert any("made last" in words for words in answer.assumptions)
+
+    def test_a_chain_that_minds_the_mark_of_the_other_is_not_idle(self) -> None:
+        """It leaves the packet alone as it came, and drops it as a legacy table of the same priority leaves it."""
+        text = "-A INPUT -j MARK --set-xmark 0x1/0xffffffff"
+        chains = {"INPUT": Chain("mangle", "INPUT", (text,), read_rule, policy="ACCEPT")}
+        legacy = DictRuleset("ip", Backend.LEGACY, "save", {"mangle": chains})
+        rules = table(chain("input", "type filter hook input priority mangle;", "meta mark 0x1 drop"))
+        state = node(parse_nft_text(rules, "test"), (legacy,))
+        assert ask("", state=state).symptom is Symptom.UNKNOWN
 
 
 class TestTables:

@@ -7,7 +7,8 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel.generator import Case, flow_of, make_case
+from kernel.drawing import Case, flow_of
+from kernel.generator import make_case
 from kernel.lab import topology_of_lab
 from kernel.record import read_recorded
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kernel.cases import ALL, Named
 from kernel.compare import counters_differ, judge
-from kernel.generator import flow_of
+from kernel.drawing import flow_of
 from kernel.lab import topology_of_lab
 from kernel.record import capture_of, moved_of, read_recorded
 
