@@ -326,7 +326,7 @@ def test_the_script_for_nodes_sees_what_the_prober_sees() -> None:
             target(silent, "UDP"),
             target(free_port(socket.SOCK_DGRAM), "UDP"),
         ]
-        settings = ProbeSettings(tries=2, timeout=0.5, http="/")
+        settings = ProbeSettings(tries=2, timeout=1.5, http="/")
         script = build_probe_script(targets * 2, settings, "mark")
         done = subprocess.run(["sh", "-s"], input=script, capture_output=True, check=False)
     seen = parse_answers(done.stdout, "mark", targets * 2, settings)
