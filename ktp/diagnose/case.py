@@ -95,6 +95,17 @@ class Case:
             self._by_node = {name: tuple(entries) for name, entries in found.items()}
         return self._by_node.get(node, ())
 
+    def involved_nodes(self) -> list[str]:
+        """Nodes whose state can explain a failing cell: those dialled, those of clients, those of endpoints."""
+        names: dict[str, None] = {}
+        for entry in self.failing():
+            names.setdefault(entry.node)
+            fact = entry.asked.fact
+            for path in fact.paths if fact is not None else ():
+                for hop in path.hops:
+                    names.setdefault(hop.node)
+        return [n for n in names if self.state(n) is not None]
+
     # -- counterfactuals
 
     def world(self, label: str, make: Callable[[], Snapshot]) -> Examiner | None:

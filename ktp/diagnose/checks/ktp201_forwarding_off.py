@@ -22,36 +22,18 @@ A hardening script or `systemctl restart systemd-sysctl` set ip_forward back to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Mapping
 
-from ktp.diagnose.case import Case, Entry
-from ktp.diagnose.changes import sysctls_set
+from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, counterfactual
 from ktp.diagnose.checks.rule_common import decided_here, merged
+from ktp.diagnose.checks.sysctl_common import mended_by_sysctls
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which turning forwarding on mends a failing cell."""
-    for node in involved_nodes(case):
-        state = case.state(node)
-        sysctls = (state.sysctls if state is not None else None) or {}
-        off = {
-            k: "1"
-            for k, v in sysctls.items()
-            if v.strip() == "0"
-            and (
-                k == "net.ipv4.ip_forward"
-                or (k.startswith(("net.ipv4.conf.", "net.ipv6.conf.")) and k.endswith(".forwarding"))
-            )
-        }
-        if not off:
-            continue
-        failing = [e for e in case.failing() if e.asked.fact is not None]
-        mended = case.mended(failing, f"forwarding on {node}", partial(sysctls_set, case.snapshot, node, off))
-        if not mended:
-            continue
+    for node, off, mended, failing in mended_by_sysctls(case, "forwarding", _turned_on):
         key = "net.ipv4.ip_forward" if "net.ipv4.ip_forward" in off else sorted(off)[0]
         yield CHECK.finding(
             f"{node} does not forward packets ({key} = 0): what it translates to a pod's address is dropped there",
@@ -73,20 +55,16 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-def involved_nodes(case: Case) -> list[str]:
-    """Nodes whose state can explain a failing cell: those dialled, those of clients, those of endpoints."""
-    names: dict[str, None] = {}
-
-    def add(entry: Entry) -> None:
-        names.setdefault(entry.node)
-        fact = entry.asked.fact
-        for path in fact.paths if fact is not None else ():
-            for hop in path.hops:
-                names.setdefault(hop.node)
-
-    for entry in case.failing():
-        add(entry)
-    return [n for n in names if case.state(n) is not None]
+def _turned_on(sysctls: Mapping[str, str]) -> dict[str, str]:
+    return {
+        k: "1"
+        for k, v in sysctls.items()
+        if v.strip() == "0"
+        and (
+            k == "net.ipv4.ip_forward"
+            or (k.startswith(("net.ipv4.conf.", "net.ipv6.conf.")) and k.endswith(".forwarding"))
+        )
+    }
 
 
 CHECK = Check(code="KTP201", name="ForwardingOff", severity=Severity.ERROR, page=__doc__ or "", run=run)

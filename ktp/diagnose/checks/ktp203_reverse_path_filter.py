@@ -23,32 +23,17 @@ A node with two networks whose default route leaves by the other one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Mapping
 
 from ktp.diagnose.case import Case, decided_evidence
-from ktp.diagnose.changes import sysctls_set
 from ktp.diagnose.checks.base import Check, counterfactual
-from ktp.diagnose.checks.ktp201_forwarding_off import involved_nodes
+from ktp.diagnose.checks.sysctl_common import mended_by_sysctls
 from ktp.model.diagnosis import Finding, Fix, Severity
 
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which loose filtering mends a failing cell."""
-    for node in involved_nodes(case):
-        state = case.state(node)
-        sysctls = (state.sysctls if state is not None else None) or {}
-        strict = {k: "2" for k, v in sysctls.items() if k.endswith(".rp_filter") and v.strip() == "1"}
-        if not strict:
-            continue
-        failing = [e for e in case.failing() if e.asked.fact is not None]
-        mended = case.mended(
-            failing,
-            f"loose rp_filter on {node}",
-            partial(sysctls_set, case.snapshot, node, strict),
-        )
-        if not mended:
-            continue
+    for node, strict, mended, _ in mended_by_sysctls(case, "loose rp_filter", _loosened):
         first = mended[0]
         yield CHECK.finding(
             f"{node} drops packets by strict reverse path filtering: {first.cell.reason}",
@@ -68,6 +53,10 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             cells=mended,
         )
+
+
+def _loosened(sysctls: Mapping[str, str]) -> dict[str, str]:
+    return {k: "2" for k, v in sysctls.items() if k.endswith(".rp_filter") and v.strip() == "1"}
 
 
 CHECK = Check(code="KTP203", name="ReversePathFilter", severity=Severity.ERROR, page=__doc__ or "", run=run)

@@ -26,13 +26,11 @@ A hardened image that sets net.bridge.bridge-nf-call-iptables = 0, as advice for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Mapping
 
 from ktp.diagnose.case import Case
-from ktp.diagnose.changes import sysctls_set
 from ktp.diagnose.checks.base import Check, counterfactual
-from ktp.diagnose.checks.ktp201_forwarding_off import involved_nodes
+from ktp.diagnose.checks.sysctl_common import mended_by_sysctls
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 
 _KEYS = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
@@ -40,18 +38,7 @@ _KEYS = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tab
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which rules for bridged packets mend a failing cell."""
-    for node in involved_nodes(case):
-        state = case.state(node)
-        sysctls = (state.sysctls if state is not None else None) or {}
-        off = {key: "1" for key in _KEYS if sysctls.get(key, "").strip() == "0"}
-        if not off:
-            continue
-        failing = [e for e in case.failing() if e.asked.fact is not None]
-        mended = case.mended(
-            failing, f"bridge netfilter on {node}", partial(sysctls_set, case.snapshot, node, off)
-        )
-        if not mended:
-            continue
+    for node, _, mended, _ in mended_by_sysctls(case, "bridge netfilter", _turned_on):
         first = mended[0]
         key = _KEYS[first.front_end.ip_version == 6]
         yield CHECK.finding(
@@ -72,6 +59,10 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             cells=mended,
         )
+
+
+def _turned_on(sysctls: Mapping[str, str]) -> dict[str, str]:
+    return {key: "1" for key in _KEYS if sysctls.get(key, "").strip() == "0"}
 
 
 CHECK = Check(code="KTP210", name="BridgeNetfilterOff", severity=Severity.ERROR, page=__doc__ or "", run=run)

@@ -29,7 +29,6 @@ from functools import partial
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import dropping_nft_chains, policy_accepts
 from ktp.diagnose.checks.base import Check, counterfactual
-from ktp.diagnose.checks.ktp201_forwarding_off import involved_nodes
 from ktp.diagnose.checks.rule_common import author_of, author_of_policy, decided_here, merged
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
@@ -37,7 +36,7 @@ from ktp.model.host import NodeState
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which policy ACCEPT mends a failing cell."""
-    for node in involved_nodes(case):
+    for node in case.involved_nodes():
         state = case.state(node)
         dropping = _dropping(state) if state is not None else []
         if state is None or not dropping:

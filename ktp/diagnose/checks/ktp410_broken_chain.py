@@ -32,7 +32,6 @@ from functools import partial
 from ktp.diagnose.case import Case, Entry, given
 from ktp.diagnose.changes import EditedRuleset, rules_renewed, with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
-from ktp.diagnose.checks.ktp201_forwarding_off import involved_nodes
 from ktp.diagnose.checks.kube_common import restart_command
 from ktp.diagnose.checks.rule_common import RuleInPlace, stopped
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
@@ -82,7 +81,7 @@ _OWN_WORDS = (
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which restoring a chain, or removing a foreign rule from one, mends a failing cell."""
-    for node in involved_nodes(case):
+    for node in case.involved_nodes():
         state = case.state(node)
         broken = [(r, *gap) for r in state.rulesets for gap in _gaps(r)] if state is not None else []
         if state is None or not broken:
