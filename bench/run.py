@@ -242,7 +242,7 @@ def bench_nft(report: Report, times: int, folder: Path) -> None:
 
 def bench_million(report: Report, times: int, folder: Path) -> None:
     """Nodes with more than a million rules in nf_tables, which take minutes to load: of many Services, and of few."""
-    for services, endpoints in ((50_000, 5), (10_000, 34)):
+    for services, endpoints in ((60_000, 5), (10_000, 34)):
         dump = folder / "million.txt"
         _, rules = write_dump(dump, services, endpoints)
         question = {"ktp": f"{shlex.join(KTP)} explain-rules --node-port {PORT}"}
