@@ -205,10 +205,11 @@ class ChainReader:
             return (services is not None and services.use > LARGE_SERVICES) or any(
                 sizes.get((self.family, table), 0) >= LARGE_CHAINS for table in tables
             )
-        listed = self.read("nat", "KUBE-SERVICES") if "nat" in tables else None
-        if listed is not None and len(listed.raw) >= LARGE_SERVICES:
+        # In the order of the script for nodes far away, whose answers this may be asked of.
+        if self._runner.has_command("nft") and len(self._chain_list()) >= LARGE_CHAINS:
             return True
-        return self._runner.has_command("nft") and len(self._chain_list()) >= LARGE_CHAINS
+        listed = self.read("nat", "KUBE-SERVICES") if "nat" in tables else None
+        return listed is not None and len(listed.raw) >= LARGE_SERVICES
 
     def generation(self) -> int | None:
         """The number of the ruleset; None where the kernel cannot be asked."""

@@ -211,7 +211,8 @@ measure() {
     fi
     [ "$chains" -ge "$large_chains" ] && large=1
   fi
-  case " $tables " in *" nat "*)
+  # Where the number of chains has told already, the long chain is not listed twice.
+  [ -z "$large" ] && case " $tables " in *" nat "*)
     noting '/^-A / { noted++ }' "$1" -t nat -S KUBE-SERVICES -v
     [ "${noted:-0}" -ge "$large_services" ] && large=1 ;;
   esac
