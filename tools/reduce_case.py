@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 NAMESPACED = ("services", "endpointslices", "endpoints", "pods")
-LEFT_OUT = ("nft-ruleset.json",)
 NOISE = ("managedFields", "uid", "resourceVersion", "generation", "creationTimestamp", "selfLink")
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -43,8 +42,9 @@ def main() -> None:
         shutil.copyfile(case / name, out / name)
     for node in sorted((case / "nodes").iterdir()):
         (out / "nodes" / node.name).mkdir(parents=True)
+        dumped = any("iptables" in file.name for file in node.iterdir())
         for file in sorted(node.iterdir()):
-            if file.name not in LEFT_OUT:
+            if not (dumped and file.name == "nft-ruleset.json"):
                 shutil.copyfile(file, out / "nodes" / node.name / file.name)
     probes = json.loads((case / "probes.json").read_text())
     if namespace is not None:

@@ -1,6 +1,6 @@
 """what-if beside reality: rules before and after a change loaded into two nodes, and real packets for every cell.
 
-The rules before are recorded ones, as kube-proxy 1.20 and 1.36 wrote them; those after are what ktp says that
+The rules before are recorded ones, as kube-proxy 1.20 and 1.36 wrote them, in nftables mode too; those after are what ktp says that
 kube-proxy would write. Both matrices must be what the packets do: who connects, to which endpoints, with which source.
 """
 
@@ -23,12 +23,17 @@ from ktp.model.diagnosis import Cell, ServiceDiagnosis
 from ktp.model.host import NodeState
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
+from ktp.parse.nft import parse_nft_json, render_nft
 from ktp.parse.snapshot import parse_snapshot
 
 pytestmark = pytest.mark.kernel
 
 CASES = Path(__file__).resolve().parents[1] / "data" / "cases"
-RECORDED = {"1.20": ("core-1.20-iptables-legacy", "legacy"), "1.36": ("core-1.36-iptables-nft", "nft")}
+RECORDED = {
+    "1.20": ("core-1.20-iptables-legacy", "legacy"),
+    "1.36": ("core-1.36-iptables-nft", "nft"),
+    "1.36 nftables": ("core-1.36-nftables", "nftables"),
+}
 NODES = {"node-a": "a", "node-b": "b"}
 LOCAL = "test/nginx-externaltrafficpolicy"  # Local, a pod on node-a
 CLUSTER = "test/nginx-log"  # Cluster, a pod on each of the two nodes
@@ -100,13 +105,24 @@ def cluster_files(case: Path) -> dict[str, bytes]:
 
 
 def recorded_rules(case: Path, node: str, backend: str) -> str:
+    if backend == "nftables":
+        file = case / "nodes" / node / "nft-ruleset.json"
+        text = render_nft(parse_nft_json(file.read_bytes(), file.name))
+        # The rules name the addresses at which the node serves node ports: here it has others.
+        items = json.loads((case / "cluster" / "nodes.json").read_text())["items"]
+        (own,) = (i["status"]["addresses"] for i in items if i["metadata"]["name"] == node)
+        recorded = {a["address"] for a in own if a["type"] == "InternalIP" and ":" not in a["address"]}
+        return re.sub(rf"\b({'|'.join(map(re.escape, recorded))})\b", ADDRESSES[NODES[node]][0], text)
     text = (case / "nodes" / node / f"iptables-{backend}-save.txt").read_text()
     # Counts what it matches, and needs an object that iptables-restore does not make.
     return re.sub(r" -m nfacct --nfacct-name +\S+", "", text)
 
 
 def dumped(state: NodeState, backend: str) -> str:
-    """The node's IPv4 rules of one back end, as iptables-restore takes them."""
+    """The node's rules of one back end, as nft -f or (those of IPv4) iptables-restore takes them."""
+    if backend == "nftables":
+        assert state.nft is not None
+        return render_nft(state.nft)
     out = []
     (ruleset,) = (r for r in state.rulesets_of("ip") if r.backend.value == f"iptables-{backend}")
     for table in ruleset.tables():
@@ -122,7 +138,10 @@ def load(lab: Lab, backend: str, rules: dict[str, str]) -> None:
     for node, text in rules.items():
         lab.clear(NODES[node])
         lab.sysctl(NODES[node], {"net/ipv4/conf/all/route_localnet": "1"})
-        lab.restore(NODES[node], 4, backend, text)
+        if backend == "nftables":
+            lab.agents[NODES[node]].run("nft", "-f", "-", text=text)
+        else:
+            lab.restore(NODES[node], 4, backend, text)
 
 
 def read(lab: Lab, case: Path) -> Snapshot:
