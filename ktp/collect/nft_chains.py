@@ -44,7 +44,7 @@ LARGE_SERVICES = 1000
 LARGE_CHAINS = 4000
 # Of a longer chain, what certainly matches no asked packet is left out: KUBE-SERVICES of 50,000 Services is 9 MB.
 LARGE_CHAIN = 10_000
-# A longer KUBE-SERVICES takes the kernel a second and more to list.
+# A longer KUBE-SERVICES takes the kernel half a second and more to list.
 HUGE_CHAIN = 20_000
 CHAIN_TIMEOUT = 30.0
 MAX_ROUNDS = 3
@@ -393,8 +393,8 @@ def read_reachable(reader: ChainReader, node: str, reach: Reach) -> tuple[bytes 
             EvidenceGap(
                 kind=UNREAD_SERVICES,
                 subject=node,
-                message=f"some {unread} rules of nat/KUBE-SERVICES were not read on node {node}, which takes the "
-                "kernel seconds: that they match no packet to a node port, and that the last hands it on to "
+                message=f"some {unread} rules of nat/KUBE-SERVICES were not read on node {node}, for the "
+                "kernel is slow to list so many: that they match no packet to a node port, and that the last hands it on to "
                 "KUBE-NODEPORTS, is taken for granted",
                 remedy="-v reads them",
             )
