@@ -394,8 +394,8 @@ def read_reachable(reader: ChainReader, node: str, reach: Reach) -> tuple[bytes 
                 kind=UNREAD_SERVICES,
                 subject=node,
                 message=f"some {unread} rules of nat/KUBE-SERVICES were not read on node {node}, for the "
-                "kernel is slow to list so many: that they match no packet to a node port, and that the last hands it on to "
-                "KUBE-NODEPORTS, is taken for granted",
+                "kernel is slow to list so many: that they match no packet to a node port, and that the last hands "
+                "it on to KUBE-NODEPORTS, is taken for granted",
                 remedy="-v reads them",
             )
         )
