@@ -45,12 +45,7 @@ from ktp.collect.redact_schema import (
     Schema,
 )
 from ktp.errors import SnapshotError
-from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
-
-# That there is no such key is evidence, whoever's sysctl says it (ktp.parse.sysctl).
-_NO_BRIDGE_NETFILTER = re.compile(
-    r"(?:sysctl|error):.*\bnet[./]bridge[./](bridge-nf-call-ip6?tables)\b.*(?:No such file|unknown key)"
-)
+from ktp.model.capture import NO_BRIDGE_NETFILTER, Capture, EvidenceGap, MemoryCapture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -795,7 +790,7 @@ class _Redactor:
         out = []
         for line in text.splitlines():
             key, _, value = line.partition("=")
-            if absent := _NO_BRIDGE_NETFILTER.match(line):
+            if absent := NO_BRIDGE_NETFILTER.match(line):
                 out.append(
                     f"sysctl: cannot stat /proc/sys/net/bridge/{absent[1]}: No such file or directory\n"
                 )

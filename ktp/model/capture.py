@@ -5,12 +5,19 @@ A live run, a folder, an archive and a test all look the same from here on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# How sysctl(8) of procps 3 and 4, and busybox, say that there is no such key. Without br_netfilter there is none, and
+# bridged packets pass no rules: of these keys alone the absence is evidence.
+NO_BRIDGE_NETFILTER = re.compile(
+    r"\s*(?:sysctl|error):.*\bnet[./]bridge[./](bridge-nf-call-ip6?tables)\b.*(?:No such file|unknown key)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from ktp.errors import EvidenceError
+from ktp.model.capture import NO_BRIDGE_NETFILTER
 from ktp.parse.text import decode_text
 
 _COMPLAINTS = ("sysctl:", "error:", "#", ";")
-# Without br_netfilter there is no such key, and bridged packets pass no rules (procps 3 and 4, busybox).
-_NO_BRIDGE_NETFILTER = re.compile(
-    r"\bnet[./]bridge[./](bridge-nf-call-ip6?tables)\b.*(?:No such file|unknown key)"
-)
 _SWAP = str.maketrans("./", "/.")
 
 
@@ -25,7 +20,7 @@ def parse_sysctls(data: bytes | str, *, source: str = "sysctl.txt") -> dict[str,
     values: dict[str, str] = {}
     for number, line in enumerate(decode_text(data, source).splitlines(), 1):
         if not line.strip() or line.lstrip().startswith(_COMPLAINTS):
-            if absent := _NO_BRIDGE_NETFILTER.search(line):
+            if absent := NO_BRIDGE_NETFILTER.match(line):
                 values.setdefault(f"net.bridge.{absent[1]}", "0")
             continue
         key, equals, value = line.partition("=")

@@ -1,4 +1,4 @@
-"""A node has no route to the pods of another node.
+"""A node has no working route to the pods of another node.
 
 # What it means
 The node's routing table sends packets for another node's pod network somewhere else (mostly out by the default route)
@@ -68,7 +68,7 @@ def _finding(
     first = mended[0]
     owners = listed(dict.fromkeys(pods.values()))
     return CHECK.finding(
-        f"{node} has no way to the pods of {owners}: packets for {listed(map(str, pods))} take another one",
+        f"{node} has no working route to the pods of {owners}: packets for {listed(map(str, pods))} are lost",
         node=node,
         evidence=[
             *decided_evidence(first.cell),

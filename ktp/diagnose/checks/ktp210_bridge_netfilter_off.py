@@ -42,10 +42,12 @@ def run(case: Case) -> Iterable[Finding]:
         first = mended[0]
         key = _KEYS[first.front_end.ip_version == 6]
         yield CHECK.finding(
-            f"on {node} packets between pods on one bridge pass no rules ({key} is 0): {first.cell.reason}",
+            f"on {node} packets between pods on one bridge pass no rules ({key} is 0 or absent): {first.cell.reason}",
             node=node,
             evidence=[
-                Evidence(kind="sysctl", source=node, text=f"{key} = 0"),
+                Evidence(
+                    kind="sysctl", source=node, text=f"{key} = 0, or no such key: br_netfilter is not loaded"
+                ),
                 counterfactual(f"with {key} = 1, {first.title} on {first.node} connects more often"),
             ],
             fixes=[

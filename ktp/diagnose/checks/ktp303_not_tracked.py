@@ -25,12 +25,15 @@ A tuning guide for busy web servers: `-t raw -A PREROUTING -p tcp --dport 30000:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from ktp.diagnose.case import Case, Entry, given
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
 from ktp.model.diagnosis import Finding, Fix, Severity
+
+_QUOTED = re.compile(r'"[^"]*"')
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -72,7 +75,8 @@ def _untracking(entry: Entry) -> Iterable[RuleInPlace]:
     for path in fact.paths if fact is not None else ():
         for hop in path.hops:
             for step in hop.steps:
-                if "notrack" in step.text.lower() and (rule := rule_of_step(hop.node, step)) is not None:
+                said = _QUOTED.sub("", step.text).lower()
+                if "notrack" in said and (rule := rule_of_step(hop.node, step)) is not None:
                     found[rule] = None
     return found
 

@@ -211,6 +211,13 @@ def test_a_route_to_pods_that_is_gone_is_told_with_the_route_of_another_node(nod
     assert cell(diagnosis, node).cause == "KTP209"
 
 
+def test_a_comment_that_says_notrack_is_no_such_rule() -> None:
+    rule = '-A FORWARD -p tcp -m tcp --dport 80 -m comment --comment "after NOTRACK" -j DROP'
+    found = codes(Asked(demo({("node-a", LEGACY): first_rule("filter", rule)}), CLUSTER).diagnosis())
+    assert "KTP301" in found
+    assert "KTP303" not in found
+
+
 def test_a_route_that_others_lack_too_is_not_shown() -> None:
     gone = routes(without="10.244.1.0/24")
     edits = {(node, "ip-route.json"): gone for node in ("node-b", "node-c")}

@@ -36,6 +36,7 @@ def test_every_way_to_write_a_line() -> None:
 )
 def test_that_there_is_no_key_for_bridged_packets_means_off(complaint: str) -> None:
     assert parse_sysctls(f"a = 1\n{complaint}\n") == {"a": "1", "net.bridge.bridge-nf-call-iptables": "0"}
+    assert parse_sysctls(f"# {complaint}\n") == {}
     assert parse_sysctls("sysctl: permission denied on key 'net.bridge.bridge-nf-call-iptables'\n") == {}
 
 
