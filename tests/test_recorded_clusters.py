@@ -5,7 +5,6 @@ More recordings are taken from the folder KTP_CASES, or from ../shared/cases bes
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -20,6 +19,7 @@ import pytest
 from ktp.app.trace import FlowBatch
 from ktp.collect.snapshot import open_snapshot
 from ktp.parse.snapshot import parse_snapshot
+from tests.support import not_yet
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGED = REPOSITORY / "tests" / "data" / "cases"
@@ -43,20 +43,13 @@ def cases() -> Iterator[Any]:
     for folder, prefix in folders:
         if not (folder / "probes.json").is_file():
             continue
-        marks = []
-        if mode_of(folder) == "nftables" and importlib.util.find_spec("ktp.dataplane.nft") is None:
-            marks.append(pytest.mark.skip(reason="native nftables rules are not modelled yet"))
-        yield pytest.param(folder, id=prefix + folder.name, marks=marks)
+        yield pytest.param(folder, id=prefix + folder.name, marks=not_yet.marks(folder.name, not_yet.WALK))
 
 
 def about(folder: Path) -> dict[str, Any]:
     path = folder / "case.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
-
-
-def mode_of(folder: Path) -> str:
-    return str(about(folder).get("mode", "iptables"))
 
 
 def line_of(number: int, probe: dict[str, Any]) -> bytes:
