@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ktp.dataplane import packet as pk
 from ktp.dataplane.host import interface_matches
 from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, SCTP, TCP, UDP, Packet, Port, to_int
+from ktp.model.host import UNNAMED_DEVICES
 from ktp.model.ruleset import Match, Option
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _interface_test(option: Option, incoming: bool) -> Test:
         if name is None:
             # No interface of that side at this hook is the empty name; "?" is one that is not known.
             return False
-        if name == "?":
+        if name in UNNAMED_DEVICES:
             return None
         return interface_matches(pattern, name)
 

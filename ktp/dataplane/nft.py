@@ -33,6 +33,7 @@ from ktp.dataplane.nft_program import TableProgram
 from ktp.dataplane.packet import Packet
 from ktp.dataplane.state import ACCEPT, ASKED, DROP, RANDOM, Decision, State, Verdict
 from ktp.dataplane.state import UNKNOWN as UNDECIDED
+from ktp.model.host import UNNAMED_DEVICES
 from ktp.model.nftables import (
     Ct,
     CtCount,
@@ -110,7 +111,7 @@ class BaseChain:
         name = p.iif if self.hook == PREROUTING else p.oif
         if name is None:
             return False
-        if not self.source.devices or name == "?" or p.physin is not None:
+        if not self.source.devices or name in UNNAMED_DEVICES or p.physin is not None:
             return None
         return name in self.source.devices
 

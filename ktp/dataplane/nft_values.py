@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktp.dataplane import packet as pk
 from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, Packet, Port, to_int
+from ktp.model.host import UNNAMED_DEVICES
 from ktp.model.nftables import (
     Binary,
     Concat,
@@ -457,7 +458,7 @@ def _extension(expression: ExtensionHeader) -> Compiled:
 
 
 def _interface(name: str | None) -> Any:
-    if name == "?":
+    if name in UNNAMED_DEVICES:
         return UNKNOWN
     return name or ""
 
@@ -618,7 +619,7 @@ def _fib(expression: Fib) -> Compiled:
 
         def address_type(p: Packet, h: Host, hook: str) -> Any:
             dev = p.iif if "iif" in flags else p.oif if "oif" in flags else None
-            if dev == "?":
+            if dev in UNNAMED_DEVICES:
                 return UNKNOWN
             if p.family == 6:
                 kind = h.fib_type6(p, source=source, mark="mark" in flags, dev=dev)
@@ -645,7 +646,7 @@ def _fib(expression: Fib) -> Compiled:
             tos=p.tos & 0x1C,
             proto=p.proto,  # and no ports
         )
-        if found.type == "unknown" or wanted == "?":
+        if found.type == "unknown" or wanted in UNNAMED_DEVICES:
             return UNKNOWN
         if found.type != "unicast" or found.route is None:
             return ""

@@ -56,7 +56,7 @@ from ktp.dataplane.state import (
     Verdict,
 )
 from ktp.dataplane.xtables import translate_destination
-from ktp.model.host import NextHop, NodeState
+from ktp.model.host import IPNetwork, NextHop, NodeState
 from ktp.model.trace import Disposition, Flow, Symptom
 
 _MAX_HOPS = 12
@@ -89,6 +89,9 @@ class Topology:
     silent: frozenset[tuple[str, int, int]] = frozenset()
     node_addresses: Mapping[tuple[int, int], str] = field(default_factory=dict)
     assumed_local: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
+    pod_networks: tuple[tuple[IPNetwork, str], ...] = ()
+    pods_known: bool = True
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -805,6 +808,8 @@ class Walker:
                 self._answer_arrives(state, host)
                 return
         owner = self._owners.get((p.family, next_ip))
+        if owner is None:
+            owner = self._network_owner(host, p.family, next_ip)
         if owner is None or owner == host.name:
             owner = self._overlay_owner(host, hop, p, attached)
         if owner is not None and owner != host.name:
@@ -824,6 +829,14 @@ class Walker:
             self._to_node(state, host, owner, hop.dev or "?", p.dst)
             return
         self._leave_cluster(state, host, hop, next_ip)
+
+    def _network_owner(self, host: Host, family: int, ip: int) -> str | None:
+        """The other node whose pods' network the address is of: a tunnel's far end, or the node's bridge."""
+        for net, name in self.topology.pod_networks:
+            if net.version == family and name != host.name:
+                if ip >> (net.max_prefixlen - net.prefixlen) == int(net.network_address) >> (net.max_prefixlen - net.prefixlen):
+                    return name
+        return None
 
     def _overlay_owner(self, host: Host, hop: NextHop, p: Packet, attached: Attached | None) -> str | None:
         """The node behind a tunnel whose far end is not told by the next hop (point-to-point routes)."""
@@ -846,6 +859,13 @@ class Walker:
                 router = to_text(p.family, next_ip)
                 reason = f"the answer leaves by router {router} for {target}, which is not the client"
             self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, reason, host, "route")
+            return
+        if state.direction == "request" and not self.topology.pods_known and not self._is_uplink(host, p.family, hop.dev or ""):
+            state.assume(f"a pod has the address {target} (pods and endpoints were not read)")
+            self._arrive_attached(state, host, Attached(name=target, node=host.name))
+            return
+        if state.direction == "request" and self.topology.unread:
+            self._end_unknown(state, host.name, f"{target} may be an address of {', '.join(sorted(self.topology.unread))}, whose addresses were not read")
             return
         # Nobody answers the neighbour solicitation: after three seconds the node itself reports it (arp_error_report).
         kind = "icmp-host-unreachable" if p.family == 4 else "icmp6-addr-unreachable"

@@ -547,10 +547,6 @@ def masquerade(state: State, host: Host, sport: Port | None = None) -> Verdict:
     """
     p = state.packet
     port = p.sport if sport is None else sport
-    if p.oif == "?" or not host.has_network:
-        translate_source(state, _node_source(host, p), port)
-        state.assume("the node masquerades with its own address (its interfaces were not read)")
-        return Verdict(ACCEPT, state)
     next_hop = p.dst
     if p.family == 4:
         found = host.route(p, iif="lo")

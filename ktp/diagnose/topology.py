@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 from ktp.dataplane.packet import PROTOCOLS, to_int
 from ktp.dataplane.walk import Attached, Topology
 from ktp.model.cluster import Cluster, Service
+from ktp.diagnose.supposed import with_supposed_networks
+from ktp.model.evidence import EvidenceKind
 from ktp.model.snapshot import Snapshot
 
 
 def topology_of(snapshot: Snapshot) -> Topology:
     """The topology of a snapshot: pods, host-network endpoints, nodes, and the sockets kube-proxy holds."""
+    snapshot = with_supposed_networks(snapshot)
     cluster = snapshot.cluster
     attached: dict[tuple[int, int], Attached] = {}
     processes: dict[tuple[str, int, int], str] = {}
@@ -65,6 +70,17 @@ def topology_of(snapshot: Snapshot) -> Topology:
         processes=processes,
         silent=_held_by_kube_proxy(cluster, snapshot),
         node_addresses=node_addresses,
+        pod_networks=tuple(
+            (ip_network(text, strict=False), node.name)
+            for node in (cluster.nodes or {}).values()
+            for text in node.pod_cidrs
+        ),
+        pods_known=not (cluster.pods is None and cluster.slices is None and cluster.endpoints is None),
+        unread=frozenset(
+            name
+            for name in {*snapshot.nodes, *(cluster.nodes or ())}
+            if (state := snapshot.nodes.get(name)) is None or EvidenceKind.ADDRESSES in state.supposed and True
+        ),
     )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
+from ktp.model.evidence import EvidenceKind
+
 if TYPE_CHECKING:
     from ktp.model.ipvs import IpvsTable
     from ktp.model.nftables import NftRuleset
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
+
+
+UPLINK, PODS = "?", "? (pods)"
+UNNAMED_DEVICES = frozenset((UPLINK, PODS))
+"""Devices of which the name was not read: the one that leads out of a node, and those of its pods."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +180,7 @@ class NodeState:
     nft_hooks: str | None = None  # text of `nft list hooks`
     ipvs: IpvsTable | None = None
     kube_proxy: KubeProxyConfig | None = None
+    supposed: frozenset[EvidenceKind] = frozenset()  # what is here without having been read
     files: frozenset[str] = frozenset()  # names of the files that were read, without the node's folder
 
     @property

@@ -1,0 +1,268 @@
+"""What a node is taken to be where it was not read: the same facts from lesser sources, and what Kubernetes promises.
+
+A node's network follows from what else is known: its addresses from its routes or from Node.status, routes from
+addresses, from podCIDRs and from where the API says that pods run, sysctls from what kubelet and kube-proxy set. Each
+kind that was filled in so is named in `NodeState.supposed`, and whoever walks over it says that it was assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from ipaddress import ip_interface, ip_network
+
+from ktp.kubeproxy.node import ProxyMode, proxy_node
+from ktp.model.cluster import Cluster, Node, ip_of
+from ktp.model.evidence import EvidenceKind
+from ktp.model.host import (
+    Interface,
+    InterfaceAddress,
+    IPAddress,
+    IPNetwork,
+    NextHop,
+    NodeState,
+    PODS,
+    Route,
+    UPLINK,
+)
+from ktp.model.snapshot import Snapshot
+
+_LOOPBACK = Interface(
+    name="lo",
+    index=1,
+    flags=frozenset(("UP", "LOOPBACK")),
+    link_type="loopback",
+    addresses=tuple(
+        InterfaceAddress(ip=ip_interface(text).ip, prefixlen=ip_interface(text).network.prefixlen, scope="host")
+        for text in ("127.0.0.1/8", "::1/128")
+    ),
+)
+
+
+def with_supposed_networks(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with the network of every node whose rules were read filled in where it was not read."""
+    states = {name: _filled(snapshot, state) if state.has_rules else state for name, state in snapshot.nodes.items()}
+    return replace(snapshot, nodes=states) if states != snapshot.nodes else snapshot
+
+
+def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
+    filled = state
+    supposed: set[EvidenceKind] = set()
+    node = (snapshot.cluster.nodes or {}).get(state.name)
+    if state.interfaces is None:
+        supposed.add(EvidenceKind.ADDRESSES)
+        filled = replace(filled, interfaces=tuple(_interfaces(state.routes, node)))
+    if state.routes is None:
+        supposed.add(EvidenceKind.ROUTES)
+        filled = replace(filled, routes=tuple(_routes(snapshot.cluster, state.name, filled.interfaces or ())))
+    if state.rules4 is None:
+        supposed.add(EvidenceKind.ROUTING_RULES)
+    if state.sysctls is None:
+        supposed.add(EvidenceKind.SYSCTLS)
+        filled = replace(filled, sysctls=_sysctls(snapshot, state.name))
+    if state.sockets is None:
+        supposed.add(EvidenceKind.SOCKETS)
+    return replace(filled, supposed=frozenset(supposed)) if supposed else state
+
+
+# ------------------------------------------------------------------------------------------------------ addresses
+
+
+def _interfaces(routes: tuple[Route, ...] | None, node: Node | None) -> Iterator[Interface]:
+    """The devices as the routes tell them; without routes lo and one that holds what Node.status lists."""
+    own = [r for r in routes or () if r.type == "local" and r.dst.prefixlen == r.dst.max_prefixlen and r.dev]
+    if not any(not ip.dst.network_address.is_loopback for ip in own):
+        yield _LOOPBACK
+        listed = _node_addresses(node)
+        device = _uplink_of(routes or (), listed)
+        yield Interface(
+            name=device,
+            index=2,
+            flags=frozenset(("UP",)),
+            addresses=tuple(_address(ip, _connected(routes or (), device, ip)) for ip in listed),
+        )
+        return
+    devices: dict[str, list[InterfaceAddress]] = {}
+    for route in routes or ():
+        for hop in route.nexthops:
+            if hop.dev is not None:
+                devices.setdefault(hop.dev, [])
+    for route in own:
+        ip = route.dst.network_address
+        device = route.dev or UPLINK
+        # ip-route(8): the local route of a secondary address has the primary one as its preferred source.
+        second = route.prefsrc is not None and route.prefsrc != ip
+        devices.setdefault(device, []).append(_address(ip, _connected(routes or (), device, ip), secondary=second))
+    pods = [ip_network(text, strict=False) for text in (node.pod_cidrs if node is not None else ())]
+    for number, (name, addresses) in enumerate(devices.items(), start=1):
+        if name == "lo":
+            yield replace(_LOOPBACK, addresses=tuple(addresses) or _LOOPBACK.addresses)
+            continue
+        # A device with a whole network of this node's pods behind it is their bridge.
+        bridge = any(
+            a.prefixlen < a.ip.max_prefixlen and any(a.ip in net for net in pods if net.version == a.ip.version)
+            for a in addresses
+        )
+        yield Interface(
+            name=name,
+            index=number,
+            flags=frozenset(("UP",)),
+            kind="bridge" if bridge else None,
+            addresses=tuple(addresses),
+        )
+
+
+def _address(ip: IPAddress, prefixlen: int, *, secondary: bool = False) -> InterfaceAddress:
+    scope = "host" if ip.is_loopback else "link" if ip.is_link_local else "global"
+    return InterfaceAddress(ip=ip, prefixlen=prefixlen, scope=scope, secondary=secondary)
+
+
+def _connected(routes: Iterable[Route], device: str, ip: IPAddress) -> int:
+    """The prefix length of the network that the kernel connected by an address of the device."""
+    return max(
+        (
+            r.dst.prefixlen
+            for r in routes
+            if r.type == "unicast" and r.dev == device and r.nexthops[0].gateway is None and ip in r.dst
+        ),
+        default=ip.max_prefixlen,
+    )
+
+
+def _uplink_of(routes: Iterable[Route], listed: Iterable[IPAddress]) -> str:
+    """The device that holds the node's addresses: of a preferred source, of a connected network, of the default."""
+    mine = set(listed)
+    for route in routes:
+        if route.dev and (route.prefsrc in mine or (route.dst.prefixlen == 0 and route.type == "unicast")):
+            return route.dev
+    return UPLINK
+
+
+def _node_addresses(node: Node | None) -> list[IPAddress]:
+    """The addresses that Node.status lists and that the node itself holds; clouds translate ExternalIPs before it."""
+    if node is None:
+        return []
+    internal = [ip for text in node.addresses_of("InternalIP") if (ip := ip_of(text)) is not None]
+    return internal or [ip for text in node.addresses_of("ExternalIP") if (ip := ip_of(text)) is not None]
+
+
+# --------------------------------------------------------------------------------------------------------- routes
+
+
+def _routes(cluster: Cluster, name: str, interfaces: tuple[Interface, ...]) -> Iterator[Route]:
+    """What the kernel adds for addresses, a default route, the ways to this node's pods and to the other nodes'."""
+    connected = list(_kernel_routes(interfaces))
+    yield from connected
+    node = (cluster.nodes or {}).get(name)
+    for version in (4, 6):
+        uplink = _uplink(interfaces, node, version)
+        if uplink is None:
+            continue
+        device, address = uplink
+        net = ip_network((address.ip, address.prefixlen), strict=False)
+        router = net.network_address + (2 if net.network_address + 1 == address.ip else 1) if net.num_addresses > 2 else None
+        yield _unicast(ip_network("0.0.0.0/0" if version == 4 else "::/0"), device, router)
+        mine = [n for text in (node.pod_cidrs if node is not None else ()) if (n := ip_network(text, strict=False)).version == version]
+        tunnel = next(
+            (
+                i.name
+                for i in interfaces
+                if i.kind in _TUNNELS
+                or i.link_type not in ("ether", "loopback")
+                or any(a.prefixlen == a.ip.max_prefixlen and any(a.ip in n for n in mine) for a in i.addresses if a.ip.version == version)
+            ),
+            None,
+        )
+        for other in (cluster.nodes or {}).values():
+            if other.name == name:
+                continue
+            theirs = next((ip for ip in _node_addresses(other) if ip.version == version), None)
+            if theirs is None:
+                continue
+            if net.num_addresses == 1 or theirs not in net:
+                yield _unicast(ip_network(theirs), device, router)
+            for text in other.pod_cidrs:
+                pods = ip_network(text, strict=False)
+                if pods.version == version:
+                    yield _unicast(pods, tunnel or device, pods.network_address if tunnel else theirs)
+        here = {name for name in (cluster.nodes or {})}
+        for pod in cluster.pods or ():
+            if pod.host_network or pod.node_name is None or pod.phase in ("Succeeded", "Failed"):
+                continue
+            for text in pod.pod_ips:
+                ip = ip_of(text)
+                if ip is None or ip.version != version:
+                    continue
+                if pod.node_name == name:
+                    if not any(ip in r.dst for r in connected if r.type == "unicast" and r.dst.prefixlen > 0):
+                        yield _unicast(ip_network(ip), PODS, None)
+                elif pod.node_name in here:
+                    other = (cluster.nodes or {})[pod.node_name]
+                    if any(ip in ip_network(t, strict=False) for t in other.pod_cidrs):
+                        continue
+                    gateway = next((a for a in _node_addresses(other) if a.version == version), None)
+                    if gateway is not None:
+                        yield _unicast(ip_network(ip), tunnel or device, gateway)
+
+
+_TUNNELS = frozenset(("vxlan", "geneve", "ipip", "sit", "gre", "wireguard", "ip6tnl"))
+
+
+def _uplink(
+    interfaces: tuple[Interface, ...], node: Node | None, version: int
+) -> tuple[str, InterfaceAddress] | None:
+    """The device that leads out of the node, with its first address of the family."""
+    listed = set(_node_addresses(node))
+    candidates = [
+        (i.name, a)
+        for i in interfaces
+        if not i.is_loopback
+        for a in i.addresses
+        if a.ip.version == version and a.scope == "global" and not a.secondary
+    ]
+    return next((c for c in candidates if c[1].ip in listed), candidates[0] if candidates else None)
+
+
+def _kernel_routes(interfaces: Iterable[Interface]) -> Iterator[Route]:
+    """The routes that the kernel makes for addresses (fib_add_ifaddr, addrconf)."""
+    for i in interfaces:
+        for a in i.addresses:
+            hop = (NextHop(dev=i.name),)
+            bits = a.ip.max_prefixlen
+            local = Route(dst=ip_network(a.ip), type="local", table="local", nexthops=hop, prefsrc=a.ip, scope="host")
+            yield local
+            net = ip_network((a.ip, a.prefixlen), strict=False)
+            if i.is_loopback and a.ip.version == 4:
+                yield replace(local, dst=net)
+            elif a.prefixlen < bits:
+                yield Route(dst=net, nexthops=hop, prefsrc=a.ip if a.ip.version == 4 else None, scope="link")
+
+
+def _unicast(dst: IPNetwork, device: str, gateway: IPAddress | None) -> Route:
+    return Route(
+        dst=dst,
+        nexthops=(NextHop(dev=device, gateway=gateway),),
+        scope="global" if gateway is not None else "link",
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- sysctls
+
+
+def _sysctls(snapshot: Snapshot, name: str) -> Mapping[str, str]:
+    """What a working node has: kubelet and CNI plugins need forwarding and br_netfilter, kube-proxy route_localnet.
+
+    `setRouteLocalnet` (pkg/proxy/iptables/proxier.go, also in IPVS mode): with localhost node ports, on by default;
+    in nftables mode never.
+    """
+    proxy = proxy_node(snapshot, name)
+    localnet = proxy.modes != (ProxyMode.NFTABLES,) and proxy.localhost_node_ports
+    return {
+        "net.ipv4.ip_forward": "1",
+        "net.ipv6.conf.all.forwarding": "1",
+        "net.bridge.bridge-nf-call-iptables": "1",
+        "net.bridge.bridge-nf-call-ip6tables": "1",
+        "net.ipv4.conf.all.route_localnet": "1" if localnet else "0",
+    }
+
+
