@@ -21,7 +21,7 @@ from ktp.collect.parallel import run_in_parallel
 from ktp.collect.pod_exec import NOT_FOUND, Container, ExecResult, exec_in_pod
 from ktp.collect.remote_script import build_script, collect_recorded, parse_stream
 from ktp.errors import ApiError
-from ktp.model.capture import Capture, EvidenceGap, MemoryCapture, merge_captures
+from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture, merge_captures
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi
@@ -315,7 +315,7 @@ class ExecRunner:
 
 def _in_image(read: MemoryCapture, node: str) -> MemoryCapture:
     """The same, with one gap for everything that kube-proxy's image has no means to tell."""
-    lacking = [gap for gap in read.gaps if "is not installed" in gap.message or gap.kind == "node-sysctl"]
+    lacking = [gap for gap in read.gaps if gap.cause is GapCause.NOT_INSTALLED or gap.kind == "node-sysctl"]
     if not lacking:
         return read
     lost = {

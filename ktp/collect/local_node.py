@@ -42,7 +42,7 @@ from ktp.collect.nft_chains import (
 )
 from ktp.collect.nft_whole import read_whole
 from ktp.collect.parallel import run_in_parallel
-from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
+from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture
 
 COMMAND_TIMEOUT = 30.0
 # iptables-nft-save takes 24 s for 180,000 rules, and `nft -j` 15 s.
@@ -360,7 +360,7 @@ class _NodeReader:
         """The output of one command as `file`, or a gap of `kind` that says why there is none."""
         command = line.split()
         if not self._runner.has_command(command[0]):
-            return self._gap(kind, f"the command {command[0]} is not installed", _how_to_install(command[0]))
+            return self._not_installed(kind, command[0])
         answer = self._runner.run(command, timeout=timeout)
         if answer.status is None:
             return self._gap(
@@ -369,7 +369,7 @@ class _NodeReader:
                 f"run `{line}` on the node and keep what it prints",
             )
         if answer.status == _NOT_FOUND:
-            return self._gap(kind, f"the command {command[0]} is not installed", _how_to_install(command[0]))
+            return self._not_installed(kind, command[0])
         if answer.status != 0 and not _is_empty_route_table(answer):
             said = _first_line(answer.stderr) or f"exit status {answer.status}"
             remedy = f"see what `{line}` says on the node" if self.is_root else self._as_root
@@ -382,9 +382,14 @@ class _NodeReader:
             return _Part(files={file: _nothing(file)})
         return self._command(file, "node-routes", line)
 
-    def _gap(self, kind: str, why: str, remedy: str | None) -> _Part:
+    def _not_installed(self, kind: str, command: str) -> _Part:
+        why = f"the command {command} is not installed"
+        return self._gap(kind, why, _how_to_install(command), GapCause.NOT_INSTALLED)
+
+    def _gap(self, kind: str, why: str, remedy: str | None, cause: GapCause = GapCause.NOT_READ) -> _Part:
         message = f"{why} on node {self._node}"
-        return _Part(gaps=[EvidenceGap(kind=kind, subject=self._node, message=message, remedy=remedy)])
+        gap = EvidenceGap(kind=kind, subject=self._node, message=message, remedy=remedy, cause=cause)
+        return _Part(gaps=[gap])
 
     # -------------------------------------------------------------------------------------------------- rules
 
@@ -606,7 +611,8 @@ class _NodeReader:
                 gaps = gaps + part.gaps
         if asked and "ipset-save.txt" not in files and not self._runner.has_command("ipset"):
             why = "rules match ipsets, but the command ipset is not installed"
-            gaps = gaps + self._gap("ipset", why, "install ipset on the node").gaps
+            remedy = "install ipset on the node"
+            gaps = gaps + self._gap("ipset", why, remedy, GapCause.NOT_INSTALLED).gaps
         return gaps
 
     def _ipvs(self) -> _Part:

@@ -32,7 +32,7 @@ from ktp.collect.nft_chains import (
     Destination,
     Reach,
 )
-from ktp.model.capture import EvidenceGap, MemoryCapture
+from ktp.model.capture import EvidenceGap, GapCause, MemoryCapture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -534,5 +534,5 @@ def collect_recorded(
         remedy="try again, with a longer --timeout if the node is slow or large",
     )
     # What each command of those that did not arrive would say is said.
-    kept = tuple(gap for gap in read.gaps if "is not installed" in gap.message)
+    kept = tuple(gap for gap in read.gaps if gap.cause is GapCause.NOT_INSTALLED)
     return MemoryCapture(files=read.files, gaps=(gap, *kept), source=read.source)

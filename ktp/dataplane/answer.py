@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ktp.dataplane.packet import Packet, Port, to_text
-from ktp.dataplane.state import ASKED, Decision, HopRecord, StepRecord
+from ktp.dataplane.state import ASKED, Decision, HopRecord, RuleOfNft, StepRecord
 from ktp.dataplane.walk import Attached, Delivery, Leaf, LimitExceededError, Walker
+from ktp.model.ruleset import Rule
 from ktp.model.trace import (
     DecidedBy,
     Disposition,
@@ -21,6 +22,7 @@ from ktp.model.trace import (
     Hop,
     Path,
     Step,
+    StepKind,
     Symptom,
     Unknown,
 )
@@ -266,18 +268,9 @@ def _decided_by(leaf: Leaf) -> DecidedBy | None:
             step = leaf.state.nat_step
             node = leaf.state.hops[0].node if leaf.state.hops else node
         else:
-            return DecidedBy(node=node, kind=leaf.kind, rule=leaf.reason) if leaf.kind else None
-    rule = step.rule
-    return DecidedBy(
-        node=node,
-        kind=step.kind,
-        table=step.table,
-        chain=step.chain,
-        rule=getattr(rule, "text", "") if rule is not None else step.text or step.effect,
-        line=getattr(rule, "line", 0),
-        hook=step.hook,
-        backend=step.backend,
-    )
+            known = leaf.kind and leaf.disposition is not Disposition.UNDETERMINED
+            return DecidedBy(node=node, kind=StepKind(leaf.kind), words=leaf.reason) if known else None
+    return DecidedBy(node=node, kind=step.kind, step=_step(step))
 
 
 def _common_decision(paths: Sequence[Path]) -> DecidedBy | None:
@@ -314,12 +307,13 @@ def _step(s: StepRecord) -> Step:
         hook=s.hook,
         table=s.table,
         chain=s.chain,
-        text=getattr(rule, "text", "") if rule is not None else s.text,
-        effect=s.effect,
+        text=rule.text if rule is not None else s.text,
+        effects=s.effects,
         backend=s.backend,
-        line=getattr(rule, "line", 0),
-        position=getattr(rule, "position", 0),
-        rule=rule if rule is not None and hasattr(rule, "matches") else None,
+        line=rule.line if rule is not None else 0,
+        position=rule.position if rule is not None else 0,
+        rule=rule if isinstance(rule, Rule) else None,
+        nft_rule=rule.source if isinstance(rule, RuleOfNft) else None,
     )
 
 

@@ -21,18 +21,17 @@ from ktp.dataplane.nft_outcome import (
     NO_MATCH_CODE,
     ON_CODE,
     RETURN,
-    THEN_NO_MATCH,
     Action,
     CompiledRule,
     Outcome,
-    RuleOfNft,
     Tests,
     Way,
 )
 from ktp.dataplane.nft_program import TableProgram
 from ktp.dataplane.packet import Packet
-from ktp.dataplane.state import ACCEPT, ASKED, DROP, RANDOM, Decision, State, Verdict
+from ktp.dataplane.state import ACCEPT, ASKED, DROP, RANDOM, Decision, RuleOfNft, State, StepRecord, Verdict
 from ktp.dataplane.state import UNKNOWN as UNDECIDED
+from ktp.model.effect import Count, Drop, Effect, Leave, Unmodelled
 from ktp.model.host import UNNAMED_DEVICES
 from ktp.model.nftables import (
     Ct,
@@ -52,6 +51,7 @@ from ktp.model.nftables import (
 )
 from ktp.model.nftables import Verdict as NftVerdict
 from ktp.model.ruleset import Backend
+from ktp.model.trace import StepKind
 
 BACKEND: Final = "nftables"
 _HOOKS: Final = {
@@ -278,7 +278,7 @@ class _Frame(NamedTuple):
     at: int
     operation: int
     stack: tuple[Any, ...]
-    effects: tuple[str, ...]
+    effects: tuple[Effect, ...]
     outcome: Outcome | None
 
 
@@ -303,8 +303,7 @@ def _walk(base: BaseChain, first: State, host: Host, hook: str) -> list[Verdict]
                     break
                 operations = rules[index].operations
                 if operation >= len(operations):
-                    effect = ", ".join(effects) if effects else "counted"
-                    _note(state, effect, base, hook, chain, rules[index])
+                    _note(state, effects or (Count(),), base, hook, chain, rules[index])
                     index, operation, effects = index + 1, 0, ()
                     continue
                 one = operations[operation]
@@ -345,7 +344,7 @@ def _walk(base: BaseChain, first: State, host: Host, hook: str) -> list[Verdict]
                         index, operation, effects = index + 1, 0, ()
                     continue
                 outcome = cast("Action", one)(state, host, hook)
-            code, data, effect = outcome
+            code, data, effect, why = outcome
             outcome = None
             if code == ON_CODE:
                 if effect:
@@ -369,9 +368,7 @@ def _walk(base: BaseChain, first: State, host: Host, hook: str) -> list[Verdict]
                         else (host.name, BACKEND, table, compiled.rule.text, "element")
                     )
                     share = way.chance if chance else 1.0
-                    each.decide(
-                        Decision(kind, mark, number, share, compiled.rule.text, effect, compiled.rule)
-                    )
+                    each.decide(Decision(kind, mark, number, share, compiled.rule.text, why, compiled.rule))
                     result = way.act(each, host, hook)
                     work.append(_Frame(each, chain, rules, index, operation, stack, effects, result))
                 break
@@ -395,10 +392,12 @@ def _walk(base: BaseChain, first: State, host: Host, hook: str) -> list[Verdict]
                 elif known is False:
                     index, operation, effects = index + 1, 0, ()
                     continue
-                step = _note(state, "?", base, hook, chain, compiled)
+                step = _note(state, (Unmodelled("?"),), base, hook, chain, compiled)
                 out.append(Verdict(UNDECIDED, state, data, step))
                 break
-            step = _note(state, ", ".join((*effects, effect)), base, hook, chain, compiled)
+            step = _note(
+                state, effects if effect is None else (*effects, effect), base, hook, chain, compiled
+            )
             effects = ()
             if code == RETURN:
                 if stack:
@@ -431,25 +430,38 @@ def _walk(base: BaseChain, first: State, host: Host, hook: str) -> list[Verdict]
     return out
 
 
-def _note(state: State, effect: str, base: BaseChain, hook: str, chain: str, compiled: CompiledRule) -> Any:
+def _note(
+    state: State,
+    effects: tuple[Effect, ...],
+    base: BaseChain,
+    hook: str,
+    chain: str,
+    compiled: CompiledRule,
+) -> StepRecord:
     return state.note(
-        "rule", effect, hook=hook, table=base.table, chain=chain, rule=compiled.rule, backend=base.backend
+        StepKind.RULE,
+        *effects,
+        hook=hook,
+        table=base.table,
+        chain=chain,
+        rule=compiled.rule,
+        backend=base.backend,
     )
 
 
 def _note_left(
-    state: State, effects: tuple[str, ...], base: BaseChain, hook: str, chain: str, compiled: CompiledRule
+    state: State, effects: tuple[Effect, ...], base: BaseChain, hook: str, chain: str, compiled: CompiledRule
 ) -> None:
     """A rule is left in its middle: what it has changed stays changed."""
     if effects:
-        _note(state, ", ".join((*effects, THEN_NO_MATCH)), base, hook, chain, compiled)
+        _note(state, (*effects, Leave()), base, hook, chain, compiled)
 
 
 def _policy(base: BaseChain, state: State, hook: str) -> Verdict:
     if base.source.policy != "drop":
         return Verdict(ACCEPT, state)
     step = state.note(
-        "policy", "drop", hook=hook, table=base.table, chain=base.name, backend=base.backend,
+        StepKind.POLICY, Drop(), hook=hook, table=base.table, chain=base.name, backend=base.backend,
         text=f"policy drop of {base.name}",
     )  # fmt: skip
     return Verdict(DROP, state, "", step)

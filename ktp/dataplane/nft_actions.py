@@ -9,9 +9,10 @@ from ktp.dataplane import packet as pk
 from ktp.dataplane.host import Host
 from ktp.dataplane.nft_outcome import END, NO_MATCH, ON_CODE, Action, Outcome, Way, fork, undecided
 from ktp.dataplane.nft_values import BREAK, Getter, Span
-from ktp.dataplane.packet import RANDOM_PORTS, Packet, Port, endpoint_text, to_text
+from ktp.dataplane.packet import RANDOM_PORTS, Packet, Port
 from ktp.dataplane.state import ACCEPT, DROP, REJECT, State, Verdict
 from ktp.dataplane.xtables import redirect_address, translate_destination, translate_source
+from ktp.model.effect import Change, Drop, Effect, Mark, Nat, NoTrack, Refuse
 from ktp.model.nftables import Ct, Expression, Meta, Payload, Reject
 
 # Addresses or ports of a range that are followed one by one; of a larger one the drawn is unknown.
@@ -60,14 +61,14 @@ def reject(statement: Reject) -> Action:
             kind = _REJECT.get((statement.type, code))
         if kind is None:
             return undecided(state, f"ktp does not know the type of `{statement}`")
-        return Outcome(END, Verdict(REJECT, state, kind), f"reject with {kind}")
+        return Outcome(END, Verdict(REJECT, state, kind), Refuse(kind))
 
     return act
 
 
 # ---------------------------------------------------------------------------------------------------- changes
 
-Changer = Callable[[State, Any], "str | None"]
+Changer = Callable[[State, Any], "Effect | None"]
 
 
 def changing(change: Changer, value: Any, why: str) -> Action:
@@ -120,32 +121,33 @@ def changer(key: Expression) -> Changer | None:
             return None
 
 
-def _set_mark(state: State, value: int) -> str:
-    state.packet.mark = value & 0xFFFFFFFF
-    return f"mark set to {value & 0xFFFFFFFF:#x}"
+def _set_mark(state: State, value: int) -> Effect:
+    before, state.packet.mark = state.packet.mark, value & 0xFFFFFFFF
+    return Mark(before, state.packet.mark, 0, state.packet.mark)
 
 
-def _set_connection_mark(state: State, value: int) -> str:
-    ct = state.packet.ct
+def _set_connection_mark(state: State, value: int) -> Effect:
+    ct, new = state.packet.ct, value & 0xFFFFFFFF
+    before = ct.mark if ct is not None else new
     if ct is not None:
-        ct.mark = value & 0xFFFFFFFF
-    return f"connection mark set to {value & 0xFFFFFFFF:#x}"
+        ct.mark = new
+    return Mark(before, new, 0, new, connection=True)
 
 
-def _set_dscp(state: State, value: int) -> str:
+def _set_dscp(state: State, value: int) -> Effect:
     p = state.packet
     p.tos = (p.tos & 3) | (value & 0x3F) << 2
-    return f"DSCP set to {value}"
+    return Change(f"DSCP set to {value}")
 
 
-def _set_ttl(state: State, value: int) -> str:
+def _set_ttl(state: State, value: int) -> Effect:
     state.packet.ttl = value
     state.packet.from_far = False
-    return f"TTL set to {value}"
+    return Change(f"TTL set to {value}")
 
 
 def _header_setter(field: str) -> Changer:
-    def change(state: State, value: int) -> str | None:
+    def change(state: State, value: int) -> Effect | None:
         p = state.packet
         if p.ct is not None:
             return None
@@ -157,7 +159,7 @@ def _header_setter(field: str) -> Changer:
             p.sport = value
         else:
             p.dport = value
-        return f"{field} rewritten, outside connection tracking: {p.words()}"
+        return Change(f"{field} rewritten, outside connection tracking: {p.words()}")
 
     return change
 
@@ -167,7 +169,7 @@ def notrack(state: State, host: Host, hook: str) -> Outcome:
     p = state.packet
     if p.ct is None:
         p.ctstate = pk.UNTRACKED
-    return Outcome(ON_CODE, None, "not tracked")
+    return Outcome(ON_CODE, None, NoTrack())
 
 
 # -------------------------------------------------------------------------------------------------------- NAT
@@ -197,7 +199,7 @@ _DRAWN_ADDRESS = "of a range of addresses the kernel takes one by a hash of the 
 
 
 def translated_destination(
-    state: State, host: Host, hook: str, target: Any, ports: Any, *, netmap: bool
+    state: State, host: Host, hook: str, target: Any, ports: Any, *, netmap: bool, kind: Nat = Nat.DNAT
 ) -> Outcome:
     """`dnat`: the packet's new destination; each where the kernel draws one of several."""
     p = state.packet
@@ -211,15 +213,14 @@ def translated_destination(
     if len(addresses) > 1:
         state.assume(_DRAWN_ADDRESS)
     share = 1 / (len(addresses) * len(numbers))
-    ways = [Way(share, _destination(address, number)) for address in addresses for number in numbers]
+    ways = [Way(share, _destination(address, number, kind)) for address in addresses for number in numbers]
     return fork(ways, state, host, hook)
 
 
-def _destination(address: int, port: Port) -> Action:
+def _destination(address: int, port: Port, kind: Nat) -> Action:
     def act(state: State, host: Host, hook: str) -> Outcome:
-        translate_destination(state, address, port)
-        words = f"dnat to {endpoint_text(state.packet.family, address, port)}"
-        return Outcome(END, Verdict(ACCEPT, state), words)
+        effect = translate_destination(state, address, port, kind)
+        return Outcome(END, Verdict(ACCEPT, state), effect)
 
     return act
 
@@ -230,8 +231,8 @@ def redirected(state: State, host: Host, hook: str, ports: Any) -> Outcome:
     if address is None:
         if not host.has_network:
             return undecided(state, "`redirect`: the addresses of the interface were not read")
-        return Outcome(END, Verdict(DROP, state, "`redirect` finds no address on the interface"), "drop")
-    return translated_destination(state, host, hook, address, ports, netmap=False)
+        return Outcome(END, Verdict(DROP, state, "`redirect` finds no address on the interface"), Drop())
+    return translated_destination(state, host, hook, address, ports, netmap=False, kind=Nat.REDIRECT)
 
 
 def translated_source(
@@ -257,7 +258,7 @@ def translated_source(
 
 def _source(address: int, port: Port) -> Action:
     def act(state: State, host: Host, hook: str) -> Outcome:
-        translate_source(state, address, port)
-        return Outcome(END, Verdict(ACCEPT, state), f"snat to {to_text(state.packet.family, address)}")
+        effect = translate_source(state, address, port, Nat.SNAT)
+        return Outcome(END, Verdict(ACCEPT, state), effect)
 
     return act

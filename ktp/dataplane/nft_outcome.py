@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ktp.dataplane.host import Host
 from ktp.dataplane.nft_sets import Found
 from ktp.dataplane.nft_values import UNKNOWN, Draw
-from ktp.dataplane.state import ACCEPT, DROP, State, Verdict
+from ktp.dataplane.state import ACCEPT, DROP, RuleOfNft, State, Verdict
 from ktp.dataplane.state import UNKNOWN as UNDECIDED
-from ktp.model.nftables import NftRule
+from ktp.model.effect import Accept, Count, Drop, Effect, Goto, Jump, Return
 from ktp.model.nftables import Verdict as NftVerdict
-
-
-@dataclass(frozen=True, slots=True)
-class RuleOfNft:
-    """A rule in its place, as steps and findings name it."""
-
-    table: str
-    chain: str
-    source: NftRule
-
-    @property
-    def text(self) -> str:
-        """As `nft list ruleset` prints it."""
-        return self.source.text
-
-    @property
-    def line(self) -> int:
-        """Its line in a listing, 0 where it was read from JSON."""
-        return self.source.line
-
-    @property
-    def position(self) -> int:
-        """Its place in the chain, from 1 on."""
-        return self.source.index + 1
-
-    @property
-    def comment(self) -> str | None:
-        """Its comment."""
-        return self.source.comment
-
 
 # What an operation of a rule came to.
 ON_CODE, NO_MATCH_CODE, RETURN, JUMP, GOTO, END, ASK, FORK = range(8)
@@ -53,7 +22,8 @@ class Outcome(NamedTuple):
 
     code: int
     data: Any = None
-    effect: str = ""
+    effect: Effect | None = None
+    why: str = ""  # where the ways of a fork are unknown, and not drawn
 
 
 class Way(NamedTuple):
@@ -79,9 +49,6 @@ class Tests(NamedTuple):
 
 Operation = Tests | Action
 
-# Ends the effect of a rule that changed something and then did not match after all.
-THEN_NO_MATCH: Final = "then no match"
-
 
 class CompiledRule(NamedTuple):
     """A rule ready to run."""
@@ -104,17 +71,17 @@ def verdict_outcome(verdict: NftVerdict) -> Outcome:
     """A verdict statement's outcome."""
     kind, target = verdict.kind, verdict.target
     if kind == "jump":
-        return Outcome(JUMP, target, f"jump {target}")
+        return Outcome(JUMP, target, Jump(target or ""))
     if kind == "goto":
-        return Outcome(GOTO, target, f"goto {target}")
+        return Outcome(GOTO, target, Goto(target or ""))
     if kind == "accept":
-        return Outcome(END, ACCEPT, "accept")
+        return Outcome(END, ACCEPT, Accept())
     if kind == "drop":
-        return Outcome(END, DROP, "drop")
+        return Outcome(END, DROP, Drop())
     if kind == "return":
-        return Outcome(RETURN, None, "return")
+        return Outcome(RETURN, None, Return())
     # NFT_CONTINUE goes on with the rule's next expression (nft_do_chain): after a verdict map there may be some.
-    return Outcome(ON_CODE, None, "continue")
+    return Outcome(ON_CODE, None, Count("continue"))
 
 
 def maybe_verdicts(found: Found, why: str) -> Outcome:
@@ -124,7 +91,7 @@ def maybe_verdicts(found: Found, why: str) -> Outcome:
         if verdict is UNKNOWN:
             return Outcome(ASK, why)
         ways.append(Way(0.0, always(NO_MATCH if verdict is None else verdict_outcome(verdict))))
-    return Outcome(FORK, tuple(ways), why)
+    return Outcome(FORK, tuple(ways), why=why)
 
 
 def fork(ways: Sequence[Way], state: State, host: Host, hook: str) -> Outcome:

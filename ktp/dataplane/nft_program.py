@@ -28,7 +28,6 @@ from ktp.dataplane.nft_outcome import (
     CompiledRule,
     Operation,
     Outcome,
-    RuleOfNft,
     Test,
     Tests,
     Way,
@@ -52,9 +51,10 @@ from ktp.dataplane.nft_values import (
     matches,
     unknown_value,
 )
-from ktp.dataplane.packet import RANDOM_PORTS, Port, to_text
-from ktp.dataplane.state import State
+from ktp.dataplane.packet import RANDOM_PORTS, Port
+from ktp.dataplane.state import RuleOfNft, State
 from ktp.dataplane.xtables import masquerade
+from ktp.model.effect import Count
 from ktp.model.nftables import (
     AnonymousSet,
     Concat,
@@ -579,7 +579,7 @@ class TableProgram:
         target = self._lookup(SetReference(name), element.key, verdicts=False)
         tests = self._conditions(element.statements or (item.statements if item is not None else ()))
         of_listed = self._carried(item) if item is not None else None
-        words = f"{statement.operation} @{name}"
+        effect = Count(f"{statement.operation} @{name}")
         number = len(self._makers)
         self._makers.append(tests)
 
@@ -593,7 +593,7 @@ class TableProgram:
                 made = _made(state, entry)
                 if removes:
                     state.recent = state.recent - set(made)
-                    return Outcome(ON_CODE, None, words)
+                    return Outcome(ON_CODE, None, effect)
                 if made:
                     carried = self._makers[made[0][2]]
                 elif of_listed is not None and target is not None and target[0].find(value) == (True, ()):
@@ -603,7 +603,7 @@ class TableProgram:
             for test in carried:
                 if test(state, host, hook) is False:
                     return NO_MATCH
-            return Outcome(ON_CODE, None, words)
+            return Outcome(ON_CODE, None, effect)
 
         return act
 
@@ -692,9 +692,8 @@ class TableProgram:
         def act(state: State, host: Host, hook: str) -> Outcome:
             if state.packet.ct is None:
                 return NO_MATCH
-            verdict = masquerade(state, host, sport)
-            p = verdict.state.packet
-            return Outcome(END, verdict, f"masquerade as {to_text(p.family, p.src)}")
+            verdict, effect = masquerade(state, host, sport)
+            return Outcome(END, verdict, effect)
 
         return act
 

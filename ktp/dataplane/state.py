@@ -6,11 +6,18 @@ ended, the tree of decisions is folded into an answer (`ktp.dataplane.answer`).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ktp.dataplane.packet import Conn, Packet
+from ktp.model.effect import Effect
+from ktp.model.ruleset import Rule
+from ktp.model.trace import StepKind
 
-ACCEPT, DROP, REJECT, UNKNOWN, STOLEN, IPVS = 1, 2, 3, 4, 5, 6
+if TYPE_CHECKING:  # some ninety dataclasses, which most runs do not need
+    from ktp.model.nftables import NftRule
+
+ACCEPT, DROP, REJECT, UNKNOWN, IPVS = 1, 2, 3, 4, 5
 
 RANDOM, ASKED = "random", "unknown"
 
@@ -33,15 +40,39 @@ class Decision(NamedTuple):
     rule: Any
 
 
+@dataclass(frozen=True, slots=True)
+class RuleOfNft:
+    """An nft rule in its place, as steps and findings name it."""
+
+    table: str
+    chain: str
+    source: NftRule
+
+    @property
+    def text(self) -> str:
+        """As `nft list ruleset` prints it."""
+        return self.source.text
+
+    @property
+    def line(self) -> int:
+        """Its line in a listing, 0 where it was read from JSON."""
+        return self.source.line
+
+    @property
+    def position(self) -> int:
+        """Its place in the chain, from 1 on."""
+        return self.source.index + 1
+
+
 class StepRecord(NamedTuple):
     """A step as the walk notes it; turned into model.trace.Step only when shown."""
 
-    kind: str
+    kind: StepKind
     hook: str
     table: str
     chain: str
-    rule: Any  # model.ruleset.Rule, or any object with `text` and `line`, or None
-    effect: str
+    rule: Rule | RuleOfNft | None
+    effects: tuple[Effect, ...]
     backend: str
     text: str
 
@@ -83,7 +114,6 @@ class State:
         "recent",
         "seen_nodes",
         "steps",
-        "ttl",
     )
 
     def __init__(self, packet: Packet) -> None:
@@ -103,7 +133,6 @@ class State:
         self.delivery: Any = None  # set when the request arrived: walk.Delivery
         self.nat_step: StepRecord | None = None  # the step that translated the destination last
         self.seen_nodes = 0
-        self.ttl = 0
 
     def fork(self) -> State:
         """A copy that goes its own way from here."""
@@ -122,23 +151,21 @@ class State:
         new.delivery = self.delivery
         new.nat_step = self.nat_step
         new.seen_nodes = self.seen_nodes
-        new.ttl = self.ttl
         return new
 
     def note(
         self,
-        kind: str,
-        effect: str,
-        *,
+        kind: StepKind,
+        *effects: Effect,
         hook: str = "",
         table: str = "",
         chain: str = "",
-        rule: Any = None,
+        rule: Rule | RuleOfNft | None = None,
         backend: str = "",
         text: str = "",
     ) -> StepRecord:
         """Record a step."""
-        step = StepRecord(kind, hook, table, chain, rule, effect, backend, text)
+        step = StepRecord(kind, hook, table, chain, rule, effects, backend, text)
         self.steps = (self.steps, step)
         return step
 

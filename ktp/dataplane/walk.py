@@ -55,9 +55,10 @@ from ktp.dataplane.state import (
     StepRecord,
     Verdict,
 )
-from ktp.dataplane.xtables import translate_destination
+from ktp.dataplane.xtables import translate_destination, translation
+from ktp.model.effect import Forbid, Nat, Note, Refuse, Setting
 from ktp.model.host import IPNetwork, NextHop, NodeState
-from ktp.model.trace import Disposition, Flow, Symptom
+from ktp.model.trace import Disposition, Flow, StepKind, Symptom
 
 _MAX_HOPS = 12
 
@@ -508,7 +509,9 @@ class Walker:
                 self._lost(state, host, f"{to_text(p.family, p.dst)} is a broadcast address", "route")
                 return
             state.note(
-                "route", f"for this node ({to_text(p.family, p.dst)} is one of its addresses)", hook="ROUTING"
+                StepKind.ROUTE,
+                Note(f"for this node ({to_text(p.family, p.dst)} is one of its addresses)"),
+                hook="ROUTING",
             )
             self._input(state, host)
             return
@@ -527,7 +530,9 @@ class Walker:
             key = "net.ipv4.ip_forward" if p.family == 4 else "net.ipv6.conf.all.forwarding"
             if p.family == 4 and host.sysctl("net.ipv4.ip_forward"):
                 key = f"net.ipv4.conf.{iif}.forwarding"
-            self._lost(state, host, f"{host.name} does not forward packets ({key} = 0)", "sysctl")
+            reason = f"{host.name} does not forward packets ({key} = 0)"
+            step = state.note(StepKind.SYSCTL, Forbid(Setting.FORWARDING, reason), hook="ROUTING")
+            self._lost(state, host, reason, "sysctl", step)
             return
         if found.type in ("unreachable", "hostunreach", "prohibit"):
             kind = {
@@ -539,7 +544,9 @@ class Walker:
                 (6, "prohibit"): "icmp6-adm-prohibited",
             }[p.family, found.type]
             what = "no route" if found.route is None else f"a route of type {found.route.type}"
-            step = state.note("route", f"{what} to {to_text(p.family, p.dst)}: {kind}", hook="ROUTING")
+            step = state.note(
+                StepKind.ROUTE, Note(f"{what} to {to_text(p.family, p.dst)}: {kind}"), hook="ROUTING"
+            )
             self._send_error(
                 state,
                 host,
@@ -563,7 +570,7 @@ class Walker:
             self._lost(state, host, f"{host.name} drops the packet: {why}", "sysctl")
             return
         for each, hop in self._choose_hop(state, found):
-            each.note("route", _hop_words(hop), hook="ROUTING", text=_route_text(found))
+            each.note(StepKind.ROUTE, Note(_hop_words(hop)), hook="ROUTING", text=_route_text(found))
             each.hop = hop
             self._forward(each, host, hop.dev or "?")
 
@@ -606,7 +613,7 @@ class Walker:
         p.oif = oif
         if p.ttl <= 1:
             reason = f"the packet's TTL ends at {host.name}"
-            step = state.note("route", reason, hook="ROUTING")
+            step = state.note(StepKind.ROUTE, Note(reason), hook="ROUTING")
             p.oif = None
             kind = "icmp-time-exceeded" if p.family == 4 else "icmp6-time-exceeded"
             self._send_error(state, host, kind, Disposition.LOST, reason, step, "route")
@@ -643,7 +650,7 @@ class Walker:
         if not found.choices:
             kind = "icmp-port-unreachable" if p.family == 4 else "icmp6-port-unreachable"
             step = state.note(
-                "rule", "no real server: refused", hook=hook, table="ipvs", text=found.text, backend="ipvs"
+                StepKind.RULE, Refuse(kind), hook=hook, table="ipvs", text=found.text, backend="ipvs"
             )
             return [Verdict(REJECT, state, kind, step)]
         out: list[Verdict] = []
@@ -652,25 +659,21 @@ class Walker:
             if len(found.choices) > 1:
                 each.decide(Decision(RANDOM, ("ipvs", found.text), number, chance, "", "", None))
             q = each.packet
-            words = endpoint_text(q.family, int(server.ip), server.port)
-            each.nat_step = each.note(
-                "rule", f"real server {words}", hook=hook, table="ipvs", text=found.text, backend="ipvs"
-            )
             q.ipvs = True
-            if server.method != "masq":
-                out.append(
-                    Verdict(
-                        UNKNOWN,
-                        each,
-                        f"IPVS forwarding method {server.method} is not modelled",
-                        each.nat_step,
-                    )
-                )
-                continue
-            if q.ct is not None:
-                translate_destination(each, int(server.ip), server.port)
+            if q.ct is not None and server.method == "masq":
+                effect = translate_destination(each, int(server.ip), server.port, Nat.IPVS)
             else:
-                q.dst, q.dport = int(server.ip), server.port
+                before = q.dst, q.dport
+                effect = translation(Nat.IPVS, q.family, before, (int(server.ip), server.port))
+                if server.method == "masq":
+                    q.dst, q.dport = int(server.ip), server.port
+            each.nat_step = each.note(
+                StepKind.RULE, effect, hook=hook, table="ipvs", text=found.text, backend="ipvs"
+            )
+            if server.method != "masq":
+                why = f"IPVS forwarding method {server.method} is not modelled"
+                out.append(Verdict(UNKNOWN, each, why, each.nat_step))
+                continue
             out.append(Verdict(IPVS if hook == INPUT else ACCEPT, each))
         return out
 
@@ -695,7 +698,7 @@ class Walker:
             q = each.packet
             q.iif, q.oif = None, hop.dev
             each.hop = hop
-            each.note("route", _hop_words(hop), hook="ROUTING", text=_route_text(found))
+            each.note(StepKind.ROUTE, Note(_hop_words(hop)), hook="ROUTING", text=_route_text(found))
             for verdict in self._run_hook(each, host, OUTPUT):
                 if self._passed(verdict, host, OUTPUT):
                     self._postrouting(verdict.state, host)
@@ -749,7 +752,10 @@ class Walker:
         local = found.type == "local" or not found.hops
         state.hop = hop = NextHop(dev="lo") if local else found.hops[0]
         state.note(
-            "route", "for this node" if local else _hop_words(hop), hook="ROUTING", text=_route_text(found)
+            StepKind.ROUTE,
+            Note("for this node" if local else _hop_words(hop)),
+            hook="ROUTING",
+            text=_route_text(found),
         )
         why = self._leaves_loopback(host, p, hop.dev)
         if why is not None:
@@ -834,7 +840,7 @@ class Walker:
         """The other node whose pods' network the address is of: a tunnel's far end, or the node's bridge."""
         for net, name in self.topology.pod_networks:
             if net.version == family and name != host.name:
-                if ip >> (net.max_prefixlen - net.prefixlen) == int(net.network_address) >> (net.max_prefixlen - net.prefixlen):
+                if int(net.network_address) == ip & int(net.netmask):
                     return name
         return None
 
@@ -860,12 +866,20 @@ class Walker:
                 reason = f"the answer leaves by router {router} for {target}, which is not the client"
             self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, reason, host, "route")
             return
-        if state.direction == "request" and not self.topology.pods_known and not self._is_uplink(host, p.family, hop.dev or ""):
+        if (
+            state.direction == "request"
+            and not self.topology.pods_known
+            and not self._is_uplink(host, p.family, hop.dev or "")
+        ):
             state.assume(f"a pod has the address {target} (pods and endpoints were not read)")
             self._arrive_attached(state, host, Attached(name=target, node=host.name))
             return
         if state.direction == "request" and self.topology.unread:
-            self._end_unknown(state, host.name, f"{target} may be an address of {', '.join(sorted(self.topology.unread))}, whose addresses were not read")
+            self._end_unknown(
+                state,
+                host.name,
+                f"{target} may be an address of {', '.join(sorted(self.topology.unread))}, of which they were not read",
+            )
             return
         # Nobody answers the neighbour solicitation: after three seconds the node itself reports it (arp_error_report).
         kind = "icmp-host-unreachable" if p.family == 4 else "icmp6-addr-unreachable"
@@ -874,7 +888,7 @@ class Walker:
             "and no node, pod or endpoint has this address"
         )
         p.oif = None
-        step = state.note("route", f"no neighbour {target} on {hop.dev}", hook="ROUTING")
+        step = state.note(StepKind.ROUTE, Note(f"no neighbour {target} on {hop.dev}"), hook="ROUTING")
         if state.direction != "request":
             self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, reason, host, "route")
             return
@@ -991,7 +1005,7 @@ class Walker:
         p.physin = p.physout = "?"
         p.bridged = True
         state.hop = NextHop(dev=bridge)
-        state.note("route", f"stays on the bridge {bridge}", hook="BRIDGE")
+        state.note(StepKind.ROUTE, Note(f"stays on the bridge {bridge}"), hook="BRIDGE")
         for verdict in self._run_hook(state, host, FORWARD):
             if self._passed(verdict, host, FORWARD):
                 self._postrouting(verdict.state, host)
@@ -1091,7 +1105,9 @@ class Walker:
             )
             socket = False
         if socket is False:
-            step = state.note("socket", f"no process of {host.name} listens on {where}/{proto}", hook="LOCAL")
+            step = state.note(
+                StepKind.SOCKET, Note(f"no process of {host.name} listens on {where}/{proto}"), hook="LOCAL"
+            )
             kind = (
                 "tcp-reset"
                 if p.proto == TCP
@@ -1112,7 +1128,9 @@ class Walker:
             )
             return
         silent = name is None and (host.name, p.proto, _number(p.dport)) in self.topology.silent
-        state.note("socket", f"a process of {host.name} listens on {where}/{proto}", hook="LOCAL")
+        state.note(
+            StepKind.SOCKET, Note(f"a process of {host.name} listens on {where}/{proto}"), hook="LOCAL"
+        )
         state.delivery = Delivery(
             p.dst, p.dport, name, host.name, p.src, p.family, process=name is None, silent=silent
         )
@@ -1487,8 +1505,8 @@ class Walker:
                 # tcp_new: a SYN-ACK or RST does not open a connection
                 p.ctstate = pk.INVALID
                 state.note(
-                    "conntrack",
-                    "INVALID: this node has seen no connection that the answer belongs to",
+                    StepKind.CONNTRACK,
+                    Note("INVALID: this node has seen no connection that the answer belongs to"),
                     hook="CONNTRACK",
                 )
                 return
@@ -1572,29 +1590,23 @@ class Walker:
         assert ct is not None
         if destination:
             if ct.snat:
+                before = p.dst, p.dport
                 p.dst = ct.osrc
                 if p.inner is None or p.icmp is None:
                     p.dport = ct.osport
-                state.note(
-                    "nat",
-                    f"source translation undone: for {to_text(p.family, p.dst)}",
-                    hook=hook,
-                    table="nat",
-                )
+                effect = translation(Nat.SOURCE_UNDONE, p.family, before, (p.dst, p.dport))
+                state.note(StepKind.NAT, effect, hook=hook, table="nat")
             if p.inner is not None:
                 _, _, dst, dport, proto = p.inner
                 p.inner = (ct.osrc, ct.osport, dst, dport, proto)
         else:
             if ct.dnat:
+                before = p.src, p.sport
                 p.src = ct.odst
                 if p.inner is None or p.icmp is None:
                     p.sport = ct.odport
-                state.note(
-                    "nat",
-                    f"destination translation undone: from {to_text(p.family, p.src)}",
-                    hook=hook,
-                    table="nat",
-                )
+                effect = translation(Nat.DESTINATION_UNDONE, p.family, before, (p.src, p.sport))
+                state.note(StepKind.NAT, effect, hook=hook, table="nat")
             if p.inner is not None:
                 src, sport, _, _, proto = p.inner
                 p.inner = (src, sport, ct.odst, ct.odport, proto)
@@ -1633,7 +1645,9 @@ class Walker:
     ) -> None:
         """The packet, or its answer or error, ends here; a request whose sender is told at once has its `symptom`."""
         if step is None:
-            step = state.note(kind, reason, hook="ROUTING" if kind in ("route", "sysctl") else "")
+            step = state.note(
+                StepKind(kind), Note(reason), hook="ROUTING" if kind in ("route", "sysctl") else ""
+            )
         self._close_hop(state, host)
         if state.direction == "error":
             disposition, _, why, first, cause, node, _ = state.delivery
@@ -1766,9 +1780,9 @@ def _route_text(found: Lookup) -> str:
 def _step_words(step: StepRecord | None) -> str:
     if step is None:
         return ""
-    if step.kind == "policy":
+    if step.kind is StepKind.POLICY:
         return f"{step.table} {step.text}"
-    return f"{step.table} {getattr(step.rule, 'text', step.text)}"
+    return f"{step.table} {step.rule.text if step.rule is not None else step.text}"
 
 
 __all__ = ["Attached", "Delivery", "Leaf", "LimitExceededError", "Topology", "Walker"]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ktp.dataplane import packet as pk
 from ktp.dataplane.host import Host
 from ktp.dataplane.matches import Test, compile_match, dscp_value
-from ktp.dataplane.packet import RANDOM_PORTS, Conn, Packet, Port, endpoint_text, to_int, to_text
+from ktp.dataplane.packet import RANDOM_PORTS, Packet, Port, to_int, to_text
 from ktp.dataplane.state import (
     ACCEPT,
     ASKED,
@@ -25,9 +25,30 @@ from ktp.dataplane.state import (
     Decision,
     LimitExceededError,
     State,
+    StepRecord,
     Verdict,
 )
+from ktp.model.effect import (
+    Accept,
+    Change,
+    Count,
+    Drop,
+    Effect,
+    Endpoint,
+    Goto,
+    Jump,
+    Keep,
+    Mark,
+    Nat,
+    NoTrack,
+    Refuse,
+    Return,
+    Steal,
+    Translate,
+    Unmodelled,
+)
 from ktp.model.ruleset import Chain, LineBlock, Rule, Ruleset, Target
+from ktp.model.trace import StepKind
 
 # Actions of a compiled rule.
 _CONTINUE, _ACCEPT, _DROP, _RETURN, _JUMP, _GOTO, _CHANGE, _END, _UNKNOWN = range(9)
@@ -61,7 +82,7 @@ class Compiled(NamedTuple):
     unknown: str | None  # why a match cannot be answered, where one is not modelled
     action: int
     data: Any
-    effect: str
+    effect: Effect | None  # None: `data` makes it of the packet
 
 
 class Program:
@@ -189,7 +210,7 @@ def compile_rule(program: Program, rule: Rule) -> Compiled:
     unknown: str | None = None
     if rule.error is not None:
         unknown = f"the line could not be parsed ({rule.error})"
-        return Compiled(rule, (), (), None, (), unknown, _UNKNOWN, unknown, "?")
+        return Compiled(rule, (), (), None, (), unknown, _UNKNOWN, unknown, Unmodelled("?"))
     for match in rule.matches:
         compiled = compile_match(match)
         if compiled is None:
@@ -228,42 +249,46 @@ REJECT_TYPES = {
     "icmp6-reject-route": "icmp6-reject-route", "reject-route": "icmp6-reject-route",
 }  # fmt: skip
 
-Change = Callable[[Packet, Host], None]
+Ended = Sequence[tuple[Verdict, "Effect | None"]]
+"""How each way through a rule ends, with what it did there where that depends on the packet."""
+
+Changing = Callable[[Packet, Host], "Effect | None"]
+"""Changes the packet; the effect where it depends on the packet."""
 
 
-def _compile_target(program: Program, rule: Rule) -> tuple[int, Any, str]:
+def _compile_target(program: Program, rule: Rule) -> tuple[int, Any, Effect | None]:
     target = rule.target
     if target is None:
-        return _CONTINUE, None, "counted"
+        return _CONTINUE, None, Count()
     name = target.name
     if target.goto:
-        return _GOTO, name, f"goto {name}"
+        return _GOTO, name, Goto(name)
     if name not in _TARGETS and not target.options and program.ruleset.chain(program.table, name) is not None:
-        return _JUMP, name, f"jump {name}"
+        return _JUMP, name, Jump(name)
     entry = _TARGETS.get(name)
     if entry is None:
         if program.ruleset.chain(program.table, name) is not None:
-            return _JUMP, name, f"jump {name}"
-        return _UNKNOWN, f"target {name} is not modelled", name
+            return _JUMP, name, Jump(name)
+        return _UNKNOWN, f"target {name} is not modelled", Unmodelled(name)
     try:
         made = entry[0](target, program)
     except (ValueError, IndexError, KeyError):
         made = None
     if made is None:
-        return _UNKNOWN, f"target {name} with these options is not modelled", name
+        return _UNKNOWN, f"target {name} with these options is not modelled", Unmodelled(name)
     return made
 
 
-def _simple(action: int, effect: str) -> Callable[[Target, Program], tuple[int, Any, str]]:
+def _simple(action: int, effect: Effect) -> Callable[[Target, Program], tuple[int, Any, Effect | None]]:
     return lambda target, program: (action, None, effect)
 
 
-def _nothing(effect: str) -> Callable[[Target, Program], tuple[int, Any, str]]:
+def _nothing(by: str) -> Callable[[Target, Program], tuple[int, Any, Effect | None]]:
     """Targets that go on with the next rule and leave alone all that ktp models."""
-    return lambda target, program: (_CONTINUE, None, effect)
+    return lambda target, program: (_CONTINUE, None, Count(by))
 
 
-def _reject(target: Target, program: Program) -> tuple[int, Any, str]:
+def _reject(target: Target, program: Program) -> tuple[int, Any, Effect | None]:
     given = target.value("--reject-with")
     if given is None:
         kind = "icmp-port-unreachable" if program.family == 4 else "icmp6-port-unreachable"
@@ -271,10 +296,10 @@ def _reject(target: Target, program: Program) -> tuple[int, Any, str]:
         kind = "icmp6-port-unreachable"
     else:
         kind = REJECT_TYPES[given]
-    return _END, lambda state, host, hook: Verdict(REJECT, state, kind), f"reject with {kind}"
+    return _END, lambda state, host, hook: [(Verdict(REJECT, state, kind), None)], Refuse(kind)
 
 
-def _mark(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _mark(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     if len(target.options) != 1:
         return None
     option = target.options[0]
@@ -282,10 +307,12 @@ def _mark(target: Target, program: Program) -> tuple[int, Any, str] | None:
     number, mask = int(value, 0), int(mask_text, 0) if mask_text else 0xFFFFFFFF
     keep, flip = _mark_operation(option.flag, number, mask)
 
-    def change(p: Packet, host: Host) -> None:
-        p.mark = (p.mark & keep) ^ flip
+    def change(p: Packet, host: Host) -> Effect:
+        before = p.mark
+        p.mark = (before & keep) ^ flip
+        return Mark(before, p.mark, keep, flip)
 
-    return _CHANGE, change, f"mark {_mark_words(option.flag, number, mask)}"
+    return _CHANGE, change, None
 
 
 def _mark_operation(flag: str, number: int, mask: int) -> tuple[int, int]:
@@ -304,17 +331,7 @@ def _mark_operation(flag: str, number: int, mask: int) -> tuple[int, int]:
     raise ValueError(flag)
 
 
-def _mark_words(flag: str, number: int, mask: int) -> str:
-    if flag == "--set-xmark" and mask and number == 0:
-        return f"cleared of bits {mask:#x}" if mask != 0xFFFFFFFF else "set to 0"
-    if flag == "--set-xmark" and mask == 0:
-        return f"flipped in bits {number:#x}"
-    if mask == 0xFFFFFFFF:
-        return f"set to {number:#x}"
-    return f"set to {number:#x} under mask {mask:#x}"
-
-
-def _connmark(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _connmark(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     verb = next((o for o in target.options if o.flag.endswith("mark") and "mask" not in o.flag), None)
     if verb is None:
         return None
@@ -328,42 +345,45 @@ def _connmark(target: Target, program: Program) -> tuple[int, Any, str] | None:
                 if p.ct is not None:
                     p.ct.mark = (p.ct.mark & ~ctm & 0xFFFFFFFF) ^ (p.mark & nf)
 
-            return _CHANGE, save, "connection mark saved from the packet's"
+            return _CHANGE, save, Change("connection mark saved from the packet's")
 
         def restore(p: Packet, host: Host) -> None:
             if p.ct is not None:
                 p.mark = (p.mark & ~nf & 0xFFFFFFFF) ^ (p.ct.mark & ctm)
 
-        return _CHANGE, restore, "mark restored from the connection's"
+        return _CHANGE, restore, Change("mark restored from the connection's")
     value, _, mask_text = verb.args[0].partition("/")
     number, mask = int(value, 0), int(mask_text, 0) if mask_text else 0xFFFFFFFF
     keep, flip = _mark_operation(verb.flag, number, mask)
 
-    def change(p: Packet, host: Host) -> None:
+    def change(p: Packet, host: Host) -> Effect:
+        before = p.ct.mark if p.ct is not None else 0
+        after = (before & keep) ^ flip
         if p.ct is not None:
-            p.ct.mark = (p.ct.mark & keep) ^ flip
+            p.ct.mark = after
+        return Mark(before, after, keep, flip, connection=True)
 
-    return _CHANGE, change, f"connection mark {_mark_words(verb.flag, number, mask)}"
+    return _CHANGE, change, None
 
 
-def _ct(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _ct(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     if target.option("--notrack") is not None:
         return _notrack(target, program)
     helper = target.value("--helper")
     if all(o.flag in ("--helper", "--ctevents", "--expevents", "--timeout") for o in target.options):
-        return _CONTINUE, None, f"conntrack helper {helper}" if helper else "conntrack options set"
+        return _CONTINUE, None, Count(f"conntrack helper {helper}" if helper else "conntrack options set")
     return None  # zones are not modelled
 
 
-def _notrack(target: Target, program: Program) -> tuple[int, Any, str]:
+def _notrack(target: Target, program: Program) -> tuple[int, Any, Effect | None]:
     def change(p: Packet, host: Host) -> None:
         if p.ct is None:
             p.ctstate = pk.UNTRACKED
 
-    return _CHANGE, change, "not tracked"
+    return _CHANGE, change, NoTrack()
 
 
-def _tos(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _tos(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     option = target.options[0]
     text, _, mask_text = option.args[0].partition("/")
     number = int(text, 0)
@@ -386,10 +406,10 @@ def _tos(target: Target, program: Program) -> tuple[int, Any, str] | None:
 
     else:
         return None
-    return _CHANGE, change, "TOS changed"
+    return _CHANGE, change, Change("TOS changed")
 
 
-def _dscp(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _dscp(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     value = dscp_value(target.options[0])
     if value is None:
         return None
@@ -397,10 +417,10 @@ def _dscp(target: Target, program: Program) -> tuple[int, Any, str] | None:
     def change(p: Packet, host: Host) -> None:
         p.tos = (p.tos & 3) | value << 2
 
-    return _CHANGE, change, f"DSCP set to {value}"
+    return _CHANGE, change, Change(f"DSCP set to {value}")
 
 
-def _ttl(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _ttl(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     option = target.options[0]
     value = int(option.args[0])
     kind = option.flag.rsplit("-", 1)[-1]
@@ -412,22 +432,33 @@ def _ttl(target: Target, program: Program) -> tuple[int, Any, str] | None:
             p.from_far = False
         p.ttl = value if kind == "set" else max(0, min(255, p.ttl + (value if kind == "inc" else -value)))
 
-    return _CHANGE, change, f"TTL {kind} {value}"
+    return _CHANGE, change, Change(f"TTL {kind} {value}")
 
 
-def _set_target(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _set_target(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     if target.option("--map-set") is not None:
         return None
     words = ", ".join(f"{o.flag[2:]} {o.args[0]}" for o in target.options if o.args)
-    return _CONTINUE, None, f"ipset: {words}"
+    return _CONTINUE, None, Count(f"ipset: {words}")
 
 
 # -- NAT
 
 
-def translate_destination(state: State, dst: int, dport: Port) -> None:
+def _endpoint(family: int, ip: int, port: Port) -> Endpoint:
+    return Endpoint(to_text(family, ip), port if isinstance(port, int) else None)
+
+
+def translation(kind: Nat, family: int, before: tuple[int, Port], after: tuple[int, Port]) -> Effect:
+    """What became of a destination (or source), which are (address, port)."""
+    was, now = _endpoint(family, *before), _endpoint(family, *after)
+    return Keep(kind, now) if was == now else Translate(kind, was, now)
+
+
+def translate_destination(state: State, dst: int, dport: Port, kind: Nat) -> Effect:
     """Rewrite the packet's destination and note it in its connection (nf_nat_setup_info, DST)."""
     p = state.packet
+    before = p.dst, p.dport
     ct = p.ct
     assert ct is not None
     if dst != p.dst or dport != p.dport:
@@ -435,11 +466,13 @@ def translate_destination(state: State, dst: int, dport: Port) -> None:
     p.dst = ct.dst = dst
     p.dport = ct.dport = dport
     ct.dst_done = True
+    return translation(kind, p.family, before, (dst, dport))
 
 
-def translate_source(state: State, src: int, sport: Port) -> None:
+def translate_source(state: State, src: int, sport: Port, kind: Nat) -> Effect:
     """Rewrite the packet's source and note it in its connection (nf_nat_setup_info, SRC)."""
     p = state.packet
+    before = p.src, p.sport
     ct = p.ct
     assert ct is not None
     if src != p.src or sport != p.sport:
@@ -447,6 +480,7 @@ def translate_source(state: State, src: int, sport: Port) -> None:
     p.src = ct.src = src
     p.sport = ct.sport = sport
     ct.src_done = True
+    return translation(kind, p.family, before, (src, sport))
 
 
 def _address_range(
@@ -476,21 +510,20 @@ def _address_range(
 
 
 def _each_address(
-    state: State, low: int, high: int, text: str, translate: Callable[[State, int], None]
-) -> Verdict | list[Verdict]:
+    state: State, low: int, high: int, text: str, translate: Callable[[State, int], Effect]
+) -> Ended:
     """Each address of a range with its chance: find_best_ips_proto takes one by a hash that nobody can foretell."""
     count = high - low + 1
     if count > _MOST_ADDRESSES:
-        return Verdict(UNKNOWN, state, f"which address of {text} is drawn is not modelled")
+        return [(Verdict(UNKNOWN, state, f"which address of {text} is drawn is not modelled"), None)]
     states = [state.fork() for _ in range(count - 1)] + [state]
     for number, each in enumerate(states):
         if count > 1:
             each.decide(Decision(RANDOM, text, number, 1 / count, "", "", None))
-        translate(each, low + number)
-    return [Verdict(ACCEPT, each) for each in states]
+    return [(Verdict(ACCEPT, each), translate(each, low + number)) for number, each in enumerate(states)]
 
 
-def _dnat(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _dnat(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     option = target.option("--to-destination")
     if option is None or len([o for o in target.options if o.flag == "--to-destination"]) != 1:
         return None
@@ -498,7 +531,7 @@ def _dnat(target: Target, program: Program) -> tuple[int, Any, str] | None:
     text = option.args[0]
     random = any(o.flag in ("--random", "--random-fully") for o in target.options)
 
-    def act(state: State, host: Host, hook: str) -> Verdict | list[Verdict]:
+    def act(state: State, host: Host, hook: str) -> Ended:
         p = state.packet
         dport = p.dport
         if plow is not None and phigh is not None:
@@ -509,23 +542,29 @@ def _dnat(target: Target, program: Program) -> tuple[int, Any, str] | None:
             elif plow == phigh or not random:
                 dport = plow  # nf_nat_l4proto_unique_tuple begins with the first, and the tuple is new
             else:
-                return Verdict(UNKNOWN, state, f"DNAT to the ports {text}: which is drawn is not modelled")
+                return [
+                    (
+                        Verdict(UNKNOWN, state, f"DNAT to the ports {text}: which is drawn is not modelled"),
+                        None,
+                    )
+                ]
         if low is None or high is None or low <= p.dst <= high:
-            translate_destination(state, p.dst, dport)
-            return Verdict(ACCEPT, state)
-        return _each_address(state, low, high, text, lambda each, ip: translate_destination(each, ip, dport))
+            return [(Verdict(ACCEPT, state), translate_destination(state, p.dst, dport, Nat.DNAT))]
+        return _each_address(
+            state, low, high, text, lambda each, ip: translate_destination(each, ip, dport, Nat.DNAT)
+        )
 
-    return _END, act, f"dnat to {text}"
+    return _END, act, None
 
 
-def _snat(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _snat(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     option = target.option("--to-source")
     if option is None or len([o for o in target.options if o.flag == "--to-source"]) != 1:
         return None
     low, high, plow, phigh, _ = _address_range(option.args[0], program.family)
     text = option.args[0]
 
-    def act(state: State, host: Host, hook: str) -> Verdict | list[Verdict]:
+    def act(state: State, host: Host, hook: str) -> Ended:
         p = state.packet
         sport: Port = p.sport
         if plow is not None and phigh is not None:
@@ -533,20 +572,27 @@ def _snat(target: Target, program: Program) -> tuple[int, Any, str] | None:
         elif any(o.flag in ("--random", "--random-fully") for o in target.options):
             sport = RANDOM_PORTS
         if low is None or high is None or low <= p.src <= high:
-            translate_source(state, p.src, sport)
-            return Verdict(ACCEPT, state)
-        return _each_address(state, low, high, text, lambda each, ip: translate_source(each, ip, sport))
+            return [(Verdict(ACCEPT, state), translate_source(state, p.src, sport, Nat.SNAT))]
+        return _each_address(
+            state, low, high, text, lambda each, ip: translate_source(each, ip, sport, Nat.SNAT)
+        )
 
-    return _END, act, f"snat to {text}"
+    return _END, act, None
 
 
-def masquerade(state: State, host: Host, sport: Port | None = None) -> Verdict:
+def masquerade(state: State, host: Host, sport: Port | None = None) -> tuple[Verdict, Effect]:
     """MASQUERADE: the source that the kernel gives (nf_nat_masquerade_ipv4/6); dropped where it has none.
 
     `sport` is the new source port or range, None where the port is kept.
     """
     p = state.packet
     port = p.sport if sport is None else sport
+    if not host.has_network:
+        # The dialled address is the one address of this node that is known.
+        own = (number for family, number, _ in host.own_addresses() if family == p.family)
+        given = next(own, p.ct.odst if p.ct is not None else p.dst)
+        state.assume("the node masquerades with its own address (its interfaces were not read)")
+        return Verdict(ACCEPT, state), translate_source(state, given, port, Nat.MASQUERADE)
     next_hop = p.dst
     if p.family == 4:
         found = host.route(p, iif="lo")
@@ -554,21 +600,11 @@ def masquerade(state: State, host: Host, sport: Port | None = None) -> Verdict:
             next_hop = int(found.hops[0].gateway)
     source = host.select_source(p.family, p.oif, next_hop)
     if source is None:
-        return Verdict(DROP, state, "MASQUERADE finds no address to give")
-    translate_source(state, source, port)
-    return Verdict(ACCEPT, state)
+        return Verdict(DROP, state, "MASQUERADE finds no address to give"), Drop()
+    return Verdict(ACCEPT, state), translate_source(state, source, port, Nat.MASQUERADE)
 
 
-def _node_source(host: Host, p: Packet) -> int:
-    for family, number, _ in host.own_addresses():
-        if family == p.family:
-            return number
-    if p.ct is not None:
-        return p.ct.odst  # the dialled address is the one address of this node that is known
-    return p.dst
-
-
-def _masquerade(target: Target, program: Program) -> tuple[int, Any, str]:
+def _masquerade(target: Target, program: Program) -> tuple[int, Any, Effect | None]:
     sport: Port | None = None
     if target.option("--random") is not None or target.option("--random-fully") is not None:
         sport = RANDOM_PORTS
@@ -576,7 +612,7 @@ def _masquerade(target: Target, program: Program) -> tuple[int, Any, str]:
     if ports is not None:
         low, _, high = ports.partition("-")
         sport = (int(low), int(high)) if high and high != low else int(low)
-    return _END, lambda state, host, hook: masquerade(state, host, sport), "masquerade"
+    return _END, lambda state, host, hook: [masquerade(state, host, sport)], None
 
 
 def redirect_address(state: State, host: Host, hook: str) -> int | None:
@@ -591,7 +627,7 @@ def redirect_address(state: State, host: Host, hook: str) -> int | None:
     return None
 
 
-def _redirect(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _redirect(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     ports = target.value("--to-ports")
     low, _, high = (ports or "").partition("-")
     first = int(low) if low else None
@@ -600,22 +636,23 @@ def _redirect(target: Target, program: Program) -> tuple[int, Any, str] | None:
     if random and first != last:
         return None
 
-    def act(state: State, host: Host, hook: str) -> Verdict:
+    def act(state: State, host: Host, hook: str) -> Ended:
         dport = state.packet.dport
         if first is not None and last is not None and not (isinstance(dport, int) and first <= dport <= last):
             dport = first  # as DNAT: the first of the range, where the packet's own is not in it
         new = redirect_address(state, host, hook)
         if new is None:
             if not host.has_network:
-                return Verdict(UNKNOWN, state, "REDIRECT: the addresses of the interface were not read")
-            return Verdict(DROP, state, "REDIRECT finds no address on the interface")
-        translate_destination(state, new, dport)
-        return Verdict(ACCEPT, state)
+                return [
+                    (Verdict(UNKNOWN, state, "REDIRECT: the addresses of the interface were not read"), None)
+                ]
+            return [(Verdict(DROP, state, "REDIRECT finds no address on the interface"), Drop())]
+        return [(Verdict(ACCEPT, state), translate_destination(state, new, dport, Nat.REDIRECT))]
 
-    return _END, act, f"redirect to port {ports}" if ports else "redirect"
+    return _END, act, None
 
 
-def _netmap(target: Target, program: Program) -> tuple[int, Any, str] | None:
+def _netmap(target: Target, program: Program) -> tuple[int, Any, Effect | None] | None:
     text = target.value("--to")
     if text is None:
         return None
@@ -623,29 +660,29 @@ def _netmap(target: Target, program: Program) -> tuple[int, Any, str] | None:
     mask = (1 << (net.max_prefixlen - net.prefixlen)) - 1
     value = int(net.network_address)
 
-    def act(state: State, host: Host, hook: str) -> Verdict:
+    def act(state: State, host: Host, hook: str) -> Ended:
         p = state.packet
         if hook in ("PREROUTING", "OUTPUT"):
-            translate_destination(state, value | p.dst & mask, p.dport)
+            effect = translate_destination(state, value | p.dst & mask, p.dport, Nat.NETMAP)
         else:
-            translate_source(state, value | p.src & mask, p.sport)
-        return Verdict(ACCEPT, state)
+            effect = translate_source(state, value | p.src & mask, p.sport, Nat.NETMAP)
+        return [(Verdict(ACCEPT, state), effect)]
 
-    return _END, act, f"netmap to {text}"
-
-
-def _unknown_target(why: str) -> Callable[[Target, Program], tuple[int, Any, str]]:
-    return lambda target, program: (_UNKNOWN, why, target.name)
+    return _END, act, None
 
 
-def _nfqueue(target: Target, program: Program) -> tuple[int, Any, str]:
-    return _UNKNOWN, "NFQUEUE hands the packet to a program of the node", "queue"
+def _unknown_target(why: str) -> Callable[[Target, Program], tuple[int, Any, Effect | None]]:
+    return lambda target, program: (_UNKNOWN, why, Unmodelled(target.name))
 
 
-_TARGETS: dict[str, tuple[Callable[[Target, Program], tuple[int, Any, str] | None], str, str]] = {
-    "ACCEPT": (_simple(_ACCEPT, "accept"), "exact", ""),
-    "DROP": (_simple(_DROP, "drop"), "exact", ""),
-    "RETURN": (_simple(_RETURN, "return"), "exact", ""),
+def _nfqueue(target: Target, program: Program) -> tuple[int, Any, Effect | None]:
+    return _UNKNOWN, "NFQUEUE hands the packet to a program of the node", Steal("queue")
+
+
+_TARGETS: dict[str, tuple[Callable[[Target, Program], tuple[int, Any, Effect | None] | None], str, str]] = {
+    "ACCEPT": (_simple(_ACCEPT, Accept()), "exact", ""),
+    "DROP": (_simple(_DROP, Drop()), "exact", ""),
+    "RETURN": (_simple(_RETURN, Return()), "exact", ""),
     "REJECT": (_reject, "exact", "each type with its symptom"),
     "MARK": (_mark, "exact", ""),
     "CONNMARK": (_connmark, "exact", "shifts are unknown"),
@@ -766,20 +803,23 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
                 state.assume(sentence)
             if compiled.recent:
                 _enter_recent(compiled, state)
-            action = compiled.action
-            step = state.note(
-                "rule",
-                compiled.effect,
-                hook=hook,
-                table=table,
-                chain=chain.name,
-                rule=compiled.rule,
-                backend=backend,
-            )
-            if action == _CONTINUE:
-                continue
+            action, effect = compiled.action, compiled.effect
             if action == _CHANGE:
-                compiled.data(p, host)
+                effect = compiled.data(p, host) or effect
+            elif action == _END:
+                if table == "nat" and p.ct is None:
+                    _note(state, Count(), hook, table, chain.name, compiled.rule, backend)
+                    continue
+                for verdict, made in compiled.data(state, host, hook):
+                    step = _note(
+                        verdict.state, made or effect, hook, table, chain.name, compiled.rule, backend
+                    )
+                    if verdict.code == ACCEPT and p.ct is not None and hook in ("PREROUTING", "OUTPUT"):
+                        verdict.state.nat_step = step
+                    out.append(verdict._replace(step=step))
+                break
+            step = _note(state, effect, hook, table, chain.name, compiled.rule, backend)
+            if action in (_CONTINUE, _CHANGE):
                 continue
             if action in (_JUMP, _GOTO):
                 target = program.chain(compiled.data)
@@ -806,26 +846,26 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
             if action == _DROP:
                 out.append(Verdict(DROP, state, "", step))
                 break
-            if action == _UNKNOWN:
-                out.append(Verdict(UNKNOWN, state, compiled.data, step))
-                break
-            if table == "nat" and p.ct is None:
-                continue
-            ended: Verdict | list[Verdict] = compiled.data(state, host, hook)
-            for verdict in ended if isinstance(ended, list) else (ended,):
-                if verdict.code == ACCEPT and p.ct is not None and hook in ("PREROUTING", "OUTPUT"):
-                    verdict.state.nat_step = step
-                out.append(verdict._replace(step=step))
+            out.append(Verdict(UNKNOWN, state, compiled.data, step))
             break
     return out
+
+
+def _note(
+    state: State, effect: Effect | None, hook: str, table: str, chain: str, rule: Rule, backend: str
+) -> StepRecord:
+    effects = (effect,) if effect is not None else ()
+    return state.note(
+        StepKind.RULE, *effects, hook=hook, table=table, chain=chain, rule=rule, backend=backend
+    )
 
 
 def _policy(base: CompiledChain, state: State, hook: str, table: str, backend: str) -> Verdict:
     policy = base.source.policy or "ACCEPT"
     if policy == "DROP":
         step = state.note(
-            "policy",
-            "drop",
+            StepKind.POLICY,
+            Drop(),
             hook=hook,
             table=table,
             chain=base.name,
@@ -866,19 +906,13 @@ def _enter_recent(compiled: Compiled, state: State) -> None:
             state.recent = state.recent | {(name, p.src if side == "src" else p.dst)}
 
 
-def nat_words(p: Packet, ct: Conn) -> str:
-    """`10.0.0.3:31015 → 10.244.1.10:80`: what a connection's destination was and is."""
-    return f"{endpoint_text(p.family, ct.odst, ct.odport)} → {endpoint_text(p.family, ct.dst, ct.dport)}"
-
-
 __all__ = [
-    "REJECT_TYPES",
     "Program",
     "compile_rule",
     "masquerade",
-    "nat_words",
     "supported_targets",
     "to_text",
     "translate_destination",
     "translate_source",
+    "translation",
 ]

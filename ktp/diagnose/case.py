@@ -174,5 +174,4 @@ def decided_evidence(cell: Cell) -> tuple[Evidence, ...]:
     where = f"{d.node} {d.backend} {d.table}".strip() if d.table else d.node
     if d.line:
         where += f" line {d.line}"
-    kind = d.kind if d.kind in ("rule", "policy", "route", "sysctl", "socket") else "rule"
-    return (Evidence(kind=kind, source=where, text=d.rule),)
+    return (Evidence(kind=d.kind.value, source=where, text=d.rule),)

@@ -6,7 +6,6 @@ whoever collects; here its answer is data.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ktp.diagnose.case import Case, Entry
@@ -14,17 +13,15 @@ from ktp.diagnose.checks.ktp902_probe_disagrees import CHECK as DISAGREES
 from ktp.diagnose.questions import node_addresses
 from ktp.kubeproxy.endpoints import EndpointSelection, external_policy_local
 from ktp.kubeproxy.frontends import FrontEndKind, ip_versions_of
-from ktp.kubeproxy.names import NFT_TABLE, host_port
+from ktp.kubeproxy.names import host_port, is_kube_proxys
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.cluster import Service
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.probing import HealthAnswer, HealthTarget, WitnessRow
 from ktp.model.snapshot import Snapshot
-from ktp.model.trace import Disposition, FlowAnswer, Path, Symptom
+from ktp.model.trace import Disposition, FlowAnswer, Symptom
 
 SLICES, RULES, HEALTH, ALL = "EndpointSlices", "rules", "health check", "all"
-
-_DNAT = re.compile(r"dnat to \[?([0-9a-fA-F.:]+?)\]?:(\d+)$")
 
 
 def health_targets(snapshot: Snapshot, service: Service, nodes: Sequence[str] = ()) -> list[HealthTarget]:
@@ -97,19 +94,19 @@ def _led_to(fact: FlowAnswer | None) -> frozenset[str] | None:
     out = set()
     for path in fact.paths:
         first = next((h for h in path.hops if h.direction == "request"), None)
-        found = [m for s in (first.steps if first is not None else ()) if (m := _DNAT.search(s.effect))]
+        found = [
+            t.after
+            for s in (first.steps if first is not None else ())
+            for t in s.translations
+            if not t.kind.of_source and t.after.port is not None
+        ]
         if found:
-            out.add(host_port(found[-1].group(1), int(found[-1].group(2))))
-        elif path.disposition in (Disposition.DROPPED, Disposition.REJECTED) and not _is_kube_proxys(path):
+            out.add(host_port(found[-1].ip, found[-1].port or 0))
+        elif path.disposition in (Disposition.DROPPED, Disposition.REJECTED) and not (
+            path.decided_by is not None and is_kube_proxys(path.decided_by.table, path.decided_by.chain)
+        ):
             return None  # another's rule ends the packet before it meets kube-proxy's
     return frozenset(out)
-
-
-def _is_kube_proxys(path: Path) -> bool:
-    decided = path.decided_by
-    return decided is not None and (
-        decided.chain.startswith("KUBE-") or decided.table.endswith(f" {NFT_TABLE}")
-    )
 
 
 def _row(

@@ -12,6 +12,7 @@ from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import node_addresses
 from ktp.diagnose.reconcile import health_findings, reconcile
 from ktp.diagnose.share import load_shares
+from ktp.kubeproxy.endpoints import EndpointSelection
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason, ip_versions_of
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.capture import EvidenceGap
@@ -222,7 +223,7 @@ def _assign(case: Case, findings: list[Finding]) -> tuple[list[Finding], dict[tu
             UNEXPLAINED.finding(
                 f"{first.title} on {node} ({_vantages(entries)}): {first.cell.symptom.value}: {reason}",
                 node=node,
-                evidence=[Evidence(kind=basis.kind, source=basis.node, text=basis.rule)]
+                evidence=[Evidence(kind=basis.kind.value, source=basis.node, text=basis.rule)]
                 if basis is not None
                 else [],
                 cells=entries,
@@ -266,9 +267,7 @@ def _matrices(case: Case, names: list[str], causes: dict[tuple[str, str, str], s
                 NodeRow(
                     node=node,
                     addresses=tuple(addresses),
-                    local_endpoints=_local_count(selection.usable, selection.local)
-                    if case.examiner.index.is_known
-                    else None,
+                    local_endpoints=_local_count(selection) if case.examiner.index.is_known else None,
                     cells=cells,
                     evidence=evidence_of(case.snapshot, node),
                 )
@@ -277,10 +276,10 @@ def _matrices(case: Case, names: list[str], causes: dict[tuple[str, str, str], s
     return out
 
 
-def _local_count(usable: Iterable[object], local: Iterable[object]) -> int:
-    here = {(getattr(e, "ip", ""), getattr(e, "port", 0)) for e in usable if getattr(e, "is_local", False)}
-    here |= {(getattr(e, "ip", ""), getattr(e, "port", 0)) for e in local}
-    return len(here)
+def _local_count(selection: EndpointSelection) -> int:
+    """How many endpoints of the node could be chosen there."""
+    here = [*(e for e in selection.usable if e.is_local), *selection.local]
+    return len({(e.ip, e.port) for e in here})
 
 
 def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> tuple[EvidenceGap, ...]:

@@ -15,17 +15,20 @@ from ktp.kubeproxy.node import ProxyMode, proxy_node
 from ktp.model.cluster import Cluster, Node, ip_of
 from ktp.model.evidence import EvidenceKind
 from ktp.model.host import (
+    PODS,
+    UPLINK,
     Interface,
     InterfaceAddress,
     IPAddress,
     IPNetwork,
     NextHop,
     NodeState,
-    PODS,
     Route,
-    UPLINK,
 )
 from ktp.model.snapshot import Snapshot
+
+_USUAL = {4: 24, 6: 64}
+"""The prefix length of a network of nodes of which nothing tells."""
 
 _LOOPBACK = Interface(
     name="lo",
@@ -33,7 +36,9 @@ _LOOPBACK = Interface(
     flags=frozenset(("UP", "LOOPBACK")),
     link_type="loopback",
     addresses=tuple(
-        InterfaceAddress(ip=ip_interface(text).ip, prefixlen=ip_interface(text).network.prefixlen, scope="host")
+        InterfaceAddress(
+            ip=ip_interface(text).ip, prefixlen=ip_interface(text).network.prefixlen, scope="host"
+        )
         for text in ("127.0.0.1/8", "::1/128")
     ),
 )
@@ -41,7 +46,9 @@ _LOOPBACK = Interface(
 
 def with_supposed_networks(snapshot: Snapshot) -> Snapshot:
     """The snapshot with the network of every node whose rules were read filled in where it was not read."""
-    states = {name: _filled(snapshot, state) if state.has_rules else state for name, state in snapshot.nodes.items()}
+    states = {
+        name: _filled(snapshot, state) if state.has_rules else state for name, state in snapshot.nodes.items()
+    }
     return replace(snapshot, nodes=states) if states != snapshot.nodes else snapshot
 
 
@@ -79,7 +86,10 @@ def _interfaces(routes: tuple[Route, ...] | None, node: Node | None) -> Iterator
             name=device,
             index=2,
             flags=frozenset(("UP",)),
-            addresses=tuple(_address(ip, _connected(routes or (), device, ip)) for ip in listed),
+            addresses=tuple(
+                _address(ip, _connected(routes, device, ip) if routes else _USUAL[ip.version])
+                for ip in listed
+            ),
         )
         return
     devices: dict[str, list[InterfaceAddress]] = {}
@@ -92,15 +102,18 @@ def _interfaces(routes: tuple[Route, ...] | None, node: Node | None) -> Iterator
         device = route.dev or UPLINK
         # ip-route(8): the local route of a secondary address has the primary one as its preferred source.
         second = route.prefsrc is not None and route.prefsrc != ip
-        devices.setdefault(device, []).append(_address(ip, _connected(routes or (), device, ip), secondary=second))
-    pods = [ip_network(text, strict=False) for text in (node.pod_cidrs if node is not None else ())]
+        devices.setdefault(device, []).append(
+            _address(ip, _connected(routes or (), device, ip), secondary=second)
+        )
+    pods = _pod_networks(node)
     for number, (name, addresses) in enumerate(devices.items(), start=1):
         if name == "lo":
             yield replace(_LOOPBACK, addresses=tuple(addresses) or _LOOPBACK.addresses)
             continue
         # A device with a whole network of this node's pods behind it is their bridge.
         bridge = any(
-            a.prefixlen < a.ip.max_prefixlen and any(a.ip in net for net in pods if net.version == a.ip.version)
+            a.prefixlen < a.ip.max_prefixlen
+            and any(a.ip in net for net in pods if net.version == a.ip.version)
             for a in addresses
         )
         yield Interface(
@@ -160,19 +173,9 @@ def _routes(cluster: Cluster, name: str, interfaces: tuple[Interface, ...]) -> I
             continue
         device, address = uplink
         net = ip_network((address.ip, address.prefixlen), strict=False)
-        router = net.network_address + (2 if net.network_address + 1 == address.ip else 1) if net.num_addresses > 2 else None
+        router = net.network_address + (2 if net.network_address + 1 == address.ip else 1)
         yield _unicast(ip_network("0.0.0.0/0" if version == 4 else "::/0"), device, router)
-        mine = [n for text in (node.pod_cidrs if node is not None else ()) if (n := ip_network(text, strict=False)).version == version]
-        tunnel = next(
-            (
-                i.name
-                for i in interfaces
-                if i.kind in _TUNNELS
-                or i.link_type not in ("ether", "loopback")
-                or any(a.prefixlen == a.ip.max_prefixlen and any(a.ip in n for n in mine) for a in i.addresses if a.ip.version == version)
-            ),
-            None,
-        )
+        tunnel = next((i.name for i in interfaces if _is_tunnel(i, _pod_networks(node), version)), None)
         for other in (cluster.nodes or {}).values():
             if other.name == name:
                 continue
@@ -185,7 +188,6 @@ def _routes(cluster: Cluster, name: str, interfaces: tuple[Interface, ...]) -> I
                 pods = ip_network(text, strict=False)
                 if pods.version == version:
                     yield _unicast(pods, tunnel or device, pods.network_address if tunnel else theirs)
-        here = {name for name in (cluster.nodes or {})}
         for pod in cluster.pods or ():
             if pod.host_network or pod.node_name is None or pod.phase in ("Succeeded", "Failed"):
                 continue
@@ -196,13 +198,28 @@ def _routes(cluster: Cluster, name: str, interfaces: tuple[Interface, ...]) -> I
                 if pod.node_name == name:
                     if not any(ip in r.dst for r in connected if r.type == "unicast" and r.dst.prefixlen > 0):
                         yield _unicast(ip_network(ip), PODS, None)
-                elif pod.node_name in here:
+                elif pod.node_name in (cluster.nodes or {}):
                     other = (cluster.nodes or {})[pod.node_name]
                     if any(ip in ip_network(t, strict=False) for t in other.pod_cidrs):
                         continue
                     gateway = next((a for a in _node_addresses(other) if a.version == version), None)
                     if gateway is not None:
                         yield _unicast(ip_network(ip), tunnel or device, gateway)
+
+
+def _pod_networks(node: Node | None) -> list[IPNetwork]:
+    return [ip_network(text, strict=False) for text in (node.pod_cidrs if node is not None else ())]
+
+
+def _is_tunnel(interface: Interface, pods: Iterable[IPNetwork], version: int) -> bool:
+    """A device to other nodes: by its kind, or since it holds a single address of this node's pods (flannel.1)."""
+    if interface.kind in _TUNNELS or interface.link_type not in ("ether", "loopback"):
+        return True
+    return any(
+        a.prefixlen == a.ip.max_prefixlen and any(a.ip in net for net in pods)
+        for a in interface.addresses
+        if a.ip.version == version
+    )
 
 
 _TUNNELS = frozenset(("vxlan", "geneve", "ipip", "sit", "gre", "wireguard", "ip6tnl"))
@@ -229,7 +246,9 @@ def _kernel_routes(interfaces: Iterable[Interface]) -> Iterator[Route]:
         for a in i.addresses:
             hop = (NextHop(dev=i.name),)
             bits = a.ip.max_prefixlen
-            local = Route(dst=ip_network(a.ip), type="local", table="local", nexthops=hop, prefsrc=a.ip, scope="host")
+            local = Route(
+                dst=ip_network(a.ip), type="local", table="local", nexthops=hop, prefsrc=a.ip, scope="host"
+            )
             yield local
             net = ip_network((a.ip, a.prefixlen), strict=False)
             if i.is_loopback and a.ip.version == 4:
@@ -264,5 +283,3 @@ def _sysctls(snapshot: Snapshot, name: str) -> Mapping[str, str]:
         "net.bridge.bridge-nf-call-ip6tables": "1",
         "net.ipv4.conf.all.route_localnet": "1" if localnet else "0",
     }
-
-

@@ -6,8 +6,8 @@ from ipaddress import ip_network
 
 from ktp.dataplane.packet import PROTOCOLS, to_int
 from ktp.dataplane.walk import Attached, Topology
-from ktp.model.cluster import Cluster, Service
 from ktp.diagnose.supposed import with_supposed_networks
+from ktp.model.cluster import Cluster, Service
 from ktp.model.evidence import EvidenceKind
 from ktp.model.snapshot import Snapshot
 
@@ -79,7 +79,8 @@ def topology_of(snapshot: Snapshot) -> Topology:
         unread=frozenset(
             name
             for name in {*snapshot.nodes, *(cluster.nodes or ())}
-            if (state := snapshot.nodes.get(name)) is None or EvidenceKind.ADDRESSES in state.supposed and True
+            if (state := snapshot.nodes.get(name)) is None
+            or (EvidenceKind.ADDRESSES in state.supposed and True)
         ),
     )
 

@@ -29,6 +29,7 @@ from ktp.kubeproxy.names import (
     KUBE_SOURCE_RANGES_FIREWALL,
     host_port,
 )
+from ktp.model.effect import Endpoint
 from ktp.model.explanation import (
     ChainNode,
     ElementNode,
@@ -311,18 +312,19 @@ def _shares(table: IpvsTable, server: VirtualServer) -> dict[tuple[str, int], fl
 
 
 def _server_node(
-    table: IpvsTable, server: VirtualServer, share: float | None, effects: dict[str, float] | None
+    table: IpvsTable, server: VirtualServer, share: float | None, servers: dict[Endpoint, float] | None
 ) -> RuleNode:
     shares = _shares(table, server)
     elements = []
     for real in server.servers:
-        where = host_port(str(real.ip), real.port)
         part = shares.get((str(real.ip), real.port), 0.0)
         elements.append(
             ElementNode(
                 text=_real_text(server, real),
                 words=_real_words(real, part),
-                share=None if effects is None else min(1.0, effects.get(f"real server {where}", 0.0)),
+                share=None
+                if servers is None
+                else min(1.0, servers.get(Endpoint(str(real.ip), real.port), 0.0)),
             )
         )
     words = "no real servers" if not elements else "real servers"
@@ -345,19 +347,19 @@ def ipvs_stage(
     table = host.state.ipvs
     if table is None or host.virtual_servers is None:
         return None
-    effects: dict[str, float] = {}
+    taken: dict[Endpoint, float] = {}
     share = 0.0
     for path in answer.paths:
-        steps = {
-            step.effect
+        steps = [
+            step
             for hop in path.hops
             if hop.node == node and hop.direction == "request"
             for step in hop.steps
             if step.table == TABLE and step.hook == hook
-        }
+        ]
         share += path.probability if steps else 0.0
-        for effect in steps:
-            effects[effect] = effects.get(effect, 0.0) + path.probability
+        for server in {t.after for step in steps for t in step.translations}:
+            taken[server] = taken.get(server, 0.0) + path.probability
     servers: list[VirtualServer] = []
     for packet in packets:
         scheduled = host.virtual_servers.schedule(packet)
@@ -373,7 +375,7 @@ def ipvs_stage(
             table=TABLE,
             name="virtual servers",
             words="sends packets to virtual servers on to one of their real servers",
-            rules=tuple(_server_node(table, s, min(1.0, share), effects) for s in servers),
+            rules=tuple(_server_node(table, s, min(1.0, share), taken) for s in servers),
             left_out=left,
             left_out_words="virtual servers of other addresses and ports" if left else "",
         ),

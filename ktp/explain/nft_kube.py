@@ -20,6 +20,7 @@ from ktp.kubeproxy.names import (
     NFT_TABLE,
     host_port,
 )
+from ktp.model.effect import Endpoint
 from ktp.model.nftables import (
     AnonymousSet,
     Binary,
@@ -354,8 +355,8 @@ def element_words(table: NftTable, name: str, element: SetElement) -> str:
     if name in ("service-nodeports", "service-ips") and value is not None:
         kind = "" if name == "service-nodeports" else _kind_of_address(value.target)
         return f"{kind}{front}: on to {_target_words(value.target)}"
-    if name in ("no-endpoint-services", "no-endpoint-nodeports") and value is not None:
-        return f"{front}: {_refusal(table, name, value, parts)}"
+    if (why := without_endpoint(table, name, element)) is not None:
+        return f"{front}: {_refusal(table, name, why)}"
     if name in ("firewall-ips", "firewall"):
         return f"load-balancer IP {front}: has loadBalancerSourceRanges"
     if name.startswith(NFT_AFFINITY_PREFIX):
@@ -390,15 +391,37 @@ def _target_words(target: str | None) -> str:
     return "the choice among all its endpoints"
 
 
-def _refusal(table: NftTable, name: str, value: Verdict, parts: tuple[object, ...]) -> str:
-    if value.kind != "drop":
-        return "refused, for the Service has no usable endpoint on any node"
-    cluster_ips = table.sets.get("cluster-ips")
-    if (
-        name == "no-endpoint-services"
-        and cluster_ips is not None
-        and any(_parts(e.key) == parts[:1] for e in cluster_ips.elements)
+class WithoutEndpoint(Enum):
+    """What an element of the maps no-endpoint-nodeports and no-endpoint-services is there for."""
+
+    ANYWHERE = "no usable endpoint on any node"
+    EXTERNAL_LOCAL = "externalTrafficPolicy"
+    INTERNAL_LOCAL = "internalTrafficPolicy"
+
+
+def without_endpoint(table: NftTable, name: str, element: SetElement) -> WithoutEndpoint | None:
+    """Why an element of map `name` stops packets; None where it is of another map."""
+    if name not in ("no-endpoint-services", "no-endpoint-nodeports") or not isinstance(
+        element.value, Verdict
     ):
+        return None
+    if element.value.kind != "drop":
+        return WithoutEndpoint.ANYWHERE
+    cluster_ips = table.sets.get("cluster-ips")
+    inside = cluster_ips is not None and any(
+        _parts(e.key) == _parts(element.key)[:1] for e in cluster_ips.elements
+    )
+    return (
+        WithoutEndpoint.INTERNAL_LOCAL
+        if name == "no-endpoint-services" and inside
+        else WithoutEndpoint.EXTERNAL_LOCAL
+    )
+
+
+def _refusal(table: NftTable, name: str, why: WithoutEndpoint) -> str:
+    if why is WithoutEndpoint.ANYWHERE:
+        return "refused, for the Service has no usable endpoint on any node"
+    if why is WithoutEndpoint.INTERNAL_LOCAL:
         return "dropped; internalTrafficPolicy Local, and no usable endpoint runs on this node"
     words = "dropped; externalTrafficPolicy Local, and no usable endpoint runs on this node. "
     generation = generation_of(table)
@@ -610,11 +633,18 @@ def endpoint_of_value(value: MapValue | None) -> str:
     """`ip:port` that a map's value translates to, or that the chain of an endpoint stands for; "" for others."""
     if isinstance(value, Verdict):
         return (endpoint_of_chain(value.target) if value.target is not None else None) or ""
+    if (target := target_of_value(value)) is not None:
+        return host_port(target.ip, target.port or 0)
+    return str(value) if isinstance(value, Immediate) else ""
+
+
+def target_of_value(value: MapValue | None) -> Endpoint | None:
+    """The address and port that a map's value is, None where it is something else."""
     if isinstance(value, Concat) and len(value.parts) == 2:
         ip, port = _parts(value)
         if isinstance(port, int):
-            return host_port(str(ip), port)
-    return str(value) if isinstance(value, Immediate) else ""
+            return Endpoint(str(ip), port)
+    return None
 
 
 __all__ = [
@@ -637,5 +667,6 @@ __all__ = [
     "service_of_chain",
     "service_of_element",
     "set_words",
+    "target_of_value",
     "verdict_in",
 ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from ktp.dataplane.host import Host
 from ktp.dataplane.nft import BaseChain
+from ktp.dataplane.nft_outcome import verdict_outcome
 from ktp.dataplane.nft_sets import SetLookup
 from ktp.dataplane.nft_values import compile_value
 from ktp.dataplane.packet import Packet
@@ -21,10 +22,12 @@ from ktp.explain.nft_kube import (
     is_kube_table,
     is_service_chain,
     set_words,
+    target_of_value,
     verdict_in,
 )
 from ktp.explain.words import percent
 from ktp.kubeproxy.names import NFT_AFFINITY_PREFIX
+from ktp.model.effect import Effect, Endpoint, Goto, Jump, Keep, Translate
 from ktp.model.explanation import ChainNode, ElementNode, LookupNode, RuleNode, StageNode
 from ktp.model.nftables import (
     AnonymousSet,
@@ -52,7 +55,7 @@ from ktp.model.nftables import (
     datatypes_of,
     render_element,
 )
-from ktp.model.trace import FlowAnswer, Path, Step
+from ktp.model.trace import FlowAnswer, Path, Step, StepKind
 
 _LARGE = 64  # rules, or lots; a longer chain is shown as far as the packet takes it
 _DEPTH = 24
@@ -65,7 +68,7 @@ def nft_steps(path: Path, node: str) -> list[Step]:
         for hop in path.hops
         if hop.node == node and hop.direction == "request"
         for step in hop.steps
-        if step.backend == "nftables" and step.kind == "rule"
+        if step.backend == "nftables" and step.kind is StepKind.RULE
     ]
 
 
@@ -74,30 +77,32 @@ class NftTaken:
     """Which part of the packets takes a rule (hook, table, chain, position), and with which effect."""
 
     rules: dict[tuple[str, str, str, int], float]
-    effects: dict[tuple[str, str, str, int, str], float]
+    effects: dict[tuple[str, str, str, int, Effect | Endpoint], float]
 
     @classmethod
     def of(cls, answer: FlowAnswer, node: str) -> NftTaken:
         """What the answer's request took on `node`."""
         rules: dict[tuple[str, str, str, int], float] = {}
-        effects: dict[tuple[str, str, str, int, str], float] = {}
+        effects: dict[tuple[str, str, str, int, Effect | Endpoint], float] = {}
         for path in answer.paths:
             steps = nft_steps(path, node)
             for rule in dict.fromkeys((s.hook, s.table, s.chain, s.position) for s in steps):
                 rules[rule] = rules.get(rule, 0.0) + path.probability
             for effect in dict.fromkeys(
-                (s.hook, s.table, s.chain, s.position, s.effect.rpartition(", ")[2]) for s in steps
+                (s.hook, s.table, s.chain, s.position, _outcome_of(s)) for s in steps
             ):
                 effects[effect] = effects.get(effect, 0.0) + path.probability
         return cls(rules, effects)
 
     def chains(self, hook: str, table: str) -> set[str]:
         """The chains that the packet gets to in a table at a hook."""
-        return {
-            e[4].split(" ", 1)[1]
-            for e in self.effects
-            if e[:2] == (hook, table) and e[4][:5] in ("jump ", "goto ")
-        }
+        return {e[4].chain for e in self.effects if e[:2] == (hook, table) and isinstance(e[4], Jump | Goto)}
+
+
+def _outcome_of(step: Step) -> Effect | Endpoint:
+    """What a rule came to: of one that translates the endpoint, as an element of a map names it."""
+    last = step.effects[-1]
+    return last.after if isinstance(last, Translate) else last.at if isinstance(last, Keep) else last
 
 
 class NftStages:
@@ -222,9 +227,11 @@ class _Builder:
             return None
         return min(1.0, self._taken.rules.get((self._hook, self._name, chain, rule.index + 1), 0.0))
 
-    def _effect_share(self, chain: str, rule: NftRule, effect: str) -> float | None:
+    def _effect_share(self, chain: str, rule: NftRule, effect: Effect | Endpoint | None) -> float | None:
         if self._taken is None:
             return None
+        if effect is None:
+            return 0.0
         key = (self._hook, self._name, chain, rule.index + 1, effect)
         return min(1.0, self._taken.effects.get(key, 0.0))
 
@@ -344,7 +351,7 @@ class _Builder:
         self, chain: str, rule: NftRule, element: SetElement, words: str, share: float | None, depth: int
     ) -> ElementNode:
         value = element.value
-        effect = str(value) if isinstance(value, Verdict) else f"dnat to {endpoint_of_value(value)}"
+        effect = verdict_outcome(value).effect if isinstance(value, Verdict) else target_of_value(value)
         own = share if value is None else self._effect_share(chain, rule, effect)
         node = ElementNode(text="", words=words, share=own)
         if not isinstance(value, Verdict) or value.target is None:

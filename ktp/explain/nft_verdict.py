@@ -9,6 +9,7 @@ from ktp.explain.nft_kube import (
     FIREWALL_ALLOW_CHECK,
     REJECT_CHAIN,
     NftNodePort,
+    WithoutEndpoint,
     element_words,
     explain_nft_rule,
     generation_of,
@@ -17,6 +18,7 @@ from ktp.explain.nft_kube import (
     owner_of,
     service_of_chain,
     service_of_element,
+    without_endpoint,
 )
 from ktp.explain.nft_tree import nft_steps
 from ktp.kubeproxy.names import NFT_FIREWALL_PREFIX
@@ -31,7 +33,7 @@ from ktp.model.nftables import (
     Vmap,
     render_element,
 )
-from ktp.model.trace import FlowAnswer, Path, Step
+from ktp.model.trace import FlowAnswer, Path, Step, StepKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Decided:
 def service_in(path: Path | None, node: str) -> str | None:
     """The Service whose chains the packet met."""
     for step in nft_steps(path, node) if path is not None else ():
-        for name in (step.chain, step.effect.rpartition(" ")[2]):
+        for name in (step.chain, *step.leads_to):
             if (service := service_of_chain(name)) is not None:
                 return service
     return None
@@ -56,12 +58,10 @@ def service_in(path: Path | None, node: str) -> str | None:
 def stopped_by(path: Path, ruleset: NftRuleset | None, answer: FlowAnswer) -> Decided | None:
     """Why the rule that decided `path` stopped it; None where no nftables rule did."""
     d = path.decided_by
-    if d is None or d.backend != "nftables" or d.kind != "rule":
+    if d is None or d.backend != "nftables" or d.kind is not StepKind.RULE:
         return None
     steps = nft_steps(path, d.node)
-    last = next(
-        (s for s in reversed(steps) if (s.table, s.chain, s.text) == (d.table, d.chain, d.rule)), None
-    )
+    last = next((s for s in reversed(steps) if s == d.step), None)
     table = _table(ruleset, d.table)
     if last is None or table is None:
         return Decided(f"a rule of table {d.table}, chain {d.chain}, stops it")
@@ -74,7 +74,7 @@ def stopped_by(path: Path, ruleset: NftRuleset | None, answer: FlowAnswer) -> De
     asking = last
     if last.chain == REJECT_CHAIN:
         at = steps.index(last)
-        asking = next((s for s in reversed(steps[:at]) if REJECT_CHAIN in s.effect), last)
+        asking = next((s for s in reversed(steps[:at]) if REJECT_CHAIN in s.leads_to), last)
     found = _element(table, asking, answer)
     if found is not None:
         name, element = found
@@ -93,11 +93,12 @@ def stopped_by(path: Path, ruleset: NftRuleset | None, answer: FlowAnswer) -> De
 
 
 def _front_end_words(table: NftTable, name: str, element: SetElement, service: str) -> str:
-    words = element_words(table, name, element)
-    if "refused" in words:
-        return f"{service} has no usable endpoint on any node"
-    policy = "internalTrafficPolicy" if "internalTrafficPolicy" in words else "externalTrafficPolicy"
-    return f"{policy} of {service} is Local, and no usable endpoint of it runs on this node"
+    why = without_endpoint(table, name, element)
+    if why is None:
+        return element_words(table, name, element)
+    if why is WithoutEndpoint.ANYWHERE:
+        return f"{service} has {why.value}"
+    return f"{why.value} of {service} is Local, and no usable endpoint of it runs on this node"
 
 
 def early_check_words(path: Path, ruleset: NftRuleset | None) -> str:
@@ -122,7 +123,7 @@ def untranslated(
     addresses = node_port_addresses(table)
     if rules is not None and rules.nat is not None:
         looked = any(s.chain == "services" for s in steps)
-        if not looked and not any("jump services" in s.effect for s in steps):
+        if not looked and not any("services" in s.leads_to for s in steps):
             return (
                 "the node port has its element in map service-nodeports, but no packet gets to chain services: the "
                 "base chain that jumps there is missing or empty"
@@ -138,7 +139,7 @@ def untranslated(
                 f"kube-proxy serves node ports on {which} (set nodeport-ips), not on {dst}, so the packet "
                 "stays with the node itself"
             )
-        if any(service_of_chain(s.effect.rpartition(" ")[2]) for s in steps):
+        if any(service_of_chain(c) for s in steps for c in s.leads_to):
             return f"the chains of {service} lead to no endpoint, so the packet stays with the node itself"
     return "no rule sends the packet to an endpoint, so it stays with the node itself"
 
@@ -148,8 +149,7 @@ def foreign_translations(path: Path, node: str) -> list[Step]:
     return [
         s
         for s in nft_steps(path, node)
-        if ("dnat to" in s.effect or s.effect.startswith("redirect"))
-        and not is_kube_table(*(s.table.split(" ", 1)))
+        if any(t.kind.of_destination for t in s.translations) and not is_kube_table(*(s.table.split(" ", 1)))
     ]
 
 

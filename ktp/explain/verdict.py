@@ -21,7 +21,7 @@ from ktp.kubeproxy.names import (
 )
 from ktp.model.explanation import EndpointShare, Verdict
 from ktp.model.ruleset import Rule
-from ktp.model.trace import Disposition, FlowAnswer, Path, Symptom
+from ktp.model.trace import Disposition, FlowAnswer, Path, StepKind, Symptom
 
 if TYPE_CHECKING:
     from ktp.explain.nft_kube import NftNodePort
@@ -91,7 +91,7 @@ def verdict_of(
         node=decided.node if decided is not None else "",
         table=decided.table if decided is not None else "",
         chain=decided.chain if decided is not None else "",
-        rule=decided.rule if decided is not None and decided.kind in ("rule", "policy") else "",
+        rule=decided.rule if decided is not None and decided.kind in (StepKind.RULE, StepKind.POLICY) else "",
         position=by.position if by is not None else in_nft.position if in_nft is not None else 0,
         line=by.line if by is not None else decided.line if decided is not None else 0,
         lookup=in_nft.lookup if in_nft is not None else "",
@@ -124,7 +124,7 @@ def _worst(answer: FlowAnswer) -> Path | None:
 
 def _deciding_rule(path: Path | None) -> Rule | None:
     """The rule that decided, found again among the steps."""
-    if path is None or path.decided_by is None or path.decided_by.kind != "rule":
+    if path is None or path.decided_by is None or path.decided_by.kind is not StepKind.RULE:
         return None
     d = path.decided_by
     for hop in reversed(path.hops):
@@ -265,7 +265,7 @@ def _failed(
     if (
         path.disposition is Disposition.DROPPED
         and path.decided_by is not None
-        and path.decided_by.kind == "policy"
+        and path.decided_by.kind is StepKind.POLICY
     ):
         d = path.decided_by
         return f"{lead}no rule of table {d.table} accepts the packet, and {d.rule} applies"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from ktp.model.ruleset import Rule
+
 if TYPE_CHECKING:
     from ktp.model.cluster import Service, ServicePort
     from ktp.model.ruleset import Ruleset
@@ -56,6 +58,35 @@ IPVS_INTERFACE = "kube-ipvs0"
 _SUFFIX_LENGTH = 16
 _NFT_HASH_LENGTH = 8
 _NFT_BASE_MAX = 240  # knftables.NameLengthMax 256, less 16 for the prefix
+
+
+def is_kube_proxys(table: str, chain: str) -> bool:
+    """Whether a chain is kube-proxy's or the kubelet's: by its name, or by the table of the nftables mode."""
+    return chain.startswith("KUBE-") or table in (f"ip {NFT_TABLE}", f"ip6 {NFT_TABLE}")
+
+
+_IPVS_FILTERS = frozenset(("KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER", "KUBE-SOURCE-RANGES-FIREWALL"))
+_BY_FRONT_END = frozenset((KUBE_SERVICES, KUBE_EXTERNAL_SERVICES, KUBE_NODEPORTS, KUBE_PROXY_FIREWALL))
+
+
+def stops_for_kube_proxy(rule: Rule) -> bool:
+    """Whether a rule that stops packets in one of kube-proxy's chains has the form in which kube-proxy writes such.
+
+    By what it matches, never by its comment (1.18 to 1.36, `syncProxyRules` and `ensureKubeletIptables`): one front end
+    (a host address, or LOCAL, with a port) in the chains of Services, INVALID in KUBE-FORWARD, a mark or loopback in
+    KUBE-FIREWALL, anything in the chains of IPVS mode's filters.
+    """
+    flags = {o.flag: o for m in rule.matches for o in m.options}
+    if rule.chain in _BY_FRONT_END:
+        address = flags.get("-d")
+        host = address is not None and address.args[0].endswith(("/32", "/128"))
+        local = "--dst-type" in flags and flags["--dst-type"].args == ("LOCAL",)
+        return (host or local) and "--dport" in flags
+    if rule.chain == KUBE_FORWARD:
+        return "--ctstate" in flags and flags["--ctstate"].args == ("INVALID",)
+    if rule.chain == KUBE_FIREWALL:
+        return "--mark" in flags or ("-d" in flags and flags["-d"].args == ("127.0.0.0/8",))
+    return rule.chain in _IPVS_FILTERS
 
 
 def service_port_string(namespace: str, service: str, port_name: str, *, legacy_unnamed: bool = False) -> str:

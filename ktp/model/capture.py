@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 NO_BRIDGE_NETFILTER = re.compile(
     r"\s*(?:sysctl|error):.*\bnet[./]bridge[./](bridge-nf-call-ip6?tables)\b.*(?:No such file|unknown key)"
 )
+
+
+class GapCause(str, Enum):
+    """Why evidence is not there, where whoever asks has to know."""
+
+    NOT_INSTALLED = "not-installed"
+    NOT_READ = "not-read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,7 @@ class EvidenceGap:
     subject: str
     message: str
     remedy: str | None = None
+    cause: GapCause = GapCause.NOT_READ
 
 
 class Capture(Protocol):

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING, Protocol
 
+from ktp.model.effect import Effect, Forbid, Goto, Jump, Note, Refuse, Setting, Translate
 from ktp.model.ruleset import Rule
 
+if TYPE_CHECKING:  # some ninety dataclasses, which most runs do not need
+    from ktp.model.nftables import NftRule
 
-class Ternary(Enum):
-    """A match's answer. UNKNOWN is neither YES nor NO: both ways are followed."""
 
-    NO = 0
-    YES = 1
-    UNKNOWN = 2
+class StepKind(str, Enum):
+    """What a step is of."""
+
+    RULE = "rule"
+    POLICY = "policy"
+    ROUTE = "route"
+    CONNTRACK = "conntrack"
+    NAT = "nat"
+    SOCKET = "socket"
+    SYSCTL = "sysctl"
 
 
 class Disposition(str, Enum):
@@ -60,22 +70,36 @@ class Flow:
 class Step:
     """One thing that happened to the packet on a node.
 
-    `kind` is "rule", "policy", "route", "conntrack", "nat", "socket", "note". `rule` is set for xtables rules;
-    `text` is the raw line (or nft rule, or route) that was met; `effect` what it did, in words of netfilter:
-    "jump KUBE-SERVICES", "mark 0x4000", "dnat to 10.244.1.10:80".
+    `rule` is set for xtables rules, `nft_rule` for those of native nftables; `text` is the raw line (or nft rule, or
+    route) that was met. `effects` are what it did, in order: one, or several of an nft rule.
     """
 
-    kind: str
+    kind: StepKind
     hook: str = ""
     table: str = ""
     chain: str = ""
     text: str = ""
-    effect: str = ""
+    effects: tuple[Effect, ...] = ()
     backend: str = ""
     line: int = 0
     position: int = 0
     rule: Rule | None = None
-    assumption: str | None = None
+    nft_rule: NftRule | None = None
+
+    @property
+    def translations(self) -> Iterator[Translate]:
+        """The translations that it made, without those of answers back."""
+        return (e for e in self.effects if isinstance(e, Translate) and not e.kind.is_undoing)
+
+    @property
+    def leads_to(self) -> tuple[str, ...]:
+        """The chains that it jumped or went to."""
+        return tuple(e.chain for e in self.effects if isinstance(e, Jump | Goto))
+
+    @property
+    def said(self) -> str:
+        """What it is to be shown as: its text, or the note that it is."""
+        return self.text or next((e.words for e in self.effects if isinstance(e, Note | Forbid)), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,16 +128,55 @@ class Hop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecidedBy:
-    """The one thing that decided a fate: a rule, a policy, a route, a sysctl, a socket."""
+    """The one thing that decided a fate: a step of the node's, or what has no step (`kind`, and `words` for people)."""
 
     node: str
-    kind: str  # rule policy route sysctl socket
-    table: str = ""
-    chain: str = ""
-    rule: str = ""
-    line: int = 0
-    hook: str = ""
-    backend: str = ""
+    kind: StepKind
+    step: Step | None = None
+    words: str = ""
+
+    @property
+    def rule(self) -> str:
+        """What decided, to be shown: the rule, the policy, the route, or words where there is no step."""
+        return self.step.said if self.step is not None else self.words
+
+    @property
+    def table(self) -> str:
+        """The step's table."""
+        return self.step.table if self.step is not None else ""
+
+    @property
+    def chain(self) -> str:
+        """The step's chain."""
+        return self.step.chain if self.step is not None else ""
+
+    @property
+    def hook(self) -> str:
+        """The step's hook."""
+        return self.step.hook if self.step is not None else ""
+
+    @property
+    def backend(self) -> str:
+        """The step's back end."""
+        return self.step.backend if self.step is not None else ""
+
+    @property
+    def line(self) -> int:
+        """The rule's line in the dump, 0 where there is none."""
+        return self.step.line if self.step is not None else 0
+
+    @property
+    def setting(self) -> Setting | None:
+        """The sysctl that ended the packet, None where it was something else."""
+        found = (
+            e.setting for e in (self.step.effects if self.step is not None else ()) if isinstance(e, Forbid)
+        )
+        return next(found, None)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether its step told the sender, instead of staying silent."""
+        return self.step is not None and any(isinstance(e, Refuse) for e in self.step.effects)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +197,30 @@ class Path:
     assumptions: tuple[str, ...] = ()
 
 
+class PlacedRule(Protocol):
+    """A rule of any back end, as far as it is to be shown."""
+
+    @property
+    def table(self) -> str:
+        """`filter`, `inet site`."""
+
+    @property
+    def chain(self) -> str:
+        """The chain's name."""
+
+    @property
+    def text(self) -> str:
+        """As it is listed."""
+
+    @property
+    def line(self) -> int:
+        """Its line in the listing, 0 where that has none."""
+
+    @property
+    def position(self) -> int:
+        """Its place in the chain, from 1 on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
     """What was not known and made the answer differ: the rule or fact, and why it could not be decided."""
@@ -141,7 +228,7 @@ class Unknown:
     node: str
     what: str
     why: str
-    rule: Rule | None = None
+    rule: PlacedRule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,7 +123,7 @@ def _cell(c: Cell) -> dict[str, Any]:
 
 def decided_object(d: DecidedBy) -> dict[str, Any]:
     """What decided a fate."""
-    out: dict[str, Any] = {"node": d.node, "kind": d.kind}
+    out: dict[str, Any] = {"node": d.node, "kind": d.kind.value}
     if d.table:
         out |= {"table": d.table, "chain": d.chain}
     out["rule"] = d.rule

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from ktp.explain.effects import step_words
 from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import (
     Cell,
@@ -20,7 +21,7 @@ from ktp.model.diagnosis import (
     Severity,
     Way,
 )
-from ktp.model.trace import Header, Hop, Step, Symptom
+from ktp.model.trace import Header, Hop, Step, StepKind, Symptom
 from ktp.render.report_words import (
     BALANCER_WORDS,
     PROBE_COLUMNS,
@@ -235,12 +236,12 @@ def _header(h: Header) -> str:
 
 
 def _telling(step: Step) -> bool:
-    return step.kind != "rule" or bool(step.effect)
+    return step.kind is not StepKind.RULE or bool(step.effects)
 
 
 def _step(step: Step) -> str:
     where = " ".join(x for x in (step.table, step.chain) if x)
-    return f"{where or step.hook}: {step.effect}"
+    return f"{where or step.hook}: {step_words(step)}"
 
 
 def _share(share: LoadShare) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from typing import Any
 
-from ktp.model.trace import DecidedBy, Flow, FlowAnswer, Header, Hop, Path, Step, Unknown
+from ktp.explain.effects import step_words
+from ktp.model.trace import DecidedBy, Flow, FlowAnswer, Header, Hop, Path, Step, StepKind, Unknown
 
 _DIGITS = 6  # probabilities are products of what iptables prints with eleven digits
 
@@ -93,7 +94,7 @@ def _decided_by(d: DecidedBy | None) -> dict[str, Any] | None:
         return None
     return {
         "node": d.node,
-        "kind": d.kind,
+        "kind": d.kind.value,
         "hook": d.hook or None,
         "backend": d.backend or None,
         "table": d.table or None,
@@ -153,15 +154,14 @@ def _header(h: Header) -> dict[str, Any]:
 
 def _step(s: Step) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "kind": s.kind,
+        "kind": s.kind.value,
         "hook": s.hook,
         "table": s.table,
         "chain": s.chain,
         "position": s.position,
         "line": s.line,
         "backend": s.backend,
-        "rule" if s.kind == "rule" else "text": s.text,
-        "effect": s.effect,
-        "assumption": s.assumption,
+        "rule" if s.kind is StepKind.RULE else "text": s.text,
+        "effect": step_words(s),
     }
     return {name: value for name, value in fields.items() if value or name in ("kind", "effect")}

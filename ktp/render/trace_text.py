@@ -11,7 +11,20 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ktp.model.trace import DecidedBy, Disposition, FlowAnswer, Header, Hop, Path, Step, Symptom, Unknown
+from ktp.explain.effects import step_words
+from ktp.model.trace import (
+    DecidedBy,
+    Disposition,
+    FlowAnswer,
+    Header,
+    Hop,
+    Path,
+    PlacedRule,
+    Step,
+    StepKind,
+    Symptom,
+    Unknown,
+)
 from ktp.render.trace_json import merged
 
 if TYPE_CHECKING:
@@ -148,7 +161,7 @@ class _Report:
             if u.rule is not None
         ]
         decided = [d for d in (answer.decided_by, *(p.decided_by for p in answer.paths)) if d is not None]
-        rules += [(d.table, d.chain, d.line, d.rule) for d in decided if d.kind == "rule"]
+        rules += [(d.table, d.chain, d.line, d.rule) for d in decided if d.kind is StepKind.RULE]
         for table, chain, line, text in rules:  # the rule itself stands in the trace
             at = f", line {line}" if line else ""
             reason = reason.replace(f"{table} {text}", f"{table} {chain}{at}")
@@ -227,7 +240,7 @@ class _Report:
     @staticmethod
     def _shortened(path: Path) -> str:
         d = path.decided_by
-        if d is None or d.kind != "rule":
+        if d is None or d.kind is not StepKind.RULE:
             return path.reason
         at = f", line {d.line}" if d.line else ""
         return path.reason.replace(f"{d.table} {d.rule}", f"{d.table} {d.chain}{at}")
@@ -253,8 +266,8 @@ class _Report:
         for hop in hops:
             self._wrap(f"{hop.node}{_interfaces(hop)}: {_flow_of(hop.arrived)}", "  ", "      ")
             for step in hop.steps:
-                if step.kind == "nat":
-                    self._wrap(step.effect, "    ", "      ")
+                if step.kind is StepKind.NAT:
+                    self._wrap(step_words(step), "    ", "      ")
         self._wrap(f"ends as {_flow_of(hops[-1].left)}", "  ", "      ")
 
     def _hop(
@@ -286,19 +299,20 @@ class _Report:
         decides = decided is not None and _is_decision(step, node, decided)
         sign = "  > " if decides else "    "
         style = "strong" if decides else ""
-        if step.kind in ("rule", "policy"):
+        words = step_words(step)
+        if step.kind in (StepKind.RULE, StepKind.POLICY):
             backend = f" ({step.backend})" if node in self._several else ""
             where = f"{step.table}{backend} {step.chain}"
-            if step.kind == "policy":
+            if step.kind is StepKind.POLICY:
                 where += " policy"
             elif step.position:
                 where += f" rule {step.position}" + (f", line {step.line}" if step.line else "")
-            self._wrap(_clean(f"{where}: {step.effect}"), sign, "      ", style)
-            if step.kind == "rule":
+            self._wrap(_clean(f"{where}: {words}"), sign, "      ", style)
+            if step.kind is StepKind.RULE:
                 self._rule(step, verbatim=decides or self._layout.verbose)
             return
-        text = f" ({step.text})" if step.text and step.text not in step.effect else ""
-        self._wrap(_clean(f"{step.effect}{text}"), sign, "      ", style)
+        text = f" ({step.text})" if step.text and step.text not in words else ""
+        self._wrap(_clean(f"{words}{text}"), sign, "      ", style)
 
     def _rule(self, step: Step, *, verbatim: bool) -> None:
         rule = step.rule
@@ -389,13 +403,7 @@ def _ends_on_the_way_back(path: Path) -> bool:
 
 
 def _is_decision(step: Step, node: str, d: DecidedBy) -> bool:
-    return (
-        node == d.node
-        and (step.kind, step.hook, step.table, step.chain) == (d.kind, d.hook, d.table, d.chain)
-        and (step.text or step.effect) == d.rule
-        and step.line == d.line
-        and step.backend == d.backend
-    )
+    return node == d.node and step == d.step
 
 
 def _differs(hop: Hop) -> bool:
@@ -441,7 +449,7 @@ def _percent(chance: float) -> str:
     return f"{percent:.0f}%" if percent >= 1 or percent == 0 else f"{percent:.2g}%"
 
 
-def _place(rule: Rule) -> str:
+def _place(rule: PlacedRule) -> str:
     return f"{rule.table} {rule.chain}" + (f", line {rule.line}" if rule.line else "")
 
 

@@ -13,7 +13,8 @@ from kernel.lab import NODES, Lab, LabError, topology_of_lab
 
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
-from ktp.model.trace import Flow, FlowAnswer, Path, Symptom
+from ktp.explain.effects import step_words
+from ktp.model.trace import Flow, FlowAnswer, Path, StepKind, Symptom
 
 _FAILED_LINE = re.compile(r"line:? (\d+)")
 _REFUSED_COMMAND = re.compile(r"^/dev/stdin:(\d+):", re.MULTILINE)
@@ -196,7 +197,7 @@ def expected_counters(path: Path) -> Counter[RuleKey]:
     out: Counter[RuleKey] = Counter()
     for hop in path.hops:
         for step in hop.steps:
-            if step.kind == "rule":
+            if step.kind is StepKind.RULE:
                 out[
                     hop.node, step.backend.removeprefix("iptables-"), step.table, step.chain, step.position
                 ] += 1
@@ -284,7 +285,7 @@ def tell(case: Case, outcome: Outcome) -> str:
             parts.append(
                 f"    {hop.node} {hop.direction}: {hop.arrived} -> {hop.left} {hop.in_interface} {hop.out_interface}"
             )
-            parts += [f"      {s.hook} {s.table} {s.text} | {s.effect}" for s in hop.steps]
+            parts += [f"      {s.hook} {s.table} {s.text} | {step_words(s)}" for s in hop.steps]
     for key, text in (*case.rules.items(), *case.nft.items()):
         parts.append(f"  rules {key}:")
         parts += [f"    {line}" for line in text.splitlines()]

@@ -25,10 +25,22 @@ from kernel.drawing import Case, Packet, flow_of
 from kernel.lab import NODES, Lab, topology_of_lab
 
 from ktp.dataplane.answer import answer_flow, fold
-from ktp.dataplane.nft_outcome import THEN_NO_MATCH
 from ktp.dataplane.walk import Leaf, LimitExceededError, Walker
 from ktp.model.capture import MemoryCapture
-from ktp.model.trace import Flow, FlowAnswer, Path, Step, Symptom
+from ktp.model.effect import (
+    Accept,
+    Drop,
+    Effect,
+    Goto,
+    Jump,
+    Keep,
+    Leave,
+    Refuse,
+    Return,
+    Translate,
+    Unmodelled,
+)
+from ktp.model.trace import Flow, FlowAnswer, Path, Step, StepKind, Symptom
 
 # Long enough for packet and answer between namespaces, and where it is not, the pair is asked again.
 _QUICK, _PATIENT = 0.06, 0.5
@@ -120,28 +132,31 @@ def _mark(step: Step, family: int, handles: dict[tuple[str, str, int], int]) -> 
         table = step.table
     else:
         return None
-    if step.kind == "policy":
-        return (table, step.chain, 0, "drop") if step.effect.casefold().startswith("drop") else None
-    if step.kind != "rule" or step.effect.endswith(THEN_NO_MATCH):
+    if step.kind is StepKind.POLICY:
+        return (table, step.chain, 0, "drop") if step.effects == (Drop(),) else None
+    if step.kind is not StepKind.RULE or step.effects[-1:] == (Leave(),):
         return None
-    verdict = _verdict(step.effect) if step.backend == "nftables" else ""
+    verdict = _verdict(step.effects[-1]) if step.backend == "nftables" else ""
     return table, step.chain, handles[table, step.chain, step.position], verdict
 
 
-_ENDS = {
-    "reject with": "drop",
-    "dnat to": "accept",
-    "snat to": "accept",
-    "masquerade as": "accept",
-    "redirect": "accept",
-}
-
-
-def _verdict(effect: str) -> str:
-    last = effect.rpartition(", ")[2]
-    if last in ("accept", "drop", "return", "?") or last.startswith(("jump ", "goto ")):
-        return last
-    return next((verdict for start, verdict in _ENDS.items() if last.startswith(start)), "continue")
+def _verdict(effect: Effect) -> str:
+    """The verdict as the kernel's trace names it."""
+    match effect:
+        case Jump(chain):
+            return f"jump {chain}"
+        case Goto(chain):
+            return f"goto {chain}"
+        case Return():
+            return "return"
+        case Drop() | Refuse():
+            return "drop"
+        case Accept() | Translate() | Keep():
+            return "accept"
+        case Unmodelled(what):
+            return what
+        case _:
+            return "continue"
 
 
 # -- what the kernel says

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 import pytest
 
 from ktp.dataplane.answer import answer_flow
-from ktp.dataplane.nft_outcome import THEN_NO_MATCH
 from ktp.dataplane.packet import to_int
 from ktp.dataplane.walk import Attached, Leaf, Topology, Walker
+from ktp.model.effect import Leave
 from ktp.model.host import ListeningSocket, NodeState
 from ktp.model.nftables import NftRuleset
 from ktp.model.trace import Flow, Symptom
@@ -462,7 +462,7 @@ def held(leaves: list[Leaf], chain: str, position: int) -> bool | None:
             while linked is not None:
                 linked, step = linked
                 if step.chain == chain and step.rule is not None and step.rule.position == position:
-                    hit = hit or not step.effect.endswith(THEN_NO_MATCH)
+                    hit = hit or step.effects[-1:] != (Leave(),)
         answers.add(hit)
     return answers.pop() if len(answers) == 1 else None
 

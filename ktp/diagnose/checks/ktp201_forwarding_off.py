@@ -29,6 +29,7 @@ from ktp.diagnose.checks.base import Check, counterfactual
 from ktp.diagnose.checks.rule_common import decided_here, merged
 from ktp.diagnose.checks.sysctl_common import mended_by_sysctls
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.effect import Setting
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -51,7 +52,7 @@ def run(case: Case) -> Iterable[Finding]:
                     outcome=f"{len(mended)} of {len(failing)} failing cells then connect",
                 )
             ],
-            cells=merged(mended, decided_here(case, node, "sysctl", contains="forward")),
+            cells=merged(mended, decided_here(case, node, lambda d: d.setting is Setting.FORWARDING)),
         )
 
 

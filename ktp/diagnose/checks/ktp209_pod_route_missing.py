@@ -38,7 +38,7 @@ from ktp.model.cluster import Cluster
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import IPAddress, NextHop, NodeState, Route
 from ktp.model.snapshot import Snapshot
-from ktp.model.trace import Disposition, Path
+from ktp.model.trace import Disposition, Path, StepKind
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -93,7 +93,7 @@ def _lost_on_the_way(snapshot: Snapshot, path: Path) -> tuple[str, IPAddress, st
     if (
         path.disposition is not Disposition.LOST
         or decided is None
-        or decided.kind != "route"
+        or decided.kind is not StepKind.ROUTE
         or not path.hops
     ):
         return None

@@ -26,12 +26,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from ktp.dataplane.hooks import FORWARD
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import dropping_nft_chains, policy_accepts
 from ktp.diagnose.checks.base import Check, counterfactual
 from ktp.diagnose.checks.rule_common import author_of, author_of_policy, decided_here, merged
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
+from ktp.model.trace import StepKind
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -75,7 +77,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             cells=merged(
                 mended,
-                decided_here(case, node, "policy", contains="orward" if "forward" in what else "FORWARD"),
+                decided_here(case, node, lambda d: d.kind is StepKind.POLICY and d.hook == FORWARD),
             ),
         )
 

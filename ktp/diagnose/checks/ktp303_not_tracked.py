@@ -25,15 +25,13 @@ A tuning guide for busy web servers: `-t raw -A PREROUTING -p tcp --dport 30000:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from ktp.diagnose.case import Case, Entry, given
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
 from ktp.model.diagnosis import Finding, Fix, Severity
-
-_QUOTED = re.compile(r'"[^"]*"')
+from ktp.model.effect import NoTrack
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -75,8 +73,8 @@ def _untracking(entry: Entry) -> Iterable[RuleInPlace]:
     for path in fact.paths if fact is not None else ():
         for hop in path.hops:
             for step in hop.steps:
-                said = _QUOTED.sub("", step.text).lower()
-                if "notrack" in said and (rule := rule_of_step(hop.node, step)) is not None:
+                untracks = any(isinstance(effect, NoTrack) for effect in step.effects)
+                if untracks and (rule := rule_of_step(hop.node, step)) is not None:
                     found[rule] = None
     return found
 

@@ -35,6 +35,7 @@ from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
 from ktp.model.ruleset import Chain, Ruleset
 from ktp.model.snapshot import Snapshot
+from ktp.model.trace import StepKind
 
 _JUMPS = (
     ("PREROUTING", "KUBE-SERVICES", "kubernetes service portals"),
@@ -93,7 +94,7 @@ def _elsewhere(case: Case, failing: list[Entry], state: NodeState) -> list[Entry
     out = []
     for entry in failing:
         before = entry.cell.decided_by
-        if entry.node == state.name and before is not None and before.kind == "socket":
+        if entry.node == state.name and before is not None and before.kind is StepKind.SOCKET:
             after = case.ask_again(
                 entry, f"jumps on {state.name}", partial(_restored, case.snapshot, state)
             ).decided_by

@@ -30,9 +30,8 @@ from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
 from ktp.model.cluster import ContainerPort, Pod
 from ktp.model.diagnosis import Cell, Finding, Fix, Severity
+from ktp.model.effect import Endpoint
 from ktp.model.trace import Symptom
-
-_TRANSLATING = frozenset(("DNAT", "REDIRECT", "NETMAP"))
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -89,15 +88,8 @@ def _translations(entry: Entry) -> Iterator[RuleInPlace]:
     for path in fact.paths if fact is not None else ():
         for hop in path.hops:
             for step in hop.steps:
-                is_nat = (
-                    step.rule is not None
-                    and step.rule.target is not None
-                    and step.rule.target.name in _TRANSLATING
-                )
-                is_nft = step.backend == "nftables" and (
-                    " dnat " in f" {step.text} " or "redirect" in step.text
-                )
-                rule = rule_of_step(hop.node, step) if is_nat or is_nft else None
+                translates = any(not t.kind.of_source for t in step.translations)
+                rule = rule_of_step(hop.node, step) if translates else None
                 if rule is not None and not rule.is_kube:
                     yield rule
 
@@ -121,6 +113,15 @@ def is_mended(case: Case, entry: Entry, after: Cell) -> bool:
 
 def pod_of_host_port(case: Case, rule: RuleInPlace, entry: Entry) -> tuple[Pod, ContainerPort] | None:
     """The pod whose hostPort is the dialled port and to whose address the rule leads."""
+    fact = entry.asked.fact
+    led_to = {
+        t.after
+        for path in (fact.paths if fact is not None else ())
+        for hop in path.hops
+        for step in hop.steps
+        if rule_of_step(hop.node, step) == rule
+        for t in step.translations
+    }
     for pod in case.snapshot.cluster.pods or ():
         if pod.node_name != rule.node or pod.host_network:
             continue
@@ -129,10 +130,7 @@ def pod_of_host_port(case: Case, rule: RuleInPlace, entry: Entry) -> tuple[Pod, 
                 port.host_port == entry.front_end.port
                 and port.protocol.upper() == entry.front_end.protocol.upper()
             ):
-                if any(
-                    f"{ip}:{port.container_port}" in rule.text or f"[{ip}]:" in rule.text
-                    for ip in pod.pod_ips
-                ):
+                if not led_to.isdisjoint(Endpoint(ip, port.container_port) for ip in pod.pod_ips):
                     return pod, port
     return None
 

@@ -25,23 +25,25 @@ kube-proxy's watch of the API server is broken since the certificate was renewed
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks import ktp401_rules_disagree
 from ktp.diagnose.checks.base import Check, listed
 from ktp.diagnose.checks.kube_common import kube_proxy_evidence, restart_command
-from ktp.kubeproxy.names import nft_service_chains, service_chains, service_port_strings
+from ktp.explain.nft_kube import target_of_value
+from ktp.kubeproxy.names import (
+    SEP_PREFIX,
+    host_port,
+    nft_service_chains,
+    service_chains,
+    service_port_strings,
+)
 from ktp.model.cluster import ServicePort
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
-from ktp.model.nftables import NftTable
+from ktp.model.nftables import AnonymousSet, Immediate, MapLookup, Nat, NftTable, Verdict, Vmap
 from ktp.model.ruleset import Ruleset
-
-_TO = re.compile(r"dnat(?: ip6?)? to ([\d.]+|\[[^\]]+\]):(\d+)")
-_ELEMENT = re.compile(r": ([0-9a-f.:]+) \. (\d+)")
-_GOTO = re.compile(r"goto (endpoint-[^\s,}]+)")
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -121,14 +123,13 @@ def _programmed(case: Case, state: NodeState, port: ServicePort) -> set[str] | N
 def _targets(ruleset: Ruleset, text: str, protocol: str) -> Iterator[str]:
     chains = service_chains(text, protocol)
     for name in (chains.svc, chains.svl, chains.xlb):
-        chain = ruleset.chain("nat", name)
-        for line in chain.raw_lines() if chain is not None else ():
-            target = line.rpartition(" -j ")[2].partition(" ")[0]
-            endpoint = ruleset.chain("nat", target) if target.startswith("KUBE-SEP-") else None
-            for rule in endpoint.raw_lines() if endpoint is not None else ():
-                _, found, rest = rule.partition("--to-destination ")
-                if found:
-                    yield rest.partition(" ")[0]
+        for rule in ruleset.chain("nat", name) or ():
+            target = rule.target.name if rule.target is not None else ""
+            endpoint = ruleset.chain("nat", target) if target.startswith(SEP_PREFIX) else None
+            for each in endpoint or ():
+                led_to = each.target.value("--to-destination") if each.target is not None else None
+                if led_to:
+                    yield led_to
 
 
 def _nft_targets(table: NftTable, case: Case, port: ServicePort) -> Iterator[str]:
@@ -136,12 +137,18 @@ def _nft_targets(table: NftTable, case: Case, port: ServicePort) -> Iterator[str
     names = [chains.service, chains.local]
     for name in names:  # grows by the endpoints' chains
         chain = table.chains.get(name)
-        for rule in chain.rules if chain is not None else ():
-            names += [n for n in _GOTO.findall(rule.text) if n not in names]
-            if "dnat" in rule.text:
-                for address, number in (*_TO.findall(rule.text), *_ELEMENT.findall(rule.text)):
-                    bare = address.strip("[]")
-                    yield f"[{bare}]:{number}" if ":" in bare else f"{bare}:{number}"
+        for statement in (s for rule in (chain.rules if chain is not None else ()) for s in rule.statements):
+            match statement:
+                case Verdict(target=str(target)):
+                    names += [target] if target not in names else []
+                case Vmap(data=AnonymousSet() as drawn):
+                    targets = [e.value.target for e in drawn.elements if isinstance(e.value, Verdict)]
+                    names += [t for t in targets if t is not None and t not in names]
+                case Nat(address=Immediate(ip), port=Immediate(number)):
+                    yield host_port(str(ip), int(str(number)))
+                case Nat(address=MapLookup(data=AnonymousSet() as drawn)):
+                    ends = (target_of_value(element.value) for element in drawn.elements)
+                    yield from (host_port(e.ip, e.port or 0) for e in ends if e is not None)
 
 
 CHECK = Check(code="KTP409", name="QuietDrift", severity=Severity.INFO, page=__doc__ or "", run=run)

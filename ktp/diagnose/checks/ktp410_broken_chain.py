@@ -34,6 +34,7 @@ from ktp.diagnose.changes import EditedRuleset, rules_renewed, with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.kube_common import restart_command
 from ktp.diagnose.checks.rule_common import RuleInPlace, stopped
+from ktp.kubeproxy.names import stops_for_kube_proxy
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
 from ktp.model.ruleset import Chain, Ruleset
@@ -67,15 +68,6 @@ _NODE_PORTS = (
     '-A KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule '
     'in this chain" '
     "-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
-)
-# Words of the rules by which kube-proxy and the kubelet themselves drop or reject.
-_OWN_WORDS = (
-    "has no endpoints",
-    "has no local endpoints",
-    "not accepted by",
-    "localnet",
-    "INVALID",
-    "0x8000",
 )
 
 
@@ -153,9 +145,8 @@ def _foreign_rules(case: Case) -> Iterable[Finding]:
 
 
 def _is_own(rule: RuleInPlace) -> bool:
-    return rule.chain.startswith(("KUBE-ROUTER", "KUBE-NWPLCY", "KUBE-POD-FW")) or any(
-        w in rule.text for w in _OWN_WORDS
-    )
+    owned = rule.chain.startswith(("KUBE-ROUTER", "KUBE-NWPLCY", "KUBE-POD-FW"))
+    return owned or (rule.parsed is not None and stops_for_kube_proxy(rule.parsed))
 
 
 def _gaps(ruleset: Ruleset) -> list[tuple[str, str, str, tuple[str, ...]]]:

@@ -37,6 +37,7 @@ from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.kubeproxy.endpoints import EndpointSelection, external_policy_local
 from ktp.kubeproxy.frontends import FrontEndKind
+from ktp.kubeproxy.names import is_kube_proxys
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.trace import Symptom
@@ -129,11 +130,7 @@ def _gets_further(case: Case, entry: Entry, node: str) -> bool:
     """Whether kube-proxy's drop ends the packet, and with a pod on the node something else does."""
     before = entry.cell.decided_by
     after = case.ask_again(entry, f"pod on {node}", lambda: pod_added(case, node)).decided_by
-    if (
-        before is None
-        or before.node != node
-        or ("local endpoint" not in before.rule + before.chain and "no-endpoint" not in before.rule)
-    ):
+    if before is None or before.node != node or not is_kube_proxys(before.table, before.chain):
         return False
     return after is not None and (after.kind, after.table, after.chain, after.rule) != (
         before.kind, before.table, before.chain, before.rule,

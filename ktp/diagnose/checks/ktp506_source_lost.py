@@ -33,8 +33,6 @@ from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Finding, Fix, Severity
 from ktp.model.trace import Symptom
 
-_REPLACING = frozenset(("MASQUERADE", "SNAT", "NETMAP"))
-
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each rule without which an outside client's address is kept under Local."""
@@ -85,13 +83,8 @@ def _sources(entry: Entry) -> Iterator[RuleInPlace]:
     for path in fact.paths if fact is not None else ():
         for hop in path.hops:
             for step in hop.steps if hop.direction == "request" else ():
-                is_snat = (
-                    step.rule is not None
-                    and step.rule.target is not None
-                    and step.rule.target.name in _REPLACING
-                )
-                is_nft = step.backend == "nftables" and ("masquerade" in step.text or "snat" in step.text)
-                rule = rule_of_step(hop.node, step) if is_snat or is_nft else None
+                replaces = any(not t.kind.of_destination for t in step.translations)
+                rule = rule_of_step(hop.node, step) if replaces else None
                 if rule is not None:
                     yield rule
 

@@ -67,7 +67,7 @@ def run(case: Case) -> Iterable[Finding]:
         elif answer.decided_by is not None and answer.disposition is Disposition.DROPPED:
             decided = answer.decided_by
             evidence = Evidence(
-                kind=decided.kind,
+                kind=decided.kind.value,
                 source=f"{node} {decided.backend} {decided.table}".strip(),
                 text=decided.rule,
             )

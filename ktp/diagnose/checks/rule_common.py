@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import rule_removed
 from ktp.model.diagnosis import Evidence
+from ktp.model.effect import Refuse
 from ktp.model.host import NodeState
+from ktp.model.ruleset import Rule
 from ktp.model.snapshot import Snapshot
-from ktp.model.trace import Path, Step, Symptom
+from ktp.model.trace import DecidedBy, Path, Step, StepKind, Symptom
 
 KUBE = "kube-proxy or kubelet"
 NOBODY = "somebody by hand, or a tool that leaves no name"
@@ -82,6 +84,8 @@ class RuleInPlace:
     line: int = 0
     comment: str | None = None
     packets: int | None = None
+    refuses: bool = False
+    parsed: Rule | None = field(default=None, compare=False)
 
     @property
     def author(self) -> str:
@@ -101,7 +105,7 @@ class RuleInPlace:
     @property
     def verb(self) -> str:
         """`drops` or `rejects`."""
-        return "rejects" if "reject" in self.text.lower() else "drops"
+        return "rejects" if self.refuses else "drops"
 
     @property
     def place(self) -> str:
@@ -128,20 +132,19 @@ class RuleInPlace:
 
 def rule_of_step(node: str, step: Step) -> RuleInPlace | None:
     """The rule that a step met, or None where the step is of another kind."""
-    if step.kind != "rule" or not step.position:
+    if step.kind is not StepKind.RULE or not step.position:
         return None
     rule = step.rule
-    comment = rule.comment if rule is not None else _nft_comment(step.text)
+    comment = (
+        rule.comment if rule is not None else step.nft_rule.comment if step.nft_rule is not None else None
+    )
     counters = rule.counters if rule is not None else None
     return RuleInPlace(
         node=node, backend=step.backend, table=step.table, chain=step.chain, position=step.position, text=step.text,
         line=step.line, comment=comment, packets=counters.packets if counters is not None else None,
+        refuses=any(isinstance(e, Refuse) for e in step.effects),
+        parsed=rule,
     )  # fmt: skip
-
-
-def _nft_comment(text: str) -> str | None:
-    _, found, rest = text.partition(' comment "')
-    return rest.rstrip('"') if found else None
 
 
 def stopped(entry: Entry) -> Iterator[tuple[Path, RuleInPlace | None]]:
@@ -155,27 +158,21 @@ def stopped(entry: Entry) -> Iterator[tuple[Path, RuleInPlace | None]]:
 def deciding_rule(path: Path) -> RuleInPlace | None:
     """The rule that dropped, rejected or lost the packet of a way."""
     decided = path.decided_by
-    if decided is None or decided.kind != "rule":
+    if decided is None or decided.step is None:
         return None
-    for hop in reversed(path.hops):
-        for step in reversed(hop.steps):
-            if step.text == decided.rule and step.chain == decided.chain and step.table == decided.table:
-                return rule_of_step(decided.node, step)
-    return None
+    return rule_of_step(decided.node, decided.step)
 
 
-def decided_here(case: Case, node: str, kind: str, *, contains: str = "") -> list[Entry]:
-    """Failing cells of which some way was ended on `node` by a thing of this kind ("policy", "sysctl", "rule")."""
-    out = []
-    for entry in case.failing():
-        for path, _ in stopped(entry):
-            decided = path.decided_by
-            if decided is None or decided.node != node or decided.kind != kind:
-                continue
-            if contains in f"{decided.table} {decided.chain} {decided.rule}":
-                out.append(entry)
-                break
-    return out
+def decided_here(case: Case, node: str, is_it: Callable[[DecidedBy], bool]) -> list[Entry]:
+    """Failing cells of which some way was ended on `node` by a thing that `is_it` tells."""
+    return [
+        entry
+        for entry in case.failing()
+        if any(
+            path.decided_by is not None and path.decided_by.node == node and is_it(path.decided_by)
+            for path, _ in stopped(entry)
+        )
+    ]
 
 
 def merged(first: Iterable[Entry], more: Iterable[Entry]) -> list[Entry]:

@@ -11,6 +11,7 @@ from ktp.dataplane.nft_sets import MISS, SetLookup
 from ktp.dataplane.nft_values import UNKNOWN, Span, constant
 from ktp.dataplane.packet import to_int
 from ktp.dataplane.walk import Attached, Topology, Walker
+from ktp.explain.effects import step_words
 from ktp.model.host import Interface, InterfaceAddress, ListeningSocket, NextHop, NodeState, Route
 from ktp.model.nftables import Concat, Immediate, NftRuleset, Prefix, Range, SetElement, Wildcard
 from ktp.model.ruleset import Backend, Chain, DictRuleset, Rule, Ruleset
@@ -88,7 +89,7 @@ def ask(rules: str, *, port: int = 80, dst: str = NODE, state: NodeState | None 
 
 def effects(answer: FlowAnswer) -> list[str]:
     return [
-        step.effect
+        step_words(step)
         for path in answer.paths
         for hop in path.hops
         for step in hop.steps

@@ -103,13 +103,14 @@ def test_a_pod_that_is_not_ready_on_this_node_is_said_so() -> None:
 # --------------------------------------------------------------------------------------------- counterfactuals
 
 
-def test_the_policy_is_not_blamed_where_another_policy_would_not_help() -> None:
-    """node-b neither has a pod nor forwards: neither Cluster nor a pod there would make it answer."""
+def test_the_policy_is_the_first_of_two_obstacles() -> None:
+    """node-b neither has a pod nor forwards: with a pod there the policy's drop goes, and forwarding ends the packet."""
     snapshot = demo({("node-b", "sysctl.txt"): sysctl("net.ipv4.ip_forward", "0")})
     diagnosis = Asked(snapshot, LOCAL).diagnosis()
-    assert causes(diagnosis)["node-b"] not in {"KTP501", None}
-    assert causes(diagnosis)["node-c"] == "KTP501"
-    assert {f.node for f in findings(diagnosis, "KTP501")} == {"node-c"}
+    assert causes(diagnosis)["node-b"] == causes(diagnosis)["node-c"] == "KTP501"
+    of_b = next(f for f in findings(diagnosis, "KTP501") if f.node == "node-b")
+    assert any("does not forward packets" in e.text for e in of_b.evidence)
+    assert not any(fix.verified for fix in of_b.fixes if "DaemonSet" in fix.summary)
 
 
 def test_forwarding_is_not_blamed_where_the_packet_needs_none() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+from ktp.model.effect import Effect, Endpoint, Jump, Nat, Note, Translate
 from ktp.model.ruleset import Match, Option, Rule, Target
 from ktp.model.trace import (
     DecidedBy,
@@ -15,6 +16,7 @@ from ktp.model.trace import (
     Hop,
     Path,
     Step,
+    StepKind,
     Symptom,
     Unknown,
 )
@@ -36,9 +38,9 @@ JUMP = Rule(
 )
 
 
-def step_of(rule: Rule, effect: str, hook: str = "PREROUTING", backend: str = "iptables-nft") -> Step:
+def step_of(rule: Rule, effect: Effect, hook: str = "PREROUTING", backend: str = "iptables-nft") -> Step:
     return Step(
-        kind="rule", hook=hook, table=rule.table, chain=rule.chain, text=rule.text, effect=effect, backend=backend,
+        kind=StepKind.RULE, hook=hook, table=rule.table, chain=rule.chain, text=rule.text, effects=(effect,), backend=backend,
         line=rule.line, position=rule.position, rule=rule,
     )  # fmt: skip
 
@@ -51,7 +53,7 @@ def dnat(ip: str, line: int) -> Step:
         line=line,
         position=line,
     )
-    return step_of(rule, f"dnat to {ip}:80")
+    return step_of(rule, Translate(Nat.DNAT, Endpoint("10.0.0.3", 31015), Endpoint(ip, 80)))
 
 
 def path_to(ip: str, line: int, *, probability: float = 0.5, lost: bool = False) -> Path:
@@ -59,12 +61,15 @@ def path_to(ip: str, line: int, *, probability: float = 0.5, lost: bool = False)
     after = Header(src="10.0.0.100", sport=-1, dst=ip, dport=80)
     request = Hop(
         node="node-a", direction="request", arrived=ARRIVED, left=after, in_interface="eth0", out_interface="veth1",
-        steps=(step_of(JUMP, "jump SERVICES"), chosen),
+        steps=(step_of(JUMP, Jump("SERVICES")), chosen),
     )  # fmt: skip
     back = Step(
-        kind="nat", hook="POSTROUTING", table="nat", effect="destination translation undone: from 10.0.0.3"
+        kind=StepKind.NAT,
+        hook="POSTROUTING",
+        table="nat",
+        effects=(Translate(Nat.DESTINATION_UNDONE, Endpoint(ip, 80), Endpoint("10.0.0.3", 31015)),),
     )
-    end = Step(kind="route", hook="ROUTING", effect="the answer is lost here")
+    end = Step(kind=StepKind.ROUTE, hook="ROUTING", effects=(Note("the answer is lost here"),))
     reply = Hop(
         node="node-a", direction="reply", arrived=Header(src=ip, sport=80, dst="10.0.0.100", dport=-1),
         left=Header(src="10.0.0.3", sport=31015, dst="10.0.0.100", dport=-1), in_interface="veth1",
@@ -81,12 +86,9 @@ def path_to(ip: str, line: int, *, probability: float = 0.5, lost: bool = False)
         endpoint_name=f"test/{ip}",
         endpoint_node="node-a",
         source_seen="10.0.0.100",
-        decided_by=DecidedBy(node="node-a", kind="route", rule="the answer is lost here", hook="ROUTING")
+        decided_by=DecidedBy(node="node-a", kind=StepKind.ROUTE, step=end)
         if lost
-        else DecidedBy(
-            node="node-a", kind="rule", table="nat", chain="SERVICES", rule=chosen.text, line=line, hook="PREROUTING",
-            backend="iptables-nft",
-        ),
+        else DecidedBy(node="node-a", kind=StepKind.RULE, step=chosen),
     )  # fmt: skip
 
 
@@ -197,7 +199,7 @@ def test_unknown_names_the_rule() -> None:
 def test_the_back_end_is_named_where_both_have_rules() -> None:
     path = path_to("10.244.1.1", 3, probability=1.0)
     request = path.hops[0]
-    legacy = step_of(JUMP, "jump SERVICES", backend="iptables-legacy")
+    legacy = step_of(JUMP, Jump("SERVICES"), backend="iptables-legacy")
     both = replace(path, hops=(replace(request, steps=(legacy, *request.steps)), *path.hops[1:]))
     text = text_of(answer_of(both))
     assert "nat (iptables-legacy) PREROUTING rule 1, line 12: jump SERVICES" in text
