@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,14 @@ def explain_node_port(settings: Settings, text: str, vantage: str, dump: RulesDu
     from ktp.explain.front_end import node_port_rules
 
     node = settings.nodes[0] if settings.nodes else "this node"
-    if dump.xtables is not None and (rules := node_port_rules(dump.xtables, protocol, port)):
-        walker, asked = ask_dump(dump.xtables, node, protocol, port, vantage, rules)
-        return _explained([explain_flow(walker, asked, every_rule=settings.verbose)])
+    found: list[Explanation] = []
+    for state in _dump_as_nodes(dump, settings.nodes):
+        for ruleset in state.rulesets:
+            if rules := node_port_rules(ruleset, protocol, port):
+                walker, asked = ask_dump(state, ruleset, protocol, port, vantage, rules)
+                found.append(explain_flow(walker, asked, every_rule=settings.verbose))
+    if found:
+        return _explained(_with_note(found, dump.taken_for))
     if dump.nft is not None:
         from ktp.explain.nft_explain import ask_nft_dump
 
@@ -70,12 +75,12 @@ def explain_node_port(settings: Settings, text: str, vantage: str, dump: RulesDu
     if dump.ipvs is not None:
         from ktp.explain.ipvs import explain_ipvs_dump
 
-        found = explain_ipvs_dump(dump.ipvs, node, protocol, port)
-        if found is not None:
-            return _explained([found])
+        one = explain_ipvs_dump(dump.ipvs, node, protocol, port)
+        if one is not None:
+            return _explained([one])
     from ktp.explain.find import no_such_node_port
 
-    raise no_such_node_port([_dump_as_node(dump, node)], protocol, port)
+    raise no_such_node_port(_dump_as_nodes(dump, settings.nodes), protocol, port)
 
 
 def explain_chain(settings: Settings, name: str, dump: RulesDump | None) -> Explained:
@@ -88,7 +93,7 @@ def explain_chain(settings: Settings, name: str, dump: RulesDump | None) -> Expl
             hint="ask for --node-port N",
         )
     if dump is not None:
-        states = [_dump_as_node(dump, settings.nodes[0] if settings.nodes else "this node")]
+        states = _dump_as_nodes(dump, settings.nodes)
     else:
         from ktp.diagnose.explain_rules import nodes_with_rules, require_rules
 
@@ -98,7 +103,8 @@ def explain_chain(settings: Settings, name: str, dump: RulesDump | None) -> Expl
     places = [(s.name, r, None) for s in states for r in s.rulesets]
     native = [(s.name, None, s.nft) for s in states if s.nft is not None]
     explanations = explain_chains([*places, *native], name, every_rule=settings.verbose)
-    return Explained(explanations=tuple(explanations), status=ExitCode.OK)
+    shown = _with_note(explanations, dump.taken_for if dump is not None else "")
+    return Explained(explanations=tuple(shown), status=ExitCode.OK)
 
 
 def explain_service(settings: Settings, text: str, vantage: str) -> Explained:
@@ -111,11 +117,25 @@ def explain_service(settings: Settings, text: str, vantage: str) -> Explained:
     )
 
 
-def _dump_as_node(dump: RulesDump, name: str) -> NodeState:
+def _dump_as_nodes(dump: RulesDump, names: tuple[str, ...]) -> list[NodeState]:
+    """The nodes of a dump: one, save where a text has the rules of several."""
     from ktp.model.host import NodeState
 
-    rulesets = (dump.xtables,) if dump.xtables is not None else ()
-    return NodeState(name=name, rulesets=rulesets, nft=dump.nft, ipvs=dump.ipvs)
+    if len(dump.hosts) < 2:
+        name = names[0] if names else "this node"
+        rulesets = tuple(r for host in dump.hosts for r in host.rulesets)
+        return [NodeState(name=name, rulesets=rulesets, nft=dump.nft, ipvs=dump.ipvs)]
+    if len(names) not in (0, len(dump.hosts)):
+        raise UsageError(
+            f"{dump.source} has the rules of {len(dump.hosts)} nodes",
+            hint="name none of them with --node, or all",
+        )
+    called = names or tuple(f"node {i} ({host.lines})" for i, host in enumerate(dump.hosts, 1))
+    return [NodeState(name=n, rulesets=h.rulesets) for n, h in zip(called, dump.hosts, strict=True)]
+
+
+def _with_note(explanations: list[Explanation], note: str) -> list[Explanation]:
+    return [replace(e, notes=(note, *e.notes)) for e in explanations] if note else explanations
 
 
 def _node_port(text: str) -> tuple[int, str]:

@@ -47,6 +47,7 @@ from ktp.model.effect import (
     Translate,
     Unmodelled,
 )
+from ktp.model.reading import Lack, lost_words, unread_words
 from ktp.model.ruleset import Chain, LineBlock, Rule, Ruleset, Target
 from ktp.model.trace import StepKind
 
@@ -208,6 +209,11 @@ def compile_rule(program: Program, rule: Rule) -> Compiled:
     chance: float | None = None
     recent: list[tuple[str, str, bool]] = []
     unknown: str | None = None
+    if rule.unread is not None:
+        sentence = unread_words(rule.unread)
+        if rule.unread.assumed:
+            return Compiled(rule, (), (sentence,), None, (), None, _CONTINUE, None, Count())
+        return Compiled(rule, (), (), None, (), sentence, _UNKNOWN, sentence, Unmodelled("?"))
     if rule.error is not None:
         unknown = f"the line could not be parsed ({rule.error})"
         return Compiled(rule, (), (), None, (), unknown, _UNKNOWN, unknown, Unmodelled("?"))
@@ -225,6 +231,9 @@ def compile_rule(program: Program, rule: Rule) -> Compiled:
         elif match.name not in ("comment", "nfacct") and (compiled.recent is None or compiled.recent[2]):
             tests.append(compiled.test)
     action, data, effect = _compile_target(program, rule)
+    if rule.lost is not None:
+        action, data, effect = _UNKNOWN, lost_words(rule.lost), Unmodelled("?")
+        unknown = data if rule.lost is Lack.PORTS_LOST else unknown
     return Compiled(
         rule, tuple(tests), tuple(assumptions), chance, tuple(recent), unknown, action, data, effect
     )

@@ -11,6 +11,7 @@ from ktp.kubeproxy.synthesis import reprogram
 from ktp.model.cluster import Cluster, EndpointPort, EndpointSlice
 from ktp.model.host import NodeState
 from ktp.model.nftables import NftChain, NftTable
+from ktp.model.reading import TableReading
 from ktp.model.ruleset import Chain, Ruleset
 from ktp.model.snapshot import Snapshot
 
@@ -74,6 +75,10 @@ class EditedRuleset:
         """The changed chain, else the recorded one."""
         changed = self._chains.get((table, name))
         return self._base.chain(table, name) if changed is None else changed
+
+    def reading(self, table: str) -> TableReading:
+        """As of the recorded one."""
+        return self._base.reading(table)
 
 
 def ruleset_edited(state: NodeState, ruleset: Ruleset, chains: dict[tuple[str, str], Chain]) -> NodeState:

@@ -106,9 +106,13 @@ def explain_flow(walker: Walker, asked: Asked, *, every_rule: bool = False) -> E
 
 
 def ask_dump(
-    ruleset: Ruleset, node: str, protocol: str, port: int, vantage: str, rules: NodePortRules
+    state: NodeState, ruleset: Ruleset, protocol: str, port: int, vantage: str, rules: NodePortRules
 ) -> tuple[Walker, Asked]:
-    """The question to a dump alone: nothing but rules is known, so addresses are placeholders."""
+    """The question to a dump alone: nothing but rules is known, so addresses are placeholders.
+
+    `ruleset` is the one of the node's that names the port.
+    """
+    node = state.name
     family = 4 if ruleset.family == "ip" else 6
     own = node_address(ruleset)
     names: dict[str, str] = {}
@@ -143,7 +147,7 @@ def ask_dump(
         via=node if vantage == EXTERNAL else None,
     )
     topology = Topology(
-        nodes={node: NodeState(name=node, rulesets=(ruleset,))},
+        nodes={node: state},
         node_addresses={to_int(own): node},
         assumed_local={node: frozenset((to_int(own),))},
     )

@@ -41,6 +41,7 @@ from ktp.kubeproxy.synthesis_nft import reprogram_table
 from ktp.model.cluster import Cluster, Service, ServicePort
 from ktp.model.host import NodeState
 from ktp.model.nftables import NftRuleset
+from ktp.model.reading import TableReading
 from ktp.model.ruleset import Backend, Chain, Rule, Ruleset
 from ktp.model.snapshot import Snapshot
 
@@ -116,6 +117,10 @@ class OverlayRuleset:
     def tables(self) -> Sequence[str]:
         """Names of the tables."""
         return self._base.tables()
+
+    def reading(self, table: str) -> TableReading:
+        """As of the recorded one."""
+        return self._base.reading(table)
 
     def chain_names(self, table: str) -> Iterable[str]:
         """Names of the chains: the recorded ones, less the removed, then the new."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol, overload
+
+from ktp.model.reading import WHOLE, Lack, Reading, TableReading, Unread, unread_words
 
 
 class Backend(str, Enum):
@@ -88,7 +90,8 @@ class Rule:
 
     `text` is the line from `-A` on, verbatim; `line` its 1-based line in the source (0 where there is none);
     `position` its 1-based place in its chain; `error` is set where the line could not be understood: such a rule
-    has no matches and no target, and whoever evaluates it must answer "unknown".
+    has no matches and no target, and whoever evaluates it must answer "unknown". `unread` is set where it stands for
+    rules that were not read. `lost` tells what the program that printed it left out.
     """
 
     table: str
@@ -100,6 +103,8 @@ class Rule:
     line: int = 0
     position: int = 0
     error: str | None = None
+    unread: Unread | None = None
+    lost: Lack | None = None
 
     @property
     def comment(self) -> str | None:
@@ -188,9 +193,12 @@ class LineBlock(Sequence[str]):
 
 
 class Chain:
-    """A chain: its name, its policy where it is a base chain, and its rules, parsed when first asked for."""
+    """A chain: its name, its policy where it is a base chain, and its rules, parsed when first asked for.
 
-    __slots__ = ("_parse", "_raw", "_rules", "counters", "first_line", "name", "policy", "table")
+    Where it was not read whole (`reading`) a rule stands for those that are not known, so that it is never empty.
+    """
+
+    __slots__ = ("_parse", "_raw", "_rules", "counters", "first_line", "name", "policy", "reading", "table")
 
     def __init__(
         self,
@@ -202,6 +210,7 @@ class Chain:
         policy: str | None = None,
         counters: Counters | None = None,
         first_line: int | Sequence[int] = 0,
+        reading: Reading = Reading.WHOLE,
     ) -> None:
         """Hold the raw lines `raw`; `parse(table, chain, text, line, position)` makes a Rule of one."""
         self.table = table
@@ -209,6 +218,7 @@ class Chain:
         self.policy = policy
         self.counters = counters
         self.first_line = first_line
+        self.reading = reading
         self._raw = raw
         self._parse = parse
         self._rules: list[Rule | None] = [None] * len(raw)
@@ -267,8 +277,21 @@ class Ruleset(Protocol):
         ...
 
     def chain(self, table: str, name: str) -> Chain | None:
-        """The chain, or None where the table or the chain does not exist."""
+        """The chain, or None where the table or the chain does not exist.
+
+        What was not read gives a chain of which a rule says so: to be told from one that is there by has_chain.
+        """
         ...
+
+    def reading(self, table: str) -> TableReading:
+        """How far `table` was read."""
+        ...
+
+
+def has_chain(ruleset: Ruleset, table: str, name: str) -> bool:
+    """Whether something was read of that chain: it is there for certain."""
+    chain = ruleset.chain(table, name)
+    return chain is not None and chain.reading is not Reading.NOT_READ
 
 
 class DictRuleset:
@@ -294,3 +317,96 @@ class DictRuleset:
     def chain(self, table: str, name: str) -> Chain | None:
         """The chain or None."""
         return self._tables.get(table, {}).get(name)
+
+    def reading(self, table: str) -> TableReading:  # noqa: ARG002 (of every table)
+        """Whole: what is not here is not there."""
+        return WHOLE
+
+
+class PartialRuleset:
+    """A ruleset of which not all was read."""
+
+    def __init__(self, base: Ruleset, readings: Mapping[str, TableReading]) -> None:
+        """Hold `base`, which has what was read; `readings` tells of every table that was not read whole."""
+        self.family = base.family
+        self.backend = base.backend
+        self.source = base.source
+        self._base = base
+        self._readings = readings
+        self._chains: dict[tuple[str, str], Chain | None] = {}
+
+    def tables(self) -> Sequence[str]:
+        """Names of the tables, also of those that are there and were not read."""
+        return tuple(dict.fromkeys((*self._base.tables(), *self._readings)))
+
+    def chain_names(self, table: str) -> Iterable[str]:
+        """Names of the chains of which something was read."""
+        unread = self.reading(table).unread
+        names = self._base.chain_names(table)
+        return tuple(n for n in names if n not in unread) if unread else names
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        """The chain; None only where it is certain that there is none."""
+        key = (table, name)
+        if key not in self._chains:
+            self._chains[key] = self._read(table, name)
+        return self._chains[key]
+
+    def reading(self, table: str) -> TableReading:
+        """How far `table` was read."""
+        return self._readings.get(table, WHOLE)
+
+    def _read(self, table: str, name: str) -> Chain | None:
+        reading = self.reading(table)
+        found = self._base.chain(table, name)
+        if reading.lack is None or name in reading.whole:
+            return found
+        if reading.prefix and name.startswith(reading.prefix):
+            return found or Chain(table, name, (), _no_rule)
+        unread = Unread(table=table, chain=name, lack=reading.lack, assumed=reading.assumed)
+        if reading.reading is Reading.NOT_READ or name in reading.unread:
+            return _with_unread(None, Reading.NOT_READ, None, unread)
+        if found is None:
+            return None if reading.names_known else _with_unread(None, Reading.NOT_READ, None, unread)
+        if reading.cut is not None:
+            return found if name != reading.cut else _with_unread(found, Reading.PART, None, unread)
+        # What stands before a rule that was read is taken not to concern the packet; what decides it may come after.
+        return _with_unread(found, Reading.PART, replace(unread, assumed=True), unread)
+
+
+def unread_ruleset(family: str, backend: Backend, source: str, tables: Iterable[str]) -> PartialRuleset:
+    """A back end that has these tables, of which nothing was read: taken not to concern the packet."""
+    reading = TableReading(reading=Reading.NOT_READ, lack=Lack.OTHER_BACKEND, assumed=True)
+    return PartialRuleset(DictRuleset(family, backend, source, {}), dict.fromkeys(tables, reading))
+
+
+def _no_rule(*_: object) -> Rule:
+    raise AssertionError("an empty chain has no line")
+
+
+def _with_unread(chain: Chain | None, reading: Reading, before: Unread | None, after: Unread) -> Chain:
+    """The chain with rules that stand for those that were not read."""
+    first = 0 if before is None else 1
+    rules = tuple(chain) if chain is not None else ()
+
+    def parse(table: str, name: str, text: str, line: int, position: int) -> Rule:
+        index = position - 1 - first
+        if 0 <= index < len(rules):
+            return replace(rules[index], position=index + 1)
+        unread = after if index >= len(rules) or before is None else before
+        error = None if unread.assumed else unread_words(unread)
+        return Rule(table=table, chain=name, text=text, error=error, line=line, unread=unread)
+
+    place = f"# {after.table} {after.chain}: "
+    ahead = () if before is None else (place + "rules before, not read",)
+    lines = chain.raw_lines() if chain is not None else ()
+    return Chain(
+        after.table,
+        after.chain,
+        (*ahead, *lines, place + ("rules behind, not read" if rules else "rules not read")),
+        parse,
+        policy=chain.policy if chain is not None else None,
+        counters=chain.counters if chain is not None else None,
+        first_line=(*((0,) * first), *(r.line for r in rules), 0),
+        reading=reading,
+    )

@@ -1,4 +1,4 @@
-"""Output of `ipvsadm -Sn` → virtual servers. Source: ipvsadm(8)."""
+"""Output of `ipvsadm -Sn` or `ipvsadm -Ln` → virtual servers. Source: ipvsadm(8)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ _LONG = {
 _IDLE_WITH_VALUE = frozenset(("-M", "-b", "-x", "-y", "--pe", "--tun-type", "--tun-port"))
 _IDLE = frozenset(("-6", "-o", "--tun-nocsum", "--tun-csum", "--tun-remcsum"))
 _DEFAULT_PERSISTENCE = 300  # seconds
+_LISTED_METHODS = {"Masq": "masq", "Route": "route", "Tunnel": "tunnel", "Local": "masq"}
+_LISTED_PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp", "FWM": "fwmark"}
 
 
 def parse_ipvs(data: bytes | str, *, source: str = "ipvsadm.txt") -> IpvsTable:
@@ -56,12 +58,17 @@ def parse_ipvs(data: bytes | str, *, source: str = "ipvsadm.txt") -> IpvsTable:
     """
     services: dict[tuple[str, IPAddress | None, int], VirtualServer] = {}
     servers: dict[tuple[str, IPAddress | None, int], list[RealServer]] = {}
+    listed: VirtualServer | None = None
     for number, line in enumerate(decode_text(data, source).splitlines(), 1):
         words = line.split()
-        if not words or words[0].startswith("#"):
+        if not words or words[0].startswith("#") or words[:2] in _LISTING_HEADS:
             continue
         try:
-            service, server = _parse_line(words)
+            if words[0] in _LISTED_PROTOCOLS or words[0] == "->":
+                service, server = _parse_listed(words, listed)
+                listed = service
+            else:
+                service, server = _parse_line(words)
             key = service.protocol, service.ip, service.port
             if server is None:
                 services[key] = service
@@ -70,7 +77,7 @@ def parse_ipvs(data: bytes | str, *, source: str = "ipvsadm.txt") -> IpvsTable:
                 servers[key].append(server)
         except (ValueError, LookupError) as error:
             raise EvidenceError(
-                f"line {number} of {source} is not one of `ipvsadm -Sn`: {line.strip()!r:.100}",
+                f"line {number} of {source} is not one of `ipvsadm -Sn` or -Ln: {line.strip()!r:.100}",
                 hint="write it again: ipvsadm -Sn",
             ) from error
     return IpvsTable(
@@ -125,6 +132,26 @@ def _parse_line(words: list[str]) -> tuple[VirtualServer, RealServer | None]:
     if real is None:
         return service, None
     return service, RealServer(ip=real[0], port=real[1], weight=weight, method=method)
+
+
+_LISTING_HEADS = (["IP", "Virtual"], ["Prot", "LocalAddress:Port"], ["->", "RemoteAddress:Port"])
+
+
+def _parse_listed(words: list[str], before: VirtualServer | None) -> tuple[VirtualServer, RealServer | None]:
+    """A line of `ipvsadm -Ln`: a virtual server, or a real server of the one `before`."""
+    if words[0] == "->":
+        if before is None or len(words) < 4:
+            raise ValueError(words[0])
+        ip, port = _address_and_port(words[1])
+        return before, RealServer(ip=ip, port=port, weight=int(words[3]), method=_LISTED_METHODS[words[2]])
+    protocol, where, *flags = [word for word in words if word != "IPv6"]
+    persistent = int(flags[flags.index("persistent") + 1]) if "persistent" in flags else None
+    kind = _LISTED_PROTOCOLS[protocol]
+    ip_or_none, port = (None, int(where)) if kind == "fwmark" else _address_and_port(where)
+    service = VirtualServer(
+        protocol=kind, ip=ip_or_none, port=port, scheduler=flags[0], persistent=persistent
+    )
+    return service, None
 
 
 def _value(rest: Iterator[str]) -> str:

@@ -13,7 +13,7 @@ from ktp.errors import EvidenceError
 
 Number = TypeVar("Number", int, None)
 
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 # What a value of an unexpected shape raises while a parser picks its fields.
 SHAPE_ERRORS = (TypeError, AttributeError, ValueError, LookupError, RecursionError)
@@ -26,7 +26,7 @@ def decode_text(data: bytes | str, source: str) -> str:
     """
     if isinstance(data, str):
         text = data
-    elif data.startswith(_UTF16_MARKS):
+    elif data.startswith(UTF16_MARKS):
         text = data.decode("utf-16", "replace")
     else:
         text = data.decode("utf-8-sig", "replace")

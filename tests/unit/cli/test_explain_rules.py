@@ -202,9 +202,9 @@ def test_bad_questions(
 def test_truncated_dump(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     dump = tmp_path / "cut.txt"
     dump.write_text(Path(B36).read_text()[:9000])
-    status, _, err = ktp(capsys, "--node-port", "31015", "--rules", str(dump))
-    assert status == 3
-    assert "truncated" in err
+    status, out, _ = ktp(capsys, "--node-port", "31015", "--rules", str(dump))
+    assert status == 4
+    assert "breaks off" in out
 
 
 def test_dump_without_kube_proxy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

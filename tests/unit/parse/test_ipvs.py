@@ -75,7 +75,7 @@ def test_defaults_and_long_options() -> None:
         "-A -s rr",
         "-A -t 10.0.0.3:80 --novel 1",
         "-A -t",
-        "TCP  10.0.0.3:80 rr",
+        "TCP  web:http rr",
         "-a -t 10.0.0.3:81 -m",
     ],
 )
