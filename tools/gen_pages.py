@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes `docs/reference/findings/`, a page for each code, from the docstrings of the checks.
+"""Writes `docs/reference/findings/`, a page for each code, from the docstrings of the checks, and `evidence.md`.
 
 `tools/gen_pages.py` writes, `tools/gen_pages.py --check` says what is stale (exit status 1). New codes are entered in
 `tests/data/codes.txt`, the list of every code ever given, so that no number gets a second meaning.
@@ -17,6 +17,7 @@ EVER_GIVEN = REPOSITORY / "tests" / "data" / "codes.txt"
 sys.path.insert(0, str(REPOSITORY))
 
 from ktp.diagnose.codes import index_markdown, page_markdown, pages  # noqa: E402
+from ktp.explain.evidence import evidence_markdown  # noqa: E402
 
 
 def wanted() -> dict[Path, str]:
@@ -29,6 +30,7 @@ def wanted() -> dict[Path, str]:
             )
     files = {PAGES / f"{page.code}.md": page_markdown(page) for page in pages()}
     files[PAGES / "README.md"] = index_markdown()
+    files[PAGES.parent / "evidence.md"] = evidence_markdown()
     files[EVER_GIVEN] = "".join(f"{code} {name}\n" for code, name in sorted(ever.items()))
     return files
 

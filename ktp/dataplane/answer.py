@@ -7,11 +7,13 @@ stands; different, it is undetermined and names what was not known.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ktp.dataplane.packet import Packet, Port, to_text
 from ktp.dataplane.state import ASKED, Decision, HopRecord, RuleOfNft, StepRecord
 from ktp.dataplane.walk import Attached, Delivery, Leaf, LimitExceededError, Walker
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.ruleset import Rule
 from ktp.model.trace import (
     DecidedBy,
@@ -42,17 +44,49 @@ def answer_flow(walker: Walker, flow: Flow, *, trace: bool = True) -> FlowAnswer
     """Walk `flow` and fold its ways.
 
     `trace` False leaves the hops out (batches do not show them). Raises ValueError for a flow that is none.
+
+    Where the addresses of nodes were not read and the dialled one may be of any of them, each is asked as if it held
+    it: an answer that all give alike stands, as an assumption.
     """
+    answer = _answer(walker, flow, trace)
+    if answer.disposition is not Disposition.UNDETERMINED:
+        return answer
+    holders = walker.may_hold(flow.dst)
+    answers = [_answer(walker.holding(node, flow.dst), flow, trace) for node in holders]
+    if not answers or any(_fate(other) != _fate(answers[0]) for other in answers):
+        return answer
+    best = answers[0]
+    if best.disposition is Disposition.UNDETERMINED:
+        return answer
+    taken = Assumption(
+        f"{flow.dst} is an address of one of {', '.join(holders)}, which would answer alike",
+        EvidenceKind.ADDRESSES,
+    )
+    return replace(
+        best,
+        assumptions=(taken, *best.assumptions),
+        sources_seen=tuple(dict.fromkeys(s for other in answers for s in other.sources_seen)),
+    )
+
+
+def _fate(answer: FlowAnswer) -> tuple[Any, ...]:
+    """What a client can tell of an answer: not by which node's address it was translated."""
+    ends = {(p.symptom, p.disposition, p.endpoint_ip, p.endpoint_port) for p in answer.paths}
+    return answer.symptom, answer.disposition, answer.source_preserved, ends
+
+
+def _answer(walker: Walker, flow: Flow, trace: bool) -> FlowAnswer:
     try:
         leaves = walker.walk(flow)
-    except LimitExceededError:
+    except LimitExceededError as error:
         why = "the flow forks into more ways than ktp follows: too many rules on its way are unknown"
+        first = Unknown(node="", what="", why=why) if error.decision is None else _unknown(error.decision)
         return FlowAnswer(
             flow=flow,
             disposition=Disposition.UNDETERMINED,
             symptom=Symptom.UNKNOWN,
-            reason=why,
-            unknowns=(Unknown(node="", what="", why=why),),
+            reason=why if error.decision is None else f"{why}, first: {first.why}",
+            unknowns=(first,),
         )
     return fold(flow, leaves, trace=trace, names=walker.topology.attached)
 
@@ -162,12 +196,16 @@ def _combine(forked: list[tuple[list[Decision], Leaf]], unknowns: list[Unknown])
         results = [_combine(side, unknowns) for side in sides.values()]
         first = _signature(results[0])
         if any(_signature(other) != first for other in results[1:]):
-            node = decision.key[1] if decision.key[0] == "order" else decision.key[0]
-            found = Unknown(node=node, what=decision.what, why=_why(decision), rule=decision.rule)
+            found = _unknown(decision)
             if found not in unknowns:
                 unknowns.append(found)
         out.extend(results[0])
     return out
+
+
+def _unknown(decision: Decision) -> Unknown:
+    node = decision.key[1] if decision.key[0] == "order" else decision.key[0]
+    return Unknown(node=node, what=decision.what, why=_why(decision), rule=decision.rule)
 
 
 def _why(decision: Decision) -> str:

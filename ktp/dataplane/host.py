@@ -9,6 +9,7 @@ from ktp.dataplane.ipset import Tester, compile_set
 from ktp.dataplane.ipvs import VirtualServers
 from ktp.dataplane.packet import LOCAL_PORTS, PROTOCOL_NAMES, Packet, Port
 from ktp.dataplane.routing import LOCAL, Fib, Lookup
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.host import Interface, InterfaceAddress, ListeningSocket, NodeState, Route
 
 _SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254, "nowhere": 255}
@@ -31,6 +32,15 @@ def interface_matches(pattern: str, name: str) -> bool:
 
 
 _ROUTED6 = frozenset(("LOCAL", "ANYCAST", "BLACKHOLE", "PROHIBIT", "UNREACHABLE"))
+
+
+# What is said of a node whose network was not read, where a packet meets it; its sockets are asked for by port.
+_TAKEN = {
+    EvidenceKind.ADDRESSES: "the addresses are those that the routes or the API's Node tell",
+    EvidenceKind.ROUTES: "the routes are those that follow from the addresses and from where pods run",
+    EvidenceKind.ROUTING_RULES: "there are no routing rules but the usual three",
+    EvidenceKind.SYSCTLS: "sysctls are as kubelet and kube-proxy set them (net.ipv4.ip_forward is 1)",
+}
 
 
 class Host:
@@ -61,6 +71,9 @@ class Host:
             for address in interface.addresses:
                 self._addresses.setdefault((address.ip.version, int(address.ip)), (interface, address))
         self._sysctls: Mapping[str, str] = state.sysctls or {}
+        self.taken = tuple(
+            Assumption(words, kind, state.name) for kind, words in _TAKEN.items() if kind in state.supposed
+        )
         self._sets: dict[str, Tester | None] = {}
         self._conf: dict[tuple[str, str], int] = {}
         self._types: dict[tuple[int, int, str | None], str | None] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ktp.dataplane.packet import PROTOCOLS, Packet
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
 
 INPUT_PRIORITY = 99
@@ -25,7 +26,7 @@ class Scheduled:
 
     server: VirtualServer
     choices: tuple[tuple[RealServer, float], ...]
-    assumption: str | None = None
+    assumption: Assumption | None = None
 
     @property
     def text(self) -> str:
@@ -61,9 +62,12 @@ class VirtualServers:
         usable = [s for s in found.servers if s.weight > 0]
         assumption = None
         if found.persistent is not None and usable:
-            assumption = "no earlier connection of this client is remembered (IPVS persistence)"
+            assumption = Assumption(
+                "no earlier connection of this client is remembered (IPVS persistence)",
+                EvidenceKind.CONNTRACK,
+            )
         if found.scheduler in ("sh", "dh", "mh") and len(usable) > 1:
-            assumption = f"IPVS scheduler {found.scheduler} draws by a hash, taken as a lot"
+            assumption = Assumption(f"IPVS scheduler {found.scheduler} draws by a hash, taken as a lot")
         total = sum(s.weight for s in usable) if found.scheduler in _WEIGHTED else len(usable)
         return Scheduled(
             found,

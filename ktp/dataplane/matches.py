@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ktp.dataplane import packet as pk
 from ktp.dataplane.host import interface_matches
 from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, SCTP, TCP, UDP, Packet, Port, to_int
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.host import UNNAMED_DEVICES
 from ktp.model.ruleset import Match, Option
 
@@ -28,7 +29,7 @@ class Compiled:
     """A compiled match: its test, and what must be assumed for the answer to hold."""
 
     test: Test
-    assumption: str | None = None
+    assumption: Assumption | None = None
     probability: float | None = (
         None  # of matching, where the match draws lots (statistic); test is then ignored
     )
@@ -579,7 +580,9 @@ def _statistic(match: Match) -> Compiled | None:
         chance = 1 / int(every.args[0])
         return Compiled(
             _always(True),
-            "the counter of a `statistic --mode nth` rule may stand anywhere, so it is drawn like a lot",
+            Assumption(
+                "the counter of a `statistic --mode nth` rule may stand anywhere, so it is drawn like a lot"
+            ),
             1 - chance if every.negated else chance,
         )
     return None
@@ -595,7 +598,10 @@ def _recent(match: Match) -> Compiled | None:
     if mode.flag == "--set":
         return Compiled(_always(not mode.negated), recent=(name, side, True))
     hits = match.option("--hitcount")
-    note = "no earlier connection of this client is remembered (`recent` match, session affinity)"
+    note = Assumption(
+        "no earlier connection of this client is remembered (`recent` match, session affinity)",
+        EvidenceKind.CONNTRACK,
+    )
     if hits is not None and int(hits.args[0]) > 1:
         return Compiled(_always(mode.negated), note)
     return Compiled(_always(mode.negated), note, recent=(name, side, False))
@@ -603,7 +609,7 @@ def _recent(match: Match) -> Compiled | None:
 
 def _below_limit(what: str) -> Callable[[Match], Compiled | None]:
     def compile_it(match: Match) -> Compiled | None:
-        return Compiled(_always(True), f"the traffic is below the limit of the `{what}` rule")
+        return Compiled(_always(True), Assumption(f"the traffic is below the limit of the `{what}` rule"))
 
     return compile_it
 
@@ -616,7 +622,7 @@ def _hashlimit(match: Match) -> Compiled | None:
     answer = not above
     if upto is not None and upto.negated:
         answer = not answer
-    return Compiled(_always(answer), "the traffic is below the limit of the `hashlimit` rule")
+    return Compiled(_always(answer), Assumption("the traffic is below the limit of the `hashlimit` rule"))
 
 
 def _connlimit(match: Match) -> Compiled | None:
@@ -632,14 +638,16 @@ def _connlimit(match: Match) -> Compiled | None:
             return Compiled(_always(upto.negated))
     else:
         return None
-    return Compiled(_always(answer), "the client has fewer connections open than the `connlimit` rule allows")
+    return Compiled(
+        _always(answer), Assumption("the client has fewer connections open than the `connlimit` rule allows")
+    )
 
 
 def _quota(match: Match) -> Compiled | None:
     option = match.option("--quota")
     if option is None:
         return None
-    return Compiled(_always(not option.negated), "the quota of the `quota` rule is not used up")
+    return Compiled(_always(not option.negated), Assumption("the quota of the `quota` rule is not used up"))
 
 
 # -- sets and ranges
@@ -808,7 +816,7 @@ def _dscp(match: Match) -> Compiled | None:
     return Compiled(_negate(lambda p, h, hook: p.tos >> 2 == value, option.negated), _DEFAULT_TOS)
 
 
-_DEFAULT_TOS = "the client sends with the default DSCP/TOS 0"
+_DEFAULT_TOS = Assumption("the client sends with the default DSCP/TOS 0")
 
 
 def _tos(match: Match) -> Compiled | None:
@@ -846,7 +854,7 @@ def _policy(match: Match) -> Compiled | None:
     if wanted is None:
         return None
     none = wanted.args[0] == "none"
-    return Compiled(_always(none != wanted.negated), "no IPsec policy applies to the packet")
+    return Compiled(_always(none != wanted.negated), Assumption("no IPsec policy applies to the packet"))
 
 
 def _rpfilter(match: Match) -> Compiled | None:
@@ -935,7 +943,7 @@ def _realm(match: Match) -> Compiled | None:
         return None
     return Compiled(
         _negate(_always(mask & 0 == value), option.negated),
-        "no route carries a realm (`ip -j route` shows none)",
+        Assumption("no route carries a realm (`ip -j route` shows none)"),
     )
 
 

@@ -12,6 +12,7 @@ from ktp.dataplane.nft_values import BREAK, Getter, Span
 from ktp.dataplane.packet import RANDOM_PORTS, Packet, Port
 from ktp.dataplane.state import ACCEPT, DROP, REJECT, State, Verdict
 from ktp.dataplane.xtables import redirect_address, translate_destination, translate_source
+from ktp.model.assumption import Assumption
 from ktp.model.effect import Change, Drop, Effect, Mark, Nat, NoTrack, Refuse
 from ktp.model.nftables import Ct, Expression, Meta, Payload, Reject
 
@@ -195,7 +196,9 @@ def _choices(value: Any, now: int, *, netmap: bool, keep: bool) -> list[int] | N
     return list(range(value.low, value.high + 1))
 
 
-_DRAWN_ADDRESS = "of a range of addresses the kernel takes one by a hash of the client's: each is as likely"
+_DRAWN_ADDRESS = Assumption(
+    "of a range of addresses the kernel takes one by a hash of the client's: each is as likely"
+)
 
 
 def translated_destination(

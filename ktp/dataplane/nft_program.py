@@ -54,6 +54,7 @@ from ktp.dataplane.nft_values import (
 from ktp.dataplane.packet import RANDOM_PORTS, Port
 from ktp.dataplane.state import RuleOfNft, State
 from ktp.dataplane.xtables import masquerade
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.effect import Count
 from ktp.model.nftables import (
     AnonymousSet,
@@ -100,9 +101,9 @@ from ktp.model.nftables import (
 )
 from ktp.model.nftables import Verdict as NftVerdict
 
-_BELOW_LIMIT = "the rate is below the rule's limit"
-_FEW_CONNECTIONS = "the client has fewer connections open than the rule's `ct count` allows"
-_NOT_USED_UP = "the quota is not used up meanwhile"
+_BELOW_LIMIT = Assumption("the rate is below the rule's limit")
+_FEW_CONNECTIONS = Assumption("the client has fewer connections open than the rule's `ct count` allows")
+_NOT_USED_UP = Assumption("the quota is not used up meanwhile")
 
 
 class TableProgram:
@@ -284,7 +285,13 @@ class TableProgram:
         made = _made(state, _entry(self, item.name, key))
         if made:
             return self._makers[cast("int", made[0][2])]
-        state.assume(f"no earlier packet of the client is remembered in set {item.name}")
+        state.assume(
+            Assumption(
+                f"no earlier packet of the client is remembered in set {item.name}",
+                EvidenceKind.CONNTRACK,
+                self.host.name,
+            )
+        )
         return None
 
     def _carried(self, item: NftSet) -> Callable[[Any], tuple[Test, ...]]:
@@ -771,9 +778,9 @@ def _ordering(operator: str, wanted: Any) -> Callable[[State, Any], bool | None]
     return lambda state, v: matches(span, v)
 
 
-def _assumed(answer: bool, sentence: str) -> tuple[Test, str]:
+def _assumed(answer: bool, assumption: Assumption) -> tuple[Test, str]:
     def test(state: State, host: Host, hook: str) -> bool | None:
-        state.assume(sentence)
+        state.assume(assumption)
         return answer
 
     return test, ""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ktp.dataplane import packet as pk
 from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, Packet, Port, to_int
+from ktp.model.assumption import Assumption
 from ktp.model.host import UNNAMED_DEVICES
 from ktp.model.nftables import (
     Binary,
@@ -64,7 +65,7 @@ class Draw:
 
     count: int
     offset: int
-    assumption: str | None = None
+    assumption: Assumption | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Compiled:
 
     get: Getter
     why: str = "a snapshot cannot tell"
-    assumption: str | None = None
+    assumption: Assumption | None = None
     draw: Draw | None = None
     given: Callable[[int], Getter] | None = None
 
@@ -341,10 +342,10 @@ def _of_family(family: int, get: Callable[[Packet], Any]) -> Getter:
     return lambda p, h, hook: get(p) if p.family == family else BREAK
 
 
-_NO_DSCP = "the packet comes with DSCP 0, as most programs send it"
+_NO_DSCP = Assumption("the packet comes with DSCP 0, as most programs send it")
 
 
-_NO_TTL = (
+_NO_TTL = Assumption(
     "a packet from outside comes with a TTL of 33 to 64: Linux sends 64, and not many routers lie behind it"
 )
 _MOST_ROUTERS = 31
@@ -354,7 +355,7 @@ def _ttl(p: Packet) -> Any:
     return Span(p.ttl - _MOST_ROUTERS, p.ttl) if p.from_far else p.ttl
 
 
-def _internet(family: int, name: str) -> tuple[Getter, str | None]:
+def _internet(family: int, name: str) -> tuple[Getter, Assumption | None]:
     if name == "saddr":
         return _saddr(family), None
     if name == "daddr":
@@ -442,10 +443,12 @@ def _raw_payload(expression: RawPayload) -> Compiled:
 def _extension(expression: ExtensionHeader) -> Compiled:
     if expression.kind == "exthdr":
         answer: Any = False if expression.field is None else BREAK
-        return Compiled(lambda p, h, hook: answer, assumption="the packet has no IPv6 extension headers")
+        return Compiled(
+            lambda p, h, hook: answer, assumption=Assumption("the packet has no IPv6 extension headers")
+        )
     if expression.kind == "ip option":
         answer = False if expression.field is None else BREAK
-        return Compiled(lambda p, h, hook: answer, assumption="the packet has no IP options")
+        return Compiled(lambda p, h, hook: answer, assumption=Assumption("the packet has no IP options"))
     proto = {"tcp option": pk.TCP, "sctp chunk": pk.SCTP}.get(expression.kind)
     absent: Any = False if expression.field is None else BREAK
     return Compiled(
@@ -513,9 +516,11 @@ _META: Final[Mapping[str, Compiled]] = {
     "pkttype": Compiled(_packet_type),
     "skuid": Compiled(_sender_of_node, "which user the sending process runs as is not known"),
     "skgid": Compiled(_sender_of_node, "which group the sending process runs as is not known"),
-    "ipsec": Compiled(lambda p, h, hook: False, assumption="the packet did not come out of an IPsec tunnel"),
+    "ipsec": Compiled(
+        lambda p, h, hook: False, assumption=Assumption("the packet did not come out of an IPsec tunnel")
+    ),
     "length": Compiled(lambda p, h, hook: UNKNOWN if p.length is None else p.length),
-    "rtclassid": Compiled(_realm, assumption="no routing realms are in use"),
+    "rtclassid": Compiled(_realm, assumption=Assumption("no routing realms are in use")),
     "nftrace": Compiled(lambda p, h, hook: 0),
 }
 
@@ -595,7 +600,7 @@ def _ct(expression: Ct) -> Compiled:
     if key == "protocol":
         return Compiled(_of_ct(lambda p: p.ct.proto if p.ct else 0))
     if key == "zone":
-        return Compiled(_of_ct(lambda p: 0), assumption="connections are tracked in zone 0")
+        return Compiled(_of_ct(lambda p: 0), assumption=Assumption("connections are tracked in zone 0"))
     if key == "helper":
         return Compiled(_break)
     family = {"ip": 4, "ip6": 6}.get(key.partition(" ")[0])
@@ -756,14 +761,17 @@ def compile_value(
         case Binary("&", Payload("ip", "frag-off"), Immediate(int(mask))) if not mask & 0xC000:
             # Neither a fragment nor followed by one; whether DF is set is not known.
             return Compiled(
-                lambda p, h, hook: 0 if p.family == 4 else BREAK, assumption="the packet is no fragment"
+                lambda p, h, hook: 0 if p.family == 4 else BREAK,
+                assumption=Assumption("the packet is no fragment"),
             )
         case Binary(operator, left, right):
             own = datatype_of(expression) or datatype
             both = (compile_value(left, own, lookup), compile_value(right, own, lookup))
             return _given(both, partial(_joined, operator))
         case Numgen(mode, mod, offset):
-            words = None if mode == "random" else "`numgen inc` counts packets: it may stand anywhere"
+            words = (
+                None if mode == "random" else Assumption("`numgen inc` counts packets: it may stand anywhere")
+            )
             return _drawn(Draw(mod, offset, words))
         case Jhash(hashed, mod, _, offset):
             return _drawn(Draw(mod, offset, _ANY_HASH), compile_value(hashed, None, lookup).get)
@@ -772,7 +780,7 @@ def compile_value(
         case Osf():
             return unknown_value("the sender's operating system is not known")
         case Ipsec():
-            return Compiled(_break, assumption="the packet did not come out of an IPsec tunnel")
+            return Compiled(_break, assumption=Assumption("the packet did not come out of an IPsec tunnel"))
         case Rt():
             return unknown_value("the route's options are not modelled")
         case _:
@@ -788,7 +796,7 @@ def _joined(operator: str, getters: tuple[Getter, ...]) -> Getter:
     return _binary_of(operator, getters[0], getters[1])
 
 
-_ANY_HASH = "the hash of the packet may be any: each value is as likely"
+_ANY_HASH = Assumption("the hash of the packet may be any: each value is as likely")
 
 
 def _drawn(draw: Draw, needs: Getter | None = None) -> Compiled:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ktp.dataplane.packet import Conn, Packet
+from ktp.model.assumption import Assumption
 from ktp.model.effect import Effect
 from ktp.model.ruleset import Rule
 from ktp.model.trace import StepKind
@@ -22,10 +23,17 @@ ACCEPT, DROP, REJECT, UNKNOWN, IPVS = 1, 2, 3, 4, 5
 RANDOM, ASKED = "random", "unknown"
 
 MOST_WAYS = 20_000  # of one flow, and through one base chain
+MOST_ASKED = (
+    600  # sides of what is not known, in one flow: endpoints are drawn by thousands, but none is unknown
+)
 
 
 class LimitExceededError(Exception):
-    """The flow forks into more ways than can be followed."""
+    """The flow forks into more ways than can be followed; `decision` is what was not known first, None without."""
+
+    def __init__(self, decision: Decision | None = None) -> None:
+        super().__init__()
+        self.decision = decision
 
 
 class Decision(NamedTuple):
@@ -102,6 +110,7 @@ class State:
     __slots__ = (
         "arrived",
         "asked",
+        "asked_all",
         "assumptions",
         "conns",
         "decisions",
@@ -121,7 +130,7 @@ class State:
         self.arrived = packet
         self.steps: Any = None  # (previous, StepRecord)
         self.decisions: Any = None  # (previous, Decision)
-        self.assumptions: tuple[str, ...] = ()
+        self.assumptions: tuple[Assumption, ...] = ()
         self.asked: dict[Any, bool] | None = None
         self.recent: frozenset[tuple[Any, ...]] = (
             frozenset()
@@ -133,6 +142,7 @@ class State:
         self.delivery: Any = None  # set when the request arrived: walk.Delivery
         self.nat_step: StepRecord | None = None  # the step that translated the destination last
         self.seen_nodes = 0
+        self.asked_all: list[Decision] = []  # of all ways of the flow: one list for them all
 
     def fork(self) -> State:
         """A copy that goes its own way from here."""
@@ -151,6 +161,7 @@ class State:
         new.delivery = self.delivery
         new.nat_step = self.nat_step
         new.seen_nodes = self.seen_nodes
+        new.asked_all = self.asked_all
         return new
 
     def note(
@@ -169,11 +180,15 @@ class State:
         self.steps = (self.steps, step)
         return step
 
-    def assume(self, sentence: str) -> None:
+    def assume(self, assumption: Assumption) -> None:
         """Record an assumption once."""
-        if sentence not in self.assumptions:
-            self.assumptions = (*self.assumptions, sentence)
+        if assumption not in self.assumptions:
+            self.assumptions = (*self.assumptions, assumption)
 
     def decide(self, decision: Decision) -> None:
-        """Record the way taken at a fork."""
+        """Record the way taken at a fork. Raises LimitExceededError where too much is unknown."""
         self.decisions = (self.decisions, decision)
+        if decision.kind == ASKED:
+            self.asked_all.append(decision)
+            if len(self.asked_all) > MOST_ASKED:
+                raise LimitExceededError(self.asked_all[0])

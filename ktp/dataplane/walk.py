@@ -8,7 +8,8 @@ tracking. Every step is recorded as it is decided.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ktp.dataplane import packet as pk
@@ -56,11 +57,13 @@ from ktp.dataplane.state import (
     Verdict,
 )
 from ktp.dataplane.xtables import translate_destination, translation
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.effect import Forbid, Nat, Note, Refuse, Setting
-from ktp.model.host import IPNetwork, NextHop, NodeState
+from ktp.model.host import Interface, InterfaceAddress, IPNetwork, NextHop, NodeState, Route
 from ktp.model.trace import Disposition, Flow, StepKind, Symptom
 
 _MAX_HOPS = 12
+_MAX_HOLDERS = 8  # nodes asked whether an address is theirs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,9 @@ class Topology:
 
     `attached` maps addresses of pods and of other known endpoints; `processes` (node, protocol number, port) of
     known host-network endpoints to their names; `silent` the sockets that take a connection and never answer
-    (kube-proxy up to 1.23 holds node ports so); `node_addresses` addresses of nodes, also of those without state.
+    (kube-proxy up to 1.23 holds node ports so); `node_addresses` addresses of nodes, also of those without state;
+    `pod_networks` each node's podCIDRs. `pods_known`, `endpoints_known` and `nodes_known` tell whether who has a
+    pod's address, all endpoints and all nodes were read; `unread` names the nodes whose own addresses were not.
     """
 
     nodes: Mapping[str, NodeState]
@@ -92,6 +97,8 @@ class Topology:
     assumed_local: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
     pod_networks: tuple[tuple[IPNetwork, str], ...] = ()
     pods_known: bool = True
+    endpoints_known: bool = True
+    nodes_known: bool = True
     unread: frozenset[str] = frozenset()
 
 
@@ -150,6 +157,7 @@ class Walker:
         self._client = _Client(0, None, False, 0, 0, 0)
         self._owners: dict[tuple[int, int], str] = self._address_owners()
         self._nodes_route_pods = self._do_nodes_route_pods()
+        self._holding: dict[tuple[str, str], Walker] = {}
 
     # -- who is where
 
@@ -163,6 +171,52 @@ class Walker:
             self._hosts[name] = Host(state, assumed) if usable and state is not None else None
         return self._hosts[name]
 
+    def may_hold(self, address: str) -> tuple[str, ...]:
+        """The nodes of which an address may be that nobody is known to have: in their network, and not read.
+
+        () where it is known whose it is, or where nothing can be said of one of them.
+        """
+        family, ip = to_int(address)
+        if (family, ip) in self._owners or (family, ip) in self.topology.attached:
+            return ()
+        holders = tuple(sorted(self.topology.unread))
+        if len(holders) > _MAX_HOLDERS:
+            return ()
+        return holders if all(self._network_of(name, family, ip) for name in holders) else ()
+
+    def _network_of(self, node: str, family: int, ip: int) -> Interface | None:
+        host = self.host(node)
+        for interface in host.interfaces.values() if host is not None else ():
+            for a in interface.addresses:
+                shift = a.ip.max_prefixlen - a.prefixlen
+                if a.ip.version == family and shift and int(a.ip) >> shift == ip >> shift:
+                    return interface
+        return None
+
+    def holding(self, node: str, address: str) -> Walker:
+        """A walker of the same world in which `node`, one of `may_hold`, has the address."""
+        found = self._holding.get((node, address))
+        if found is None:
+            family, ip = to_int(address)
+            host, interface = self.host(node), self._network_of(node, family, ip)
+            assert host is not None
+            assert interface is not None
+            own = InterfaceAddress(ip=ip_address(address), prefixlen=128 if family == 6 else 32)
+            more = replace(interface, addresses=(*interface.addresses, own))
+            local = Route(
+                dst=ip_network(own.ip), type="local", table="local", nexthops=(NextHop(dev=interface.name),),
+                prefsrc=own.ip, scope="host",
+            )  # fmt: skip
+            state = replace(
+                host.state,
+                interfaces=tuple(more if i is interface else i for i in host.state.interfaces or ()),
+                routes=(*(host.state.routes or ()), local),
+            )
+            found = self._holding[node, address] = Walker(
+                replace(self.topology, nodes={**self.topology.nodes, node: state}, unread=frozenset())
+            )
+        return found
+
     def _walkable(self, name: str) -> Host | None:
         """The node, None where its rules of the flow's address family were not read."""
         host = self.host(name)
@@ -170,11 +224,10 @@ class Walker:
 
     def _address_owners(self) -> dict[tuple[int, int], str]:
         seen: dict[tuple[int, int], str | None] = {}
-        for name in self.topology.nodes:
-            host = self.host(name)
-            for family, number, _ in host.own_addresses() if host is not None else ():
-                key = (family, number)
-                if _never_unique(family, number):
+        for name, state in self.topology.nodes.items():
+            for address in (a for i in state.interfaces or () for a in i.addresses):
+                key: tuple[int, int] = (address.ip.version, int(address.ip))
+                if _never_unique(*key):
                     continue
                 # An address that several nodes hold (a virtual IP, docker0's) tells no node.
                 seen[key] = name if key not in seen or seen[key] == name else None
@@ -237,7 +290,11 @@ class Walker:
             if host is None and src is not None:
                 # Of the client's own node nothing is known: its packet is taken to get out of it unchanged.
                 state.assume(
-                    f"nothing on {flow.from_node} stops or changes the packet (no rules of it were read)"
+                    Assumption(
+                        "nothing there stops or changes the packet (no rules were read)",
+                        EvidenceKind.RULES,
+                        flow.from_node,
+                    )
                 )
                 self._client = _Client(src, flow.from_node, True, dst, flow.port, proto)
                 self._from_outside(state, flow)
@@ -263,6 +320,8 @@ class Walker:
 
     def _from_process(self, state: State, host: Host, src: int | None) -> None:
         p = state.packet
+        for each in host.taken:
+            state.assume(each)
         p.local = True
         p.sport = host.local_ports()
         found = self._first_route(state, host, src)
@@ -386,7 +445,11 @@ class Walker:
         value = host.sysctl(f"net.bridge.bridge-nf-call-{word}")
         if value is None:
             state.assume(
-                f"net.bridge.bridge-nf-call-{word} is 1, as Kubernetes requires (it is not in the snapshot)"
+                Assumption(
+                    f"net.bridge.bridge-nf-call-{word} is 1, as Kubernetes requires (it was not read)",
+                    EvidenceKind.SYSCTLS,
+                    host.name,
+                )
             )
             return True
         return value == 1
@@ -452,6 +515,8 @@ class Walker:
     def _enter(self, state: State, host: Host, iif: str, physin: str | None) -> None:
         """A packet arrives on an interface of a node."""
         p = state.packet
+        for each in host.taken:
+            state.assume(each)
         state.seen_nodes += 1
         if state.seen_nodes > _MAX_HOPS:
             self._leaf(
@@ -822,8 +887,11 @@ class Walker:
             self._to_node(state, host, owner, hop.dev or "?", next_ip)
             return
         if attached is not None and attached.node is not None and attached.node != host.name:
-            if hop.gateway is None or not self._nodes_route_pods:
-                state.assume("the network between the nodes delivers packets for pods to the pods' nodes")
+            supposed = EvidenceKind.ROUTES in host.state.supposed
+            if hop.gateway is None or not self._nodes_route_pods or supposed:
+                state.assume(
+                    Assumption("the network between the nodes delivers packets for pods to the pods' nodes")
+                )
                 self._to_node(state, host, attached.node, hop.dev or "?", next_ip)
                 return
         if attached is not None and attached.node is None:
@@ -831,7 +899,7 @@ class Walker:
             return
         owner = self._owners.get(dst_key)
         if owner is not None and owner != host.name and hop.gateway is not None:
-            state.assume("the router between the nodes delivers packets for nodes' addresses")
+            state.assume(Assumption("the router between the nodes delivers packets for nodes' addresses"))
             self._to_node(state, host, owner, hop.dev or "?", p.dst)
             return
         self._leave_cluster(state, host, hop, next_ip)
@@ -856,6 +924,24 @@ class Walker:
     def _leave_cluster(self, state: State, host: Host, hop: NextHop, next_ip: int) -> None:
         p = state.packet
         target = to_text(p.family, p.dst)
+        if (
+            state.direction == "request"
+            and not self.topology.pods_known
+            and hop.gateway is None
+            and not self._is_uplink(host, p.family, hop.dev or "")
+        ):
+            state.assume(
+                Assumption(
+                    f"a pod has the address {target} (pods and endpoints were not read)", EvidenceKind.PODS
+                )
+            )
+            self._arrive_attached(state, host, Attached(name=target, node=host.name))
+            return
+        if state.direction == "request" and not (self.topology.nodes_known and self.topology.endpoints_known):
+            whose = "node" if self.topology.endpoints_known else "endpoint"
+            words = f"{target} may be an address of a {whose} that is not known: not all {whose}s were read"
+            self._end_unknown(state, host.name, words)
+            return
         if hop.gateway is not None:
             reason = (
                 f"the packet leaves the cluster by router {to_text(p.family, next_ip)} for {target}, "
@@ -865,14 +951,6 @@ class Walker:
                 router = to_text(p.family, next_ip)
                 reason = f"the answer leaves by router {router} for {target}, which is not the client"
             self._leaf(state, Disposition.LOST, Symptom.TIMES_OUT, reason, host, "route")
-            return
-        if (
-            state.direction == "request"
-            and not self.topology.pods_known
-            and not self._is_uplink(host, p.family, hop.dev or "")
-        ):
-            state.assume(f"a pod has the address {target} (pods and endpoints were not read)")
-            self._arrive_attached(state, host, Attached(name=target, node=host.name))
             return
         if state.direction == "request" and self.topology.unread:
             self._end_unknown(
@@ -925,14 +1003,11 @@ class Walker:
     def _through_unknown_node(self, state: State, host: Host, name: str) -> None:
         p = state.packet
         attached = self.topology.attached.get((p.family, p.dst))
-        process = (name, p.proto, _number(p.dport)) in self.topology.processes
-        if (
-            state.direction == "request"
-            and attached is not None
-            and attached.node == name
-            and (not attached.host_network or process)
-        ):
-            state.assume(f"nothing on {name} stops the packet (no rules of {name} were read)")
+        process = self.topology.processes.get((name, p.proto, _number(p.dport)))
+        if process is not None and self._owners.get((p.family, p.dst)) == name:
+            attached = Attached(name=process, node=name, host_network=True)
+        if state.direction == "request" and attached is not None and attached.node == name:
+            state.assume(_lets_pass(name, "packet"))
             self._arrive_attached(state, None, attached)
             return
         if (
@@ -941,7 +1016,7 @@ class Walker:
             and p.dst == self._client.ip
             and self._client.node == name
         ):
-            state.assume(f"nothing on {name} stops the answer (no rules of {name} were read)")
+            state.assume(_lets_pass(name, "answer"))
             self._answer_arrives(state, host)
             return
         self._end_unknown(state, name, f"the packet goes on to node {name}, of which nothing was read")
@@ -953,7 +1028,13 @@ class Walker:
             self._answer_arrives(state, host)
             return
         attached = self.topology.attached.get((p.family, p.dst))
-        state.assume("the packet reaches its destination from here (routes of the node were not read)")
+        state.assume(
+            Assumption(
+                "the packet reaches its destination from here (routes of the node were not read)",
+                EvidenceKind.ROUTES,
+                host.name,
+            )
+        )
         name = attached.name if attached is not None else None
         node = attached.node if attached is not None else None
         state.delivery = Delivery(p.dst, p.dport, name, node, p.src, p.family)
@@ -1071,7 +1152,7 @@ class Walker:
             pod = self.topology.attached.get((p.family, p.dst))
             if pod is not None and pod.node is not None:
                 owner = pod.node
-                state.assume(f"{attached.name} has a route to the pods by their nodes")
+                state.assume(Assumption(f"{attached.name} has a route to the pods by their nodes"))
         if owner is None:
             self._answer_arrives(state, None)
             return
@@ -1101,7 +1182,11 @@ class Walker:
         if socket is None and name is None:
             # Most ports have no listener, and kube-proxy since 1.24 holds none. The answer says what it stands on.
             state.assume(
-                f"no process of {host.name} listens on {where}/{proto} (its sockets are not in the snapshot)"
+                Assumption(
+                    f"no process of the node listens on {where}/{proto} (its sockets were not read)",
+                    EvidenceKind.SOCKETS,
+                    host.name,
+                )
             )
             socket = False
         if socket is False:
@@ -1210,7 +1295,7 @@ class Walker:
         d: Delivery = state.delivery
         name = d.name or endpoint_text(d.family, d.ip, d.port)
         if note:
-            state.assume(note)
+            state.assume(Assumption(note, EvidenceKind.ROUTES, host.name if host is not None else ""))
         if d.process:
             what = "kube-proxy's own socket, which never answers" if d.silent else "a process of the node"
             self._leaf(
@@ -1395,7 +1480,7 @@ class Walker:
         if (group.other or group.note) and not self._is_order_idle(state, host, hook, programs):
             if group.other:
                 return self._both_orders(state, host, hook, group, self._in_turn)
-            state.assume(group.note)
+            state.assume(Assumption(group.note, EvidenceKind.NFT, host.name))
         return self._in_turn(state, host, hook, programs)
 
     def _in_turn(self, state: State, host: Host, hook: str, programs: Iterable[Any]) -> list[Verdict]:
@@ -1550,7 +1635,7 @@ class Walker:
         if (group.other or group.note) and not self._is_order_idle(state, host, hook, programs, once=True):
             if group.other:
                 return self._both_orders(state, host, hook, group, self._nat_in_turn)
-            state.assume(group.note)
+            state.assume(Assumption(group.note, EvidenceKind.NFT, host.name))
         return self._nat_in_turn(state, host, hook, programs)
 
     @staticmethod
@@ -1786,3 +1871,7 @@ def _step_words(step: StepRecord | None) -> str:
 
 
 __all__ = ["Attached", "Delivery", "Leaf", "LimitExceededError", "Topology", "Walker"]
+
+
+def _lets_pass(node: str, what: str) -> Assumption:
+    return Assumption(f"nothing there stops the {what} (no rules were read)", EvidenceKind.RULES, node)

@@ -28,6 +28,7 @@ from ktp.dataplane.state import (
     StepRecord,
     Verdict,
 )
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.effect import (
     Accept,
     Change,
@@ -77,7 +78,7 @@ class Compiled(NamedTuple):
 
     rule: Rule
     tests: tuple[Test, ...]
-    assumptions: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
     chance: float | None
     recent: tuple[tuple[str, str, bool], ...]
     unknown: str | None  # why a match cannot be answered, where one is not modelled
@@ -205,14 +206,15 @@ class CompiledChain:
 def compile_rule(program: Program, rule: Rule) -> Compiled:
     """Rule → Compiled. What is not modelled leaves `unknown` set: the walk then goes both ways."""
     tests: list[Test] = []
-    assumptions: list[str] = []
+    assumptions: list[Assumption] = []
     chance: float | None = None
     recent: list[tuple[str, str, bool]] = []
     unknown: str | None = None
     if rule.unread is not None:
         sentence = unread_words(rule.unread)
         if rule.unread.assumed:
-            return Compiled(rule, (), (sentence,), None, (), None, _CONTINUE, None, Count())
+            taken = Assumption(sentence, EvidenceKind(rule.unread.table or "rules"))
+            return Compiled(rule, (), (taken,), None, (), None, _CONTINUE, None, Count())
         return Compiled(rule, (), (), None, (), sentence, _UNKNOWN, sentence, Unmodelled("?"))
     if rule.error is not None:
         unknown = f"the line could not be parsed ({rule.error})"
@@ -600,7 +602,13 @@ def masquerade(state: State, host: Host, sport: Port | None = None) -> tuple[Ver
         # The dialled address is the one address of this node that is known.
         own = (number for family, number, _ in host.own_addresses() if family == p.family)
         given = next(own, p.ct.odst if p.ct is not None else p.dst)
-        state.assume("the node masquerades with its own address (its interfaces were not read)")
+        state.assume(
+            Assumption(
+                "the node masquerades with its own address (its interfaces were not read)",
+                EvidenceKind.ADDRESSES,
+                host.name,
+            )
+        )
         return Verdict(ACCEPT, state), translate_source(state, given, port, Nat.MASQUERADE)
     next_hop = p.dst
     if p.family == 4:
@@ -787,8 +795,8 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
             if compiled.recent:
                 answer = _ask_recent(compiled, state, answer)
                 if answer is False:
-                    for sentence in compiled.assumptions:
-                        state.assume(sentence)
+                    for assumption in compiled.assumptions:
+                        state.assume(assumption)
                     continue
             if answer is None or compiled.unknown is not None:
                 key = (host.name, backend, table, compiled.rule.text, p.flow_key())
@@ -808,8 +816,8 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
                 other.decide(Decision(RANDOM, compiled.rule, 1, 1 - compiled.chance, "", "", compiled.rule))
                 work.append((other, chain, rules, index, trail, stack))
                 state.decide(Decision(RANDOM, compiled.rule, 0, compiled.chance, "", "", compiled.rule))
-            for sentence in compiled.assumptions:
-                state.assume(sentence)
+            for assumption in compiled.assumptions:
+                state.assume(assumption)
             if compiled.recent:
                 _enter_recent(compiled, state)
             action, effect = compiled.action, compiled.effect

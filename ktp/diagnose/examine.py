@@ -20,6 +20,7 @@ from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, FrontEnds, front_end
 from ktp.kubeproxy.intent import Intent, PortOnNode
 from ktp.kubeproxy.node import ALL_MODES, ProxyMode, ProxyNode, proxy_node
 from ktp.kubeproxy.outcome import Client, Vantage
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.cluster import EndpointSlice, Service, ServicePort, ip_of
 from ktp.model.diagnosis import Cell, CellEndpoint
 from ktp.model.host import IPAddress
@@ -240,10 +241,13 @@ class Examiner:
         assumed = found.outcome(front_end, client)
         if assumed.symptom is Symptom.UNKNOWN:
             return intent
-        words = ["kube-proxy runs in iptables mode, its default; nothing that was read tells"]
-        if intent.depends_on:
-            words.append("it depends on " + " and on ".join(intent.depends_on))
-        return replace(assumed, assumptions=(*assumed.assumptions, *words))
+        mode = Assumption(
+            "kube-proxy runs in iptables mode, its default; nothing that was read tells",
+            EvidenceKind.PROXY_CONFIG,
+            node,
+            "it depends on " + " and on ".join(intent.depends_on) if intent.depends_on else "",
+        )
+        return replace(assumed, assumptions=(*assumed.assumptions, mode))
 
     def cell(self, asked: Asked) -> Cell:
         """The answers as a cell: the fact where it is known, else the intent."""

@@ -12,8 +12,8 @@ from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
 from ktp.kubeproxy.node import ProxyMode, proxy_node
+from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Cluster, Node, ip_of
-from ktp.model.evidence import EvidenceKind
 from ktp.model.host import (
     PODS,
     UPLINK,

@@ -7,8 +7,8 @@ from ipaddress import ip_network
 from ktp.dataplane.packet import PROTOCOLS, to_int
 from ktp.dataplane.walk import Attached, Topology
 from ktp.diagnose.supposed import with_supposed_networks
+from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Cluster, Service
-from ktp.model.evidence import EvidenceKind
 from ktp.model.snapshot import Snapshot
 
 
@@ -75,12 +75,15 @@ def topology_of(snapshot: Snapshot) -> Topology:
             for node in (cluster.nodes or {}).values()
             for text in node.pod_cidrs
         ),
-        pods_known=not (cluster.pods is None and cluster.slices is None and cluster.endpoints is None),
+        # Endpoints name neither pods that are terminating nor, with a thousand addresses, all that are ready.
+        pods_known=cluster.pods is not None or cluster.slices is not None,
+        endpoints_known=cluster.slices is not None
+        or (cluster.pods is not None and cluster.endpoints is not None),
+        nodes_known=cluster.nodes is not None,
         unread=frozenset(
             name
             for name in {*snapshot.nodes, *(cluster.nodes or ())}
-            if (state := snapshot.nodes.get(name)) is None
-            or (EvidenceKind.ADDRESSES in state.supposed and True)
+            if (state := snapshot.nodes.get(name)) is None or EvidenceKind.ADDRESSES in state.supposed
         ),
     )
 

@@ -29,6 +29,7 @@ from ktp.kubeproxy.names import (
     KUBE_SOURCE_RANGES_FIREWALL,
     host_port,
 )
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.effect import Endpoint
 from ktp.model.explanation import (
     ChainNode,
@@ -452,8 +453,12 @@ def explain_ipvs_dump(table: IpvsTable, node: str, protocol: str, port: int) -> 
             for address, share in shares.items()
         ),
         assumptions=(
-            "no rule stops the packets, and the answers come back by this node (ipvsadm tells neither rules nor "
-            "ipsets)",
+            Assumption(
+                "no rule stops the packets, and the answers come back by this node (ipvsadm tells neither rules nor "
+                "ipsets)",
+                EvidenceKind.RULES,
+                node,
+            ),
         ),
     )
     notes = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ktp.explain.front_end import NodePortRules
@@ -98,7 +99,7 @@ def verdict_of(
         element=in_nft.element if in_nft is not None else "",
         endpoints=endpoints,
         client_source=source,
-        assumptions=tuple(shown(a, names) for a in answer.assumptions),
+        assumptions=tuple(replace(a, taken=shown(a.taken, names)) for a in answer.assumptions),
     )
 
 

@@ -30,6 +30,7 @@ from ktp.kubeproxy.outcome import (
     World,
     unknown,
 )
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.trace import Disposition, Symptom
 
@@ -76,7 +77,7 @@ class Intent:
     decided_by: str = ""
     passes: bool = False
     depends_on: tuple[str, ...] = ()
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
 
 class PortOnNode:
@@ -170,8 +171,12 @@ class PortOnNode:
         ]
         merged, depends_on = _merge(outcomes)
         if not self.node.versions.is_modelled:
-            words = f"kube-proxy {self.node.versions} behaves as the nearest version that ktp knows"
-            merged = replace(merged, assumptions=(*merged.assumptions, words))
+            nearest = Assumption(
+                f"kube-proxy {self.node.versions} behaves as the nearest version that ktp knows",
+                EvidenceKind.VERSION,
+                self.node.name,
+            )
+            merged = replace(merged, assumptions=(*merged.assumptions, nearest))
         return merged, depends_on
 
     def _worlds(self, front_end: FrontEnd, client: Client, pods_masqueraded: bool | None) -> list[World]:

@@ -14,6 +14,7 @@ from ktp.kubeproxy.endpoints import (
 )
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, Served, serves_node_port
 from ktp.kubeproxy.node import DetectLocal, IPNetwork, ProxyMode, ProxyNode
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.host import IPAddress
 from ktp.model.trace import Disposition, Symptom
@@ -73,7 +74,7 @@ class Outcome:
     endpoints: tuple[IntendedEndpoint, ...] = ()
     source_kept: bool | None = None
     passes: bool = False
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +241,7 @@ def no_listener(why: str) -> Outcome:
         symptom=Symptom.REFUSED,
         disposition=Disposition.NO_LISTENER,
         decided_by=why,
-        assumptions=("no process of the node listens on that port",),
+        assumptions=(Assumption("no process of the node listens on that port", EvidenceKind.SOCKETS),),
     )
 
 
@@ -281,9 +282,15 @@ def delivered(q: Question, chosen: tuple[ProxyEndpoint, ...], *, rewritten: bool
         else:
             some = "" if dispositions == {Disposition.LOST} else " some of"
             why += f"; but the source is kept and{some} the replies do not come back through {q.node.name}"
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
     if q.client.vantage is Vantage.LOCALHOST and q.address.version == 4 and q.node.route_localnet is None:
-        assumptions = ("net.ipv4.conf.all.route_localnet is 1, as kube-proxy sets it",)
+        assumptions = (
+            Assumption(
+                "net.ipv4.conf.all.route_localnet is 1, as kube-proxy sets it",
+                EvidenceKind.SYSCTLS,
+                q.node.name,
+            ),
+        )
     return Outcome(
         symptom=symptom,
         disposition=disposition,

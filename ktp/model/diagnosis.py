@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from ktp.model.assumption import Assumption
 from ktp.model.capture import EvidenceGap
 from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import DecidedBy, Disposition, Hop, Symptom
@@ -60,7 +61,13 @@ class Cell:
     client: str | None = None
     intended: Symptom | None = None
     intended_by: str = ""
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
+
+    @property
+    def rests_on(self) -> tuple[Assumption, ...]:
+        """The assumptions that stand in for evidence, for an answer that there is."""
+        known = self.symptom is not Symptom.UNKNOWN
+        return tuple(a for a in self.assumptions if a.evidence is not None) if known else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ktp.model.assumption import Assumption
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElementNode:
@@ -113,7 +115,7 @@ class Verdict:
     element: str = ""
     endpoints: tuple[EndpointShare, ...] = ()
     client_source: str = ""  # "kept", "replaced", "some kept", or "" where nothing is delivered
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from ktp.model.assumption import Assumption
 from ktp.model.effect import Effect, Forbid, Goto, Jump, Note, Refuse, Setting, Translate
 from ktp.model.ruleset import Rule
 
@@ -194,7 +195,7 @@ class Path:
     endpoint_node: str | None = None
     source_seen: str | None = None
     decided_by: DecidedBy | None = None
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
 
 class PlacedRule(Protocol):
@@ -242,6 +243,6 @@ class FlowAnswer:
     paths: tuple[Path, ...] = ()
     decided_by: DecidedBy | None = None
     unknowns: tuple[Unknown, ...] = ()
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
     sources_seen: tuple[str, ...] = field(default=())
     source_preserved: bool | None = None

@@ -130,6 +130,14 @@ def _add_missing_rules(
         gaps.add(EvidenceGap(kind="node-rules", subject=name, message=message, remedy=remedy))
 
 
+def _is_kube_proxy_in(nft: NftRuleset) -> bool:
+    """Whether kube-proxy's own table, or its chains in tables of iptables-nft, are in nft's listing.
+
+    Where they are not, it may program the legacy tables, of which nft's listing tells nothing.
+    """
+    return any(t.name == "kube-proxy" or "KUBE-SERVICES" in t.chains for t in nft.tables)
+
+
 class _NodeFiles:
     """The files of one node's folder; remembers which were read."""
 
@@ -165,6 +173,7 @@ class _NodeFiles:
             ipsets=self._parse("ipset-save.txt", parse_ipsets),
             rulesets=tuple(rulesets),
             nft=nft,
+            legacy_unread=not rulesets and nft is not None and not _is_kube_proxy_in(nft),
             nft_hooks=self._parse("nft-hooks.txt", lambda data, *, source: decode_text(data, source)),
             ipvs=self._parse("ipvsadm.txt", parse_ipvs),
             kube_proxy=self._kube_proxy(),

@@ -8,6 +8,7 @@ from typing import Any
 from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis
 from ktp.model.trace import DecidedBy
+from ktp.render.assumptions import assumptions_json
 from ktp.render.probe_json import row_object, witness_object
 
 API_VERSION = "ktp.dev/v1"
@@ -117,7 +118,7 @@ def _cell(c: Cell) -> dict[str, Any]:
     if c.intended is not None and c.intended is not c.symptom:
         out["intended"] = {"symptom": c.intended.value, "decidedBy": c.intended_by}
     if c.assumptions:
-        out["assumptions"] = list(c.assumptions)
+        out["assumptions"] = assumptions_json(c.assumptions)
     return out
 
 

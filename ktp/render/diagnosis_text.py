@@ -12,7 +12,7 @@ from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
 from ktp.model.trace import Disposition, Symptom
 from ktp.render.probe_tables import print_rows, print_witnesses
-from ktp.render.report_words import grouped
+from ktp.render.report_words import ASSUMED_LEGEND, KEPT_LEGEND, assumed_of, cells_of, grouped
 from ktp.render.terminal import write
 
 _HEADINGS = {
@@ -69,23 +69,21 @@ def print_matrices(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fal
         c.source_kept is not None for m in d.frontends for r in m.nodes for c in r.cells.values()
     )
     if shown_cells:
-        console.print(Text("kept: the pod sees the client's address; SNAT: it sees a node's", style="dim"))
+        console.print(Text(KEPT_LEGEND, style="dim"))
     if any(c.basis == "api" for m in d.frontends for r in m.nodes for c in r.cells.values()):
         console.print(Text("~: by the API objects alone, the node's rules were not read", style="dim"))
+    if any(c.rests_on and c.basis != "api" for c in cells_of(_shown(d, verbose))):
+        console.print(Text(ASSUMED_LEGEND, style="dim"))
     _print_reasons(d, console, verbose=verbose)
 
 
 def _print_reasons(d: ServiceDiagnosis, console: Console, *, verbose: bool) -> None:
     """Why cells are unknown, and what was assumed for the others: once each, without the nodes' names."""
-    cells = [c for m in _shown(d, verbose) for r in m.nodes for c in r.cells.values()]
+    cells = cells_of(_shown(d, verbose))
     said = [("unknown", c.reason) for c in cells if c.symptom is Symptom.UNKNOWN]
-    said += [
-        ("assumed", a)
-        for c in cells
-        if c.symptom is not Symptom.UNKNOWN
-        for a in c.assumptions
-        if verbose or not a.startswith("it depends on ")
-    ]
+    said += [("assumed", words) for words in assumed_of(cells)]
+    if verbose:
+        said += [("assumed", a.detail) for c in cells for a in c.assumptions if a.detail]
     lines = list(dict.fromkeys(said))
     shown = lines if verbose else lines[:4]
     for label, words in shown:
@@ -172,6 +170,13 @@ def _worst(m: FrontEndMatrix) -> list[NodeRow]:
 def _cell_text(cell: Cell | None) -> Text:
     if cell is None:
         return Text("-", style="dim")
+    text = _fate_text(cell)
+    if cell.rests_on and cell.basis != "api":  # "~" says it of those
+        text.append("*")
+    return text
+
+
+def _fate_text(cell: Cell) -> Text:
     intent = "~" if cell.basis == "api" else ""
     if cell.disposition is Disposition.HOST_PROCESS:
         return Text(

@@ -23,11 +23,15 @@ from ktp.model.diagnosis import (
 )
 from ktp.model.trace import Header, Hop, Step, StepKind, Symptom
 from ktp.render.report_words import (
+    ASSUMED_LEGEND,
     BALANCER_WORDS,
+    KEPT_LEGEND,
     PROBE_COLUMNS,
     VANTAGE_WORDS,
     WITNESS_COLUMNS,
+    assumed_of,
     cell_words,
+    cells_of,
     grouped,
     nodes_of,
     printable,
@@ -94,7 +98,12 @@ def _service(d: ServiceDiagnosis) -> str:
     ]
     parts += [_matrix(m) for m in shown_matrices(d)]
     if d.frontends:
-        parts.append("<p class=\"dim\">kept: the pod sees the client's address; SNAT: it sees a node's</p>")
+        parts.append(f'<p class="dim">{_e(KEPT_LEGEND)}</p>')
+    cells = cells_of(shown_matrices(d))
+    if any(c.rests_on for c in cells):
+        parts.append(f'<p class="dim">{_e(ASSUMED_LEGEND)}</p><h2>Assumed</h2><ul>')
+        parts += [f"<li>{_e(words)}.</li>" for words in assumed_of(cells)]
+        parts.append("</ul>")
     groups = grouped(d.findings)
     causes = [g for g in groups if g[0].severity is not Severity.INFO]
     if causes:

@@ -7,11 +7,15 @@ from collections.abc import Iterable, Sequence
 
 from ktp.model.diagnosis import Finding, ServiceDiagnosis, Severity
 from ktp.render.report_words import (
+    ASSUMED_LEGEND,
     BALANCER_WORDS,
+    KEPT_LEGEND,
     PROBE_COLUMNS,
     VANTAGE_WORDS,
     WITNESS_COLUMNS,
+    assumed_of,
     cell_words,
+    cells_of,
     grouped,
     nodes_of,
     printable,
@@ -40,7 +44,11 @@ def markdown_report(d: ServiceDiagnosis) -> str:
             cells = " | ".join(cell_words(row.cells.get(v)) for v in vantages)
             out.append(f"| {_text(row.node)} | {count} | {cells} |")
     if d.frontends:
-        out += ["", "_kept: the pod sees the client's address; SNAT: it sees a node's_"]
+        out += ["", f"_{KEPT_LEGEND}_"]
+    all_cells = cells_of(shown_matrices(d))
+    if any(c.rests_on for c in all_cells):
+        out += ["", f"_{_text(ASSUMED_LEGEND)}_", "", "### Assumed", ""]
+        out += [f"- {_text(words)}." for words in assumed_of(all_cells)]
     groups = grouped(d.findings)
     for group in groups:
         if group[0].severity is not Severity.INFO:

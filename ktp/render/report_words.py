@@ -9,6 +9,7 @@ from dataclasses import replace
 from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, LoadShare, ServiceDiagnosis
 from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import Symptom
+from ktp.render.assumptions import assumed_words
 
 VANTAGE_WORDS = {
     "external": "outside",
@@ -34,10 +35,26 @@ def printable(text: str) -> str:
     return _UNFIT.sub("\ufffd", text)
 
 
+KEPT_LEGEND = "kept: the pod sees the client's address; SNAT: it sees a node's"
+ASSUMED_LEGEND = "*: given what is assumed below, since it was not read"
+
+
+def cells_of(matrices: Iterable[FrontEndMatrix]) -> list[Cell]:
+    """Every cell of the matrices."""
+    return [c for m in matrices for r in m.nodes for c in r.cells.values()]
+
+
+def assumed_of(cells: Iterable[Cell]) -> list[str]:
+    """What the answers of cells take for granted, in words."""
+    return assumed_words(a for c in cells if c.symptom is not Symptom.UNKNOWN for a in c.assumptions)
+
+
 def cell_words(cell: Cell | None) -> str:
-    """A cell in a word or two: "ok, kept", "times out", "67 % ok"."""
-    if cell is None:
-        return "-"
+    """A cell in a word or two: "ok, kept", "times out", "67 % ok"; with a star where it rests on what was not read."""
+    return "-" if cell is None else _fate_words(cell) + ("*" if cell.rests_on else "")
+
+
+def _fate_words(cell: Cell) -> str:
     if cell.symptom is Symptom.CONNECTS:
         return "ok" + {True: ", kept", False: ", SNAT", None: ""}[cell.source_kept]
     if cell.symptom is Symptom.INTERMITTENT:

@@ -18,6 +18,7 @@ from ktp.model.explanation import (
     StageNode,
     Verdict,
 )
+from ktp.render.assumptions import assumed_words, assumptions_json
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -131,8 +132,8 @@ class _Page:
         if e.verdict is not None and e.verdict.assumptions:
             self._out.append(())
             self._put("assumed:")
-            for sentence in e.verdict.assumptions:
-                self._put(f"- {sentence}", hanging="  ")
+            for words in assumed_words(e.verdict.assumptions):
+                self._put(f"- {words}", hanging="  ")
         return self._out
 
     def _put(self, text: str, style: str = "", hanging: str = "") -> None:
@@ -336,7 +337,7 @@ def _verdict(v: Verdict) -> dict[str, Any]:
             }
             for e in v.endpoints
         ],
-        "assumptions": list(v.assumptions),
+        "assumptions": assumptions_json(v.assumptions),
     }
 
 

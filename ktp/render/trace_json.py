@@ -7,6 +7,7 @@ from typing import Any
 
 from ktp.explain.effects import step_words
 from ktp.model.trace import DecidedBy, Flow, FlowAnswer, Header, Hop, Path, Step, StepKind, Unknown
+from ktp.render.assumptions import assumptions_json
 
 _DIGITS = 6  # probabilities are products of what iptables prints with eleven digits
 
@@ -25,7 +26,7 @@ def answer_object(answer: FlowAnswer, pods: Container[str] | None = None) -> dic
         "decided_by": _decided_by(answer.decided_by),
     }
     if answer.assumptions:
-        out["assumptions"] = list(answer.assumptions)
+        out["assumptions"] = assumptions_json(answer.assumptions)
     if answer.unknowns:
         out["unknown"] = [_unknown(u) for u in answer.unknowns]
     return out
@@ -125,7 +126,7 @@ def _path(p: Path, pods: Container[str] | None) -> dict[str, Any]:
         "endpoint": endpoint,
         "source_seen": p.source_seen,
         "decided_by": _decided_by(p.decided_by),
-        "assumptions": list(p.assumptions),
+        "assumptions": assumptions_json(p.assumptions),
         "hops": [_hop(h) for h in p.hops],
     }
 

@@ -25,6 +25,7 @@ from ktp.model.trace import (
     Symptom,
     Unknown,
 )
+from ktp.render.assumptions import assumed_words
 from ktp.render.trace_json import merged
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ class _Report:
         if answer.assumptions:
             self._put()
             self._put(("assumed:", "strong"))
-            for sentence in answer.assumptions:
-                self._wrap(f"- {sentence}", "  ", "    ")
+            for words in assumed_words(answer.assumptions):
+                self._wrap(f"- {words}", "  ", "    ")
         self._sources()
         return self._out
 

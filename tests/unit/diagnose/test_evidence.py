@@ -43,10 +43,10 @@ def test_a_cell_is_never_called_fact_where_the_dialled_node_was_not_read(read: t
 def test_what_was_assumed_is_said() -> None:
     """Nothing tells kube-proxy's mode: the default is assumed, and what hangs on it is named."""
     external = cell(Asked(only_nodes(demo()), LOCAL).diagnosis(), "node-b")
-    assert any("iptables mode, its default" in words for words in external.assumptions)
-    assert any("ipvs: refused" in words for words in external.assumptions)
+    assert any("iptables mode, its default" in a.taken for a in external.assumptions)
+    assert any("ipvs: refused" in a.detail for a in external.assumptions)
     by_rules = cell(Asked(demo(), LOCAL).diagnosis(), "node-b")
-    assert not any("its default" in words for words in by_rules.assumptions)
+    assert not any("its default" in a.taken for a in by_rules.assumptions)
 
 
 def test_what_nothing_tells_stays_unknown() -> None:

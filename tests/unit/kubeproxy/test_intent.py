@@ -13,6 +13,7 @@ from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.intent import Client, Intent, PortOnNode, Vantage, intended_outcome
 from ktp.kubeproxy.node import ALL_DETECTORS, ALL_MODES, DetectLocal, ProxyMode, ProxyNode
 from ktp.kubeproxy.version import ANY_VERSION, VersionRange
+from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Service
 from ktp.model.trace import Disposition, Symptom
 
@@ -483,7 +484,10 @@ def test_versions_that_ktp_does_not_know_are_an_assumption() -> None:
     newer = node(36, versions=VersionRange(low=(1, 38), high=(1, 38), source=""))
     intent = ask(EXT, NODE_PORT, BOTH, newer)
     assert intent.symptom is Symptom.CONNECTS
-    assert intent.assumptions == ("kube-proxy 1.38 behaves as the nearest version that ktp knows",)
+    assert [a.taken for a in intent.assumptions] == [
+        "kube-proxy 1.38 behaves as the nearest version that ktp knows"
+    ]
+    assert [a.evidence for a in intent.assumptions] == [EvidenceKind.VERSION]
 
 
 @pytest.mark.parametrize("vantage", [POD2, NODE2])

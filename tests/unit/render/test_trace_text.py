@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+from ktp.model.assumption import Assumption
 from ktp.model.effect import Effect, Endpoint, Jump, Nat, Note, Translate
 from ktp.model.ruleset import Match, Option, Rule, Target
 from ktp.model.trace import (
@@ -181,7 +182,7 @@ def test_unknown_names_the_rule() -> None:
         flow=FLOW, disposition=Disposition.UNDETERMINED, symptom=Symptom.UNKNOWN,
         reason=whole,
         unknowns=(Unknown(node="node-a", what=rule.text, why=whole, rule=rule),),
-        assumptions=("the rate is below the limit",),
+        assumptions=(Assumption("the rate is below the limit"),),
     )  # fmt: skip
     assert text_of(answer) == (
         "undetermined: the match u32 is not modelled: filter FORWARD, line 9\n"

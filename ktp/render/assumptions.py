@@ -1,0 +1,39 @@
+"""What was taken for granted: in words, and as JSON (design §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ktp.model.assumption import Assumption
+
+_MOST_NAMES = 6
+
+
+def assumptions_json(assumptions: Iterable[Assumption]) -> list[dict[str, str]]:
+    """Objects of `evidence` and `node` (each absent where it is of none), `taken`, and `detail` where there is one."""
+    return [
+        {
+            **({"evidence": a.evidence.value} if a.evidence is not None else {}),
+            **({"node": a.node} if a.node else {}),
+            "taken": a.taken,
+            **({"detail": a.detail} if a.detail else {}),
+        }
+        for a in assumptions
+    ]
+
+
+def assumed_words(assumptions: Iterable[Assumption]) -> list[str]:
+    """Each once with the nodes that it is about, what stands in for evidence first."""
+    nodes: dict[str, list[str]] = {}
+    for a in sorted(assumptions, key=lambda a: a.evidence is None):
+        where = nodes.setdefault(a.taken, [])
+        if a.node and a.node not in where:
+            where.append(a.node)
+    return [taken + (f" ({some_nodes(where)})" if where else "") for taken, where in nodes.items()]
+
+
+def some_nodes(names: Sequence[str]) -> str:
+    """The names, or how many they are with the first three."""
+    if len(names) > _MOST_NAMES:
+        return f"{len(names)} nodes: {', '.join(names[:3])}, …"
+    return ", ".join(names)
