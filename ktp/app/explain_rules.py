@@ -55,7 +55,7 @@ def explain_node_port(settings: Settings, text: str, vantage: str, dump: RulesDu
             explain_port(snapshot, protocol, port, vantage, settings.nodes, every_rule=settings.verbose)
         )
     from ktp.explain.explain import ask_dump, explain_flow
-    from ktp.explain.front_end import node_port_rules
+    from ktp.explain.front_end import NodePortRules, node_port_rules
 
     node = settings.nodes[0] if settings.nodes else "this node"
     found: list[Explanation] = []
@@ -78,6 +78,18 @@ def explain_node_port(settings: Settings, text: str, vantage: str, dump: RulesDu
         one = explain_ipvs_dump(dump.ipvs, node, protocol, port)
         if one is not None:
             return _explained([one])
+    from ktp.explain.front_end import naming_notes, rules_naming
+
+    for state in _dump_as_nodes(dump, settings.nodes):
+        for ruleset in state.rulesets:
+            if others := rules_naming(ruleset, protocol, port):
+                walker, asked = ask_dump(state, ruleset, protocol, port, vantage, NodePortRules())
+                asked = replace(
+                    asked, subject=f"port {port}/{protocol}", notes=(*naming_notes(others), *asked.notes)
+                )
+                found.append(explain_flow(walker, asked, every_rule=settings.verbose))
+    if found:
+        return _explained(_with_note(found, dump.taken_for))
     from ktp.explain.find import no_such_node_port
 
     raise no_such_node_port(_dump_as_nodes(dump, settings.nodes), protocol, port)

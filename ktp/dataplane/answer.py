@@ -209,14 +209,10 @@ def _unknown(decision: Decision) -> Unknown:
 
 
 def _why(decision: Decision) -> str:
-    if decision.rule is None:
-        return decision.why
     rule = decision.rule
-    return (
-        f"{decision.why}: {rule.table} {rule.text}"
-        if hasattr(rule, "table")
-        else f"{decision.why}: {decision.what}"
-    )
+    if rule is None or (isinstance(rule, Rule) and rule.unread is not None):
+        return decision.why
+    return f"{decision.why}: " + (f"{rule.table} {rule.text}" if isinstance(rule, Rule) else decision.what)
 
 
 def _first_difference(group: list[tuple[list[Decision], Leaf]]) -> int:

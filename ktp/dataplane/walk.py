@@ -1038,6 +1038,19 @@ class Walker:
         name = attached.name if attached is not None else None
         node = attached.node if attached is not None else None
         state.delivery = Delivery(p.dst, p.dport, name, node, p.src, p.family)
+        reply = self._reply_of(p)
+        if node in (None, host.name) or host.is_local(reply.family, reply.dst):
+            # kube-proxy sees to it: either the endpoint answers the node, or it runs there.
+            state.assume(
+                Assumption(
+                    "the answer comes back through this node (its routes were not read)",
+                    EvidenceKind.ROUTES,
+                    host.name,
+                )
+            )
+            self._turn(state, reply, "reply")
+            self._enter(state, host, "?", None)
+            return
         self._delivered(state, host, "the answer's way was not followed: routes were not read")
 
     def _loop_back(self, state: State, host: Host) -> None:

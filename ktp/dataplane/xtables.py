@@ -280,7 +280,11 @@ def _compile_target(program: Program, rule: Rule) -> tuple[int, Any, Effect | No
     if entry is None:
         if program.ruleset.chain(program.table, name) is not None:
             return _JUMP, name, Jump(name)
-        return _UNKNOWN, f"target {name} is not modelled", Unmodelled(name)
+        return (
+            _UNKNOWN,
+            f"{name} is a target that is not modelled, or a chain that was not read",
+            Unmodelled(name),
+        )
     try:
         made = entry[0](target, program)
     except (ValueError, IndexError, KeyError):

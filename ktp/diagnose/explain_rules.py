@@ -19,11 +19,12 @@ from ktp.explain.explain import (
     rules_of,
 )
 from ktp.explain.find import no_such_node_port
-from ktp.explain.front_end import node_port_rules
+from ktp.explain.front_end import naming_notes, node_port_rules, rules_naming
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason, ip_versions_of
 from ktp.model.cluster import Service, ip_of
 from ktp.model.explanation import Explanation
 from ktp.model.host import IPAddress, NodeState
+from ktp.model.ruleset import Rule
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow
 
@@ -101,7 +102,10 @@ def explain_port(
         if p.node_port == port and p.protocol.lower() == protocol
     ]
     names = nodes_with_rules(snapshot, nodes)
-    if not services and not any(_has_port(snapshot.nodes[n], protocol, port) for n in names):
+    if not services and not any(
+        _has_port(snapshot.nodes[n], protocol, port) or _others_naming(snapshot.nodes[n], protocol, port)
+        for n in names
+    ):
         known = tuple(
             (p.node_port, p.protocol.lower(), s.key)
             for s in snapshot.cluster.services.values()
@@ -128,6 +132,12 @@ def _has_port(state: NodeState, protocol: str, port: int) -> bool:
 
         return bool(servers_of_port(state.ipvs, protocol, port))
     return False
+
+
+def _others_naming(state: NodeState, protocol: str, port: int, family: str | None = None) -> list[Rule]:
+    """The rules that name a port which is no node port of kube-proxy's."""
+    rulesets = state.rulesets if family is None else state.rulesets_of(family)
+    return [rule for r in rulesets for rule in rules_naming(r, protocol, port)]
 
 
 class _End:
@@ -178,13 +188,20 @@ def _explain_end(
         word = "ip" if version == 4 else "ip6"
         evidence = _evidence(state, word, end)
         target = end.address or next((ip for ip in own if ip.version == version), None)
-        if target is None or not evidence.sources or (service is None and not evidence.names_port):
+        others: list[Rule] = []
+        if service is None and not evidence.names_port:
+            others = _others_naming(state, end.protocol, end.port, word)
+        if (
+            target is None
+            or not evidence.sources
+            or (service is None and not evidence.names_port and not others)
+        ):
             continue
         front = FrontEnd(
             kind=end.kind, ip=target, port=end.port, protocol=end.protocol.upper(), ip_version=version
         )
         flow = Flow(dst=str(target), port=end.port, protocol=end.protocol)
-        notes: list[str] = []
+        notes = naming_notes(others) if others else []
         asked_of = snapshot
         if vantage == EXTERNAL:
             client = external_client(snapshot, service or Service(namespace="", name=""), front, node)
@@ -215,7 +232,9 @@ def _explain_end(
         named = end.named or evidence.service
         asked = replace(
             evidence.asked,
-            subject=end.subject(target) + (f" of {named}" if named else ""),
+            subject=f"port {end.port}/{end.protocol}"
+            if others
+            else end.subject(target) + (f" of {named}" if named else ""),
             node=node,
             vantage=vantage,
             flow=flow,

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.packet import to_int
 from ktp.dataplane.walk import Topology, Walker
-from ktp.explain.front_end import NodePortRules, family_of, is_ipvs, node_address, pod_network
-from ktp.explain.kube import FAMILY_WORDS, explain_rule
+from ktp.explain.front_end import NodePortRules, generation_of, is_ipvs, node_address, pod_network
+from ktp.explain.kube import explain_rule
 from ktp.explain.tree import chain_tree, quiet_tables, rule_node, stages_of
 from ktp.explain.verdict import verdict_of
-from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES, RuleFamily
-from ktp.model.explanation import Explanation
+from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES
+from ktp.model.explanation import ChainNode, Explanation
 from ktp.model.host import NodeState
 from ktp.model.ruleset import Chain, Rule, Ruleset
-from ktp.model.trace import Flow
+from ktp.model.trace import Disposition, Flow
 
 if TYPE_CHECKING:
     from ktp.explain.nft_kube import NftNodePort
+    from ktp.model.nftables import NftTable
 
 # A dump tells no addresses. These stand for them (RFC 5737, RFC 3849) and are shown by name only.
 NODE_IP = {4: "192.0.2.253", 6: "2001:db8:fd:1::253"}
@@ -35,11 +36,6 @@ VANTAGE_WORDS = {
     NODE: "a process of the node itself, to the node's own address",
     LOCALHOST: "a process of the node itself, to a loopback address",
     POD: "a pod on this node",
-}
-_FAMILY_CHAINS = {
-    RuleFamily.LE_1_23: "KUBE-XLB",
-    RuleFamily.V1_24: "KUBE-EXT, KUBE-SVL",
-    RuleFamily.GE_1_25: "KUBE-EXT",
 }
 
 
@@ -85,24 +81,48 @@ def explain_flow(walker: Walker, asked: Asked, *, every_rule: bool = False) -> E
         )
     if quiet:
         notes = (*notes, f"no rules on this packet's way in table{'s' * (len(quiet) > 1)} {', '.join(quiet)}")
+    verdict = verdict_of(
+        answer,
+        asked.node,
+        asked.names,
+        asked.rules,
+        by_node=asked.vantage in (NODE, LOCALHOST),
+        nft=state.nft if state is not None else None,
+        service=asked.service,
+    )
+    chains: tuple[ChainNode, ...] = ()
+    fragment = _fragment(state, asked)
+    if fragment is not None:
+        from ktp.explain.nft_verdict import verdict_on_fragment
+
+        verdict = verdict_on_fragment(*fragment)
+    elif answer.disposition is Disposition.UNDETERMINED and state is not None and state.rulesets:
+        from ktp.explain.partial import with_what_is_known
+
+        rules = asked.rules if isinstance(asked.rules, NodePortRules) else None
+        verdict, chains = with_what_is_known(verdict, answer, state.rulesets, rules, stages)
     return Explanation(
         subject=asked.subject,
         node=asked.node,
         vantage=VANTAGE_WORDS[asked.vantage],
         source=asked.source,
         rules_of=asked.rules_of,
-        verdict=verdict_of(
-            answer,
-            asked.node,
-            asked.names,
-            asked.rules,
-            by_node=asked.vantage in (NODE, LOCALHOST),
-            nft=state.nft if state is not None else None,
-            service=asked.service,
-        ),
+        verdict=verdict,
         stages=stages,
+        chains=chains,
         notes=notes,
     )
+
+
+def _fragment(state: NodeState | None, asked: Asked) -> tuple[NftTable, NftNodePort] | None:
+    """kube-proxy's nftables table where elements of it were read, and no base chain that leads to them."""
+    rules = asked.rules
+    if state is None or state.nft is None or rules is None or isinstance(rules, NodePortRules):
+        return None
+    from ktp.explain.nft_kube import kube_table
+
+    table = kube_table(state.nft, "ip6" if ":" in asked.flow.dst else "ip")
+    return None if table is None or table.base_chains else (table, rules)
 
 
 def ask_dump(
@@ -157,7 +177,7 @@ def ask_dump(
         vantage=vantage,
         flow=flow,
         source=ruleset.source,
-        rules_of=rules_of(ruleset, rules.nat),
+        rules_of=rules_of(ruleset, (*rules.nat, *rules.refusing)),
         names=names,
         rules=rules,
         notes=tuple(notes),
@@ -175,13 +195,13 @@ def node_port_words(
 
 def rules_of(ruleset: Ruleset, rules: Iterable[Rule] = ()) -> str:
     """Who wrote the rules, and in which back end they are."""
-    family = family_of(ruleset, rules)
+    generation = generation_of(ruleset, rules)
     if ruleset.chain("nat", KUBE_NODEPORTS) is None and is_ipvs(ruleset):
         from ktp.explain.ipvs import ipvs_generation
 
         words = ipvs_generation(ruleset)
-    elif family is not None:
-        words = f"{FAMILY_WORDS[family]} ({_FAMILY_CHAINS[family]} chains)"
+    elif generation is not None:
+        words = f"kube-proxy {generation[0]} ({generation[1]})"
     elif ruleset.chain("nat", KUBE_SERVICES) is not None:
         words = "kube-proxy, of a version that these rules do not tell"
     else:

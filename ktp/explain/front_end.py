@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ktp.explain.kube import destination_port, is_service_chain, protocol_of, service_of
+from ktp.explain.kube import destination_port, explain_chain, is_service_chain, protocol_of, service_of
 from ktp.kubeproxy.names import (
     EXT_PREFIX,
     KUBE_EXTERNAL_SERVICES,
@@ -16,20 +16,22 @@ from ktp.kubeproxy.names import (
     SVC_PREFIX,
     SVL_PREFIX,
     XLB_PREFIX,
-    RuleFamily,
 )
-from ktp.model.ruleset import Rule, Ruleset
+from ktp.model.reading import Reading
+from ktp.model.ruleset import Rule, Ruleset, has_chain
 
 _PLACES = (("nat", KUBE_NODEPORTS), ("filter", KUBE_EXTERNAL_SERVICES))
 _NEAR = 3
+_MOST_NAMING = 8
+_PORT_FLAGS = ("--dport", "--dports", "--destination-port", "--destination-ports", "--ports")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePortRules:
     """The rules of one node port. `nat` leads to endpoints, `refusing` are those of the filter table."""
 
-    nat: tuple[Rule, ...]
-    refusing: tuple[Rule, ...]
+    nat: tuple[Rule, ...] = ()
+    refusing: tuple[Rule, ...] = ()
 
     @property
     def service(self) -> str | None:
@@ -54,6 +56,33 @@ def _with_port(ruleset: Ruleset, table: str, name: str, protocol: str, port: int
             continue
         if table == "nat" or any(m.name == "addrtype" for m in rule.matches):
             yield rule
+
+
+def rules_naming(ruleset: Ruleset, protocol: str, port: int) -> list[Rule]:
+    """Every rule that asks for this destination port, whoever wrote it."""
+    found: list[Rule] = []
+    for table in ruleset.tables():
+        for name in ruleset.chain_names(table):
+            chain = ruleset.chain(table, name)
+            for index in chain.containing(str(port)) if chain is not None else ():
+                rule = chain.rule(index) if chain is not None else None
+                if rule is not None and protocol_of(rule) in (protocol, None) and _names_port(rule, port):
+                    found.append(rule)
+    return found
+
+
+def _names_port(rule: Rule, port: int) -> bool:
+    options = [o for m in rule.matches for flag in _PORT_FLAGS if (o := m.option(flag)) is not None]
+    return any(str(port) in word.split(",") for option in options for word in option.args)
+
+
+def naming_notes(rules: Sequence[Rule]) -> list[str]:
+    """Whose port it is that these rules name, and the rules."""
+    first = rules[0]
+    head = f"no node port of kube-proxy's: named in {first.chain} ({explain_chain(first.table, first.chain)})"
+    lines = [f"{rule.table} {rule.text}" for rule in rules[:_MOST_NAMING]]
+    more = [f"and {len(rules) - len(lines)} more rules that name it"] if len(rules) > len(lines) else []
+    return [head, *lines, *more]
 
 
 def node_ports(ruleset: Ruleset) -> list[tuple[int, str, str]]:
@@ -86,19 +115,28 @@ def near_node_ports(
     return sorted(known, key=distance)[:_NEAR]
 
 
-def family_of(ruleset: Ruleset, rules: Iterable[Rule] = ()) -> RuleFamily | None:
-    """The generation of kube-proxy that wrote the rules; asks for few chains, as a ruleset may be huge."""
+def generation_of(ruleset: Ruleset, rules: Iterable[Rule] = ()) -> tuple[str, str] | None:
+    """The versions of kube-proxy that write such rules, and what tells it; None where nothing does.
+
+    Asks for few chains, as a ruleset may be huge, and concludes nothing from what was not read.
+    """
     chain = ruleset.chain("nat", KUBE_NODEPORTS)
     sample = [*rules, *(chain.rule(i) for i in range(min(len(chain), 64)))] if chain is not None else [*rules]
     targets = {r.target.name for r in sample if r.target is not None}
     if any(t.startswith(XLB_PREFIX) for t in targets):
-        return RuleFamily.LE_1_23
-    if ruleset.chain("filter", KUBE_PROXY_FIREWALL) is not None:
-        return RuleFamily.GE_1_25
+        return "1.23 or older", "KUBE-XLB chains"
+    if has_chain(ruleset, "filter", KUBE_PROXY_FIREWALL):
+        return "1.25 or newer", f"chain {KUBE_PROXY_FIREWALL}"
+    if any(
+        r.chain == KUBE_EXTERNAL_SERVICES and r.target is not None and r.target.name == "DROP" for r in sample
+    ):
+        return "1.25 or newer", f"{KUBE_EXTERNAL_SERVICES} drops"
     if any(t.startswith((EXT_PREFIX, SVL_PREFIX)) for t in targets):
-        return RuleFamily.V1_24
+        if ruleset.reading("filter").reading is Reading.WHOLE:
+            return "1.24", f"KUBE-EXT chains without {KUBE_PROXY_FIREWALL}"
+        return "1.24 or newer", "KUBE-EXT chains"
     if any(t.startswith(SVC_PREFIX) for t in targets):
-        return RuleFamily.LE_1_23  # since 1.24 node ports lead to KUBE-EXT
+        return "1.23 or older", "node ports lead to KUBE-SVC chains"  # since 1.24 to KUBE-EXT
     return None
 
 

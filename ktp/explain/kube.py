@@ -30,7 +30,6 @@ from ktp.kubeproxy.names import (
     SVC_PREFIX,
     SVL_PREFIX,
     XLB_PREFIX,
-    RuleFamily,
     role_of_chain,
 )
 from ktp.model.ruleset import Rule, Ruleset
@@ -47,11 +46,6 @@ _IPVS_CHAINS = (
 )
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 
-FAMILY_WORDS = {
-    RuleFamily.LE_1_23: "kube-proxy 1.23 or older",
-    RuleFamily.V1_24: "kube-proxy 1.24",
-    RuleFamily.GE_1_25: "kube-proxy 1.25 or newer",
-}
 _BASE_WORDS = {
     ("nat", "PREROUTING"): "destination NAT for what arrives from outside and from pods",
     ("nat", "OUTPUT"): "destination NAT for what this node's own processes send",
@@ -69,7 +63,7 @@ def explain_rule(rule: Rule, ruleset: Ruleset | None = None, *, brief: bool = Fa
     `ruleset` tells which endpoint a KUBE-SEP chain stands for; `brief` leaves out what the chain that the rule leads to
     is for, as its own line tells it.
     """
-    if rule.error is None:
+    if rule.error is None and rule.unread is None and rule.lost is None:
         words = _kube_words(rule, ruleset, brief)
         if words is not None:
             return words
@@ -100,7 +94,19 @@ _OWNERS = (
     ("CILIUM_", "Cilium"),
     ("OLD_CILIUM_", "Cilium"),
     ("FLANNEL-", "flannel"),
+    ("CNI-FORWARD", "the CNI's firewall plugin"),
+    ("CNI-ADMIN", "the CNI's firewall plugin"),
     ("CNI-", "the CNI's portmap plugin (hostPorts)"),
+    ("KUBE-HOSTPORTS", "kubelet's or CRI-O's host ports"),
+    ("KUBE-HP-", "kubelet's or CRI-O's host ports"),
+    ("OVN-KUBE-", "OVN-Kubernetes"),
+    ("ANTREA-", "Antrea"),
+    ("AWS-", "the AWS VPC CNI"),
+    ("AZURE-NPM", "Azure NPM"),
+    ("IP-MASQ", "ip-masq-agent"),
+    ("OPENSHIFT-", "OpenShift"),
+    ("SUBMARINER-", "Submariner"),
+    ("ts-", "Tailscale"),
     ("KUBE-ROUTER-", "kube-router"),
     ("KUBE-POD-FW-", "kube-router"),
     ("KUBE-NWPLCY-", "kube-router"),
@@ -147,7 +153,19 @@ def endpoint_of(chain: str, ruleset: Ruleset | None) -> str | None:
     found = ruleset.chain("nat", chain) if ruleset is not None else None
     for rule in found or ():
         if rule.target is not None and rule.target.name == "DNAT":
+            if rule.lost is not None and ruleset is not None:
+                return endpoint_behind(ruleset, rule)
             return rule.target.value("--to-destination")
+    return None
+
+
+def endpoint_behind(ruleset: Ruleset, rule: Rule) -> str | None:
+    """The address of a KUBE-SEP chain's endpoint by its rule for the endpoint's own connections (`-s IP`)."""
+    for other in ruleset.chain(rule.table, rule.chain) or ():
+        for match in other.matches:
+            option = match.option("-s") if not match.name else None
+            if option is not None and option.args and not option.negated:
+                return option.args[0].removesuffix("/32").removesuffix("/128")
     return None
 
 
@@ -531,7 +549,6 @@ def _firewall(rule: Rule, target: str) -> str | None:
 
 
 __all__ = [
-    "FAMILY_WORDS",
     "chance_of",
     "destination_port",
     "endpoint_of",

@@ -22,6 +22,7 @@ from ktp.explain.nft_kube import (
 )
 from ktp.explain.nft_tree import nft_steps
 from ktp.kubeproxy.names import NFT_FIREWALL_PREFIX
+from ktp.model.explanation import Verdict
 from ktp.model.nftables import (
     Concat,
     Immediate,
@@ -33,7 +34,7 @@ from ktp.model.nftables import (
     Vmap,
     render_element,
 )
-from ktp.model.trace import FlowAnswer, Path, Step, StepKind
+from ktp.model.trace import Disposition, FlowAnswer, Path, Step, StepKind, Symptom
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,29 @@ def _front_end_words(table: NftTable, name: str, element: SetElement, service: s
     if why is WithoutEndpoint.ANYWHERE:
         return f"{service} has {why.value}"
     return f"{why.value} of {service} is Local, and no usable endpoint of it runs on this node"
+
+
+def verdict_on_fragment(table: NftTable, rules: NftNodePort) -> Verdict:
+    """What elements of a node port say where the chains that ask them were not read: kube-proxy's table has them."""
+    found = {"service-nodeports": rules.nat, "no-endpoint-nodeports": rules.refusing}
+    service = rules.service or "the Service"
+    said = [
+        f"map {name} has it: {_front_end_words(table, name, element, service)}"
+        for name, element in found.items()
+        if element is not None
+    ]
+    name, element = next((n, e) for n, e in found.items() if e is not None)
+    item = table.maps[name]
+    return Verdict(
+        disposition=Disposition.UNDETERMINED.value,
+        symptom=Symptom.UNKNOWN.value,
+        headline="UNDETERMINED: what the client sees is not known",
+        why="; ".join(
+            (*said, f"table {table.family} {table.name} was not read whole: the text is a fragment")
+        ),
+        lookup=name,
+        element=render_element(element, item.key_types, item.value_types),
+    )
 
 
 def early_check_words(path: Path, ruleset: NftRuleset | None) -> str:

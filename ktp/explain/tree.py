@@ -28,6 +28,7 @@ from ktp.kubeproxy.names import (
     KUBE_SERVICES,
 )
 from ktp.model.explanation import ChainNode, LookupNode, RuleNode, StageNode
+from ktp.model.reading import Reading
 from ktp.model.ruleset import Chain, Rule, Ruleset
 from ktp.model.trace import FlowAnswer, Path
 
@@ -91,7 +92,7 @@ def stages_of(
                 )  # IPVS translates behind INPUT's rules
                 packets = [packet_in] if early or not heads else heads
                 base = program.chain(hook)
-                if base is None:
+                if base is None or _is_assumed(base.source):
                     continue
                 builder = _Builder(
                     program, hook, taken, packets, every_rule, _ipsets_of(host, answer, node, early)
@@ -140,13 +141,20 @@ def _ipsets_of(
     return lookups
 
 
+def _is_assumed(chain: Chain) -> bool:
+    """Whether nothing was read of the chain, and it is taken not to concern the packet."""
+    unread = chain.rule(0).unread if chain.reading is Reading.NOT_READ else None
+    return unread is not None and unread.assumed
+
+
 def quiet_tables(
     walker: Walker, node: str, answer: FlowAnswer, stages: Sequence[StageNode]
 ) -> tuple[str, ...]:
     """Tables of the node that have nothing to say on the packet's way, in the kernel's order."""
     state = walker.topology.nodes.get(node)
     word = "ip6" if ":" in answer.flow.dst else "ip"
-    tables = {t for r in (state.rulesets_of(word) if state is not None else ()) for t in r.tables()}
+    rulesets = state.rulesets_of(word) if state is not None else ()
+    tables = {t for r in rulesets for t in r.tables() if r.reading(t).reading is Reading.WHOLE}
     tables -= {s.chain.table for s in stages}
     return tuple(t for t in ("raw", "mangle", "nat", "filter", "security") if t in tables)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ktp.model.reading import lost_words, unread_words
 from ktp.model.ruleset import Match, Option, Rule, Target
 
 _PROTOCOL_WORDS = {"icmpv6": "ICMPv6", "ipv6-icmp": "ICMPv6", "icmp": "ICMP"}
@@ -31,6 +32,10 @@ _REJECT_WORDS = {
 
 def rule_words(rule: Rule) -> str:
     """`rule` in a sentence. Never empty, never raises."""
+    if rule.unread is not None:
+        return unread_words(rule.unread)
+    if rule.lost is not None:
+        return lost_words(rule.lost)
     if rule.error is not None:
         return f"not understood ({rule.error}); whether it matches is not known"
     conditions = condition_words(rule)

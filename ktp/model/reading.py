@@ -67,7 +67,7 @@ WHOLE = TableReading(reading=Reading.WHOLE, names_known=True)
 _LACKS = {
     Lack.OTHER_TABLES: "table {table} was not read: the text holds other tables alone",
     Lack.INCOMPATIBLE: "table {table} was not read: iptables-save does not print it, as it holds rules of nft's own",
-    Lack.OTHER_BACKEND: "table {table} of the other back end was not read",
+    Lack.OTHER_BACKEND: "the tables of the other back end were not read",
     Lack.FRAGMENT: "chain {chain} of table {table} was not read whole: the text is a fragment",
     Lack.CUT_OFF: "chain {chain} of table {table} was not read whole: the text breaks off",
 }
@@ -82,7 +82,7 @@ _LOST = {
 def unread_words(unread: Unread) -> str:
     """What was not read, and what is taken instead."""
     words = _LACKS[unread.lack].format(table=unread.table, chain=unread.chain)
-    return words + ("; taken to have no other rule that concerns the packet" if unread.assumed else "")
+    return words + ("; taken to have no rule more that concerns the packet" if unread.assumed else "")
 
 
 def lost_words(lack: Lack) -> str:

@@ -395,7 +395,8 @@ def _with_unread(chain: Chain | None, reading: Reading, before: Unread | None, a
             return replace(rules[index], position=index + 1)
         unread = after if index >= len(rules) or before is None else before
         error = None if unread.assumed else unread_words(unread)
-        return Rule(table=table, chain=name, text=text, error=error, line=line, unread=unread)
+        place = max(index + 1, 0)
+        return Rule(table=table, chain=name, text=text, error=error, line=line, position=place, unread=unread)
 
     place = f"# {after.table} {after.chain}: "
     ahead = () if before is None else (place + "rules before, not read",)

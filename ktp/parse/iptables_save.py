@@ -406,13 +406,17 @@ def with_unread_tables(
     return PartialRuleset(ruleset, lacking) if lacking else ruleset
 
 
+_TYPESET = re.compile(rb" \xe2\x80[\x92-\x95][a-z]")  # a dash of typesetting where an option begins
+
+
 def open_plain(data: bytes | Path, *, source: str) -> Ruleset | None:
     """A dump that is as iptables-save prints it, read lazily where it is large; None for any other."""
     size = data.stat().st_size if isinstance(data, Path) else len(data)
     try:
         if size >= _LARGE:
             return open_ruleset(data, source=source, whole=False)
-        return open_ruleset(data, source=source, plain=True)
+        text = data.read_bytes() if isinstance(data, Path) else data
+        return None if _TYPESET.search(text) else open_ruleset(text, source=source, plain=True)
     except (_OutOfOrderError, EvidenceError):
         return None
 

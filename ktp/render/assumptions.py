@@ -23,13 +23,17 @@ def assumptions_json(assumptions: Iterable[Assumption]) -> list[dict[str, str]]:
 
 
 def assumed_words(assumptions: Iterable[Assumption]) -> list[str]:
-    """Each once with the nodes that it is about, what stands in for evidence first."""
+    """Each once, with the nodes that it is about where there are several; what stands in for evidence first."""
+    given = sorted(assumptions, key=lambda a: a.evidence is None)
+    several = len({a.node for a in given if a.node}) > 1
     nodes: dict[str, list[str]] = {}
-    for a in sorted(assumptions, key=lambda a: a.evidence is None):
+    for a in given:
         where = nodes.setdefault(a.taken, [])
         if a.node and a.node not in where:
             where.append(a.node)
-    return [taken + (f" ({some_nodes(where)})" if where else "") for taken, where in nodes.items()]
+    return [
+        taken + (f" ({some_nodes(where)})" if where and several else "") for taken, where in nodes.items()
+    ]
 
 
 def some_nodes(names: Sequence[str]) -> str:

@@ -8,16 +8,16 @@ import pytest
 
 from ktp.explain.explain import jumps_to
 from ktp.explain.front_end import (
-    family_of,
+    generation_of,
     near_node_ports,
     node_address,
     node_port_rules,
     node_ports,
     pod_network,
 )
-from ktp.kubeproxy.names import RuleFamily
 from ktp.model.ruleset import Ruleset
 from ktp.parse.iptables_save import open_ruleset
+from ktp.parse.rules import open_rules_dump
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "explain"
 
@@ -27,17 +27,33 @@ def ruleset(name: str) -> Ruleset:
 
 
 @pytest.mark.parametrize(
-    ("name", "family"),
+    ("name", "versions"),
     [
-        ("1.20-node-a.txt", RuleFamily.LE_1_23),
-        ("1.24.txt", RuleFamily.V1_24),
-        ("1.30-node-a.txt", RuleFamily.GE_1_25),
-        ("1.36-node-b.txt", RuleFamily.GE_1_25),
-        ("1.36-node-b-ip6.txt", RuleFamily.GE_1_25),
+        ("1.20-node-a.txt", "1.23 or older"),
+        ("1.24.txt", "1.24"),
+        ("1.30-node-a.txt", "1.25 or newer"),
+        ("1.36-node-b.txt", "1.25 or newer"),
+        ("1.36-node-b-ip6.txt", "1.25 or newer"),
     ],
 )
-def test_family(name: str, family: RuleFamily) -> None:
-    assert family_of(ruleset(name)) is family
+def test_generation(name: str, versions: str) -> None:
+    found = generation_of(ruleset(name))
+    assert found is not None
+    assert found[0] == versions
+
+
+def test_nothing_is_concluded_from_a_filter_table_that_was_not_read() -> None:
+    text = (DATA / "1.24.txt").read_text()
+    nat = text[text.index("*nat") :]
+    found = generation_of(open_rules_dump(nat.encode(), "nat alone").hosts[0].rulesets[0])
+    assert found == ("1.24 or newer", "KUBE-EXT chains")
+    fragment = '-A KUBE-EXTERNAL-SERVICES -p tcp -m comment --comment "a/b has no local endpoints" -m addrtype --dst-type LOCAL -m tcp --dport 30100 -j DROP\n'
+    dump = open_rules_dump(f"*filter\n{fragment}COMMIT\n".encode(), "fragment").hosts[0].rulesets[0]
+    assert generation_of(dump) is None
+    assert generation_of(dump, node_port_rules(dump, "tcp", 30100).refusing) == (
+        "1.25 or newer",
+        "KUBE-EXTERNAL-SERVICES drops",
+    )
 
 
 def test_a_node_port_without_local_endpoint_has_nat_and_filter_rules() -> None:

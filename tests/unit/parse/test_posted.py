@@ -96,6 +96,8 @@ def test_typeset_and_folded(name: str) -> None:
     found = posted(text)
     assert found.unparsed == ()
     assert rules_of(found.hosts[0].rulesets[0]) == rules_of(open_ruleset(plain.encode(), source="plain"))
+    dump = open_rules_dump(text.encode(), name)  # as `--rules` reads it
+    assert rules_of(dump.hosts[0].rulesets[0]) == rules_of(found.hosts[0].rulesets[0])
 
 
 @given(st.integers(min_value=60, max_value=200))
