@@ -49,7 +49,7 @@ from ktp.model.effect import (
     Unmodelled,
 )
 from ktp.model.reading import Lack, lost_words, unread_words
-from ktp.model.ruleset import Chain, LineBlock, Rule, Ruleset, Target
+from ktp.model.ruleset import PORT_FLAGS, Chain, LineBlock, Rule, Ruleset, Target, are_ports_lost
 from ktp.model.trace import StepKind
 
 # Actions of a compiled rule.
@@ -96,6 +96,7 @@ class Program:
         self.backend = ruleset.backend.value
         self.family = 4 if ruleset.family == "ip" else 6
         self._chains: dict[str, CompiledChain | None] = {}
+        self.ports_lost = are_ports_lost(ruleset)
 
     def chain(self, name: str) -> CompiledChain | None:
         """The compiled chain; None where the ruleset has none of that name."""
@@ -236,9 +237,18 @@ def compile_rule(program: Program, rule: Rule) -> Compiled:
     if rule.lost is not None:
         action, data, effect = _UNKNOWN, lost_words(rule.lost), Unmodelled("?")
         unknown = data if rule.lost is Lack.PORTS_LOST else unknown
+    elif program.ports_lost and _asks_for_no_port(rule):
+        unknown = lost_words(Lack.PORTS_LOST)
     return Compiled(
         rule, tuple(tests), tuple(assumptions), chance, tuple(recent), unknown, action, data, effect
     )
+
+
+def _asks_for_no_port(rule: Rule) -> bool:
+    """Whether a rule asks for a protocol with ports, and for none of them."""
+    options = [o for m in rule.matches for o in m.options]
+    protocols = {word for o in options if o.flag == "-p" for word in o.args}
+    return not protocols.isdisjoint(("tcp", "udp", "sctp")) and not any(o.flag in PORT_FLAGS for o in options)
 
 
 # -- targets

@@ -177,7 +177,7 @@ class NodeState:
     ipsets: Mapping[str, IpSet] | None = None
     rulesets: tuple[Ruleset, ...] = ()
     nft: NftRuleset | None = None
-    legacy_unread: bool = False  # nft's listing is all there is, and what kube-proxy programs is not in it
+    place_unread: bool = False  # kube-proxy's rules are not in what was read, and not every back end was
     nft_hooks: str | None = None  # text of `nft list hooks`
     ipvs: IpvsTable | None = None
     kube_proxy: KubeProxyConfig | None = None
@@ -187,7 +187,7 @@ class NodeState:
     @property
     def has_rules(self) -> bool:
         """Whether any packet filter rules of this node are known."""
-        return bool(self.rulesets) or (self.nft is not None and not self.legacy_unread)
+        return (bool(self.rulesets) or self.nft is not None) and not self.place_unread
 
     def knows_rules_of(self, version: int) -> bool:
         """Whether the packet filter rules of IPv4 (or 6) are known; a dump of one family tells nothing of the other."""

@@ -288,6 +288,31 @@ class Ruleset(Protocol):
         ...
 
 
+PORT_CHAINS = (
+    ("nat", "KUBE-NODEPORTS"),
+    ("nat", "KUBE-SERVICES"),
+    ("filter", "KUBE-NODEPORTS"),
+    ("filter", "KUBE-SERVICES"),
+    ("filter", "KUBE-EXTERNAL-SERVICES"),
+    ("filter", "KUBE-PROXY-FIREWALL"),
+)
+"""Chains of kube-proxy in which a rule that asks for a protocol asks for a port, too."""
+PORT_FLAGS = frozenset(
+    ("--dport", "--dports", "--destination-port", "--destination-ports", "--sport", "--sports")
+)
+_SAMPLE = 8
+
+
+def are_ports_lost(ruleset: Ruleset) -> bool:
+    """Whether the program that saved the rules prints no ports: then no rule of it is to be trusted to ask for none."""
+    for table, name in PORT_CHAINS:
+        chain = ruleset.chain(table, name) if has_chain(ruleset, table, name) else None
+        rules = (chain.rule(i) for i in range(min(len(chain), _SAMPLE))) if chain is not None else ()
+        if any(rule.lost is Lack.PORTS_LOST for rule in rules):
+            return True
+    return False
+
+
 def has_chain(ruleset: Ruleset, table: str, name: str) -> bool:
     """Whether something was read of that chain: it is there for certain."""
     chain = ruleset.chain(table, name)

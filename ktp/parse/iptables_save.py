@@ -17,6 +17,8 @@ from pathlib import Path
 from ktp.errors import EvidenceError
 from ktp.model.reading import WHOLE, Lack, Reading, TableReading
 from ktp.model.ruleset import (
+    PORT_CHAINS,
+    PORT_FLAGS,
     Backend,
     Chain,
     Counters,
@@ -82,17 +84,6 @@ _HEADER = re.compile(
 )
 _XTABLES = frozenset(("filter", "nat", "mangle", "raw", "security"))
 # kube-proxy's chains of which each rule with a protocol names a port: as it has been written since 1.0.
-_PORT_CHAINS = frozenset(
-    (
-        ("nat", "KUBE-NODEPORTS"),
-        ("nat", "KUBE-SERVICES"),
-        ("filter", "KUBE-NODEPORTS"),
-        ("filter", "KUBE-SERVICES"),
-        ("filter", "KUBE-EXTERNAL-SERVICES"),
-        ("filter", "KUBE-PROXY-FIREWALL"),
-    )
-)
-_PORTS = frozenset(("--dport", "--dports", "--destination-port", "--destination-ports"))
 _INCOMPATIBLE = re.compile(r"^# Table `(\w+)' is incompatible", re.MULTILINE)
 _OTHER_BACKEND = re.compile(rb"^# Warning: ip6?tables-(legacy|nft) tables present", re.MULTILINE)
 # Chains that kubelet or kube-proxy make in nat and filter alike (iptables canaries: in mangle, too).
@@ -261,8 +252,8 @@ def parse_rule(table: str, chain: str, raw: str, line: int = 0, position: int = 
         matches.append(Match(name, tuple(options)))
     if target is None and target_name:
         target = Target(target_name, (), goto)
-    if protocol is not None and (table, chain) in _PORT_CHAINS:
-        if not any(o.flag in _PORTS for m in matches for o in m.options):
+    if protocol is not None and (table, chain) in PORT_CHAINS:
+        if not any(o.flag in PORT_FLAGS for m in matches for o in m.options):
             lost = Lack.PORTS_LOST
     elif target_name == "DNAT" and any(o.args[:1] == (":0",) for o in options):
         lost = Lack.TARGETS_LOST

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ktp.errors import EvidenceError
 from ktp.model.capture import Capture, EvidenceGap
 from ktp.model.host import KubeProxyConfig, NodeState, Route
-from ktp.model.ruleset import Backend, Ruleset
+from ktp.model.ruleset import Backend, Ruleset, has_chain
 from ktp.model.snapshot import Snapshot
 from ktp.parse.ip_json import merge_routes, parse_interfaces, parse_routes, parse_rules
 from ktp.parse.ipset import parse_ipsets
@@ -40,6 +40,7 @@ _RULESET_FILES = (
     ("iptables-save.txt", "ip", None),
     ("ip6tables-save.txt", "ip6", None),
 )
+_NFT_FILES = ("nft-ruleset.json", "nft-ruleset.txt")
 _IPV4_RULES = frozenset((
     *(file for file, family, _ in _RULESET_FILES if family == "ip"), "nft-ruleset.json", "nft-ruleset.txt",
 ))  # fmt: skip
@@ -119,6 +120,11 @@ def _add_missing_rules(
             message = (
                 f"nothing was read on {name}; what it does with packets is taken from the API objects alone"
             )
+        elif state.place_unread and (state.rulesets or state.nft is not None):
+            other = "nft's listing" if state.rulesets else "iptables-save"
+            message = (
+                f"what was read of {name} holds no rules of kube-proxy's, and {other} of it was not read"
+            )
         elif not state.has_rules:
             message = f"no packet filter rules of {name} were read; what they do with packets is not known"
         else:
@@ -160,6 +166,7 @@ class _NodeFiles:
             rulesets = [ruleset for ruleset in rulesets if ruleset.family != "ip6"]
         # Ruleset order decides nothing in the kernel; readers expect the older back end first.
         rulesets.sort(key=lambda ruleset: _BACKEND_ORDER.index(ruleset.backend))
+        config = self._kube_proxy()
         return NodeState(
             name=self._node,
             interfaces=self._parse("ip-addr.json", parse_interfaces),
@@ -173,12 +180,22 @@ class _NodeFiles:
             ipsets=self._parse("ipset-save.txt", parse_ipsets),
             rulesets=tuple(rulesets),
             nft=nft,
-            legacy_unread=not rulesets and nft is not None and not _is_kube_proxy_in(nft),
+            place_unread=self._is_a_place_unread(rulesets, nft, config),
             nft_hooks=self._parse("nft-hooks.txt", lambda data, *, source: decode_text(data, source)),
             ipvs=self._parse("ipvsadm.txt", parse_ipvs),
-            kube_proxy=self._kube_proxy(),
+            kube_proxy=config,
             files=frozenset(self._read),
         )
+
+    def _is_a_place_unread(
+        self, rulesets: list[Ruleset], nft: NftRuleset | None, config: KubeProxyConfig | None
+    ) -> bool:
+        """Whether kube-proxy's rules are not in what was read, and may be in a back end that was not."""
+        if any(has_chain(r, "nat", "KUBE-SERVICES") for r in rulesets) or (nft and _is_kube_proxy_in(nft)):
+            return False
+        if not self._read.isdisjoint(_NFT_FILES):
+            return not rulesets
+        return config is None or config.mode == "nftables"
 
     def _name(self, file: str) -> str:
         return f"nodes/{self._node}/{file}"

@@ -35,6 +35,8 @@ def read_recorded() -> dict[str, Any]:
 def capture_of(recorded: dict[str, Any], name: str) -> MemoryCapture:
     """The files of one recorded case."""
     files = {**recorded["base"], **recorded["cases"][name]["files"]}
+    for node in {file.split("/")[1] for file in files if file.startswith("nodes/")}:
+        files.setdefault(f"nodes/{node}/nft-ruleset.json", '{"nftables": []}')  # read, and not kept (_texts)
     return MemoryCapture(files={k: v.encode() for k, v in files.items()}, source=name)
 
 
