@@ -136,7 +136,7 @@ def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
         _write_survey(settings, snapshot, rows)
     if any(r.failing for r in rows):
         return ExitCode.FINDINGS
-    return ExitCode.UNDETERMINED if any(r.unknown for r in rows) else ExitCode.OK
+    return ExitCode.UNDETERMINED if any(r.unknown or not r.total for r in rows) else ExitCode.OK
 
 
 # Beyond so many Services times nodes `-A -o json` prints summaries: whole diagnoses would take minutes.

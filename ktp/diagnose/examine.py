@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
@@ -18,7 +19,7 @@ from ktp.diagnose.topology import topology_of
 from ktp.kubeproxy.endpoints import SliceIndex, index_slices
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, FrontEnds, front_ends
 from ktp.kubeproxy.intent import Intent, PortOnNode
-from ktp.kubeproxy.node import ALL_MODES, ProxyMode, ProxyNode, proxy_node
+from ktp.kubeproxy.node import ALL_MODES, ProxyMode, ProxyNode, detect_modes, proxy_node
 from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.cluster import EndpointSlice, Service, ServicePort, ip_of
@@ -75,7 +76,7 @@ class Examiner:
     def walker(self) -> Walker:
         """The packet walker, made when first needed."""
         if self._walker is None:
-            self._walker = Walker(topology_of(self.snapshot))
+            self._walker = Walker(topology_of(self.snapshot, self.original.cluster))
         return self._walker
 
     def node_names(self) -> tuple[str, ...]:
@@ -89,6 +90,25 @@ class Examiner:
             cluster = replace(self.snapshot.cluster, pods=self.pods.kube_proxies(name))
             found = self._proxies[name] = proxy_node(replace(self.snapshot, cluster=cluster), name)
         return found
+
+    @cached_property
+    def usual_mode(self) -> tuple[ProxyMode, str]:
+        """How kube-proxy is taken to run on a node that does not tell, and why: as on the others, or by default.
+
+        The default is iptables up to 1.36.
+        """
+        told: dict[ProxyMode, str] = {}
+        for name, state in self.snapshot.nodes.items():
+            modes = detect_modes(state)
+            if len(modes) == 1:
+                told.setdefault(modes[0], name)
+        if len(told) == 1:
+            mode, name = next(iter(told.items()))
+            return mode, f"kube-proxy runs in {mode.value} mode, as on {name}"
+        return (
+            ProxyMode.IPTABLES,
+            "kube-proxy runs in iptables mode, its default; nothing that was read tells",
+        )
 
     def port_on(self, service: Service, port: ServicePort, node: str) -> PortOnNode:
         """One service port on one node, as kube-proxy means it."""
@@ -227,27 +247,28 @@ class Examiner:
     ) -> Intent:
         """What the API objects call for.
 
-        Where that hangs on kube-proxy's mode and nothing tells it, the default (iptables) is assumed, and said.
+        Where that hangs on kube-proxy's mode and nothing tells it, that of the other nodes or the default is assumed.
         """
         intent = self.port_on(service, port, node).outcome(front_end, client)
         proxy = self.proxy(node)
         if intent.symptom is not Symptom.UNKNOWN or proxy.modes != ALL_MODES:
             return intent
-        key = _key(service, port, f"{node} in iptables mode")
+        mode, why = self.usual_mode
+        key = _key(service, port, f"{node} in its usual mode")
         found = self._ports.get(key)
         if found is None:
-            usual = replace(proxy, modes=(ProxyMode.IPTABLES,))
+            usual = replace(proxy, modes=(mode,))
             found = self._ports[key] = PortOnNode(self.index, service, port, usual)
         assumed = found.outcome(front_end, client)
         if assumed.symptom is Symptom.UNKNOWN:
             return intent
-        mode = Assumption(
-            "kube-proxy runs in iptables mode, its default; nothing that was read tells",
+        taken = Assumption(
+            why,
             EvidenceKind.PROXY_CONFIG,
             node,
             "it depends on " + " and on ".join(intent.depends_on) if intent.depends_on else "",
         )
-        return replace(assumed, assumptions=(*assumed.assumptions, mode))
+        return replace(assumed, assumptions=(*assumed.assumptions, taken))
 
     def cell(self, asked: Asked) -> Cell:
         """The answers as a cell: the fact where it is known, else the intent."""

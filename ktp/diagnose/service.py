@@ -69,7 +69,9 @@ def diagnose_service(
     findings = [*_findings(case), *health_findings(witnesses)]
     findings, causes = _assign(case, findings)
     matrices = _matrices(case, names, causes)
-    undetermined = any(e.cell.symptom is Symptom.UNKNOWN for e in entries)
+    undetermined = any(e.cell.symptom is Symptom.UNKNOWN for e in entries) or (
+        not entries and not reason and snapshot.cluster.nodes is None
+    )
     return ServiceDiagnosis(
         namespace=service.namespace,
         name=service.name,
@@ -338,6 +340,8 @@ def _verdict(case: Case, findings: list[Finding], ignored: str) -> str:
         return f"{service.key} has no front end for kube-proxy: {ignored}"
     external = [e for e in case.entries if e.is_external and e.vantage is Vantage.EXTERNAL]
     if not external:
+        if not case.entries and case.snapshot.cluster.nodes is None:
+            return f"where {service.key} answers is not known: the nodes were not read"
         if not case.entries:
             return f"{service.key} has no front end on any node that ktp knows"
         inside = [e for e in case.entries if e.fails]

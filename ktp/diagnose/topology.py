@@ -12,10 +12,14 @@ from ktp.model.cluster import Cluster, Service
 from ktp.model.snapshot import Snapshot
 
 
-def topology_of(snapshot: Snapshot) -> Topology:
-    """The topology of a snapshot: pods, host-network endpoints, nodes, and the sockets kube-proxy holds."""
+def topology_of(snapshot: Snapshot, read: Cluster | None = None) -> Topology:
+    """The topology of a snapshot: pods, host-network endpoints, nodes, and the sockets kube-proxy holds.
+
+    `read` is what was read of the API where the snapshot has more in it than that.
+    """
     snapshot = with_supposed_networks(snapshot)
     cluster = snapshot.cluster
+    read = read or cluster
     attached: dict[tuple[int, int], Attached] = {}
     processes: dict[tuple[str, int, int], str] = {}
     node_addresses: dict[tuple[int, int], str] = {}
@@ -76,10 +80,9 @@ def topology_of(snapshot: Snapshot) -> Topology:
             for text in node.pod_cidrs
         ),
         # Endpoints name neither pods that are terminating nor, with a thousand addresses, all that are ready.
-        pods_known=cluster.pods is not None or cluster.slices is not None,
-        endpoints_known=cluster.slices is not None
-        or (cluster.pods is not None and cluster.endpoints is not None),
-        nodes_known=cluster.nodes is not None,
+        pods_known=read.pods is not None or read.slices is not None,
+        endpoints_known=read.slices is not None or (read.pods is not None and read.endpoints is not None),
+        nodes_known=read.nodes is not None,
         unread=frozenset(
             name
             for name in {*snapshot.nodes, *(cluster.nodes or ())}

@@ -53,7 +53,10 @@ _NFT_TABLE = re.compile(rb'"table"\s*:\s*(\{[^{}]*\})')
 
 
 def parse_snapshot(capture: Capture, *, nodes: Collection[str] | None = None) -> Snapshot:
-    """Everything that `capture` holds; of the nodes only those named in `nodes`, where given.
+    """Everything that `capture` holds; `nodes` names those that are asked for, where not all are.
+
+    What the others do with a packet is known as well, where their files are not too large to be read beside: else they
+    are nodes of which nothing was read.
 
     Gaps: the capture's own, then "cluster-file" (a garbled cluster/….json), "services", "endpoints", "pods" and
     "nodes" (no such file), "node-file" (subject NODE/FILE) and "node-rules" (subject NODE: no packet filter rules).
@@ -63,13 +66,30 @@ def parse_snapshot(capture: Capture, *, nodes: Collection[str] | None = None) ->
         cluster, cluster_gaps = parse_cluster_with_gaps(capture)
         gaps = _Gaps([*capture.gaps, *cluster_gaps])
         _add_missing_lists(capture, gaps)
+        names = capture.node_names()
+        if nodes is not None and _size_beside(capture, nodes) > _MOST_BESIDE:
+            names = tuple(name for name in names if name in nodes)
+        beside = _Gaps([])  # what lacks of nodes that were not asked for is not told
         states = {
-            name: _NodeFiles(capture, name, gaps).parse()
-            for name in capture.node_names()
-            if nodes is None or name in nodes
+            name: _NodeFiles(capture, name, gaps if nodes is None or name in nodes else beside).parse()
+            for name in names
         }
     _add_missing_rules(cluster, states, nodes, gaps)
     return Snapshot(cluster=cluster, nodes=states, gaps=tuple(gaps.gaps), source=capture.source)
+
+
+_MOST_BESIDE = 32 << 20  # bytes of nodes that were not asked for
+
+
+def _size_beside(capture: Capture, nodes: Collection[str]) -> int:
+    """How large the files of the other nodes are, as far as that need be known."""
+    size = 0
+    for name in capture.names():
+        first, _, rest = name.partition("/")
+        if first == "nodes" and rest.partition("/")[0] not in nodes and size <= _MOST_BESIDE:
+            path = capture.path(name)
+            size += path.stat().st_size if path is not None else len(capture.read(name))
+    return size
 
 
 class _Gaps:

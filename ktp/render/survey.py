@@ -41,23 +41,35 @@ class Row(Protocol):
     def unknown(self) -> int: ...
 
 
+def _is_open(row: Row) -> bool:
+    """Whether it is not known of a node, or of no node at all."""
+    return bool(row.unknown) or not row.total
+
+
 def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> None:
     """One line a front end, worst first; those that are fine are counted only, unless `verbose`."""
-    bad = [r for r in rows if r.failing or r.unknown]
+    bad = [r for r in rows if r.failing or _is_open(r)]
     fine = len(rows) - len(bad)
     if not rows:
         console.print(Text("no Service with an external front end", style="bold"))
         return
     services = len({r.key for r in rows})
     broken = len({r.key for r in rows if r.failing})
-    console.print(
-        Text(
-            f"{broken} of {services} Services with an external front end fail on some node"
-            if broken
-            else f"all {services} Services with an external front end answer on every node",
-            style="bold red" if broken else "bold green",
+    opened = len({r.key for r in rows if _is_open(r)})
+    if broken:
+        words, style = (
+            f"{broken} of {services} Services with an external front end fail on some node",
+            "bold red",
         )
-    )
+    elif opened:
+        words = f"of {opened} of {services} Services with an external front end it is not known whether they answer"
+        style = "bold yellow"
+    else:
+        words, style = (
+            f"all {services} Services with an external front end answer on every node",
+            "bold green",
+        )
+    console.print(Text(words, style=style))
     shown = rows if verbose else bad
     if shown:
         console.print()
@@ -87,7 +99,7 @@ def _counts(r: Row) -> str:
         "intermittent": "now and then", "unknown": "unknown",
     }  # fmt: skip
     order = ("times_out", "refused", "unreachable", "intermittent", "unknown", "connects")
-    return ", ".join(f"{r.symptoms[s]} {words[s]}" for s in order if r.symptoms.get(s)) or "no nodes"
+    return ", ".join(f"{r.symptoms[s]} {words[s]}" for s in order if r.symptoms.get(s)) or "not known"
 
 
 def survey_object(rows: Sequence[Row], snapshot: Snapshot) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Cluster
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
@@ -102,7 +103,19 @@ def test_without_any_node_there_is_no_row_and_no_crash() -> None:
     service = demo().cluster.services[LOCAL]
     snapshot = Snapshot(cluster=Cluster(services={LOCAL: service}))
     diagnosis = Asked(snapshot, LOCAL).diagnosis()
-    assert "no front end on any node that ktp knows" in diagnosis.verdict
+    assert "is not known: the nodes were not read" in diagnosis.verdict
+    assert diagnosis.undetermined
+    none = Asked(Snapshot(cluster=Cluster(services={LOCAL: service}, nodes={})), LOCAL).diagnosis()
+    assert "no front end on any node that ktp knows" in none.verdict
+
+
+def test_another_node_that_was_read_tells_how_kube_proxy_runs() -> None:
+    """Of the others is said that they are taken to be alike, and not that nothing tells."""
+    diagnosis = Asked(only_nodes(demo(), "node-b"), LOCAL).diagnosis()
+    rows = [r for m in diagnosis.frontends for r in m.nodes if r.node != "node-b"]
+    taken = [a for r in rows for c in r.cells.values() for a in c.assumptions]
+    modes = {a.taken for a in taken if a.evidence is EvidenceKind.PROXY_CONFIG}
+    assert modes == {"kube-proxy runs in iptables mode, as on node-b"}
 
 
 def test_rules_alone_of_a_node_that_the_api_does_not_know() -> None:

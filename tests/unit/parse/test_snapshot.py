@@ -270,11 +270,19 @@ def test_nodes_without_rules_are_gaps() -> None:
     assert list(snapshot.nodes) == ["node-a"]
 
 
-def test_only_the_nodes_asked_for() -> None:
+def test_gaps_are_told_of_the_nodes_asked_for_alone() -> None:
     files = node_files(ss_txt=b"garbled")
     snapshot = parse_snapshot(capture(nodes=("node-a", "node-b", "node-c"), **files), nodes={"node-b"})
-    assert snapshot.nodes == {}
+    assert set(snapshot.nodes) == {"node-a"}  # what it does with a packet is known all the same
     assert [(gap.kind, gap.subject) for gap in snapshot.gaps] == [("node-rules", "node-b")]
+
+
+def test_large_nodes_that_were_not_asked_for_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ktp.parse.snapshot._MOST_BESIDE", 3)
+    snapshot = parse_snapshot(
+        capture(nodes=("node-a", "node-b"), **node_files(ss_txt=b"many")), nodes={"node-b"}
+    )
+    assert snapshot.nodes == {}
 
 
 def test_what_the_collector_told_is_not_told_again() -> None:
