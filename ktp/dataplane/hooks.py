@@ -132,7 +132,7 @@ class HookTable:
                     other = ()
                 note = next((order.note for order in nat if order.note), "")
                 groups.append(Group("nat", place_of_nat, programs_of_nat, other, note=note))
-            if host.virtual_servers is not None and hook in (INPUT, OUTPUT):
+            if (host.virtual_servers is not None or host.state.ipvs_unread) and hook in (INPUT, OUTPUT):
                 groups.append(Group("ipvs", INPUT_PRIORITY if hook == INPUT else OUTPUT_PRIORITY))
             groups.sort(key=lambda g: g.priority)
             self._groups[hook] = tuple(groups)

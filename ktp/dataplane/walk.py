@@ -58,7 +58,7 @@ from ktp.dataplane.state import (
 )
 from ktp.dataplane.xtables import translate_destination, translation
 from ktp.model.assumption import Assumption, EvidenceKind
-from ktp.model.effect import Forbid, Nat, Note, Refuse, Setting
+from ktp.model.effect import Forbid, Nat, Note, Refuse, Setting, Unmodelled
 from ktp.model.host import Interface, InterfaceAddress, IPNetwork, NextHop, NodeState, Route
 from ktp.model.trace import Disposition, Flow, StepKind, Symptom
 
@@ -222,6 +222,13 @@ class Walker:
         host = self.host(name)
         return host if host is not None and host.state.knows_rules_of(self._family) else None
 
+    def _nothing_of(self, node: str, where: str = "") -> str:
+        """Why it is not known what a node does; `where` says what it is to the packet."""
+        state = self.topology.nodes.get(node)
+        if state is not None and state.data_plane:
+            return f"{state.data_plane} serves Services on {node}, and its tables were not read"
+        return f"nothing was read of node {node}" + (f", {where}" if where else "")
+
     def _address_owners(self) -> dict[tuple[int, int], str]:
         seen: dict[tuple[int, int], str | None] = {}
         for name, state in self.topology.nodes.items():
@@ -300,7 +307,7 @@ class Walker:
                 self._from_outside(state, flow)
             elif host is None:
                 self._end_unknown(
-                    state, flow.from_node, f"nothing was read of node {flow.from_node}, where the client runs"
+                    state, flow.from_node, self._nothing_of(flow.from_node, "where the client runs")
                 )
             elif src is None or self._is_process(host, family, src):
                 self._from_process(state, host, src)
@@ -470,7 +477,7 @@ class Walker:
             return
         host = self._walkable(entry)
         if host is None:
-            self._end_unknown(state, entry, f"nothing was read of node {entry}, where the packet arrives")
+            self._end_unknown(state, entry, self._nothing_of(entry, "where the packet arrives"))
             return
         self._enter(state, host, self._arrival_interface(host, p), None)
 
@@ -705,7 +712,14 @@ class Walker:
         """ip_vs_in: a packet to a virtual server goes to one of its real servers; without any it is refused."""
         p = state.packet
         servers = host.virtual_servers
-        if servers is None or p.ipvs or p.reply or state.direction != "request":
+        if p.ipvs or p.reply or state.direction != "request":
+            return [Verdict(ACCEPT, state)]
+        if host.state.ipvs_unread and host.is_local(p.family, p.dst):
+            if not host.listener(p.family, p.proto, p.dst, p.dport, p.iif):
+                why = f"the virtual servers of IPVS on {host.name} were not read (ipvsadm -Sn)"
+                step = state.note(StepKind.RULE, Unmodelled("IPVS"), hook=hook, table="ipvs", backend="ipvs")
+                return [Verdict(UNKNOWN, state, why, step)]
+        if servers is None:
             return [Verdict(ACCEPT, state)]
         found = servers.schedule(p)
         if found is None:
@@ -1019,7 +1033,7 @@ class Walker:
             state.assume(_lets_pass(name, "answer"))
             self._answer_arrives(state, host)
             return
-        self._end_unknown(state, name, f"the packet goes on to node {name}, of which nothing was read")
+        self._end_unknown(state, name, f"the packet goes on to node {name}: {self._nothing_of(name)}")
 
     def _arrive_unseen(self, state: State, host: Host) -> None:
         """Where only rules are known: what leaves the node is taken to arrive."""

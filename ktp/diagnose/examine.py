@@ -16,6 +16,7 @@ from ktp.diagnose.questions import (
     with_supposed_pods,
 )
 from ktp.diagnose.topology import topology_of
+from ktp.kubeproxy.data_planes import with_data_planes
 from ktp.kubeproxy.endpoints import SliceIndex, index_slices
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, FrontEnds, front_ends
 from ktp.kubeproxy.intent import Intent, PortOnNode
@@ -54,6 +55,7 @@ class Examiner:
 
         `suppose_pods` puts a plain pod on every node that has none, for the vantages of pods.
         """
+        snapshot = with_data_planes(snapshot)
         self.original = snapshot
         self.client = client
         self.pods = PodsByNode(snapshot.cluster)
@@ -117,6 +119,11 @@ class Examiner:
         if found is None:
             found = self._ports[key] = PortOnNode(self.index, service, port, self.proxy(node))
         return found
+
+    def data_plane(self, node: str) -> str:
+        """What serves Services on the node in kube-proxy's place; "" where kube-proxy does, as far as is known."""
+        state = self.snapshot.nodes.get(node)
+        return state.data_plane if state is not None else ""
 
     def front_ends(self, service: Service, port: ServicePort) -> FrontEnds:
         """The front ends of a service port, as the first node's kube-proxy has them."""
@@ -249,6 +256,19 @@ class Examiner:
 
         Where that hangs on kube-proxy's mode and nothing tells it, that of the other nodes or the default is assumed.
         """
+        intent = self._intent(service, port, front_end, client, node)
+        plane = self.data_plane(node)
+        if not plane:
+            return intent
+        why = f"{plane} serves Services on {node}, and its tables were not read"
+        return replace(
+            intent, symptom=Symptom.UNKNOWN, disposition=Disposition.UNDETERMINED, decided_by=why, endpoints=(),
+            source_kept=None, assumptions=(), depends_on=(), should=intent,
+        )  # fmt: skip
+
+    def _intent(
+        self, service: Service, port: ServicePort, front_end: FrontEnd, client: Client, node: str
+    ) -> Intent:
         intent = self.port_on(service, port, node).outcome(front_end, client)
         proxy = self.proxy(node)
         if intent.symptom is not Symptom.UNKNOWN or proxy.modes != ALL_MODES:
@@ -308,8 +328,8 @@ class Examiner:
             ),
             source_kept=intent.source_kept,
             client=question.client_name,
-            intended=intent.symptom,
-            intended_by=intent.decided_by,
+            intended=(intent.should or intent).symptom,
+            intended_by=(intent.should or intent).decided_by,
             assumptions=intent.assumptions,
         )
 

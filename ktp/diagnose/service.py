@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ktp.diagnose.case import EXTERNAL_KINDS, Case, Entry
 from ktp.diagnose.checks import ALL_CHECKS
+from ktp.diagnose.checks.base import listed
 from ktp.diagnose.checks.ktp901_unexplained import CHECK as UNEXPLAINED
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import node_addresses
@@ -82,7 +83,7 @@ def diagnose_service(
         frontends=tuple(matrices),
         findings=tuple(findings),
         evidence_nodes={n: evidence_of(snapshot, n) for n in names},
-        gaps=_gaps(snapshot, names, ip_versions_of(service)),
+        gaps=_gaps(examiner.original, names, ip_versions_of(service)),
         source=snapshot.source,
         versions={n: str(examiner.proxy(n).versions) for n in names},
         undetermined=undetermined,
@@ -289,6 +290,16 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
     extra = []
     for name in names:
         state = snapshot.nodes.get(name)
+        if state is not None and state.data_plane:
+            extra.append(
+                EvidenceGap(
+                    kind="data-plane",
+                    subject=name,
+                    message=f"the tables of {state.data_plane} on {name} were not read",
+                    remedy=f"ask {state.data_plane}'s own tools there (ktp codes KTP403)",
+                )
+            )
+            continue
         for version in versions:
             if state is not None and state.has_rules and not state.knows_rules_of(version):
                 extra.append(
@@ -328,7 +339,9 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
                     remedy="save `ss -lntuH` of the node",
                 )
             )
-    return (*snapshot.gaps, *extra)
+    served = {g.subject for g in extra if g.kind == "data-plane"}
+    told = [g for g in snapshot.gaps if g.kind != "node-rules" or g.subject not in served]
+    return (*told, *extra)
 
 
 # -- the verdict
@@ -358,6 +371,13 @@ def _verdict(case: Case, findings: list[Finding], ignored: str) -> str:
     for title in dict.fromkeys(e.title for e in external):
         mine = [e for e in external if e.title == title]
         parts.append(_title_verdict(title, mine))
+    planes: dict[str, list[str]] = {}
+    for node in case.nodes:
+        if name := case.examiner.data_plane(node):
+            planes.setdefault(name, []).append(node)
+    if planes:
+        said = [f"{name} serves Services on {listed(nodes)}" for name, nodes in planes.items()]
+        return f"{'; '.join(parts[:3])}. KTP403 {'; '.join(said)}, and its tables were not read"
     main = next((f for f in findings if f.severity is Severity.ERROR), None)
     verdict = "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more front ends" if len(parts) > 3 else "")
     # An error may concern other clients, or the load balancer's health check, while this client gets through.

@@ -95,8 +95,7 @@ class _Class:
 def _classes(examiner: Examiner, names: Iterable[str]) -> list[_Class]:
     found: dict[object, _Class] = {}
     for name in names:
-        proxy = examiner.proxy(name)
-        key = _without_identity(proxy)
+        key = (_without_identity(examiner.proxy(name)), examiner.data_plane(name))
         if key not in found:
             found[key] = _Class()
         found[key].members.add(name)

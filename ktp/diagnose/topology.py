@@ -7,6 +7,7 @@ from ipaddress import ip_network
 from ktp.dataplane.packet import PROTOCOLS, to_int
 from ktp.dataplane.walk import Attached, Topology
 from ktp.diagnose.supposed import with_supposed_networks
+from ktp.kubeproxy.data_planes import with_data_planes
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Cluster, Service
 from ktp.model.snapshot import Snapshot
@@ -17,7 +18,7 @@ def topology_of(snapshot: Snapshot, read: Cluster | None = None) -> Topology:
 
     `read` is what was read of the API where the snapshot has more in it than that.
     """
-    snapshot = with_supposed_networks(snapshot)
+    snapshot = with_supposed_networks(with_data_planes(snapshot))
     cluster = snapshot.cluster
     read = read or cluster
     attached: dict[tuple[int, int], Attached] = {}

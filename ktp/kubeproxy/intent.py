@@ -78,6 +78,7 @@ class Intent:
     passes: bool = False
     depends_on: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
+    should: Intent | None = None  # what kube-proxy would do where another data plane decides
 
 
 class PortOnNode:

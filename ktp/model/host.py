@@ -178,6 +178,8 @@ class NodeState:
     rulesets: tuple[Ruleset, ...] = ()
     nft: NftRuleset | None = None
     place_unread: bool = False  # kube-proxy's rules are not in what was read, and not every back end was
+    data_plane: str = ""  # what serves Services here in kube-proxy's place; its tables were not read
+    ipvs_unread: bool = False  # kube-proxy runs in IPVS mode, and its virtual servers were not read
     nft_hooks: str | None = None  # text of `nft list hooks`
     ipvs: IpvsTable | None = None
     kube_proxy: KubeProxyConfig | None = None
@@ -186,11 +188,13 @@ class NodeState:
 
     @property
     def has_rules(self) -> bool:
-        """Whether any packet filter rules of this node are known."""
-        return (bool(self.rulesets) or self.nft is not None) and not self.place_unread
+        """Whether what decides on packets to Services is known of this node: its packet filter rules."""
+        return (bool(self.rulesets) or self.nft is not None) and not (self.place_unread or self.data_plane)
 
     def knows_rules_of(self, version: int) -> bool:
         """Whether the packet filter rules of IPv4 (or 6) are known; a dump of one family tells nothing of the other."""
+        if self.data_plane or self.place_unread:
+            return False
         if self.nft is not None or not self.files.isdisjoint(("nft-ruleset.json", "nft-ruleset.txt")):
             return self.has_rules
         return any(r.family == ("ip" if version == 4 else "ip6") for r in self.rulesets)

@@ -145,6 +145,11 @@ def _add_missing_rules(
             message = (
                 f"what was read of {name} holds no rules of kube-proxy's, and {other} of it was not read"
             )
+        elif state.has_rules and state.ipvs_unread:
+            message = f"the virtual servers of IPVS on {name} were not read (no ipvsadm.txt)"
+            remedy = f"save `ipvsadm -Sn` of the node as nodes/{name}/ipvsadm.txt"
+            gaps.add(EvidenceGap(kind="node-rules", subject=name, message=message, remedy=remedy))
+            continue
         elif not state.has_rules:
             message = f"no packet filter rules of {name} were read; what they do with packets is not known"
         else:
@@ -187,9 +192,14 @@ class _NodeFiles:
         # Ruleset order decides nothing in the kernel; readers expect the older back end first.
         rulesets.sort(key=lambda ruleset: _BACKEND_ORDER.index(ruleset.backend))
         config = self._kube_proxy()
+        interfaces = self._parse("ip-addr.json", parse_interfaces)
+        ipvs = self._parse("ipvsadm.txt", parse_ipvs)
+        runs_ipvs = (config is not None and config.mode == "ipvs") or any(
+            i.name == "kube-ipvs0" and i.addresses for i in interfaces or ()
+        )
         return NodeState(
             name=self._node,
-            interfaces=self._parse("ip-addr.json", parse_interfaces),
+            interfaces=interfaces,
             routes=self._routes(),
             rules4=self._parse("ip-rule.json", parse_rules),
             rules6=self._parse(
@@ -202,7 +212,8 @@ class _NodeFiles:
             nft=nft,
             place_unread=self._is_a_place_unread(rulesets, nft, config),
             nft_hooks=self._parse("nft-hooks.txt", lambda data, *, source: decode_text(data, source)),
-            ipvs=self._parse("ipvsadm.txt", parse_ipvs),
+            ipvs=ipvs,
+            ipvs_unread=runs_ipvs and ipvs is None,
             kube_proxy=config,
             files=frozenset(self._read),
         )

@@ -14,7 +14,7 @@ WALK = {
     "ipvs-1.30-legacy-byhand-fault-vs-conntrack-0": IPVS,
     "ipvs-1.36-legacy": IPVS,
 }
-FINDINGS = {"cilium-": CILIUM, "ipvs-": IPVS, "-policies": POLICIES}
+FINDINGS = {"ipvs-": IPVS, "-policies": POLICIES}
 
 
 def reason(name: str, known: dict[str, str]) -> str | None:

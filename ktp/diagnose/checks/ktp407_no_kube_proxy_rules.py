@@ -28,8 +28,8 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, field
-from ktp.diagnose.checks.ktp403_no_kube_proxy_data_plane import is_replaced
-from ktp.diagnose.checks.kube_common import has_kube_proxy, kube_proxy_evidence, restart_command
+from ktp.diagnose.checks.kube_common import kube_proxy_evidence, restart_command
+from ktp.kubeproxy.data_planes import has_kube_proxy
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.trace import Symptom
 
@@ -38,7 +38,7 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires for each node whose rules hold nothing of kube-proxy's, where cells fail that should connect."""
     for node in case.nodes:
         state = case.state(node)
-        if state is None or not state.has_rules or has_kube_proxy(state) or is_replaced(case, state):
+        if state is None or not state.has_rules or has_kube_proxy(state):
             continue
         cells = [e for e in case.failing(node) if e.asked.fact is not None]
         wanted = [e for e in cells if e.cell.intended is Symptom.CONNECTS]

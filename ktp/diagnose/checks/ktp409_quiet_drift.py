@@ -39,9 +39,10 @@ from ktp.kubeproxy.names import (
     service_chains,
     service_port_strings,
 )
-from ktp.model.cluster import ServicePort
+from ktp.model.cluster import Service, ServicePort, ip_of
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
+from ktp.model.ipvs import IpvsTable
 from ktp.model.nftables import AnonymousSet, Immediate, MapLookup, Nat, NftTable, Verdict, Vmap
 from ktp.model.ruleset import Ruleset
 
@@ -107,6 +108,10 @@ def _wanted(case: Case, node: str, port: ServicePort) -> set[str]:
 def _programmed(case: Case, state: NodeState, port: ServicePort) -> set[str] | None:
     """`ip:port` of every endpoint in the node's rules for the port; None where its rules cannot be told."""
     out: set[str] = set()
+    if state.ipvs_unread:
+        return None
+    if state.ipvs is not None and state.ipvs.services:
+        return set(_real_servers(state.ipvs, case.service, port))
     known = False
     for ruleset in state.rulesets:
         if _kube(ruleset):
@@ -118,6 +123,17 @@ def _programmed(case: Case, state: NodeState, port: ServicePort) -> set[str] | N
             known = True
             out |= set(_nft_targets(table, case, port))
     return out if known else None
+
+
+def _real_servers(table: IpvsTable, service: Service, port: ServicePort) -> Iterator[str]:
+    """`ip:port` of what the virtual servers of the Service's cluster IPs send to."""
+    own = {ip for text in service.cluster_ips if (ip := ip_of(text)) is not None}
+    for each in table.services:
+        if each.ip in own and each.port == port.port and each.protocol == port.protocol.lower():
+            for server in each.servers:
+                yield (
+                    f"[{server.ip}]:{server.port}" if server.ip.version == 6 else f"{server.ip}:{server.port}"
+                )
 
 
 def _targets(ruleset: Ruleset, text: str, protocol: str) -> Iterator[str]:

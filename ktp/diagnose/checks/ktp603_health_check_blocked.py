@@ -31,9 +31,10 @@ from collections.abc import Iterable
 from ktp.dataplane.answer import answer_flow
 from ktp.diagnose.case import Case, given
 from ktp.diagnose.checks.base import Check, counterfactual, field
-from ktp.diagnose.checks.kube_common import has_kube_proxy, kube_proxy_evidence
+from ktp.diagnose.checks.kube_common import kube_proxy_evidence
 from ktp.diagnose.checks.rule_common import RuleInPlace, deciding_rule
 from ktp.diagnose.questions import external_client, node_addresses
+from ktp.kubeproxy.data_planes import has_kube_proxy
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom

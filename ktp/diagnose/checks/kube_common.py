@@ -11,15 +11,6 @@ from ktp.model.host import NodeState
 _HEALTHZ = 10256
 
 
-def has_kube_proxy(state: NodeState) -> bool:
-    """Whether the node holds a chain, table or virtual server of kube-proxy's."""
-    if any(r.chain("nat", "KUBE-SERVICES") is not None for r in state.rulesets):
-        return True
-    if state.nft is not None and any(t.name == "kube-proxy" for t in state.nft.tables):
-        return True
-    return state.ipvs is not None and bool(state.ipvs.services)
-
-
 def kube_proxy_evidence(case: Case, node: str) -> list[Evidence]:
     """What shows whether kube-proxy runs on the node: its pod's state, and its healthz socket."""
     out = [

@@ -263,7 +263,7 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
     ),
     "KTP403": (
         edited(CLUSTER, ("node-b", LEGACY, replaced(_CILIUM)), ("node-b", "ip-addr.json", with_device("cilium_host"))),
-        edited(CLUSTER, ("node-b", "ip-addr.json", with_device("cilium_host"))),
+        edited(CLUSTER, ("node-b", "ip-addr.json", with_device("antrea-gw0"))),  # beside kube-proxy's rules
     ),
     "KTP406": (
         edited(CLUSTER, ("node-b", "kube-proxy-config.json", configured(hostnameOverride="ip-10-0-0-10"))),

@@ -1,0 +1,100 @@
+"""Which nodes' Services are served by something else than kube-proxy's rules, told by its agents, devices and chains.
+
+Facts: `cilium_host` and `cilium_net` are made by Cilium's agent at its start, `bpfin.cali` and `bpfout.cali` by felix
+with bpfEnabled, `ovn-k8s-mp0` by ovnkube-node, `antrea-gw0` by antrea-agent. Cilium's programs meet a packet before any
+rule, with and without kubeProxyReplacement; Antrea and OVN-Kubernetes leave node ports to kube-proxy where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from ktp.kubeproxy.names import KUBE_SERVICES, NFT_TABLE
+from ktp.model.cluster import Pod
+from ktp.model.diagnosis import Evidence
+from ktp.model.host import NodeState
+from ktp.model.ruleset import has_chain
+from ktp.model.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlane:
+    """An implementation of Services and what shows it. `app` is the label `k8s-app` or `app` of its agent's pods.
+
+    `replaces` tells that it decides even where kube-proxy's rules are.
+    """
+
+    name: str
+    devices: tuple[str, ...] = ()
+    chains: tuple[str, ...] = ()
+    apps: tuple[str, ...] = ()
+    replaces: bool = True
+
+
+DATA_PLANES = (
+    DataPlane(name="Cilium", devices=("cilium_host", "cilium_net"), chains=("CILIUM_",), apps=("cilium",)),
+    DataPlane(name="Calico's eBPF data plane", devices=("bpfin.cali", "bpfout.cali")),
+    DataPlane(
+        name="OVN-Kubernetes",
+        devices=("ovn-k8s-mp0", "ovn-k8s-gw0"),
+        chains=("OVN-KUBE-",),
+        apps=("ovnkube-node",),
+        replaces=False,
+    ),
+    DataPlane(
+        name="Antrea", devices=("antrea-gw0",), chains=("ANTREA-",), apps=("antrea-agent",), replaces=False
+    ),
+)
+
+
+def with_data_planes(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with `NodeState.data_plane` set where another data plane serves the node's Services.
+
+    A node that is known by its agent's pod alone gets a state of which nothing else was read.
+    """
+    agents: dict[str, list[Pod]] = {}
+    for pod in snapshot.cluster.pods or ():
+        if pod.node_name is not None and pod.host_network:
+            agents.setdefault(pod.node_name, []).append(pod)
+    nodes = dict(snapshot.nodes)
+    for name in {**(snapshot.cluster.nodes or {}), **snapshot.nodes}:
+        state = nodes.get(name) or NodeState(name=name)
+        plane = next((p for p in DATA_PLANES if _serves(p, state, agents.get(name, ()))), None)
+        if plane is not None and state.data_plane != plane.name:
+            nodes[name] = replace(state, data_plane=plane.name)
+    return replace(snapshot, nodes=nodes) if nodes != snapshot.nodes else snapshot
+
+
+def _serves(plane: DataPlane, state: NodeState, pods: Iterable[Pod]) -> bool:
+    if not plane.replaces and has_kube_proxy(state):
+        return False
+    return next(signs_of(plane, state, pods), None) is not None
+
+
+def signs_of(plane: DataPlane, state: NodeState, pods: Iterable[Pod]) -> Iterator[Evidence]:
+    """What shows the data plane on a node: a device, a chain, its agent's pod. At most one of each."""
+    device = next(
+        (i.name for i in state.interfaces or () if plane.devices and i.name.startswith(plane.devices)), None
+    )
+    if device is not None:
+        yield Evidence(kind="route", source=f"{state.name} ip addr", text=f"device {device}")
+    for ruleset in state.rulesets:
+        names = (n for t in ruleset.tables() for n in ruleset.chain_names(t))
+        chain = next((n for n in names if plane.chains and n.startswith(plane.chains)), None)
+        if chain is not None:
+            yield Evidence(kind="rule", source=f"{state.name} {ruleset.backend.value}", text=f"chain {chain}")
+            break
+    for pod in pods:
+        if pod.node_name == state.name and {pod.labels.get("k8s-app"), pod.labels.get("app")} & {*plane.apps}:
+            yield Evidence(kind="field", source=f"Pod {pod.key}", text=f"runs on {state.name}")
+            break
+
+
+def has_kube_proxy(state: NodeState) -> bool:
+    """Whether the node holds a chain, table or virtual server of kube-proxy's."""
+    if any(has_chain(r, "nat", KUBE_SERVICES) for r in state.rulesets):
+        return True
+    if state.nft is not None and any(t.name == NFT_TABLE for t in state.nft.tables):
+        return True
+    return state.ipvs is not None and bool(state.ipvs.services)
