@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
@@ -127,23 +128,44 @@ def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
     ):
         find_service(snapshot.cluster, namespace, "")
     rows = survey(snapshot, namespace=namespace, nodes=settings.nodes)
+    reports: list[ServiceDiagnosis] = []
     if settings.output == "text":
         from ktp.render.survey import print_survey
         from ktp.render.terminal import make_console
 
+        rows = _with_causes(settings, snapshot, rows)
         print_survey(rows, make_console(settings.color, sys.stdout), verbose=settings.verbose)
     else:
-        _write_survey(settings, snapshot, rows)
-    if any(r.failing for r in rows):
+        reports = _write_survey(settings, snapshot, rows)
+    if any(r.failing for r in rows) or status_of(reports) is ExitCode.FINDINGS:
         return ExitCode.FINDINGS
     return ExitCode.UNDETERMINED if any(r.unknown or not r.total for r in rows) else ExitCode.OK
 
 
 # Beyond so many Services times nodes `-A -o json` prints summaries: whole diagnoses would take minutes.
 _WHOLE_DIAGNOSES = 3000
+# Up to so many failing Services times nodes the survey takes its causes from whole diagnoses: a few seconds.
+_WHOLE_CAUSES = 100
 
 
-def _write_survey(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow]) -> None:
+def _with_causes(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow]) -> list[SurveyRow]:
+    """The rows with the causes that `diagnose svc NAME` gives, where there are not too many that fail."""
+    from ktp.diagnose.service import diagnose_service
+
+    keys = dict.fromkeys(row.key for row in rows if row.failing)
+    if not keys or len(keys) * len(settings.nodes or node_names(snapshot)) > _WHOLE_CAUSES:
+        return rows
+    causes = {
+        (key, group.frontend): group.cause
+        for key in keys
+        for group in reversed(
+            diagnose_service(snapshot, snapshot.cluster.services[key], nodes=settings.nodes).headline
+        )
+    }
+    return [replace(row, cause=causes.get((row.key, row.front_end))) if row.failing else row for row in rows]
+
+
+def _write_survey(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow]) -> list[ServiceDiagnosis]:
     """Whole diagnoses of all Services in the survey, in its order; summaries where there are too many."""
     from ktp.diagnose.service import diagnose_service
 
@@ -153,7 +175,7 @@ def _write_survey(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow])
         services = snapshot.cluster.services
         reports = [diagnose_service(snapshot, services[key], nodes=settings.nodes) for key in keys]
         _write_diagnoses(settings, reports, as_list=True)
-        return
+        return reports
     if settings.output not in ("json", "yaml"):
         raise UsageError(
             f"{len(keys)} Services on {len(nodes)} nodes are too many for one {settings.output} report",
@@ -163,3 +185,4 @@ def _write_survey(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow])
     from ktp.render.survey import survey_object
 
     dump(survey_object(rows, snapshot), settings.output, sys.stdout)
+    return []

@@ -9,7 +9,7 @@ from ktp.diagnose.examine import Asked, Examiner
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.cluster import Service, ServicePort
-from ktp.model.diagnosis import Cell, Evidence
+from ktp.model.diagnosis import Cell, Cures, Evidence
 from ktp.model.host import NodeState
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition, Symptom
@@ -56,6 +56,29 @@ class Entry:
     def fails(self) -> bool:
         """Whether the client does not (always) get through to the Service: also where another socket takes it."""
         return self.is_swallowed or self.cell.symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN)
+
+
+class Mended(list[Entry]):
+    """Cells that a change mends, wholly (`cured`) or in part."""
+
+    def __init__(self, better: Iterable[Entry], cured: Iterable[Entry]) -> None:
+        super().__init__(better)
+        self.cured = tuple(cured)
+
+    def also(self, other: Mended) -> Mended:
+        """With what another change mends."""
+        return Mended([*self, *other], [*self.cured, *other.cured])
+
+    def cures(self, tried: Iterable[Entry] | None = None) -> Cures:
+        """What the change does to the cells that it was `tried` on; without, to these."""
+        every = list(self if tried is None else tried)
+        cured = [e for e in every if e in self.cured]
+        return Cures(
+            tried=len(every),
+            cured=len(cured),
+            better=sum(e in self and e not in self.cured for e in every),
+            left=tuple(e.key for e in every if e not in self.cured),
+        )
 
 
 class Case:
@@ -140,9 +163,11 @@ class Case:
             found = self._answers[key] = (asked, world.cell(asked))
         return found[1]
 
-    def mended(self, entries: Iterable[Entry], label: str, make: Callable[[], Snapshot]) -> list[Entry]:
+    def mended(self, entries: Iterable[Entry], label: str, make: Callable[[], Snapshot]) -> Mended:
         """Those of the cells that connect (more often) in the changed snapshot."""
-        return [e for e in entries if is_better(e.cell, self.ask_again(e, label, make))]
+        after = {e: self.ask_again(e, label, make) for e in entries}
+        better = [e for e, cell in after.items() if is_better(e.cell, cell)]
+        return Mended(better, [e for e in better if share(after[e]) >= 1])
 
 
 def given(snapshot: Snapshot) -> Callable[[], Snapshot]:

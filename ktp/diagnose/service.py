@@ -22,6 +22,7 @@ from ktp.model.diagnosis import (
     Evidence,
     Finding,
     FrontEndMatrix,
+    HeadlineGroup,
     LoadShare,
     NodeRow,
     ServiceDiagnosis,
@@ -70,6 +71,7 @@ def diagnose_service(
     findings = [*_findings(case), *health_findings(witnesses)]
     findings, causes = _assign(case, findings)
     matrices = _matrices(case, names, causes)
+    headline = _headline(case, causes)
     undetermined = any(e.cell.symptom is Symptom.UNKNOWN for e in entries) or (
         not entries and not reason and snapshot.cluster.nodes is None
     )
@@ -79,7 +81,8 @@ def diagnose_service(
         type=service.type,
         external_traffic_policy=service.external_traffic_policy,
         internal_traffic_policy=service.internal_traffic_policy,
-        verdict=_verdict(case, findings, reason),
+        verdict=_verdict(case, findings, headline, reason),
+        headline=tuple(headline),
         frontends=tuple(matrices),
         findings=tuple(findings),
         evidence_nodes={n: evidence_of(snapshot, n) for n in names},
@@ -235,6 +238,12 @@ def _assign(case: Case, findings: list[Finding]) -> tuple[list[Finding], dict[tu
         )
         for entry in entries:
             causes[entry.key] = UNEXPLAINED.code
+    of_cells = {check.code for check in ALL_CHECKS if check.of_cells}
+    doubtful = failing | {e.key for e in case.entries if e.cell.symptom is Symptom.UNKNOWN}
+    findings = [
+        replace(f, severity=Severity.INFO) if f.code in of_cells and doubtful.isdisjoint(f.cells) else f
+        for f in findings
+    ]
     # A finding about a failing cell that an earlier finding explains already is still true, but not the cause.
     order = {check.code: i for i, check in enumerate(ALL_CHECKS)}
     findings.sort(key=lambda f: (f.severity.rank, order.get(f.code, 99)))
@@ -347,7 +356,45 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
 # -- the verdict
 
 
-def _verdict(case: Case, findings: list[Finding], ignored: str) -> str:
+def _headline(case: Case, causes: dict[tuple[str, str, str], str]) -> list[HeadlineGroup]:
+    """The failing cells of outside clients, by front end, symptom and cause."""
+    nodes: dict[tuple[str, Symptom, str], list[str]] = {}
+    for e in case.failing():
+        if e.is_external and e.vantage is Vantage.EXTERNAL:
+            nodes.setdefault((e.title, e.cell.symptom, causes[e.key]), []).append(e.node)
+    return [
+        HeadlineGroup(
+            frontend=title, nodes=tuple(names), vantage=Vantage.EXTERNAL.value, symptom=symptom, cause=cause
+        )
+        for (title, symptom, cause), names in nodes.items()
+    ]
+
+
+def _cause_of(findings: list[Finding], groups: Iterable[HeadlineGroup]) -> Finding | None:
+    """The finding that explains cells of these groups, which have one cause."""
+    cells = {(g.frontend, node, g.vantage) for g in groups for node in g.nodes}
+    codes = {g.cause for g in groups}
+    return next((f for f in findings if f.code in codes and not cells.isdisjoint(f.cells)), None)
+
+
+def _causes_words(findings: list[Finding], headline: list[HeadlineGroup]) -> str:
+    """ ". Cause: …", with the nodes of each where there are several."""
+    by_code: dict[str, list[HeadlineGroup]] = {}
+    for group in headline:
+        by_code.setdefault(group.cause, []).append(group)
+    said: list[str] = []
+    for code, groups in by_code.items():
+        finding = _cause_of(findings, groups)
+        words = f"{code} {_cause_words(finding)}" if finding is not None else code
+        if len(by_code) > 1:
+            words = f"{_some(list(dict.fromkeys(n for g in groups for n in g.nodes)))}: {words}"
+        said.append(words)
+    if not said:
+        return ""
+    return (". Causes: " if len(said) > 1 else ". Cause: ") + "; ".join(said)
+
+
+def _verdict(case: Case, findings: list[Finding], headline: list[HeadlineGroup], ignored: str) -> str:
     service = case.service
     if ignored:
         return f"{service.key} has no front end for kube-proxy: {ignored}"
@@ -378,11 +425,12 @@ def _verdict(case: Case, findings: list[Finding], ignored: str) -> str:
     if planes:
         said = [f"{name} serves Services on {listed(nodes)}" for name, nodes in planes.items()]
         return f"{'; '.join(parts[:3])}. KTP403 {'; '.join(said)}, and its tables were not read"
-    main = next((f for f in findings if f.severity is Severity.ERROR), None)
     verdict = "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more front ends" if len(parts) > 3 else "")
-    # An error may concern other clients, or the load balancer's health check, while this client gets through.
-    word = "Cause" if any(e.fails for e in external) else "But"
-    return verdict + (f". {word}: {main.code} {_cause_words(main)}" if main is not None else "")
+    if headline:
+        return verdict + _causes_words(findings, headline)
+    # An error may concern other clients, or the load balancer's health check, while outside clients get through.
+    main = next((f for f in findings if f.severity is Severity.ERROR), None)
+    return verdict + (f". But: {main.code} {_cause_words(main)}" if main is not None else "")
 
 
 def _title_verdict(title: str, entries: list[Entry]) -> str:
@@ -441,6 +489,7 @@ def _cause_words(finding: Finding) -> str:
         "KTP102": "pods exist, none is ready",
         "KTP103": "the selector matches no pod",
         "KTP401": "the node's rules disagree with the API",
+        "KTP901": "no cause that ktp knows by name",
     }.get(finding.code, finding.message)
 
 

@@ -139,7 +139,7 @@ def _row(
         both = examiner.ask(service, port, question)
         cell = examiner.cell(both)
         symptoms[cell.symptom.value] = symptoms.get(cell.symptom.value, 0) + 1
-        if cell.symptom is not Symptom.CONNECTS:
+        if cell.symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN):
             failing.append(name)
             if not reason or cause is None:
                 reason = cell.reason
@@ -159,7 +159,7 @@ def _row(
             if symptom is None:
                 continue
             symptoms[symptom.value] = symptoms.get(symptom.value, 0) + count
-            if symptom is not Symptom.CONNECTS:
+            if symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN):
                 failing += some[: max(0, _NAMED - len(failing))]
                 reason = reason or why
                 cause = cause or _cause(examiner, service, port, front_end, first)

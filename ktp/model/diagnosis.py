@@ -118,11 +118,29 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cures:
+    """What a fix does to failing cells that it was tried on: so many then connect in every draw, so many more often.
+
+    `left` names the (front end, node, vantage) of those that still fail, always or now and then.
+    """
+
+    tried: int
+    cured: int
+    better: int = 0
+    left: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every cell that it was tried on then connects for every draw."""
+        return 0 < self.tried == self.cured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fix:
     """A cure: what to do, what it costs, and, where it changes an object, the patch for kubectl.
 
-    `verified` is True where the engine was asked about the snapshot with the fix applied and the cells concerned
-    then connect; `outcome` says what it answered.
+    `verified` is True where the engine was asked about the snapshot with the fix applied and every cell concerned
+    then connects; `cures` says how many do, `outcome` what else it answered, in words.
     """
 
     summary: str
@@ -131,6 +149,12 @@ class Fix:
     command: str | None = None
     verified: bool = False
     outcome: str = ""
+    cures: Cures | None = None
+
+    def __post_init__(self) -> None:
+        """What was tried on cells is verified by them alone."""
+        if self.cures is not None:
+            object.__setattr__(self, "verified", self.cures.is_whole)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +216,17 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeadlineGroup:
+    """Nodes on which clients of one kind fail at a front end alike and for the same reason: `cause` is a code."""
+
+    frontend: str
+    nodes: tuple[str, ...]
+    vantage: str
+    symptom: Symptom
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceDiagnosis:
     """The diagnosis of one Service."""
 
@@ -201,6 +236,7 @@ class ServiceDiagnosis:
     external_traffic_policy: str
     internal_traffic_policy: str
     verdict: str
+    headline: tuple[HeadlineGroup, ...] = ()
     frontends: tuple[FrontEndMatrix, ...] = ()
     findings: tuple[Finding, ...] = ()
     evidence_api: bool = True

@@ -38,6 +38,18 @@ def _body(d: ServiceDiagnosis) -> dict[str, Any]:
             "internalTrafficPolicy": d.internal_traffic_policy,
         },
         "verdict": d.verdict,
+        "headline": {
+            "groups": [
+                {
+                    "frontend": g.frontend,
+                    "nodes": list(g.nodes),
+                    "vantage": g.vantage,
+                    "symptom": g.symptom.value,
+                    "cause": g.cause,
+                }
+                for g in d.headline
+            ]
+        },
         "frontends": [_matrix(m) for m in d.frontends],
         "findings": [finding_object(f) for f in d.findings],
         "evidence": {
@@ -153,6 +165,11 @@ def finding_object(f: Finding) -> dict[str, Any]:
                 "command": x.command,
                 "verified": x.verified,
                 "outcome": x.outcome,
+                **(
+                    {"cures": {"tried": x.cures.tried, "cured": x.cures.cured, "better": x.cures.better}}
+                    if x.cures is not None
+                    else {}
+                ),
             }
             for x in f.fixes
         ],

@@ -12,7 +12,7 @@ from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
 from ktp.model.trace import Disposition, Symptom
 from ktp.render.probe_tables import print_rows, print_witnesses
-from ktp.render.report_words import ASSUMED_LEGEND, KEPT_LEGEND, assumed_of, cells_of, grouped
+from ktp.render.report_words import ASSUMED_LEGEND, KEPT_LEGEND, assumed_of, cells_of, fix_words, grouped
 from ktp.render.terminal import write
 
 _HEADINGS = {
@@ -213,9 +213,8 @@ def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> 
     if first.fixes:
         write(console, Text("What to do", style="bold"), 2)
     for number, fix in enumerate(first.fixes, 1):
-        mark = "checked" if fix.verified else "checked in part" if fix.outcome else "not checked by ktp"
         write(console, Text(f"{number}. {fix.summary}"), 4, 7)
-        price = f"price: {fix.cost}" + (f"; {mark}: {fix.outcome}" if fix.outcome else f"; {mark}")
+        price = f"price: {fix.cost}; {fix_words(fix)}"
         write(console, Text(price, style="dim"), 7)
         if fix.command:  # not folded: it is to be copied
             console.print(Text(" " * 7 + fix.command), soft_wrap=True)

@@ -32,6 +32,7 @@ from ktp.render.report_words import (
     assumed_of,
     cell_words,
     cells_of,
+    fix_words,
     grouped,
     nodes_of,
     printable,
@@ -192,10 +193,8 @@ def _evidence(e: Evidence) -> str:
 
 
 def _fix(x: Fix) -> str:
-    checked = "checked" if x.verified else "checked in part" if x.outcome else "not checked by ktp"
-    outcome = f": {_e(x.outcome)}" if x.outcome else ""
     command = f"<pre>{_e(x.command)}</pre>" if x.command else ""
-    return f'<li>{_e(x.summary)}<br><span class="dim">price: {_e(x.cost)}; {checked}{outcome}</span>{command}</li>'
+    return f'<li>{_e(x.summary)}<br><span class="dim">price: {_e(x.cost)}; {_e(fix_words(x))}</span>{command}</li>'
 
 
 def _drawn(ways: Sequence[Way]) -> list[Way]:

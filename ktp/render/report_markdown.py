@@ -16,6 +16,7 @@ from ktp.render.report_words import (
     assumed_of,
     cell_words,
     cells_of,
+    fix_words,
     grouped,
     nodes_of,
     printable,
@@ -101,7 +102,9 @@ def _finding(group: list[Finding]) -> list[str]:
     if f.fixes:
         out.append("")
         for number, fix in enumerate(f.fixes, 1):
-            mark = " (checked by ktp)" if fix.verified else f" ({_text(fix.outcome)})" if fix.outcome else ""
+            mark = (
+                f" ({_text(fix_words(fix))})" if fix.verified or fix.outcome or fix.cures is not None else ""
+            )
             out.append(f"{number}. {_text(fix.summary)}{mark}. Price: {_text(fix.cost)}.")
             if fix.command:
                 out += ["", *_block(fix.command, "   ")]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, LoadShare, ServiceDiagnosis
+from ktp.model.diagnosis import Cell, Finding, Fix, FrontEndMatrix, LoadShare, ServiceDiagnosis
 from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import Symptom
 from ktp.render.assumptions import assumed_words
@@ -33,6 +33,33 @@ _UNFIT = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010f
 def printable(text: str) -> str:
     """The text with a mark in place of what no report can hold."""
     return _UNFIT.sub("\ufffd", text)
+
+
+_VANTAGES_LEFT = {
+    "external": "clients outside",
+    "node": "the node itself",
+    "localhost": "loopback",
+    "podSameNode": "pods of the node",
+    "podOtherNode": "pods elsewhere",
+    "otherNode": "other nodes",
+}
+
+
+def fix_words(fix: Fix) -> str:
+    """What is known of a fix: "checked: …", what it leaves, or that it was not tried."""
+    if fix.cures is None:
+        if fix.verified:
+            return "checked" + (f": {fix.outcome}" if fix.outcome else "")
+        return "not checked by ktp" + (f": {fix.outcome}" if fix.outcome else "")
+    c = fix.cures
+    ways = "the one way" if c.tried == 1 else f"all {c.tried} ways"
+    if c.is_whole:
+        return f"checked: {ways} in that fail{'s' if c.tried == 1 else ''} then connect{'s' if c.tried == 1 else ''}"
+    left = ", ".join(dict.fromkeys(_VANTAGES_LEFT.get(vantage, vantage) for _, _, vantage in c.left))
+    if not c.cured and not c.better:
+        return f"tried, and not enough: none of {c.tried} ways in then connects"
+    more = f", {c.better} more often than now" if c.better else ""
+    return f"checked in part: {c.cured} of {c.tried} ways in then connect{more}; not always: {left}"
 
 
 KEPT_LEGEND = "kept: the pod sees the client's address; SNAT: it sees a node's"

@@ -13,13 +13,17 @@ HEADINGS = ("What it means", "Why traffic fails", "Evidence", "Confirm by hand",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A cause that ktp can name. `page` is the docstring of its module: one paragraph a heading."""
+    """A cause that ktp can name. `page` is the docstring of its module: one paragraph a heading.
+
+    `of_cells` tells that it is a fault of a Service only where it concerns one of its failing cells, else good to know.
+    """
 
     code: str
     name: str
     severity: Severity
     page: str
     run: Callable[[Case], Iterable[Finding]]
+    of_cells: bool = False
 
     def finding(
         self,

@@ -75,8 +75,7 @@ def run(case: Case) -> Iterable[Finding]:
             Fix(
                 summary="give the Service a ready endpoint",
                 cost="none",
-                verified=bool(mended),
-                outcome=f"{len(mended)} of {len(entries)} cells then connect" if mended else "",
+                cures=mended.cures(entries) if mended else None,
             )
         ],
         cells=entries,

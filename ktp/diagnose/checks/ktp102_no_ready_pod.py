@@ -61,8 +61,7 @@ def run(case: Case) -> Iterable[Finding]:
                 summary="make the pods ready",
                 cost="none",
                 command=f"kubectl describe pod -n {service.namespace} {pods[0].name}",
-                verified=bool(mended),
-                outcome=f"{len(mended)} of {len(entries)} cells then connect" if mended else "",
+                cures=mended.cures(entries) if mended else None,
             )
         ],
         cells=entries,

@@ -57,8 +57,7 @@ def run(case: Case) -> Iterable[Finding]:
                 summary="correct spec.selector or the pods' labels, or scale the workload up",
                 cost="none",
                 command=f"kubectl get pods -n {service.namespace} --show-labels",
-                verified=bool(mended),
-                outcome=f"{len(mended)} of {len(entries)} cells then connect" if mended else "",
+                cures=mended.cures(entries) if mended else None,
             )
         ],
         cells=entries,

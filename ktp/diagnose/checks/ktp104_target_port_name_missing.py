@@ -87,8 +87,7 @@ def run(case: Case) -> Iterable[Finding]:
                 Fix(
                     summary=f"name the container port {port.target_port}, or put the port's number into targetPort",
                     cost="a new pod template restarts the pods; targetPort does not",
-                    verified=bool(mended),
-                    outcome=f"{len(mended)} of {len(cells)} cells then connect" if mended else "",
+                    cures=mended.cures() if mended else None,
                 )
             ],
             cells=cells,

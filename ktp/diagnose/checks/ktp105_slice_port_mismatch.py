@@ -84,8 +84,7 @@ def run(case: Case) -> Iterable[Finding]:
                 Fix(
                     summary="give the Service port and the slice's port the same name and protocol",
                     cost="none",
-                    verified=True,
-                    outcome=f"{len(mended)} of {len(cells)} cells then connect",
+                    cures=mended.cures(),
                 )
             ],
             cells=cells,

@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_network
 
-from ktp.diagnose.case import Case
+from ktp.diagnose.case import Case, Mended
 from ktp.diagnose.changes import slices_changed
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.model.cluster import Endpoint, EndpointSlice, ip_of
@@ -54,7 +54,11 @@ def run(case: Case) -> Iterable[Finding]:
         return replace(one, endpoints=tuple(_with_home(e, homes) for e in one.endpoints))
 
     failing = [e for e in case.failing() if e.node in homes.values()]
-    mended = case.mended(failing, "nodeName written", lambda: slices_changed(case, named)) if homes else []
+    mended = (
+        case.mended(failing, "nodeName written", lambda: slices_changed(case, named))
+        if homes
+        else Mended((), ())
+    )
     policy = (
         "externalTrafficPolicy" if service.external_traffic_policy == "Local" else "internalTrafficPolicy"
     )
@@ -74,8 +78,7 @@ def run(case: Case) -> Iterable[Finding]:
             Fix(
                 summary="write nodeName into the EndpointSlice",
                 cost="none",
-                verified=bool(mended),
-                outcome=f"{len(mended)} failing cells then connect" if mended else "",
+                cures=mended.cures() if mended else None,
             ),
             Fix(
                 summary=f"set {policy}: Cluster",

@@ -80,8 +80,7 @@ def run(case: Case) -> Iterable[Finding]:
                 cost="none: nothing can answer there"
                 if mended
                 else "what still runs there is lost to the Service",
-                verified=bool(mended),
-                outcome=f"{len(mended)} cells then connect more often" if mended else "",
+                cures=mended.cures() if mended else None,
             )
         ],
         cells=mended,

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ktp.diagnose.case import Case
+from ktp.diagnose.case import Case, Mended
 from ktp.diagnose.changes import pod_added
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.checks.endpoints_common import family_without_endpoints, selected_pods, without_endpoints
@@ -40,7 +40,7 @@ def run(case: Case) -> Iterable[Finding]:
         return
     cells = [e for e in without_endpoints(case) if e.front_end.ip_version == version]
     node = cells[0].node if cells else ""
-    mended = case.mended(cells, f"pod on {node}", lambda: pod_added(case, node)) if cells else []
+    mended = case.mended(cells, f"pod on {node}", lambda: pod_added(case, node)) if cells else Mended((), ())
     service = case.service
     pods = selected_pods(case) or []
     evidence = [
@@ -64,8 +64,7 @@ def run(case: Case) -> Iterable[Finding]:
             Fix(
                 summary=f"give the pods an IPv{version} address (restart those that are older than the second family)",
                 cost="a restart of the pods",
-                verified=bool(mended),
-                outcome=f"{len(mended)} of {len(cells)} cells then connect" if mended else "",
+                cures=mended.cures() if mended else None,
             ),
             Fix(
                 summary="make the Service SingleStack",

@@ -93,7 +93,7 @@ def _unused(case: Case, cells: list[Entry]) -> Iterable[Finding]:
             counterfactual(f"with a ready pod on {first.node}, {mended[0].title} connects"),
         ],
         fixes=[
-            replace(_FIX, verified=True, outcome=f"{len(mended)} of {len(cells)} cells then connect"),
+            replace(_FIX, cures=mended.cures(cells)),
             Fix(
                 summary="upgrade kube-proxy to 1.26 or later, which serves from them meanwhile",
                 cost="an upgrade",

@@ -34,7 +34,7 @@ from ktp.model.effect import Setting
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which turning forwarding on mends a failing cell."""
-    for node, off, mended, failing in mended_by_sysctls(case, "forwarding", _turned_on):
+    for node, off, mended, _ in mended_by_sysctls(case, "forwarding", _turned_on):
         key = "net.ipv4.ip_forward" if "net.ipv4.ip_forward" in off else sorted(off)[0]
         yield CHECK.finding(
             f"{node} does not forward packets ({key} = 0): what it translates to a pod's address is dropped there",
@@ -48,8 +48,7 @@ def run(case: Case) -> Iterable[Finding]:
                     summary=f"turn forwarding on at {node}",
                     cost="none: every Kubernetes node forwards",
                     command=f"sysctl -w {key}=1",
-                    verified=True,
-                    outcome=f"{len(mended)} of {len(failing)} failing cells then connect",
+                    cures=mended.cures(),
                 )
             ],
             cells=merged(mended, decided_here(case, node, lambda d: d.setting is Setting.FORWARDING)),

@@ -30,7 +30,7 @@ from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 
-from ktp.diagnose.case import Case, Entry, decided_evidence
+from ktp.diagnose.case import Case, Entry, Mended, decided_evidence
 from ktp.diagnose.changes import with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.rule_common import merged
@@ -63,7 +63,7 @@ def run(case: Case) -> Iterable[Finding]:
 
 
 def _finding(
-    case: Case, node: str, pods: Mapping[IPAddress, str], mended: list[Entry], entries: list[Entry]
+    case: Case, node: str, pods: Mapping[IPAddress, str], mended: Mended, entries: list[Entry]
 ) -> Finding:
     first = mended[0]
     owners = listed(dict.fromkeys(pods.values()))
@@ -79,8 +79,7 @@ def _finding(
             Fix(
                 summary=f"restart the network plugin's agent on {node}, which writes the routes to other nodes' pods",
                 cost="none",
-                verified=True,
-                outcome=f"with the routes {len(mended)} of {len(entries)} failing cells connect",
+                cures=mended.cures(),
             )
         ],
         cells=merged(mended, entries),

@@ -55,8 +55,7 @@ def run(case: Case) -> Iterable[Finding]:
                     summary=f"load br_netfilter and set {key} to 1 on {node}, now and at boot",
                     cost="bridged packets of other things than pods pass the rules too",
                     command=f"modprobe br_netfilter; sysctl -w {key}=1",
-                    verified=True,
-                    outcome=f"{len(mended)} failing cells then connect",
+                    cures=mended.cures(),
                 )
             ],
             cells=mended,

@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ktp.dataplane.answer import answer_flow
-from ktp.diagnose.case import Case, Entry, given
+from ktp.diagnose.case import Case, Entry, Mended, given
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.checks.rule_common import BANNING, RuleInPlace, deciding_rule, merged, stopped
 from ktp.diagnose.witnesses import witnesses
@@ -69,16 +69,14 @@ def _gets_further(case: Case, entry: Entry, rule: RuleInPlace, changed: Snapshot
     )
 
 
-def _finding(case: Case, rule: RuleInPlace, path: Path, mended: list[Entry], cells: list[Entry]) -> Finding:
+def _finding(case: Case, rule: RuleInPlace, path: Path, mended: Mended, cells: list[Entry]) -> Finding:
     what = "the answers" if path.hops and path.hops[-1].direction == "reply" else "the traffic"
     first = (mended or cells)[0]
     if mended:
         proof = f"without this rule, {first.title} on {first.node} connects more often"
-        outcome = f"without the rule {len(mended)} failing cells connect"
     else:
         after = case.ask_again(first, rule.label, lambda: case.snapshot)  # asked before, under this label
         proof = f"without this rule the packet gets further, and then: {after.reason}"
-        outcome = ""
     return CHECK.finding(
         f"a rule in {rule.place} on {rule.node} {rule.verb} {what} of "
         f"{listed(dict.fromkeys(e.title for e in mended or cells))} (written by {rule.author})"
@@ -89,8 +87,7 @@ def _finding(case: Case, rule: RuleInPlace, path: Path, mended: list[Entry], cel
             Fix(
                 summary=f"let the traffic pass before this rule, in what owns it ({rule.author})",
                 cost="opens what the rule closes: check what else it protects",
-                verified=bool(mended),
-                outcome=outcome,
+                cures=mended.cures() if mended else None,
             )
         ],
         cells=cells,

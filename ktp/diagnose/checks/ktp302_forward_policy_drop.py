@@ -71,8 +71,7 @@ def run(case: Case) -> Iterable[Finding]:
                     summary=_cure(node, author),
                     cost="the node forwards what no rule forbids",
                     command=command,
-                    verified=True,
-                    outcome=f"{len(mended)} of {len(failing)} failing cells then connect",
+                    cures=mended.cures(),
                 )
             ],
             cells=merged(

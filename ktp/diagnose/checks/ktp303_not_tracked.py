@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ktp.diagnose.case import Case, Entry, given
+from ktp.diagnose.case import Case, Entry, Mended, given
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
 from ktp.model.diagnosis import Finding, Fix, Severity
@@ -42,7 +42,7 @@ def run(case: Case) -> Iterable[Finding]:
             by_rule.setdefault(rule, []).append(entry)
     for rule, entries in by_rule.items():
         changed = rule.removed(case.snapshot)
-        mended = case.mended(entries, rule.label, given(changed)) if changed is not None else []
+        mended = case.mended(entries, rule.label, given(changed)) if changed is not None else Mended((), ())
         if not mended:
             continue
         first = mended[0]
@@ -58,8 +58,7 @@ def run(case: Case) -> Iterable[Finding]:
                 Fix(
                     summary=f"leave the Service's ports out of this rule, in what owns it ({rule.author})",
                     cost="the connections take room in the conntrack table",
-                    verified=True,
-                    outcome=f"without the rule {len(mended)} failing cells connect",
+                    cures=mended.cures(),
                 )
             ],
             cells=mended,

@@ -85,4 +85,6 @@ def _has_kube(ruleset: Ruleset) -> bool:
     return ruleset.chain("nat", "KUBE-SERVICES") is not None
 
 
-CHECK = Check(code="KTP402", name="BothBackends", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check(
+    code="KTP402", name="BothBackends", severity=Severity.WARNING, page=__doc__ or "", run=run, of_cells=True
+)

@@ -57,7 +57,9 @@ def run(case: Case) -> Iterable[Finding]:
         mended = case.mended(failing, f"jumps on {node}", partial(_restored, case.snapshot, state))
         # A restarted kube-proxy also writes the Service's rules anew.
         rest = [e for e in failing if e not in mended and e.node == node]
-        mended += case.mended(rest, f"kube-proxy of {node} restarted", partial(_restarted, case, node))
+        mended = mended.also(
+            case.mended(rest, f"kube-proxy of {node} restarted", partial(_restarted, case, node))
+        )
         if not mended:
             continue
         words = listed(f"{base} → {chain}" for _, base, chain, _ in missing)
@@ -81,8 +83,7 @@ def run(case: Case) -> Iterable[Finding]:
                     cost="none",
                     command="kubectl delete pod -n kube-system -l k8s-app=kube-proxy "
                     f"--field-selector spec.nodeName={node}",
-                    verified=True,
-                    outcome=f"{len(mended)} of {len(failing)} failing cells then connect",
+                    cures=mended.cures(),
                 )
             ],
             cells=merged(mended, _elsewhere(case, failing, state)),

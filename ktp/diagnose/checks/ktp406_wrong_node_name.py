@@ -99,7 +99,7 @@ def _finding(case: Case, node: str, name: str) -> Finding:
             )
         ],
         cells=mended,
-        severity=Severity.ERROR if local else Severity.WARNING,
+        severity=Severity.ERROR if local or mended or lost else Severity.INFO,
     )
 
 

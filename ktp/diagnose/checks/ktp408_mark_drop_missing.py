@@ -164,4 +164,6 @@ def _restored(snapshot: Snapshot, state: NodeState) -> Snapshot:
     return with_state(snapshot, replace(state, rulesets=tuple(rulesets)))
 
 
-CHECK = Check(code="KTP408", name="MarkDropMissing", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check(
+    code="KTP408", name="MarkDropMissing", severity=Severity.ERROR, page=__doc__ or "", run=run, of_cells=True
+)

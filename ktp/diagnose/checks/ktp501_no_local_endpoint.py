@@ -31,13 +31,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ktp.diagnose.case import Case, Entry, decided_evidence
+from ktp.diagnose.case import Case, Entry, Mended, decided_evidence
 from ktp.diagnose.changes import pod_added, policy_changed
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.kubeproxy.endpoints import EndpointSelection, external_policy_local
 from ktp.kubeproxy.frontends import FrontEndKind
 from ktp.kubeproxy.names import is_kube_proxys
+from ktp.kubeproxy.node import ProxyMode
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.trace import Symptom
@@ -77,6 +78,8 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
     cells = [e for e in entries if e in by_policy or e in by_pod]
     # Where something else would stop the packet next, the drop is still what stops it now.
     cells += [e for e in entries if e not in cells and _gets_further(case, e, node)]
+    # IPVS has no rule for it: the packet goes to a remote endpoint with its own source, and the answer is lost.
+    cells += [e for e in entries if e not in cells and _is_lost_in_ipvs(case, e, node)]
     if not cells:
         return
     selection = selection_of(case, entries[0])
@@ -126,6 +129,18 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
     )
 
 
+def _is_lost_in_ipvs(case: Case, entry: Entry, node: str) -> bool:
+    """Whether kube-proxy runs in IPVS mode, where such a failure is what its rules and virtual servers are to give.
+
+    `syncProxyRules` of ipvs/proxier.go: since 1.24 all endpoints are real servers where none is local, none before.
+    """
+    return (
+        case.examiner.proxy(node).modes == (ProxyMode.IPVS,)
+        and entry.asked.fact is not None
+        and entry.asked.intent.symptom is entry.cell.symptom
+    )
+
+
 def _gets_further(case: Case, entry: Entry, node: str) -> bool:
     """Whether kube-proxy's drop ends the packet, and with a pod on the node something else does."""
     before = entry.cell.decided_by
@@ -163,17 +178,12 @@ def _not_ready_here(selection: EndpointSelection, name: str) -> str:
     return f" ({len(here)} there not ready)" if here else ""
 
 
-def _fixes(
-    case: Case, node: str, cells: list[Entry], by_policy: list[Entry], by_pod: list[Entry]
-) -> list[Fix]:
+def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod: Mended) -> list[Fix]:
     service = case.service
-    good = sorted(
-        {
-            e.node
-            for e in case.entries
-            if e.is_external and e.vantage is Vantage.EXTERNAL and e.cell.symptom is Symptom.CONNECTS
-        }
-    )
+    titles = {e.title for e in cells}
+    asked = [e for e in case.entries if e.title in titles and e.vantage is Vantage.EXTERNAL]
+    # Nodes on which clients outside connect at every one of the front ends that fail here.
+    good = sorted({e.node for e in asked} - {e.node for e in asked if e.cell.symptom is not Symptom.CONNECTS})
     fixes = []
     if good:
         check = (
@@ -193,8 +203,7 @@ def _fixes(
         Fix(
             summary=f"run a ready pod on {node} (a DaemonSet, or topologySpreadConstraints over the hostname)",
             cost="pods on more nodes; the client's address stays",
-            verified=len(by_pod) == len(cells),
-            outcome=f"{len(by_pod)} of {len(cells)} failing cells of {node} then connect",
+            cures=by_pod.cures(cells),
         )
     )
     fixes.append(
@@ -206,8 +215,7 @@ def _fixes(
                 f"kubectl patch service -n {service.namespace} {service.name} "
                 '-p \'{"spec":{"externalTrafficPolicy":"Cluster"}}\''
             ),
-            verified=len(by_policy) == len(cells),
-            outcome=f"{len(by_policy)} of {len(cells)} failing cells of {node} then connect",
+            cures=by_policy.cures(cells),
         )
     )
     return fixes

@@ -62,8 +62,7 @@ def run(case: Case) -> Iterable[Finding]:
                 Fix(
                     summary=f"run a ready pod on {node} (a DaemonSet)",
                     cost="a pod on every node that has clients",
-                    verified=True,
-                    outcome=f"{len(mended)} of {len(entries)} failing cells of {node} then connect",
+                    cures=mended.cures(),
                 ),
                 Fix(
                     summary="set internalTrafficPolicy: Cluster",

@@ -6,22 +6,22 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from ktp.diagnose.case import Case, Entry
+from ktp.diagnose.case import Case, Entry, Mended
 from ktp.diagnose.changes import sysctls_set
 
 
-class Mended(NamedTuple):
+class MendedBySysctls(NamedTuple):
     """What other `values` on `node` mend, of all the cells that fail and that the rules were asked about."""
 
     node: str
     values: dict[str, str]
-    mended: list[Entry]
+    mended: Mended
     failing: list[Entry]
 
 
 def mended_by_sysctls(
     case: Case, what: str, better: Callable[[Mapping[str, str]], dict[str, str]]
-) -> Iterator[Mended]:
+) -> Iterator[MendedBySysctls]:
     """Each node on which the values that `better` finds for its sysctls mend a cell; `what` names them."""
     for node in case.involved_nodes():
         state = case.state(node)
@@ -31,4 +31,4 @@ def mended_by_sysctls(
         failing = [e for e in case.failing() if e.asked.fact is not None]
         mended = case.mended(failing, f"{what} on {node}", partial(sysctls_set, case.snapshot, node, values))
         if mended:
-            yield Mended(node, values, mended, failing)
+            yield MendedBySysctls(node, values, mended, failing)

@@ -210,7 +210,8 @@ def test_it_explains_its_cells_and_its_cure_was_asked_for(code: str) -> None:
     assert found.severity is Severity.ERROR
     assert found.cells
     assert any(e.kind == "counterfactual" for e in found.evidence)
-    assert found.fixes[0].verified
+    fix = found.fixes[0]
+    assert fix.verified or (fix.cures is not None and fix.cures.cured)  # other causes may be left (KTP505)
 
 
 @pytest.mark.parametrize("code", ["KTP104", "KTP105", "KTP110", "KTP112"])

@@ -1,0 +1,139 @@
+"""What stands above the matrix is as true as the matrix: every failing cell of outside clients has its cause, and fixes
+cure what they say.
+
+Of the packaged recordings every Service is asked; with KTP_HEADLINES=FOLDER also of the recordings in that folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktp.app import diagnose as app
+from ktp.app.settings import Settings
+from ktp.collect.snapshot import open_snapshot
+from ktp.diagnose.case import share
+from ktp.diagnose.service import diagnose_service
+from ktp.diagnose.survey import survey
+from ktp.diagnose.whatif import Change, what_if
+from ktp.model.diagnosis import Cell, ServiceDiagnosis, Severity
+from ktp.model.snapshot import Snapshot
+from ktp.model.trace import Disposition, Symptom
+from ktp.parse.snapshot import parse_snapshot
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEMO = REPOSITORY / "ktp" / "demo" / "article"
+
+
+def cases() -> Iterator[Any]:
+    folders = [DEMO, *sorted((REPOSITORY / "tests" / "data" / "cases").glob("*/"))]
+    if os.environ.get("KTP_HEADLINES"):
+        folders += sorted(
+            p for p in Path(os.environ["KTP_HEADLINES"]).glob("*/") if not p.name.startswith("cilium")
+        )
+    for folder in folders:
+        if (folder / "cluster").is_dir():
+            yield pytest.param(folder, id=folder.name)
+
+
+@cache
+def diagnoses(folder: Path) -> tuple[tuple[Snapshot, str, ServiceDiagnosis], ...]:
+    snapshot = parse_snapshot(open_snapshot(folder))
+    return tuple(
+        (snapshot, key, diagnose_service(snapshot, service))
+        for key, service in snapshot.cluster.services.items()
+    )
+
+
+def cells_of(d: ServiceDiagnosis) -> dict[tuple[str, str, str], Cell]:
+    return {
+        (m.title, row.node, vantage): cell
+        for m in d.frontends
+        for row in m.nodes
+        for vantage, cell in row.cells.items()
+    }
+
+
+def fails(cell: Cell) -> bool:
+    swallowed = cell.disposition is Disposition.HOST_PROCESS and cell.symptom is Symptom.CONNECTS
+    return swallowed or cell.symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN)
+
+
+@pytest.mark.parametrize("folder", list(cases()))
+def test_each_failing_cell_of_outside_clients_is_in_one_group_and_explained(folder: Path) -> None:
+    seen = 0
+    for _, key, d in diagnoses(folder):
+        inside = {m.title for m in d.frontends if m.kind == "clusterIP"}
+        failing = {
+            k for k, cell in cells_of(d).items() if k[2] == "external" and k[0] not in inside and fails(cell)
+        }
+        grouped = [(g.frontend, node, g.vantage) for g in d.headline for node in g.nodes]
+        assert sorted(grouped) == sorted(failing), key
+        for group in d.headline:
+            for node in group.nodes:
+                cell = (group.frontend, node, group.vantage)
+                assert any(f.code == group.cause and cell in f.cells for f in d.findings), (
+                    key,
+                    cell,
+                    group.cause,
+                )
+        seen += len(failing)
+        if failing:
+            assert all(f"{g.cause} " in d.verdict or f"{g.cause};" in d.verdict for g in d.headline), (
+                d.verdict
+            )
+    assert seen
+
+
+@pytest.mark.parametrize("folder", list(cases()))
+def test_the_policy_fix_and_what_if_agree(folder: Path) -> None:
+    for snapshot, key, d in diagnoses(folder):
+        for finding in d.findings:
+            fix = next(
+                (f for f in finding.fixes if f.patch and "externalTrafficPolicy" in str(f.patch)), None
+            )
+            if fix is None or fix.cures is None or finding.code != "KTP501":
+                continue
+            after = cells_of(
+                what_if(
+                    snapshot, snapshot.cluster.services[key], [Change(kind="policy", value="Cluster")]
+                ).after
+            )
+            cured = [cell for cell in finding.cells if share(after[cell]) >= 1]
+            assert len(cured) == fix.cures.cured, (key, finding.node)
+            assert fix.verified is (len(cured) == len(finding.cells)), (key, finding.node)
+
+
+@pytest.mark.parametrize("folder", list(cases()))
+def test_a_verified_fix_leaves_nothing_that_it_was_tried_on(folder: Path) -> None:
+    for _, key, d in diagnoses(folder):
+        for finding in d.findings:
+            for fix in finding.fixes:
+                if fix.cures is not None:
+                    assert fix.verified is (0 < fix.cures.tried == fix.cures.cured), key
+                    assert len(fix.cures.left) == fix.cures.tried - fix.cures.cured, key
+
+
+@pytest.mark.parametrize("folder", list(cases()))
+def test_a_fault_of_no_cell_is_no_error(folder: Path) -> None:
+    for _, key, d in diagnoses(folder):
+        failing = {k for k, cell in cells_of(d).items() if fails(cell) or cell.symptom is Symptom.UNKNOWN}
+        for finding in d.findings:
+            if finding.code in ("KTP402", "KTP408") and failing.isdisjoint(finding.cells):
+                assert finding.severity is Severity.INFO, (key, finding.code)
+
+
+@pytest.mark.parametrize("folder", list(cases()))
+def test_the_survey_names_the_causes_that_the_reports_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_WHOLE_CAUSES", 1000)
+    named = {(key, g.frontend): g.cause for _, key, d in diagnoses(folder) for g in reversed(d.headline)}
+    snapshot = diagnoses(folder)[0][0]
+    rows = app._with_causes(Settings(), snapshot, survey(snapshot))
+    assert {(r.key, r.front_end): r.cause for r in rows if r.failing} == named
