@@ -18,9 +18,11 @@ BIN := $(VENV)/bin
 DEV := $(VENV)/.ktp-dev
 USER_INSTALL := $(VENV)/.ktp-demo
 SOURCES = $(shell find ktp -type f -not -name '*.pyc')
+# Recordings of whole clusters, for `make test-cases`.
+CASES ?= ../shared/cases
 DEMO_SERVICE := test/nginx-externaltrafficpolicy
 
-.PHONY: pages golden help demo test test-kernel lint type imports fmt bench check pyz clean system-packages
+.PHONY: pages golden help demo test test-cases test-kernel lint type imports fmt bench check pyz clean system-packages
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +39,11 @@ test: system-packages $(DEV) ## everything CI runs: all checks, then the quick t
 
 test-kernel: system-packages $(DEV) ## the tests that ask the Linux kernel (as root)
 	@KTP_REQUIRE_KERNEL=1 KTP_KERNEL_CASES=$${KTP_KERNEL_CASES:-200} $(BIN)/python -m pytest -m kernel $(PYTEST_ARGS)
+
+test-cases: $(DEV) ## the tests that ask recordings of whole clusters: CASES=FOLDER
+	@KTP_CASES=$(abspath $(CASES)) KTP_HEADLINES=$(abspath $(CASES)) KTP_LOST_EVIDENCE=100 $(BIN)/python -m pytest -n $(WORKERS) \
+		tests/test_recorded_clusters.py tests/test_headlines.py tests/test_lost_evidence.py tests/unit/diagnose \
+		tests/unit/kubeproxy tests/unit/parse $(PYTEST_ARGS)
 
 check: lint type imports ## ruff, mypy and import-linter
 

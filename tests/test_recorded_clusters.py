@@ -1,13 +1,12 @@
 """What ktp says about every flow that was really tried on recorded clusters (tests/data/cases/README.md).
 
-More recordings are taken from the folder KTP_CASES, or from ../shared/cases beside the repository.
+More recordings are taken from the folder KTP_CASES (`make test-cases`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,10 +19,11 @@ from ktp.app.trace import FlowBatch
 from ktp.collect.snapshot import open_snapshot
 from ktp.parse.snapshot import parse_snapshot
 from tests.support import not_yet
+from tests.support.recordings import RECORDINGS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGED = REPOSITORY / "tests" / "data" / "cases"
-MORE = Path(os.environ.get("KTP_CASES") or REPOSITORY.parent / "shared" / "cases")
+MORE = RECORDINGS
 
 # What the sockets said, in words of ktp.
 SYMPTOMS = {"ok": "connects", "timeout": "times_out", "refused": "refused", "unreachable": "unreachable"}

@@ -18,7 +18,7 @@ from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.host import IPAddress
 from ktp.model.snapshot import Snapshot
-from ktp.model.trace import Symptom
+from ktp.model.trace import Disposition, Symptom
 
 _NAMED = 20  # failing nodes that a row names
 _EXTERNAL = (FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EXTERNAL_IP)
@@ -26,7 +26,10 @@ _EXTERNAL = (FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EX
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurveyRow:
-    """One front end of one Service. `symptoms` counts the nodes by what an outside client gets there."""
+    """One front end of one Service. `symptoms` counts the nodes by what an outside client gets there.
+
+    `host_process` among them are nodes of which a socket takes the connection, so that it never reaches the Service.
+    """
 
     namespace: str
     name: str
@@ -138,8 +141,10 @@ def _row(
             continue
         both = examiner.ask(service, port, question)
         cell = examiner.cell(both)
-        symptoms[cell.symptom.value] = symptoms.get(cell.symptom.value, 0) + 1
-        if cell.symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN):
+        swallowed = cell.disposition is Disposition.HOST_PROCESS and cell.symptom is Symptom.CONNECTS
+        what = cell.disposition.value if swallowed else cell.symptom.value
+        symptoms[what] = symptoms.get(what, 0) + 1
+        if swallowed or cell.symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN):
             failing.append(name)
             if not reason or cause is None:
                 reason = cell.reason

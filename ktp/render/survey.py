@@ -96,9 +96,9 @@ def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False
 def _counts(r: Row) -> str:
     words = {
         "connects": "ok", "times_out": "time out", "refused": "refused", "unreachable": "unreachable",
-        "intermittent": "now and then", "unknown": "unknown",
+        "intermittent": "now and then", "unknown": "unknown", "host_process": "own socket",
     }  # fmt: skip
-    order = ("times_out", "refused", "unreachable", "intermittent", "unknown", "connects")
+    order = ("times_out", "refused", "unreachable", "intermittent", "host_process", "unknown", "connects")
     return ", ".join(f"{r.symptoms[s]} {words[s]}" for s in order if r.symptoms.get(s)) or "not known"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
 from ktp.parse.snapshot import parse_snapshot
 from tests.support import not_yet
+from tests.support.recordings import RECORDINGS
 from tests.unit.diagnose.scenarios_catalogue import (
     CATALOGUE,
     LB,
@@ -50,7 +50,7 @@ from tests.unit.diagnose.worlds import (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-CASES = Path(os.environ.get("KTP_CASES") or REPOSITORY.parent / "shared" / "cases")
+CASES = RECORDINGS
 PACKAGED = REPOSITORY / "tests" / "data" / "cases"
 
 # Part of a case's name → (code, Services whose traffic the fault concerns). All faults are on node-b.

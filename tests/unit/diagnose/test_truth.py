@@ -1,13 +1,12 @@
 """The matrix against recorded clusters: every cell says what real connections of such a client met.
 
 All Services with front ends for the outside, all nodes. Recordings: tests/data/cases, and those of issue 2's proof in
-the folder KTP_CASES or in ../shared/cases beside the repository.
+the folder KTP_CASES (`make test-cases`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,10 +23,11 @@ from ktp.model.diagnosis import Cell, CellEndpoint, ServiceDiagnosis
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition, Symptom
 from ktp.parse.snapshot import parse_snapshot
+from tests.support.recordings import RECORDINGS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PACKAGED = REPOSITORY / "tests" / "data" / "cases"
-MORE = Path(os.environ.get("KTP_CASES") or REPOSITORY.parent / "shared" / "cases")
+MORE = RECORDINGS
 PROOF = ("core-1.20-iptables-legacy", "core-1.30-iptables-legacy", "core-1.36-iptables-nft")
 
 SYMPTOMS = {"ok": "connects", "timeout": "times_out", "refused": "refused", "unreachable": "unreachable"}

@@ -20,8 +20,9 @@ from ktp.kubeproxy.node import ALL_DETECTORS, ALL_MODES, ProxyNode, proxy_node
 from ktp.kubeproxy.version import ANY_VERSION, exact
 from ktp.model.trace import Disposition, Symptom
 from ktp.parse.snapshot import parse_snapshot
+from tests.support.recordings import RECORDINGS
 
-RECORDED = Path(__file__).parents[4] / "shared" / "cases"
+RECORDED = RECORDINGS
 REDUCED = Path(__file__).parents[2] / "data" / "kubeproxy"
 CASES = {
     # name: whether the CNI masquerades pods that dial a node

@@ -49,8 +49,9 @@ from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow, FlowAnswer, Symptom
 from ktp.parse.iptables_save import open_ruleset, parse_rule
 from ktp.parse.snapshot import parse_snapshot
+from tests.support.recordings import RECORDINGS
 
-WHOLE = Path(__file__).parents[4] / "shared" / "cases"
+WHOLE = RECORDINGS
 PACKAGED = Path(__file__).parents[2] / "data" / "cases"
 CASES = {  # whether the CNI masquerades pods that dial a node
     "core-1.20-iptables-legacy": False,

@@ -38,8 +38,9 @@ from ktp.model.nftables import NftRuleset, NftTable
 from ktp.model.snapshot import Snapshot
 from ktp.parse.nft import parse_nft_text
 from ktp.parse.snapshot import parse_snapshot
+from tests.support.recordings import RECORDINGS
 
-RECORDED = Path(__file__).parents[4] / "shared" / "cases" / "core-1.36-nftables"
+RECORDED = RECORDINGS / "core-1.36-nftables"
 TEXTS = Path(__file__).parents[2] / "data" / "nft"
 
 
