@@ -312,39 +312,41 @@ def test_counters_are_read_of_back_ends_that_have_rules_alone() -> None:
 
 
 def test_the_script_for_nodes_sees_what_the_prober_sees() -> None:
-    with (
-        tcp(http_server(b"204 No Content")) as web,
-        tcp(lambda s: s.recv(100)) as mute,
-        udp(lambda data: data) as echo,
-        udp(lambda _: None) as silent,
-    ):
-        targets = [
-            target(web),
-            target(mute),
-            target(free_port()),
-            target(echo, "UDP"),
-            target(silent, "UDP"),
-            target(free_port(socket.SOCK_DGRAM), "UDP"),
-        ]
-        settings = ProbeSettings(tries=2, timeout=1.5, http="/")
-        script = build_probe_script(targets * 2, settings, "mark")
-        done = subprocess.run(["sh", "-s"], input=script, capture_output=True, check=False)
-        # What answers is given all the time that a busy machine may take.
-        patient = ProbeSettings(tries=2, timeout=30, http="/")
-        script = build_probe_script(targets[:1], patient, "mark")
-        said = subprocess.run(["sh", "-s"], input=script, capture_output=True, check=False)
-    seen = parse_answers(done.stdout, "mark", targets * 2, settings)
-    assert [{a.symptom for a in seen[t]} for t in targets] == [
+    settings = ProbeSettings(tries=2, timeout=1.5, http="/")
+    expected = [
         {Symptom.CONNECTS},
         {Symptom.CONNECTS},
         {Symptom.REFUSED},
         {Symptom.CONNECTS},
         {Symptom.TIMES_OUT},
         {Symptom.REFUSED},
-    ], done
+    ]
+    for attempt in range(
+        3
+    ):  # a busy machine may be late, and a free port may be taken by another test meanwhile
+        with (
+            tcp(http_server(b"204 No Content")) as web,
+            tcp(lambda s: s.recv(100)) as mute,
+            udp(lambda data: data) as echo,
+            udp(lambda _: None) as silent,
+        ):
+            targets = [
+                target(web),
+                target(mute),
+                target(free_port()),
+                target(echo, "UDP"),
+                target(silent, "UDP"),
+                target(free_port(socket.SOCK_DGRAM), "UDP"),
+            ]
+            script = build_probe_script(targets * 2, settings, "mark")
+            done = subprocess.run(["sh", "-s"], input=script, capture_output=True, check=False)
+        seen = parse_answers(done.stdout, "mark", targets * 2, settings)
+        symptoms = [{a.symptom for a in seen[t]} for t in targets]
+        answers = [[a.http for a in seen[t]] for t in targets[:2]]
+        if (symptoms, answers) == (expected, [[204, 204], [None, None]]):
+            break
+        assert attempt < 2, (symptoms, answers, done)
     assert all(len(seen[t]) == 2 for t in targets)
-    assert {a.http for a in parse_answers(said.stdout, "mark", targets[:1], patient)[targets[0]]} == {204}
-    assert [a.http for a in seen[targets[1]]] == [None, None]
 
 
 def test_hostile_words_stay_words(tmp_path: object) -> None:
