@@ -50,10 +50,11 @@ def offline(settings: Settings) -> bool:
 def open_offline(settings: Settings) -> Capture:
     """The capture of --demo or --snapshot. Raises SnapshotError."""
     from ktp.collect.snapshot import open_snapshot
+    from ktp.parse.manifests import with_lists
 
     if settings.demo and settings.snapshot is not None:
         raise UsageError("--demo and --snapshot are two different snapshots; give one of them")
-    return open_snapshot(demo_path() if settings.demo else Path(settings.snapshot or ""))
+    return with_lists(open_snapshot(demo_path() if settings.demo else Path(settings.snapshot or "")))
 
 
 def split_name(text: str, settings: Settings, default_namespace: str = "default") -> tuple[str, str]:

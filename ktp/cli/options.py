@@ -28,7 +28,11 @@ def _option(*names: str, **attributes: Any) -> Callable[[F], F]:
 
 
 _COMMON: tuple[Callable[[Any], Any], ...] = (
-    _option("--snapshot", metavar="PATH", help="Answer from a snapshot: a folder or a .tar.gz."),
+    _option(
+        "--snapshot",
+        metavar="PATH",
+        help="Answer from a snapshot: a folder, a .tar.gz, or objects that kubectl printed (-o yaml).",
+    ),
     _option("--demo", is_flag=True, help="Answer from the snapshot that ktp brings along."),
     _option("--kubeconfig", metavar="FILE", help="The kubeconfig file to use."),
     _option("--context", metavar="NAME", help="The kubeconfig context to use."),

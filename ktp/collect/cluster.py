@@ -16,7 +16,7 @@ from urllib.parse import quote
 from ktp.collect.kube_api import EMPTY_LIST, ObjectList
 from ktp.collect.parallel import run_in_parallel
 from ktp.errors import ApiError, ApiForbiddenError, ApiNotFoundError, NotFoundError, UsageError
-from ktp.model.capture import EvidenceGap, MemoryCapture
+from ktp.model.capture import PARTIAL, EvidenceGap, MemoryCapture
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi
@@ -27,6 +27,8 @@ ENDPOINTS = "cluster/endpoints.json"
 NODES = "cluster/nodes.json"
 PODS = "cluster/pods.json"
 VERSION = "cluster/version.json"
+
+SCOPED = {SERVICES, ENDPOINT_SLICES, ENDPOINTS, PODS}
 
 # Where kube-proxy's configuration is kept: (ConfigMap of kube-system, key), by kubeadm and by EKS.
 KUBE_PROXY_CONFIG_MAPS = (("kube-proxy", "config.conf"), ("kube-proxy-config", "config"))
@@ -73,7 +75,7 @@ def collect_service(api: KubeApi, namespace: str, name: str) -> MemoryCapture:
     if selector:
         words = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
         reads.insert(2, partial(_pods, api, f"{in_namespace}/pods", {"labelSelector": words}))
-    return _join(api, services, run_in_parallel(reads))
+    return _join(api, services, run_in_parallel(reads), scope="service")
 
 
 def collect_services(api: KubeApi, namespace: str | None) -> MemoryCapture:
@@ -97,14 +99,15 @@ def collect_services(api: KubeApi, namespace: str | None) -> MemoryCapture:
     # A namespace that does not exist answers with an empty list.
     if namespace is not None and not services.items and (error := _namespace_not_found(api, namespace)):
         raise error
-    return _join(api, services, parts[1:])
+    return _join(api, services, parts[1:], scope="" if namespace is None else "namespace")
 
 
 def _segment(name: str) -> str:
     return quote(name, safe="")
 
 
-def _join(api: KubeApi, services: ObjectList, parts: Iterable[_Part]) -> MemoryCapture:
+def _join(api: KubeApi, services: ObjectList, parts: Iterable[_Part], *, scope: str) -> MemoryCapture:
+    """One capture of all parts; `scope` names whose objects the lists have, "" for all of the cluster's."""
     lists = {SERVICES: services}
     files: dict[str, bytes] = {}
     gaps: list[EvidenceGap] = []
@@ -116,6 +119,9 @@ def _join(api: KubeApi, services: ObjectList, parts: Iterable[_Part]) -> MemoryC
         gaps += part.gaps
         config = config or part.kube_proxy_config
     files |= {file: objects.to_json() for file, objects in lists.items()}
+    if scope:
+        # Nodes are always read whole. Who has an address is not told by what only some have.
+        files[PARTIAL] = json.dumps(dict.fromkeys(sorted(files.keys() & SCOPED), scope)).encode()
     if config is not None:
         # One ConfigMap serves the kube-proxy of every node.
         nodes = (key.removeprefix("/") for key in lists.get(NODES, EMPTY_LIST).keys)

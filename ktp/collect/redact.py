@@ -45,7 +45,8 @@ from ktp.collect.redact_schema import (
     Schema,
 )
 from ktp.errors import SnapshotError
-from ktp.model.capture import NO_BRIDGE_NETFILTER, Capture, EvidenceGap, MemoryCapture
+from ktp.model.capture import NO_BRIDGE_NETFILTER, PARTIAL, Capture, EvidenceGap, MemoryCapture
+from ktp.model.cluster import Scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +202,11 @@ class _Redactor:
         if name == "cluster/version.json":
             document = _load_json(name, capture.read(name))
             return _to_json(self._fields(document.get("serverVersion") or document, VERSION))
+        if name == PARTIAL:
+            document = _load_json(name, capture.read(name))
+            scopes = {file: str(document[file]) for file in sorted(FILE_KINDS.keys() & document.keys())}
+            known = {each.value for each in Scope}
+            return _to_json({file: scope for file, scope in scopes.items() if scope in known})
         if name not in FILE_KINDS:
             return None
         kind = FILE_KINDS[name]

@@ -7,6 +7,7 @@ but `gaps.json`, which keeps the gaps of the run that wrote the snapshot.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import io
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from ktp.model.capture import Capture
 
 REQUIRED_FILE = "cluster/services.json"
+_OTHER_FILES = frozenset(
+    f"cluster/{name}.json" for name in ("endpointslices", "endpoints", "pods", "nodes", "version", "partial")
+)
+OBJECT_FILES = (".json", ".yaml", ".yml", ".txt")
 GAPS_FILE = "gaps.json"
 
 # An archive is held in memory. The largest legacy table that a kernel can hold dumps to about 140 MB.
@@ -83,7 +88,7 @@ class FolderCapture:
 def open_snapshot(
     path: str | Path, *, max_bytes: int = MAX_ARCHIVE_BYTES, max_members: int = MAX_ARCHIVE_MEMBERS
 ) -> Capture:
-    """The capture in a snapshot folder, or in a `.tar`, `.tar.gz` or `.tgz` (told by content, not by name).
+    """The capture in a snapshot folder, a `.tar`, `.tar.gz` or `.tgz`, or a file of objects (told by content).
 
     `max_bytes` bounds an unpacked archive, `max_members` the entries in it. Raises SnapshotError.
     """
@@ -99,7 +104,7 @@ def open_snapshot(
     if stat.S_ISDIR(mode):
         return _open_folder(path)
     if stat.S_ISREG(mode):
-        return _open_archive(path, max_bytes, max_members)
+        return _open_objects(path, max_bytes) or _open_archive(path, max_bytes, max_members)
     raise SnapshotError(
         f"{path} is neither a folder nor a file", hint="give a snapshot folder or a .tar.gz of one"
     )
@@ -114,6 +119,33 @@ def _open_folder(path: Path) -> FolderCapture:
     _require_services(names, path)
     gaps = _parse_gaps(_read_file(root / GAPS_FILE), path) if GAPS_FILE in names else ()
     return FolderCapture(root, (name for name in names if name != GAPS_FILE), gaps, f"snapshot {path}")
+
+
+def _open_objects(path: Path, max_bytes: int) -> MemoryCapture | None:
+    """A file of Kubernetes objects, as `kubectl get … -o yaml` prints them; None where it is no text."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(_READ_SIZE)
+            if not _is_text(start) or path.stat().st_size > max_bytes:
+                return None
+            content = start + stream.read()
+    except OSError as error:
+        raise _unreadable(f"the snapshot {path}", error) from None
+    is_named = (
+        path.suffix in OBJECT_FILES and f"cluster/{path.name}" != REQUIRED_FILE and path.name.isprintable()
+    )
+    name = path.name if is_named else "objects.yaml"
+    return MemoryCapture(files={f"cluster/{name}": content}, source=f"objects in {path}")
+
+
+def _is_text(start: bytes) -> bool:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return bool(start.strip()) and b"\0" not in start
 
 
 def _folder_names(root: Path) -> Iterator[str]:
@@ -158,7 +190,11 @@ def _is_snapshot_name(name: str) -> bool:
 
 
 def _require_services(names: Iterable[str], path: Path) -> None:
-    if REQUIRED_FILE in names:
+    names = tuple(names)
+    if REQUIRED_FILE in names or any(
+        name.startswith("cluster/") and name.endswith(OBJECT_FILES) and name not in _OTHER_FILES
+        for name in names
+    ):
         return
     found = ", ".join(sorted(names)[:5]) or "none of a snapshot's files"
     raise SnapshotError(

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ktp.errors import SnapshotError
-from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
+from ktp.model.capture import PARTIAL, Capture, EvidenceGap, MemoryCapture
 
 CLUSTER_KINDS: Mapping[str, str] = {
     "cluster/services.json": "Service",
@@ -51,13 +51,19 @@ def strip_capture(
             continue
         if name in CLUSTER_KINDS:
             files[name] = _strip_list(name, capture.read(name), namespace)
-        elif name == _VERSION:
+        elif name in {_VERSION, PARTIAL}:
             files[name] = capture.read(name)
         elif parts[0] == "nodes" and _NODE_FILE.fullmatch(parts[2]):
             content = capture.read(name)
             files[name] = _without_kubeconfig(content) if "kube-proxy-config" in name else content
         else:
             left_out.append(name)
+    if namespace is not None:
+        scoped = dict.fromkeys(
+            sorted(files.keys() & CLUSTER_KINDS.keys() - {"cluster/nodes.json"}), "namespace"
+        )
+        known = json.loads(files.get(PARTIAL, b"{}"))
+        files[PARTIAL] = json.dumps({**scoped, **known}).encode()
     gaps = list(capture.gaps)
     if nodes is not None:
         gaps = [gap for gap in gaps if _about(gap, nodes, capture)]

@@ -71,9 +71,14 @@ class Host:
             for address in interface.addresses:
                 self._addresses.setdefault((address.ip.version, int(address.ip)), (interface, address))
         self._sysctls: Mapping[str, str] = state.sysctls or {}
-        self.taken = tuple(
+        every = [
             Assumption(words, kind, state.name) for kind, words in _TAKEN.items() if kind in state.supposed
-        )
+        ]
+        self.taken = {4: list(every), 6: every}
+        for key in state.supposed_sysctls:
+            words = f"{key} is {self._sysctls[key]}, which sysctl.txt does not have"
+            family = 6 if key.startswith("net.ipv6.") else 4
+            self.taken[family].append(Assumption(words, EvidenceKind.SYSCTLS, state.name))
         self._sets: dict[str, Tester | None] = {}
         self._conf: dict[tuple[str, str], int] = {}
         self._types: dict[tuple[int, int, str | None], str | None] = {}

@@ -327,7 +327,7 @@ class Walker:
 
     def _from_process(self, state: State, host: Host, src: int | None) -> None:
         p = state.packet
-        for each in host.taken:
+        for each in host.taken[p.family]:
             state.assume(each)
         p.local = True
         p.sport = host.local_ports()
@@ -522,7 +522,7 @@ class Walker:
     def _enter(self, state: State, host: Host, iif: str, physin: str | None) -> None:
         """A packet arrives on an interface of a node."""
         p = state.packet
-        for each in host.taken:
+        for each in host.taken[p.family]:
             state.assume(each)
         state.seen_nodes += 1
         if state.seen_nodes > _MAX_HOPS:

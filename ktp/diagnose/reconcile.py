@@ -53,7 +53,7 @@ def reconcile(case: Case, health: Mapping[str, HealthAnswer]) -> list[WitnessRow
             place.node,
             external_ip=entry.front_end.kind is FrontEndKind.EXTERNAL_IP,
         )
-        known = case.examiner.index.is_known
+        known = case.examiner.index.knows(case.service)
         chosen = selection.local if is_local else selection.cluster
         answer = health.get(entry.node) if family == ip_versions_of(case.service)[0] else None
         out.append(

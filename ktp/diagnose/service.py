@@ -135,7 +135,7 @@ def _ways(case: Case) -> list[Way]:
 
 def _shares(case: Case) -> list[LoadShare]:
     out: list[LoadShare] = []
-    if not case.examiner.index.is_known:
+    if not case.examiner.index.knows(case.service):
         return out
     for port in case.service.ports:
         entries = [
@@ -279,7 +279,9 @@ def _matrices(case: Case, names: list[str], causes: dict[tuple[str, str, str], s
                 NodeRow(
                     node=node,
                     addresses=tuple(addresses),
-                    local_endpoints=_local_count(selection) if case.examiner.index.is_known else None,
+                    local_endpoints=_local_count(selection)
+                    if case.examiner.index.knows(case.service)
+                    else None,
                     cells=cells,
                     evidence=evidence_of(case.snapshot, node),
                 )

@@ -67,9 +67,11 @@ def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
     if state.sysctls is None:
         supposed.add(EvidenceKind.SYSCTLS)
         filled = replace(filled, sysctls=_sysctls(snapshot, state.name))
+    else:
+        filled = _with_sysctls(snapshot, filled)
     if state.sockets is None:
         supposed.add(EvidenceKind.SOCKETS)
-    return replace(filled, supposed=frozenset(supposed)) if supposed else state
+    return replace(filled, supposed=frozenset(supposed)) if supposed else filled
 
 
 # ------------------------------------------------------------------------------------------------------ addresses
@@ -266,6 +268,22 @@ def _unicast(dst: IPNetwork, device: str, gateway: IPAddress | None) -> Route:
 
 
 # -------------------------------------------------------------------------------------------------------- sysctls
+
+
+_SAME = {"net.ipv4.ip_forward": "net.ipv4.conf.all.forwarding"}
+
+
+def _with_sysctls(snapshot: Snapshot, state: NodeState) -> NodeState:
+    """The node with the promised sysctls that are not among those read. Of a bridge's the walk itself says so."""
+    read = state.sysctls or {}
+    lacking = {
+        key: value
+        for key, value in _sysctls(snapshot, state.name).items()
+        if key not in read and _SAME.get(key) not in read and not key.startswith("net.bridge.")
+    }
+    if not lacking:
+        return state
+    return replace(state, sysctls={**read, **lacking}, supposed_sysctls=tuple(lacking))
 
 
 def _sysctls(snapshot: Snapshot, name: str) -> Mapping[str, str]:

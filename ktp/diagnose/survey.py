@@ -215,7 +215,7 @@ def _cause(
 ) -> str | None:
     """The code that `diagnose svc NAME` would likely name; the survey itself runs no counterfactual but this one."""
     selection = examiner.port_on(service, port, node).selection(ip_version=front_end.ip_version)
-    if not examiner.index.is_known:
+    if not examiner.index.knows(service):
         return None
     if not selection.has_endpoints:
         pods = examiner.snapshot.cluster.pods

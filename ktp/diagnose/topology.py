@@ -81,9 +81,9 @@ def topology_of(snapshot: Snapshot, read: Cluster | None = None) -> Topology:
             for text in node.pod_cidrs
         ),
         # Endpoints name neither pods that are terminating nor, with a thousand addresses, all that are ready.
-        pods_known=read.pods is not None or read.slices is not None,
-        endpoints_known=read.slices is not None or (read.pods is not None and read.endpoints is not None),
-        nodes_known=read.nodes is not None,
+        pods_known=read.has_all("pods") or read.has_all("slices"),
+        endpoints_known=read.has_all("slices") or (read.has_all("pods") and read.has_all("endpoints")),
+        nodes_known=read.has_all("nodes"),
         unread=frozenset(
             name
             for name in {*snapshot.nodes, *(cluster.nodes or ())}

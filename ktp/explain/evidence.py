@@ -91,7 +91,7 @@ WITHOUT: dict[EvidenceKind, Without] = {
     EvidenceKind.POD_NAMESPACE: Without("not read", "the program listens and answers"),
     EvidenceKind.PORTS: Without(
         "iptables-save of the version that wrote the rules",
-        "",
+        "the ports in nft's listing of the same tables, where both list the same rules",
         "rules whose port was not printed: the saving program is older than the one that wrote them",
     ),
     EvidenceKind.DATA_PLANE: Without(
@@ -118,5 +118,19 @@ def evidence_markdown() -> str:
         "| kind | read from | taken instead | unknown without it |",
         "|---|---|---|---|",
         *rows,
+        "",
+        "## What stays unknown, and why it must",
+        "",
+        "- **nat alone** (`iptables-save -t nat`): kube-proxy since 1.25 drops a Local node port without endpoints in "
+        "`filter`, and a firewall or NetworkPolicy there decides on what nat translated. The rules of nat that name "
+        "the port are shown.",
+        "- **filter alone**: without nat nobody knows to which pod, or whether at all, a packet is translated; where a "
+        "rule drops it before that matters, the answer stands.",
+        "- **A dump that breaks off, a grep**: the rules that were cut away may decide first. Chains that are whole "
+        "answer; the rule that names the port is shown.",
+        "- **The API alone**: `diagnose` says what should happen (`~`); `trace` follows rules, and there are none.",
+        "- **One node of several**: what arrives at it is answered, the other nodes being taken to forward as "
+        "Kubernetes asks; what arrives at another node is what should happen there.",
+        "- **Ports that were not printed**: every rule of kube-proxy's would match every port.",
         "",
     ))  # fmt: skip

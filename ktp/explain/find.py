@@ -10,6 +10,8 @@ from ktp.explain.explain import explain_chain_alone, near_chains
 from ktp.explain.front_end import is_ipvs, near_node_ports, node_ports
 from ktp.model.explanation import Explanation
 from ktp.model.host import NodeState
+from ktp.model.reading import HOW_TO_SAVE, WITH_ITS_WRITER
+from ktp.model.ruleset import are_ports_lost
 
 if TYPE_CHECKING:
     from ktp.model.nftables import NftRuleset
@@ -24,6 +26,10 @@ def no_such_node_port(
     found = {*known, *(p for r in rulesets for p in node_ports(r))}
     kube = any(r.chain("nat", "KUBE-SERVICES") for r in rulesets)
     source = next((r.source for r in rulesets), "this listing")
+    lost = next((r.source for r in rulesets if are_ports_lost(r)), None)
+    if lost is not None:
+        words = f"{lost} has no ports in it: the program that saved the rules is older than the one that wrote them"
+        return EvidenceError(words, hint=HOW_TO_SAVE)
     for state in states:
         if state.nft is not None:
             from ktp.explain.nft_explain import known_node_ports, xtables_with_kube_proxy
@@ -36,7 +42,7 @@ def no_such_node_port(
                 return EvidenceError(
                     f"kube-proxy's rules in {source} are those of iptables-nft (table {table}), of which nft does "
                     "not list all",
-                    hint="give the output of iptables-nft-save instead",
+                    hint=WITH_ITS_WRITER,
                 )
         if state.ipvs is not None and state.ipvs.services:
             from ktp.explain.ipvs import ipvs_node_ports

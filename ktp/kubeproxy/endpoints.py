@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ktp.kubeproxy.node import ProxyNode
-from ktp.model.cluster import Cluster, Endpoint, EndpointSlice, Service, ServicePort, ip_of
+from ktp.model.cluster import Cluster, Endpoint, EndpointSlice, Scope, Service, ServicePort, ip_of
 from ktp.model.host import IPAddress
 
 HEADLESS_LABEL = "service.kubernetes.io/headless"
@@ -24,10 +24,16 @@ class SliceIndex:
     slices: Mapping[tuple[str, str], Sequence[EndpointSlice]] | None
     endpoints: Mapping[tuple[str, str], Sequence[EndpointSlice]] | None
 
-    @property
-    def is_known(self) -> bool:
-        """Whether endpoints were read at all."""
-        return self.slices is not None or self.endpoints is not None
+    some_slices: bool = False
+    some_endpoints: bool = False
+
+    def knows(self, service: Service) -> bool:
+        """Whether the Service's endpoints were read: all of them, or at least some where only some were given."""
+        key = (service.namespace, service.name)
+        return any(
+            found is not None and (not some or key in found)
+            for found, some in ((self.slices, self.some_slices), (self.endpoints, self.some_endpoints))
+        )
 
 
 def index_slices(cluster: Cluster) -> SliceIndex:
@@ -43,7 +49,12 @@ def index_slices(cluster: Cluster) -> SliceIndex:
             found.setdefault((one.namespace, one.service_name), []).append(one)
         return found
 
-    return SliceIndex(grouped(cluster.slices), grouped(cluster.endpoints))
+    return SliceIndex(
+        grouped(cluster.slices),
+        grouped(cluster.endpoints),
+        cluster.partial.get("slices") is Scope.SOME,
+        cluster.partial.get("endpoints") is Scope.SOME,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,8 +142,8 @@ class PortOnNode:
             return unknown(f"kube-proxy ignores this Service: {reason}", passes=True), ()
         if front_end.ip_version not in ip_versions_of(self.service):
             return unknown(f"the Service has no IPv{front_end.ip_version} cluster IP", passes=True), ()
-        if not self.index.is_known:
-            return unknown("neither EndpointSlices nor Endpoints were read"), ()
+        if not self.index.knows(self.service):
+            return unknown("neither EndpointSlices nor Endpoints of it were read"), ()
         elsewhere = client.vantage in {Vantage.POD_OTHER_NODE, Vantage.OTHER_NODE}
         if elsewhere and front_end.kind is not FrontEndKind.NODE_PORT:
             why = f"a {front_end.kind.value} is captured on the client's own node, not here"

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from pathlib import Path
 
+# Which lists of the API do not have all of the cluster's objects, and whose they have (`model.cluster.Scope`).
+PARTIAL = "cluster/partial.json"
+
 # How sysctl(8) of procps 3 and 4, and busybox, say that there is no such key. Without br_netfilter there is none, and
 # bridged packets pass no rules: of these keys alone the absence is evidence.
 NO_BRIDGE_NETFILTER = re.compile(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from ktp.model.host import IPAddress
 
@@ -234,9 +235,17 @@ class Node:
         return any(c.type == "Ready" and c.status == "True" for c in self.conditions)
 
 
+class Scope(str, Enum):
+    """Whose objects a list has that does not have all of the cluster's."""
+
+    SERVICE = "service"  # those that belong to the Services read
+    NAMESPACE = "namespace"  # those of the Services' namespace
+    SOME = "some"  # a choice that nobody explained
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """The API objects of a snapshot. A list that is None was not read: not the same as empty."""
+    """The API objects of a snapshot. A list that is None was not read, one in `partial` in part: neither is empty."""
 
     services: Mapping[str, Service] = field(default_factory=dict)  # by "namespace/name"
     slices: tuple[EndpointSlice, ...] | None = None
@@ -244,6 +253,13 @@ class Cluster:
     pods: tuple[Pod, ...] | None = None
     nodes: Mapping[str, Node] | None = None
     version: str | None = None  # gitVersion of the API server
+    partial: Mapping[str, Scope] = field(
+        default_factory=dict
+    )  # lists that are not whole, by the field's name
+
+    def has_all(self, name: str) -> bool:
+        """Whether the list of that field was read, and whole."""
+        return getattr(self, name) is not None and name not in self.partial
 
 
 def ip_of(text: str) -> IPAddress | None:

@@ -184,6 +184,7 @@ class NodeState:
     ipvs: IpvsTable | None = None
     kube_proxy: KubeProxyConfig | None = None
     supposed: frozenset[EvidenceKind] = frozenset()  # what is here without having been read
+    supposed_sysctls: tuple[str, ...] = ()  # keys that are here without having been read, where others were
     files: frozenset[str] = frozenset()  # names of the files that were read, without the node's folder
 
     @property

@@ -79,6 +79,12 @@ _LOST = {
 }
 
 
+# An iptables-nft-save up to 1.8.7 prints no port of the rules that 1.8.8 and later write.
+_SAVE = "kubectl exec -n kube-system KUBE-PROXY-POD -- iptables-save"
+WITH_ITS_WRITER = f"save the rules with the program that wrote them: `{_SAVE}`"
+HOW_TO_SAVE = f"{WITH_ITS_WRITER}, or give `nft -j list ruleset` of the node beside them"
+
+
 def unread_words(unread: Unread) -> str:
     """What was not read, and what is taken instead."""
     words = _LACKS[unread.lack].format(table=unread.table, chain=unread.chain)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 from ktp.errors import EvidenceError
-from ktp.model.capture import Capture, EvidenceGap
+from ktp.model.capture import PARTIAL, Capture, EvidenceGap
 from ktp.model.cluster import (
     Cluster,
     Condition,
@@ -24,6 +24,7 @@ from ktp.model.cluster import (
     LoadBalancerIngress,
     Node,
     Pod,
+    Scope,
     Service,
     ServicePort,
     Taint,
@@ -103,6 +104,7 @@ def _parse_cluster(capture: Capture) -> tuple[Cluster, list[tuple[EvidenceError,
             pods=optional(PODS, parse_pods),
             nodes=optional(NODES, parse_nodes),
             version=optional(VERSION, parse_version),
+            partial=optional(PARTIAL, parse_partial) or {},
         )
     return cluster, problems
 
@@ -148,6 +150,25 @@ def parse_version(data: bytes | str, *, source: str = VERSION) -> str | None:
         return optional_string((object_of(document.get("serverVersion")) or document).get("gitVersion"))
     except SHAPE_ERRORS as error:
         raise EvidenceError(f"{source} is not an API server's version: {error}", hint=remedy) from error
+
+
+_FIELDS = {
+    SERVICES: "services",
+    ENDPOINT_SLICES: "slices",
+    ENDPOINTS: "endpoints",
+    PODS: "pods",
+    NODES: "nodes",
+}
+
+
+def parse_partial(data: bytes | str, *, source: str = PARTIAL) -> dict[str, Scope]:
+    """Which lists are not whole, by their field in Cluster: `{"cluster/pods.json": "service"}`."""
+    try:
+        entries = object_of(load_json(data, source))
+        return {_FIELDS[file]: Scope(scope) for file, scope in entries.items()}
+    except SHAPE_ERRORS as error:
+        hint = "remove the file if each list in cluster/ has all of its kind"
+        raise EvidenceError(f"{source} does not say which lists are partial: {error}", hint=hint) from error
 
 
 def _parse_objects(

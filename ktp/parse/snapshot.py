@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ktp.errors import EvidenceError
 from ktp.model.capture import Capture, EvidenceGap
+from ktp.model.cluster import Scope
 from ktp.model.host import KubeProxyConfig, NodeState, Route
-from ktp.model.ruleset import Backend, Ruleset, has_chain
+from ktp.model.reading import HOW_TO_SAVE
+from ktp.model.ruleset import Backend, Ruleset, are_ports_lost, has_chain
 from ktp.model.snapshot import Snapshot
 from ktp.parse.ip_json import merge_routes, parse_interfaces, parse_routes, parse_rules
 from ktp.parse.ipset import parse_ipsets
@@ -65,7 +67,7 @@ def parse_snapshot(capture: Capture, *, nodes: Collection[str] | None = None) ->
     with gc_paused():
         cluster, cluster_gaps = parse_cluster_with_gaps(capture)
         gaps = _Gaps([*capture.gaps, *cluster_gaps])
-        _add_missing_lists(capture, gaps)
+        _add_missing_lists(capture, cluster, gaps)
         names = capture.node_names()
         if nodes is not None and _size_beside(capture, nodes) > _MOST_BESIDE:
             names = tuple(name for name in names if name in nodes)
@@ -110,14 +112,26 @@ class _Gaps:
             self.gaps.append(gap)
 
 
-def _add_missing_lists(capture: Capture, gaps: _Gaps) -> None:
+def _add_missing_lists(capture: Capture, cluster: Cluster, gaps: _Gaps) -> None:
+    given = {"slices": "endpoints"}
+    partial = {given.get(name, name) for name, scope in cluster.partial.items() if scope is Scope.SOME}
+    partial.discard("services")  # nobody posts all of them, and nothing is concluded from others
     for kind, files, lost in (
         ("services", (SERVICES,), "there are no Services to ask about"),
         ("endpoints", (ENDPOINT_SLICES, ENDPOINTS), "what should serve a Service is not known"),
         ("pods", (PODS,), "why a pod is not an endpoint cannot be told"),
         ("nodes", (NODES,), "the nodes and their addresses are not known"),
     ):
-        if not any(capture.has(file) for file in files):
+        if kind in partial:
+            gaps.add(
+                EvidenceGap(
+                    kind=kind,
+                    subject=kind,
+                    message=f"only some {kind} were given; of others nothing is known",
+                    remedy=f"give them all: kubectl get {kind if kind != 'endpoints' else 'endpointslices'} -A -o yaml",
+                )
+            )
+        elif not any(capture.has(file) for file in files):
             resource = files[0].rpartition("/")[2].partition(".")[0]
             gap = EvidenceGap(
                 kind=kind,
@@ -149,6 +163,12 @@ def _add_missing_rules(
             message = f"the virtual servers of IPVS on {name} were not read (no ipvsadm.txt)"
             remedy = f"save `ipvsadm -Sn` of the node as nodes/{name}/ipvsadm.txt"
             gaps.add(EvidenceGap(kind="node-rules", subject=name, message=message, remedy=remedy))
+            continue
+        elif any(are_ports_lost(ruleset) for ruleset in state.rulesets):
+            message = (
+                f"the program that saved the rules of {name} is older than their writer, and prints no ports"
+            )
+            gaps.add(EvidenceGap(kind="node-rules", subject=name, message=message, remedy=HOW_TO_SAVE))
             continue
         elif not state.has_rules:
             message = f"no packet filter rules of {name} were read; what they do with packets is not known"
@@ -183,6 +203,7 @@ class _NodeFiles:
         """All that the files tell of the node."""
         rulesets = self._rulesets()
         nft = self._nft(rulesets)
+        rulesets = self._with_ports(rulesets, nft)
         # What is left of rules of which a part cannot be read would answer as if that part were not there.
         nothing_else = nft is None and not any(ruleset.tables() for ruleset in rulesets)
         if self._unreadable & _IPV4_RULES or (nothing_else and self._gaps.has("node-rules", self._node)):
@@ -344,6 +365,22 @@ class _NodeFiles:
         if self._capture.has(self._name("nft-ruleset.json")):
             return self._parse("nft-ruleset.json", read)
         return self._parse("nft-ruleset.txt", read_text)
+
+    def _with_ports(self, rulesets: list[Ruleset], listing: NftRuleset | None) -> list[Ruleset]:
+        """The rulesets with the ports that their saves lost, where nft's listing has them."""
+        lost = [
+            ruleset
+            for ruleset in rulesets
+            if ruleset.backend is not Backend.LEGACY and are_ports_lost(ruleset)
+        ]
+        if not lost or self._read.isdisjoint(_NFT_FILES):
+            return rulesets
+        from ktp.parse.lost_ports import PortsFromNft
+        from ktp.parse.nft import parse_nft_json
+
+        if listing is None:
+            listing = self._parse("nft-ruleset.json", lambda data, *, source: parse_nft_json(data, source))
+        return [PortsFromNft(r, listing) if listing is not None and r in lost else r for r in rulesets]
 
 
 def _nft_tables(data: bytes) -> set[tuple[str, str]] | None:

@@ -17,7 +17,7 @@ def selection_of(case: Case, entry: Entry) -> EndpointSelection:
 
 def without_endpoints(case: Case) -> list[Entry]:
     """Failing cells of ports that have no usable endpoint anywhere."""
-    if not case.examiner.index.is_known:
+    if not case.examiner.index.knows(case.service):
         return []
     return [e for e in case.failing() if not selection_of(case, e).has_endpoints]
 
@@ -47,7 +47,7 @@ def names_no_container_port(port: ServicePort, pod: Pod) -> bool:
 def family_without_endpoints(case: Case) -> int | None:
     """The address family of a dual-stack Service that has no usable endpoint while the other one has; else None."""
     versions = {e.front_end.ip_version for e in case.entries}
-    if versions != {4, 6} or not case.examiner.index.is_known:
+    if versions != {4, 6} or not case.examiner.index.knows(case.service):
         return None
     has = {
         v: any(selection_of(case, e).has_endpoints for e in case.entries if e.front_end.ip_version == v)

@@ -37,7 +37,7 @@ from ktp.model.trace import Symptom
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node whose rules, written anew from the API objects, answer a cell differently."""
-    if not case.examiner.index.is_known:
+    if not case.examiner.index.knows(case.service):
         return
     for node in case.nodes:
         state = case.state(node)

@@ -96,7 +96,7 @@ def _translations(entry: Entry) -> Iterator[RuleInPlace]:
 
 def _is_astray(case: Case, entry: Entry, cell: Cell) -> bool:
     """Whether connections succeed with somebody who is no endpoint of the Service."""
-    if cell.symptom is not Symptom.CONNECTS or not case.examiner.index.is_known:
+    if cell.symptom is not Symptom.CONNECTS or not case.examiner.index.knows(case.service):
         return False
     listed_there = {e.ip for e in selection_of(case, entry).listed}
     return (

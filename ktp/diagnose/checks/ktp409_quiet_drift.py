@@ -49,7 +49,7 @@ from ktp.model.ruleset import Ruleset
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node whose rules list other endpoints for a port and that KTP401 says nothing of."""
-    if not case.examiner.index.is_known or not case.entries:
+    if not case.examiner.index.knows(case.service) or not case.entries:
         return
     for node in case.nodes:
         state = case.state(node)

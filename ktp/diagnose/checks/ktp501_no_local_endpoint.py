@@ -46,7 +46,7 @@ from ktp.model.trace import Symptom
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each port and node on which both counterfactuals, or one of them, mend a failing cell."""
-    if case.service.external_traffic_policy != "Local" or not case.examiner.index.is_known:
+    if case.service.external_traffic_policy != "Local" or not case.examiner.index.knows(case.service):
         return
     for node in case.nodes:
         by_port: dict[tuple[str, int], list[Entry]] = {}

@@ -327,7 +327,7 @@ def test_iptables_rules_in_an_nft_listing(capsys: pytest.CaptureFixture[str], tm
     status, _, err = ktp(capsys, "--node-port", "31015", "--rules", str(dump))
     assert status == 3
     assert "those of iptables-nft (table ip nat)" in err
-    assert "iptables-nft-save" in err
+    assert "KUBE-PROXY-POD -- iptables-save" in err
 
 
 def test_the_element_that_drops_is_told(capsys: pytest.CaptureFixture[str]) -> None:

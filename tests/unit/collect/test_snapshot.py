@@ -125,9 +125,7 @@ def test_an_archive_that_is_no_snapshot(tmp_path: Path) -> None:
         open_snapshot(pack(tmp_path / "x.tgz", {"a/b": b"c"}))
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"*nat\nCOMMIT\n", b"\x1f\x8b", b"\x1f\x8bnonsense", os.urandom(5000)]
-)
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"\x1f\x8bnonsense", os.urandom(5000)])
 def test_a_file_that_is_no_archive(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(SnapshotError, match="is not a tar archive, or it is damaged or cut short") as caught:

@@ -156,6 +156,13 @@ ROWS = {
     "an unknown match, both ways alike": Row(
         f"filter: -A INPUT {_TIME} -j DROP\nfilter: -A INPUT -j DROP", to_node(), "times_out", "dropped"
     ),
+    "an unknown match, both ways time out, by two rules": Row(
+        f"mangle: -A INPUT {_TIME} -j DROP\nfilter: -A INPUT -j DROP", to_node(), "times_out", "dropped"
+    ),
+    "an unknown match, both ways time out, one of them at a pod": Row(
+        f"nat: -A PREROUTING {_TIME} -j DNAT --to-destination 10.244.0.5:80\nfilter: -A FORWARD -j DROP\nfilter: -A INPUT -j DROP",
+        to_node(), "times_out", "dropped",
+    ),
     "an unknown match that is asked twice is answered alike": Row(
         f"mangle: -A INPUT {_TIME} -j MARK --set-xmark 0x1/0x1\nfilter: -A INPUT -m mark --mark 0x1/0x1 -j ACCEPT",
         to_node(), "connects",

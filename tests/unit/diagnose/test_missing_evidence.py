@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ from ktp.cli import run
 from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.service import diagnose_service
 from ktp.model.assumption import EvidenceKind
+from ktp.model.capture import MemoryCapture
 from ktp.model.diagnosis import Cell, ServiceDiagnosis, Severity
+from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
 from ktp.parse.snapshot import parse_snapshot
 
@@ -71,3 +73,58 @@ def test_another_data_plane_known_by_its_pods_alone(capsys: pytest.CaptureFixtur
     }  # what the API calls for
     assert run(["--snapshot", report, "diagnose", "svc", "edge/udp-local", "-o", "json"]) == 4
     assert json.loads(capsys.readouterr().out)
+
+
+CASES = Path(__file__).resolve().parents[2] / "data/cases"
+
+
+def changed(case: str, change: Callable[[str, bytes], bytes | None]) -> Snapshot:
+    """A packaged case of which `change(name, content)` alters files, or takes them away."""
+    whole = open_snapshot(CASES / case)
+    files = {name: change(name, whole.read(name)) for name in whole.names()}
+    return parse_snapshot(MemoryCapture(files={n: c for n, c in files.items() if c is not None}))
+
+
+def answers(snapshot: Snapshot, service: str) -> list[tuple[object, ...]]:
+    found = diagnose_service(snapshot, snapshot.cluster.services[service])
+    return [
+        (m.title, r.node, c.vantage, c.symptom)
+        for m in found.frontends
+        for r in m.nodes
+        for c in r.cells.values()
+    ]
+
+
+@pytest.mark.parametrize("key", ["net.ipv4.ip_forward", "net.ipv4.conf.all.route_localnet"])
+def test_a_sysctl_that_is_not_among_those_read(key: str) -> None:
+    """It is taken to be as promised, by name: neither 0 nor silently right."""
+
+    def without(name: str, content: bytes) -> bytes:
+        lines = content.splitlines(keepends=True)
+        return (
+            b"".join(line for line in lines if not line.startswith(key.encode()))
+            if "sysctl" in name
+            else content
+        )
+
+    case, service = "core-1.20-iptables-legacy", "test/nginx-log"
+    whole, part = changed(case, lambda _, content: content), changed(case, without)
+    assert answers(part, service) == answers(whole, service)
+    found = diagnose_service(part, part.cluster.services[service])
+    taken = {a.taken for c in cells(found) for a in c.rests_on if a.evidence is EvidenceKind.SYSCTLS}
+    assert any(words == f"{key} is 1, which sysctl.txt does not have" for words in taken)
+
+
+@pytest.mark.parametrize("lost", ["ip-addr.json", "ip-route.json"])
+@pytest.mark.parametrize("case", ["core-1.20-iptables-legacy", "core-1.36-iptables-nft"])
+def test_a_node_without_its_addresses_or_without_its_routes(case: str, lost: str) -> None:
+    """No rule of kube-proxy's own is accused, no route is missed, nothing else answers."""
+    whole = changed(case, lambda _, content: content)
+    part = changed(case, lambda name, content: None if name.endswith(lost) else content)
+    for service in ("test/nginx-externaltrafficpolicy", "test/nginx-log"):
+        assert answers(part, service) == answers(whole, service)
+        codes = [
+            sorted({f.code for f in diagnose_service(s, s.cluster.services[service]).findings})
+            for s in (whole, part)
+        ]
+        assert codes[0] == codes[1]

@@ -476,7 +476,7 @@ def test_endpoints_that_were_not_read() -> None:
     intent = PortOnNode(blind, service(), PORT, node()).outcome(front_end, Client(vantage=EXT))
     assert (intent.symptom, intent.decided_by) == (
         Symptom.UNKNOWN,
-        "neither EndpointSlices nor Endpoints were read",
+        "neither EndpointSlices nor Endpoints of it were read",
     )
 
 
