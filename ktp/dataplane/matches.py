@@ -15,7 +15,7 @@ from ktp.dataplane import packet as pk
 from ktp.dataplane.host import interface_matches
 from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, SCTP, TCP, UDP, Packet, Port, to_int
 from ktp.model.assumption import Assumption, EvidenceKind
-from ktp.model.host import UNNAMED_DEVICES
+from ktp.model.host import POD_DEVICES, UNNAMED_DEVICES, UPLINK
 from ktp.model.ruleset import Match, Option
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ def _interface_test(option: Option, incoming: bool) -> Test:
     pattern = option.args[0]
     if pattern == "+":
         return _always(not option.negated)
+    of_pods = pattern.startswith(POD_DEVICES)
 
     def test(p: Packet, h: Host, hook: str) -> bool | None:
         name = p.iif if incoming else p.oif
@@ -161,7 +162,8 @@ def _interface_test(option: Option, incoming: bool) -> Test:
             # No interface of that side at this hook is the empty name; "?" is one that is not known.
             return False
         if name in UNNAMED_DEVICES:
-            return None
+            # What leads out of a node is no pod's.
+            return False if name == UPLINK and of_pods and h.has_network else None
         return interface_matches(pattern, name)
 
     return _negate(test, option.negated)

@@ -7,13 +7,14 @@ kind that was filled in so is named in `NodeState.supposed`, and whoever walks o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from hashlib import sha1
 from ipaddress import ip_interface, ip_network
 
 from ktp.kubeproxy.node import ProxyMode, proxy_node
 from ktp.model.assumption import EvidenceKind
-from ktp.model.cluster import Cluster, Node, ip_of
+from ktp.model.cluster import Cluster, Node, Pod, ip_of
 from ktp.model.host import (
     PODS,
     UPLINK,
@@ -25,6 +26,7 @@ from ktp.model.host import (
     NodeState,
     Route,
 )
+from ktp.model.ruleset import has_chain
 from ktp.model.snapshot import Snapshot
 
 _USUAL = {4: 24, 6: 64}
@@ -61,7 +63,7 @@ def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
         filled = replace(filled, interfaces=tuple(_interfaces(state.routes, node)))
     if state.routes is None:
         supposed.add(EvidenceKind.ROUTES)
-        filled = replace(filled, routes=tuple(_routes(snapshot.cluster, state.name, filled.interfaces or ())))
+        filled = replace(filled, routes=tuple(_routes(snapshot.cluster, filled)))
     if state.rules4 is None:
         supposed.add(EvidenceKind.ROUTING_RULES)
     if state.sysctls is None:
@@ -164,8 +166,25 @@ def _node_addresses(node: Node | None) -> list[IPAddress]:
 # --------------------------------------------------------------------------------------------------------- routes
 
 
-def _routes(cluster: Cluster, name: str, interfaces: tuple[Interface, ...]) -> Iterator[Route]:
+def _pod_device(state: NodeState) -> Callable[[Pod], str]:
+    """What names the device of a pod on this node; PODS where the plugin is not known to derive it from the pod.
+
+    Calico and those that took its scheme (Azure, GKE) name it by a hash (libcalico-go, VethNameForWorkload).
+    """
+    known = {interface.name for interface in state.interfaces or ()}
+    calico = any(has_chain(ruleset, "filter", "cali-FORWARD") for ruleset in state.rulesets)
+
+    def device(pod: Pod) -> str:
+        end = sha1(pod.key.replace("/", ".", 1).encode(), usedforsecurity=False).hexdigest()[:11]
+        found = next((prefix + end for prefix in ("cali", "azv", "gke") if prefix + end in known), None)
+        return found or (f"cali{end}" if calico else PODS)
+
+    return device
+
+
+def _routes(cluster: Cluster, state: NodeState) -> Iterator[Route]:
     """What the kernel adds for addresses, a default route, the ways to this node's pods and to the other nodes'."""
+    name, interfaces, device_of = state.name, state.interfaces or (), _pod_device(state)
     connected = list(_kernel_routes(interfaces))
     yield from connected
     node = (cluster.nodes or {}).get(name)
@@ -199,7 +218,7 @@ def _routes(cluster: Cluster, name: str, interfaces: tuple[Interface, ...]) -> I
                     continue
                 if pod.node_name == name:
                     if not any(ip in r.dst for r in connected if r.type == "unicast" and r.dst.prefixlen > 0):
-                        yield _unicast(ip_network(ip), PODS, None)
+                        yield _unicast(ip_network(ip), device_of(pod), None)
                 elif pod.node_name in (cluster.nodes or {}):
                     other = (cluster.nodes or {})[pod.node_name]
                     if any(ip in ip_network(t, strict=False) for t in other.pod_cidrs):

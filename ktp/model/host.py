@@ -21,6 +21,8 @@ IPNetwork = IPv4Network | IPv6Network
 UPLINK, PODS = "?", "? (pods)"
 UNNAMED_DEVICES = frozenset((UPLINK, PODS))
 """Devices of which the name was not read: the one that leads out of a node, and those of its pods."""
+POD_DEVICES = ("cali", "azv", "gke", "lxc", "veth")
+"""How the names of pods' own devices begin: Calico's, Azure's, GKE's, Cilium's, those of CNI's ptp and bridge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

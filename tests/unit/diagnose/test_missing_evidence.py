@@ -10,7 +10,10 @@ import pytest
 
 from ktp.cli import run
 from ktp.collect.snapshot import open_snapshot
+from ktp.dataplane.answer import Flow, answer_flow
+from ktp.dataplane.walk import Walker
 from ktp.diagnose.service import diagnose_service
+from ktp.diagnose.topology import topology_of
 from ktp.model.assumption import EvidenceKind
 from ktp.model.capture import MemoryCapture
 from ktp.model.diagnosis import Cell, ServiceDiagnosis, Severity
@@ -128,3 +131,44 @@ def test_a_node_without_its_addresses_or_without_its_routes(case: str, lost: str
             for s in (whole, part)
         ]
         assert codes[0] == codes[1]
+
+
+CALICO = """*nat
+:PREROUTING ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:cali-FORWARD - [0:0]
+:cali-from-wl - [0:0]
+-A FORWARD -j cali-FORWARD
+-A cali-FORWARD -i cali+ -j cali-from-wl
+-A cali-from-wl -i calic8e94a3aba5 -j DROP
+COMMIT
+"""
+
+
+def test_calico_names_the_device_of_a_pod_by_the_pod() -> None:
+    """libcalico-go, VethNameForWorkload; seen at edge/deadport-0 of a recorded cluster. Without routes and addresses."""
+    from ktp.diagnose.supposed import with_supposed_networks
+    from ktp.model.cluster import Cluster, Node, Pod
+
+    pods = [
+        Pod(namespace="edge", name=f"deadport-{n}", node_name="a", pod_ips=(f"10.244.1.{n + 2}",))
+        for n in (0, 1)
+    ]
+    node = Node(name="a", addresses=(("InternalIP", "10.0.0.3"),), pod_cidrs=("10.244.1.0/24",))
+    files = {"nodes/a/iptables-legacy-save.txt": CALICO.encode(), "cluster/services.json": b'{"items": []}'}
+    state = parse_snapshot(MemoryCapture(files=files)).nodes["a"]
+    snapshot = Snapshot(cluster=Cluster(pods=tuple(pods), nodes={"a": node}), nodes={"a": state})
+    routes = with_supposed_networks(snapshot).nodes["a"].routes or ()
+    devices = {str(r.dst): r.dev for r in routes if r.dst.prefixlen == 32 and r.type == "unicast"}
+    assert devices["10.244.1.2/32"] == "calic8e94a3aba5"
+    walker = Walker(topology_of(snapshot))
+    first, second = (pod.pod_ips[0] for pod in pods)
+    answers = [
+        answer_flow(walker, Flow(src=src, from_node="a", dst=dst, port=80, protocol="tcp"))
+        for src, dst in ((first, second), (second, first))
+    ]
+    assert [answer.disposition.value for answer in answers] == ["dropped", "delivered"]
