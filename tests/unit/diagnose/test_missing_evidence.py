@@ -144,7 +144,7 @@ COMMIT
 :cali-from-wl - [0:0]
 -A FORWARD -j cali-FORWARD
 -A cali-FORWARD -i cali+ -j cali-from-wl
--A cali-from-wl -i calic8e94a3aba5 -j DROP
+-A cali-from-wl -i calic8e94a3aba5 -m conntrack --ctstate NEW -j DROP
 COMMIT
 """
 
