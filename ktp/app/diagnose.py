@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
@@ -120,69 +119,56 @@ def status_of(reports: list[ServiceDiagnosis], fail_on: str = "warning") -> Exit
 
 def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
     """Every Service with an external front end, worst first; the exit status."""
-    from ktp.diagnose.survey import survey
+    from ktp.diagnose.service import diagnose_service
+    from ktp.diagnose.survey import rows_of, survey, surveyed
 
     snapshot = snapshot_for_all(settings, namespace)
     if namespace is not None and not any(
         s.namespace == namespace for s in snapshot.cluster.services.values()
     ):
         find_service(snapshot.cluster, namespace, "")
+    keys = surveyed(snapshot, namespace=namespace)
+    size = len(keys) * len(settings.nodes or node_names(snapshot))
+    if size <= (_WHOLE_IN_TEXT if settings.output == "text" else _WHOLE_DIAGNOSES):
+        services = snapshot.cluster.services
+        reports = {key: diagnose_service(snapshot, services[key], nodes=settings.nodes) for key in keys}
+        rows = rows_of(reports.values())
+        if settings.output == "text":
+            _print_survey(settings, rows)
+        else:
+            in_order = dict.fromkeys((*(row.key for row in rows), *keys))
+            _write_diagnoses(settings, [reports[key] for key in in_order], as_list=True)
+        return status_of(list(reports.values()), settings.fail_on)
     rows = survey(snapshot, namespace=namespace, nodes=settings.nodes)
-    reports: list[ServiceDiagnosis] = []
     if settings.output == "text":
-        from ktp.render.survey import print_survey
-        from ktp.render.terminal import make_console
-
-        rows = _with_causes(settings, snapshot, rows)
-        print_survey(rows, make_console(settings.color, sys.stdout), verbose=settings.verbose)
+        _print_survey(settings, rows)
     else:
-        reports = _write_survey(settings, snapshot, rows)
-    if any(r.failing for r in rows) or status_of(reports) is ExitCode.FINDINGS:
+        _write_summaries(settings, snapshot, rows, size)
+    if any(r.failing for r in rows):
         return ExitCode.FINDINGS
     return ExitCode.UNDETERMINED if any(r.unknown or not r.total for r in rows) else ExitCode.OK
 
 
 # Beyond so many Services times nodes `-A -o json` prints summaries: whole diagnoses would take minutes.
 _WHOLE_DIAGNOSES = 3000
-# Up to so many failing Services times nodes the survey takes its causes from whole diagnoses: a few seconds.
-_WHOLE_CAUSES = 100
+# Up to so many the list for people is made of them, too: a few seconds.
+_WHOLE_IN_TEXT = 300
 
 
-def _with_causes(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow]) -> list[SurveyRow]:
-    """The rows with the causes that `diagnose svc NAME` gives, where there are not too many that fail."""
-    from ktp.diagnose.service import diagnose_service
+def _print_survey(settings: Settings, rows: list[SurveyRow]) -> None:
+    from ktp.render.survey import print_survey
+    from ktp.render.terminal import make_console
 
-    keys = dict.fromkeys(row.key for row in rows if row.failing)
-    if not keys or len(keys) * len(settings.nodes or node_names(snapshot)) > _WHOLE_CAUSES:
-        return rows
-    causes = {
-        (key, group.frontend): group.cause
-        for key in keys
-        for group in reversed(
-            diagnose_service(snapshot, snapshot.cluster.services[key], nodes=settings.nodes).headline
-        )
-    }
-    return [replace(row, cause=causes.get((row.key, row.front_end))) if row.failing else row for row in rows]
+    print_survey(rows, make_console(settings.color, sys.stdout), verbose=settings.verbose)
 
 
-def _write_survey(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow]) -> list[ServiceDiagnosis]:
-    """Whole diagnoses of all Services in the survey, in its order; summaries where there are too many."""
-    from ktp.diagnose.service import diagnose_service
-
-    keys = list(dict.fromkeys(row.key for row in rows))
-    nodes = settings.nodes or node_names(snapshot)
-    if len(keys) * len(nodes) <= _WHOLE_DIAGNOSES:
-        services = snapshot.cluster.services
-        reports = [diagnose_service(snapshot, services[key], nodes=settings.nodes) for key in keys]
-        _write_diagnoses(settings, reports, as_list=True)
-        return reports
+def _write_summaries(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow], size: int) -> None:
     if settings.output not in ("json", "yaml"):
         raise UsageError(
-            f"{len(keys)} Services on {len(nodes)} nodes are too many for one {settings.output} report",
+            f"{size} rows of Services and nodes are too many for one {settings.output} report",
             hint="narrow it with -n NAMESPACE or --node NODE, or use -o json, which prints a summary of each",
         )
     from ktp.render.structured import dump
     from ktp.render.survey import survey_object
 
     dump(survey_object(rows, snapshot), settings.output, sys.stdout)
-    return []

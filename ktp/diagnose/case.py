@@ -12,7 +12,7 @@ from ktp.model.cluster import Service, ServicePort
 from ktp.model.diagnosis import Cell, Cures, Evidence
 from ktp.model.host import NodeState
 from ktp.model.snapshot import Snapshot
-from ktp.model.trace import Disposition, Symptom
+from ktp.model.trace import DecidedBy, Disposition, Path, Symptom
 
 EXTERNAL_KINDS = frozenset((FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EXTERNAL_IP))
 
@@ -61,13 +61,23 @@ class Entry:
 class Mended(list[Entry]):
     """Cells that a change mends, wholly (`cured`) or in part."""
 
-    def __init__(self, better: Iterable[Entry], cured: Iterable[Entry]) -> None:
+    def __init__(
+        self,
+        better: Iterable[Entry],
+        cured: Iterable[Entry],
+        harmed: Callable[[], Iterable[Entry]] = tuple,
+    ) -> None:
+        """`harmed` asks which cells connect today and no longer would: it is called where a fix is offered."""
         super().__init__(better)
         self.cured = tuple(cured)
+        self._harmed = harmed
 
     def also(self, other: Mended) -> Mended:
         """With what another change mends."""
-        return Mended([*self, *other], [*self.cured, *other.cured])
+        both = (self._harmed, other._harmed)
+        return Mended(
+            [*self, *other], [*self.cured, *other.cured], lambda: [e for harmed in both for e in harmed()]
+        )
 
     def cures(self, tried: Iterable[Entry] | None = None) -> Cures:
         """What the change does to the cells that it was `tried` on; without, to these."""
@@ -78,6 +88,7 @@ class Mended(list[Entry]):
             cured=len(cured),
             better=sum(e in self and e not in self.cured for e in every),
             left=tuple(e.key for e in every if e not in self.cured),
+            lost=tuple(dict.fromkeys(e.key for e in self._harmed())),
         )
 
 
@@ -92,6 +103,7 @@ class Case:
         self.service = service
         self.entries = tuple(entries)
         self.nodes = tuple(nodes)
+        self.unhealthy: frozenset[str] | None = None  # nodes on which the health check is stopped, once asked
         self._by_node: dict[str, tuple[Entry, ...]] | None = None
         self._worlds: dict[str, Examiner | None] = {}
         self._answers: dict[tuple[str, tuple[str, str, str]], tuple[Asked, Cell]] = {}
@@ -163,11 +175,42 @@ class Case:
             found = self._answers[key] = (asked, world.cell(asked))
         return found[1]
 
+    def gets_further(self, entry: Entry, label: str, make: Callable[[], Snapshot]) -> bool:
+        """Whether in the changed snapshot something else stops the packet: what was changed stops it now."""
+        before, after = entry.cell.decided_by, self.ask_again(entry, label, make).decided_by
+        return before is not None and after is not None and _place(before) != _place(after)
+
     def mended(self, entries: Iterable[Entry], label: str, make: Callable[[], Snapshot]) -> Mended:
         """Those of the cells that connect (more often) in the changed snapshot."""
         after = {e: self.ask_again(e, label, make) for e in entries}
         better = [e for e, cell in after.items() if is_better(e.cell, cell)]
-        return Mended(better, [e for e in better if share(after[e]) >= 1])
+        return Mended(better, [e for e in better if share(after[e]) >= 1], lambda: self._harmed(label, make))
+
+    def _harmed(self, label: str, make: Callable[[], Snapshot]) -> list[Entry]:
+        """The ways in, for any client, that connect today and in the changed snapshot do not, or not always."""
+        today = [e for e in self.entries if e.is_external and share(e.cell) >= 1]
+        return [e for e in today if share(after := self.ask_again(e, label, make)) < 1 and is_known(after)]
+
+
+def _place(decided: DecidedBy | None) -> object:
+    return decided and (decided.node, decided.kind, decided.table, decided.chain, decided.rule)
+
+
+def goes_astray(entry: Entry, path: Path) -> bool:
+    """Whether the answer comes back to the client's node by a way that misses the node which translated the request.
+
+    There conntrack does not know it: it is lost, or a rule for such packets drops it first.
+    """
+    if path.endpoint_ip is None or not path.source_seen or path.symptom is Symptom.CONNECTS:
+        return False
+    asked = [h.node for h in path.hops if h.direction == "request"]
+    answered = [h.node for h in path.hops if h.direction == "reply"]
+    home = entry.asked.question.flow.from_node
+    if home == entry.node or home not in answered:
+        return False  # the answer was lost on its way, not because of its way
+    if path.disposition is not Disposition.LOST and answered[-1] == path.endpoint_node:
+        return False
+    return entry.node in asked and entry.node not in answered and path.endpoint_node != entry.node
 
 
 def given(snapshot: Snapshot) -> Callable[[], Snapshot]:
@@ -178,6 +221,11 @@ def given(snapshot: Snapshot) -> Callable[[], Snapshot]:
 def is_better(before: Cell, after: Cell) -> bool:
     """Whether more of the client's connections succeed."""
     return share(after) > share(before) + 1e-9
+
+
+def is_known(cell: Cell) -> bool:
+    """Whether there is an answer at all."""
+    return cell.symptom is not Symptom.UNKNOWN
 
 
 def share(cell: Cell) -> float:

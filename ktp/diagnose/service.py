@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from ktp.diagnose.case import EXTERNAL_KINDS, Case, Entry
 from ktp.diagnose.checks import ALL_CHECKS
-from ktp.diagnose.checks.base import listed
 from ktp.diagnose.checks.ktp901_unexplained import CHECK as UNEXPLAINED
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import node_addresses
 from ktp.diagnose.reconcile import health_findings, reconcile
 from ktp.diagnose.share import load_shares
+from ktp.diagnose.verdict import headline_of, verdict_of
 from ktp.kubeproxy.endpoints import EndpointSelection
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason, ip_versions_of
 from ktp.kubeproxy.outcome import Vantage
@@ -22,7 +22,6 @@ from ktp.model.diagnosis import (
     Evidence,
     Finding,
     FrontEndMatrix,
-    HeadlineGroup,
     LoadShare,
     NodeRow,
     ServiceDiagnosis,
@@ -71,7 +70,7 @@ def diagnose_service(
     findings = [*_findings(case), *health_findings(witnesses)]
     findings, causes = _assign(case, findings)
     matrices = _matrices(case, names, causes)
-    headline = _headline(case, causes)
+    headline = headline_of(case, causes)
     undetermined = any(e.cell.symptom is Symptom.UNKNOWN for e in entries) or (
         not entries and not reason and snapshot.cluster.nodes is None
     )
@@ -81,7 +80,7 @@ def diagnose_service(
         type=service.type,
         external_traffic_policy=service.external_traffic_policy,
         internal_traffic_policy=service.internal_traffic_policy,
-        verdict=_verdict(case, findings, headline, reason),
+        verdict=verdict_of(case, findings, headline, reason),
         headline=tuple(headline),
         frontends=tuple(matrices),
         findings=tuple(findings),
@@ -353,146 +352,6 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
     served = {g.subject for g in extra if g.kind == "data-plane"}
     told = [g for g in snapshot.gaps if g.kind != "node-rules" or g.subject not in served]
     return (*told, *extra)
-
-
-# -- the verdict
-
-
-def _headline(case: Case, causes: dict[tuple[str, str, str], str]) -> list[HeadlineGroup]:
-    """The failing cells of outside clients, by front end, symptom and cause."""
-    nodes: dict[tuple[str, Symptom, str], list[str]] = {}
-    for e in case.failing():
-        if e.is_external and e.vantage is Vantage.EXTERNAL:
-            nodes.setdefault((e.title, e.cell.symptom, causes[e.key]), []).append(e.node)
-    return [
-        HeadlineGroup(
-            frontend=title, nodes=tuple(names), vantage=Vantage.EXTERNAL.value, symptom=symptom, cause=cause
-        )
-        for (title, symptom, cause), names in nodes.items()
-    ]
-
-
-def _cause_of(findings: list[Finding], groups: Iterable[HeadlineGroup]) -> Finding | None:
-    """The finding that explains cells of these groups, which have one cause."""
-    cells = {(g.frontend, node, g.vantage) for g in groups for node in g.nodes}
-    codes = {g.cause for g in groups}
-    return next((f for f in findings if f.code in codes and not cells.isdisjoint(f.cells)), None)
-
-
-def _causes_words(findings: list[Finding], headline: list[HeadlineGroup]) -> str:
-    """ ". Cause: …", with the nodes of each where there are several."""
-    by_code: dict[str, list[HeadlineGroup]] = {}
-    for group in headline:
-        by_code.setdefault(group.cause, []).append(group)
-    said: list[str] = []
-    for code, groups in by_code.items():
-        finding = _cause_of(findings, groups)
-        words = f"{code} {_cause_words(finding)}" if finding is not None else code
-        if len(by_code) > 1:
-            words = f"{_some(list(dict.fromkeys(n for g in groups for n in g.nodes)))}: {words}"
-        said.append(words)
-    if not said:
-        return ""
-    return (". Causes: " if len(said) > 1 else ". Cause: ") + "; ".join(said)
-
-
-def _verdict(case: Case, findings: list[Finding], headline: list[HeadlineGroup], ignored: str) -> str:
-    service = case.service
-    if ignored:
-        return f"{service.key} has no front end for kube-proxy: {ignored}"
-    external = [e for e in case.entries if e.is_external and e.vantage is Vantage.EXTERNAL]
-    if not external:
-        if not case.entries and case.snapshot.cluster.nodes is None:
-            return f"where {service.key} answers is not known: the nodes were not read"
-        if not case.entries:
-            return f"{service.key} has no front end on any node that ktp knows"
-        inside = [e for e in case.entries if e.fails]
-        state = (
-            "its cluster IP does not answer everywhere inside"
-            if inside
-            else "its cluster IP answers inside the cluster"
-        )
-        return (
-            f"{service.key} is of type {service.type} and has no external front end: "
-            f"nothing outside can dial it; {state}"
-        )
-    parts = []
-    for title in dict.fromkeys(e.title for e in external):
-        mine = [e for e in external if e.title == title]
-        parts.append(_title_verdict(title, mine))
-    planes: dict[str, list[str]] = {}
-    for node in case.nodes:
-        if name := case.examiner.data_plane(node):
-            planes.setdefault(name, []).append(node)
-    if planes:
-        said = [f"{name} serves Services on {listed(nodes)}" for name, nodes in planes.items()]
-        return f"{'; '.join(parts[:3])}. KTP403 {'; '.join(said)}, and its tables were not read"
-    verdict = "; ".join(parts[:3]) + (f"; and {len(parts) - 3} more front ends" if len(parts) > 3 else "")
-    if headline:
-        return verdict + _causes_words(findings, headline)
-    # An error may concern other clients, or the load balancer's health check, while outside clients get through.
-    main = next((f for f in findings if f.severity is Severity.ERROR), None)
-    return verdict + (f". But: {main.code} {_cause_words(main)}" if main is not None else "")
-
-
-def _title_verdict(title: str, entries: list[Entry]) -> str:
-    good = [e.node for e in entries if e.cell.symptom is Symptom.CONNECTS and not e.is_swallowed]
-    taken = [e.node for e in entries if e.cell.symptom is Symptom.CONNECTS and e.is_swallowed]
-    bad = [e.node for e in entries if e.fails and not e.is_swallowed]
-    unknown = [e.node for e in entries if e.cell.symptom is Symptom.UNKNOWN]
-    every = len(entries)
-    if len(good) == every:
-        kept = {e.cell.source_kept for e in entries}
-        source = (
-            ", the client's address is kept"
-            if kept == {True}
-            else ", the client's address is rewritten"
-            if kept == {False}
-            else ""
-        )
-        where = f"all {every} nodes" if every > 1 else entries[0].node
-        return f"{title} answers outside clients on {where}{source}"
-    if unknown and not bad and not good and not taken:
-        return f"{title}: what outside clients get is not known"
-    words = {
-        Symptom.TIMES_OUT: "times out",
-        Symptom.REFUSED: "is refused",
-        Symptom.UNREACHABLE: "is unreachable",
-        Symptom.INTERMITTENT: "fails now and then",
-    }
-    by_symptom: dict[str, list[str]] = {}
-    for e in entries:
-        if e.fails and not e.is_swallowed:
-            by_symptom.setdefault(words.get(e.cell.symptom, "fails"), []).append(e.node)
-    said = []
-    if good:
-        said.append(f"answers outside clients on {_some(good)}")
-    said += [
-        f"{w} on {'all ' + str(every) + ' nodes' if len(n) == every > 1 else _some(n)}"
-        for w, n in by_symptom.items()
-    ]
-    if taken:
-        said.append(f"ends at a socket of the node itself on {_some(taken)}")
-    if unknown:
-        said.append(f"is not known on {_some(unknown)}")
-    return f"{title} " + ", ".join(said)
-
-
-def _some(names: list[str]) -> str:
-    if len(names) > 4:
-        return f"{', '.join(names[:3])} and {len(names) - 3} more nodes"
-    return ", ".join(names)
-
-
-def _cause_words(finding: Finding) -> str:
-    return {
-        "KTP501": "externalTrafficPolicy is Local and no usable endpoint runs there",
-        "KTP101": "no usable endpoint anywhere",
-        "KTP102": "pods exist, none is ready",
-        "KTP103": "the selector matches no pod",
-        "KTP401": "the node's rules disagree with the API",
-        "KTP901": "no cause that ktp knows by name",
-    }.get(finding.code, finding.message)
 
 
 def is_external(entry: Entry) -> bool:

@@ -166,7 +166,7 @@ def _node_addresses(node: Node | None) -> list[IPAddress]:
 # --------------------------------------------------------------------------------------------------------- routes
 
 
-def _pod_device(state: NodeState) -> Callable[[Pod], str]:
+def pod_device(state: NodeState) -> Callable[[Pod], str]:
     """What names the device of a pod on this node; PODS where the plugin is not known to derive it from the pod.
 
     Calico and those that took its scheme (Azure, GKE) name it by a hash (libcalico-go, VethNameForWorkload).
@@ -184,7 +184,7 @@ def _pod_device(state: NodeState) -> Callable[[Pod], str]:
 
 def _routes(cluster: Cluster, state: NodeState) -> Iterator[Route]:
     """What the kernel adds for addresses, a default route, the ways to this node's pods and to the other nodes'."""
-    name, interfaces, device_of = state.name, state.interfaces or (), _pod_device(state)
+    name, interfaces, device_of = state.name, state.interfaces or (), pod_device(state)
     connected = list(_kernel_routes(interfaces))
     yield from connected
     node = (cluster.nodes or {}).get(name)

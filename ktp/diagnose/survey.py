@@ -6,16 +6,19 @@ have 50 million rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from ktp.diagnose.checks.health_common import has_health_check
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import node_addresses
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason
 from ktp.kubeproxy.node import ProxyNode
 from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.cluster import Service, ServicePort
+from ktp.model.diagnosis import ServiceDiagnosis, Severity
 from ktp.model.host import IPAddress
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition, Symptom
@@ -29,6 +32,8 @@ class SurveyRow:
     """One front end of one Service. `symptoms` counts the nodes by what an outside client gets there.
 
     `host_process` among them are nodes of which a socket takes the connection, so that it never reaches the Service.
+    `silent` of those that fail hold no endpoint, and the load balancer's health check keeps clients off them.
+    `severity` is that of the gravest finding of the whole Service, where it was diagnosed.
     """
 
     namespace: str
@@ -38,9 +43,11 @@ class SurveyRow:
     front_end: str
     symptoms: dict[str, int] = field(default_factory=dict)
     failing_nodes: tuple[str, ...] = ()
+    silent: int = 0
     cause: str | None = None
     reason: str = ""
     basis: str = "api"
+    severity: Severity | None = None
 
     @property
     def key(self) -> str:
@@ -54,10 +61,9 @@ class SurveyRow:
 
     @property
     def failing(self) -> int:
-        """Nodes on which outside clients do not (always) get through."""
-        return sum(
-            n for s, n in self.symptoms.items() if s not in (Symptom.CONNECTS.value, Symptom.UNKNOWN.value)
-        )
+        """Nodes on which outside clients do not (always) get through, but for those that are silent by design."""
+        fine = (Symptom.CONNECTS.value, Symptom.UNKNOWN.value)
+        return sum(n for s, n in self.symptoms.items() if s not in fine) - self.silent
 
     @property
     def unknown(self) -> int:
@@ -81,8 +87,65 @@ def survey(
             for front_end in examiner.front_ends(service, port).programmed:
                 if front_end.kind in _EXTERNAL:
                     rows.append(_row(examiner, service, port, front_end, asked, classes))
-    rows.sort(key=lambda r: (-(r.failing / r.total if r.total else 0), r.unknown == 0, r.key, r.front_end))
-    return rows
+    return sorted(rows, key=_badness)
+
+
+def surveyed(snapshot: Snapshot, *, namespace: str | None = None) -> list[str]:
+    """The Services ("namespace/name") that have a front end for outside clients."""
+    examiner = Examiner(snapshot, suppose_pods=False)
+    return [
+        key
+        for key, service in snapshot.cluster.services.items()
+        if (namespace is None or service.namespace == namespace) and not ignored_reason(service)
+        if any(
+            f.kind in _EXTERNAL
+            for port in service.ports
+            for f in examiner.front_ends(service, port).programmed
+        )
+    ]
+
+
+def rows_of(diagnoses: Iterable[ServiceDiagnosis]) -> list[SurveyRow]:
+    """The same rows from whole diagnoses, worst first: they say what these say."""
+    return sorted((row for d in diagnoses for row in _rows_of(d)), key=_badness)
+
+
+def _rows_of(d: ServiceDiagnosis) -> Iterable[SurveyRow]:
+    silent = {(group.frontend, node) for group in d.silent for node in group.nodes}
+    worst = min((f.severity for f in d.findings), key=lambda s: s.rank, default=None)
+    for matrix in d.frontends:
+        cells = {row.node: row.cells["external"] for row in matrix.nodes if "external" in row.cells}
+        if matrix.kind == FrontEndKind.CLUSTER_IP.value or not cells:
+            continue
+        groups = [g for g in d.headline if g.frontend == matrix.title and g not in d.silent]
+        symptoms = Counter(
+            Disposition.HOST_PROCESS.value if c.disposition is Disposition.HOST_PROCESS
+            and c.symptom is Symptom.CONNECTS else c.symptom.value
+            for c in cells.values()
+        )  # fmt: skip
+        failing = [node for group in groups for node in group.nodes]
+        bases = {c.basis for c in cells.values()} - {"none"}
+        main = next((f.code for f in d.findings if f.severity in (Severity.ERROR, Severity.WARNING)), None)
+        yield SurveyRow(
+            namespace=d.namespace,
+            name=d.name,
+            type=d.type,
+            policy=d.external_traffic_policy,
+            front_end=matrix.title,
+            symptoms=dict(symptoms),
+            failing_nodes=tuple(failing),
+            silent=sum((matrix.title, node) in silent for node in cells),
+            cause=groups[0].cause if groups else main,
+            reason=cells[failing[0]].reason if failing else "",
+            basis="rules and api" if len(bases) > 1 else next(iter(bases), "api"),
+            severity=worst,
+        )
+
+
+def _badness(row: SurveyRow) -> tuple[float, int, bool, str, str]:
+    share = row.failing / row.total if row.total else 0
+    rank = row.severity.rank if row.severity is not None else 9
+    return -share, rank, row.unknown == 0, row.key, row.front_end
 
 
 class _Class:
@@ -168,6 +231,11 @@ def _row(
                 failing += some[: max(0, _NAMED - len(failing))]
                 reason = reason or why
                 cause = cause or _cause(examiner, service, port, front_end, first)
+    silent = 0
+    if cause == "KTP501" and has_health_check(service) and front_end.kind is not FrontEndKind.EXTERNAL_IP:
+        silent = sum(
+            n for s, n in symptoms.items() if s not in (Symptom.CONNECTS.value, Symptom.UNKNOWN.value)
+        )
     return SurveyRow(
         namespace=service.namespace,
         name=service.name,
@@ -175,7 +243,8 @@ def _row(
         policy=service.external_traffic_policy,
         front_end=_title(front_end),
         symptoms=symptoms,
-        failing_nodes=tuple(failing),
+        failing_nodes=() if silent else tuple(failing),
+        silent=silent,
         cause=cause,
         reason=reason,
         basis="rules" if asked and not classes else "rules and api" if asked else "api",

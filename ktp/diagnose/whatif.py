@@ -70,8 +70,8 @@ class WhatIf:
 
     @property
     def darkens(self) -> bool:
-        """Whether some client that got through no longer does."""
-        return any(c.effect == "newly dark" for c in self.altered)
+        """Whether some client that got through no longer does, or not as often."""
+        return any(c.effect in ("newly dark", "less reliable") for c in self.altered)
 
 
 def what_if(
@@ -185,6 +185,7 @@ def _effect(old: Cell, new: Cell) -> str:
         return "fails in another way"
     if new.symptom is Symptom.CONNECTS and old.source_kept is not new.source_kept:
         return "source lost" if old.source_kept and new.source_kept is False else "source kept"
-    if {(e.ip, e.port) for e in old.endpoints} != {(e.ip, e.port) for e in new.endpoints}:
+    got_through = share(new) > 0
+    if got_through and {(e.ip, e.port) for e in old.endpoints} != {(e.ip, e.port) for e in new.endpoints}:
         return "other endpoints"
     return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -121,13 +121,15 @@ class Evidence:
 class Cures:
     """What a fix does to failing cells that it was tried on: so many then connect in every draw, so many more often.
 
-    `left` names the (front end, node, vantage) of those that still fail, always or now and then.
+    `left` names the (front end, node, vantage) of those that still fail, always or now and then; `lost` of those that
+    connect today and then (sometimes) do not.
     """
 
     tried: int
     cured: int
     better: int = 0
     left: tuple[tuple[str, str, str], ...] = ()
+    lost: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -254,3 +256,15 @@ class ServiceDiagnosis:
     def key(self) -> str:
         """`namespace/name`."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def silent(self) -> tuple[HeadlineGroup, ...]:
+        """The groups of the headline that are as the Service's owner asked: what explains them is no fault."""
+        return tuple(group for group in self.headline if is_designed(self.findings, group))
+
+
+def is_designed(findings: Iterable[Finding], group: HeadlineGroup) -> bool:
+    """Whether nothing graver than KTP501 as good to know explains the group."""
+    cells = {(group.frontend, node, group.vantage) for node in group.nodes}
+    found = next((f for f in findings if f.code == group.cause and not cells.isdisjoint(f.cells)), None)
+    return found is not None and found.code == "KTP501" and found.severity is Severity.INFO

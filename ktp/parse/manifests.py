@@ -145,5 +145,5 @@ def _yaml_documents(text: str, name: str) -> list[Any]:
     except (yaml.YAMLError, *SHAPE_ERRORS) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
+        problem = " ".join((getattr(error, "problem", None) or str(error)).split())[:100]
         raise EvidenceError(f"{name} is neither JSON nor YAML ({place}{problem})", hint=_HINT) from None

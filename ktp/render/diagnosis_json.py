@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ktp.model.capture import EvidenceGap
-from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis
+from ktp.model.diagnosis import Cell, Cures, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis
 from ktp.model.trace import DecidedBy
 from ktp.render.assumptions import assumptions_json
 from ktp.render.probe_json import row_object, witness_object
@@ -165,11 +165,7 @@ def finding_object(f: Finding) -> dict[str, Any]:
                 "command": x.command,
                 "verified": x.verified,
                 "outcome": x.outcome,
-                **(
-                    {"cures": {"tried": x.cures.tried, "cured": x.cures.cured, "better": x.cures.better}}
-                    if x.cures is not None
-                    else {}
-                ),
+                **({"cures": _cures(x.cures)} if x.cures is not None else {}),
             }
             for x in f.fixes
         ],
@@ -180,3 +176,9 @@ def finding_object(f: Finding) -> dict[str, Any]:
 def gap_object(g: EvidenceGap) -> dict[str, Any]:
     """A gap in the evidence."""
     return {"kind": g.kind, "subject": g.subject, "message": g.message, "remedy": g.remedy}
+
+
+def _cures(c: Cures) -> dict[str, Any]:
+    """`lost`, the ways in that work today and then do not, is absent where there are none."""
+    lost = [{"frontend": title, "node": node, "vantage": vantage} for title, node, vantage in c.lost]
+    return {"tried": c.tried, "cured": c.cured, "better": c.better, **({"lost": lost} if lost else {})}

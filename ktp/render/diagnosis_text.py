@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ktp.model.capture import EvidenceGap
-from ktp.model.diagnosis import Cell, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
+from ktp.model.diagnosis import Cell, Evidence, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
 from ktp.model.trace import Disposition, Symptom
 from ktp.render.probe_tables import print_rows, print_witnesses
-from ktp.render.report_words import ASSUMED_LEGEND, KEPT_LEGEND, assumed_of, cells_of, fix_words, grouped
+from ktp.render.report_words import (
+    ASSUMED_LEGEND,
+    KEPT_LEGEND,
+    assumed_of,
+    cells_of,
+    fix_words,
+    grouped,
+    named_verdict,
+    nodes_of,
+    policies_of,
+)
 from ktp.render.terminal import write
 
 _HEADINGS = {
@@ -37,27 +47,66 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
     """Write the report of one Service."""
     bad = any(f.severity is Severity.ERROR for f in d.findings)
     style = "bold red" if bad else "bold yellow" if d.undetermined or d.findings else "bold green"
-    write(console, Text(d.verdict, style=style))
-    console.print()
-    write(
-        console,
-        Text(f"Service   {d.key}, type {d.type}, externalTrafficPolicy {d.external_traffic_policy}"),
-        0,
-        10,
-    )
-    write(console, Text(f"Evidence  {_evidence(d)}"), 0, 10)
+    write(console, Text(named_verdict(d), style=style))
+    write(console, Text(f"{policies_of(d)}. Evidence: {_evidence(d)}", style="dim"), 0, 2)
     print_matrices(d, console, verbose=verbose)
-    print_findings(d.findings, console, verbose=verbose)
+    print_findings(d.findings, console, verbose=verbose, causes={group.cause for group in d.headline})
     print_rows(d.probes, console)
     print_witnesses(d.reconciliation, console, verbose=verbose)
     _print_gaps(d.gaps, console, verbose=verbose)
 
 
-def print_findings(findings: Iterable[Finding], console: Console, *, verbose: bool = False) -> None:
-    """The findings, those of one cause together."""
-    for group in grouped(findings):
+# What the first says of the same nodes, the second says within its own sentence.
+_SAID_BY = {"KTP504": "KTP501"}
+
+
+def print_findings(
+    findings: Iterable[Finding], console: Console, *, verbose: bool = False, causes: Collection[str] = ()
+) -> None:
+    """The findings, those of one cause together: what fails with its proof and cure, the rest in a sentence or by name.
+
+    `causes` are the codes that the headline names. With `verbose` everything is said of all.
+    """
+    groups = grouped(findings)
+    lead = [g for g in groups if g[0].code in causes or g[0].severity is Severity.ERROR]
+    lead = lead or [g for g in groups if g[0].severity is Severity.WARNING]
+    names: list[str] = []
+    for group in groups:
+        first = group[0]
+        if verbose or group in lead:
+            console.print()
+            _print_finding(group, console, verbose=verbose)
+        elif first.severity is not Severity.INFO or not lead:
+            console.print()
+            write(console, _sentence(group), 0, 2)
+        elif not _is_said(group, lead):
+            names.append(f"{first.code} {first.name}")
+    if names:
         console.print()
-        _print_finding(group, console, verbose=verbose)
+        write(console, Text(f"good to know (-v): {', '.join(dict.fromkeys(names))}", style="dim"), 0, 2)
+
+
+def _is_said(group: list[Finding], lead: list[list[Finding]]) -> bool:
+    said = [g for g in lead if g[0].code == _SAID_BY.get(group[0].code)]
+    return set(nodes_of(group)) <= {node for g in said for node in nodes_of(g)} and bool(said)
+
+
+def _sentence(group: list[Finding]) -> Text:
+    text = _head(group)
+    text.append(": " if nodes_of(group) else "  ")
+    return text.append(_message(group))
+
+
+def _head(group: list[Finding]) -> Text:
+    first, nodes = group[0], nodes_of(group)
+    head = Text(f"{first.code} {first.severity.value}", style=_SEVERITY[first.severity])
+    return head.append(f"  {_some(nodes)}", style="bold") if nodes else head
+
+
+def _message(group: list[Finding]) -> str:
+    first = group[0]
+    others = [n for n in nodes_of(group) if n not in (first.node, *first.nodes)]
+    return first.message + (f" (the same on {_some(others)})" if others else "")
 
 
 def print_matrices(d: ServiceDiagnosis, console: Console, *, verbose: bool = False) -> None:
@@ -98,13 +147,12 @@ def _evidence(d: ServiceDiagnosis) -> str:
     if not read:
         return "API objects alone (what should happen); no node's rules were read"
     kinds = sorted({k for n in read for k in d.evidence_nodes[n]})
-    words = f"API objects, and the rules of {_some(read)} ({', '.join(kinds)})"
-    if missing:
-        words += f"; API objects alone for {_some(missing)}"
+    whose = f"all {len(read)} nodes" if len(read) > 1 and not missing else _some(read)
+    words = f"API objects; rules of {whose} ({', '.join(kinds)})"
     versions = sorted({d.versions[n] for n in read if n in d.versions})
     if len(versions) == 1:
-        words += f"; kube-proxy {versions[0]}"
-    return words
+        words += f", kube-proxy {versions[0]}"
+    return words + (f"; API objects alone for {_some(missing)}" if missing else "")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -194,18 +242,11 @@ def _fate_text(cell: Cell) -> Text:
 
 def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> None:
     first = group[0]
-    nodes = list(dict.fromkeys(n for f in group for n in f.nodes))
-    head = Text(f"{first.code} {first.severity.value}", style=_SEVERITY[first.severity])
-    if nodes:
-        head.append(f"  {_some(nodes)}", style="bold")
-    console.print(head)
-    message = first.message
-    if len(group) > 1:
-        message += f" (the same on {_some([n for n in nodes if n != first.node])})"
-    write(console, Text(message), 2)
+    console.print(_head(group))
+    write(console, Text(_message(group)), 2)
     if first.severity is Severity.INFO and not verbose:
         return  # good to know, and no more: the proof is in -v and in the data
-    for e in first.evidence:
+    for e in first.evidence if verbose else _proof(first):
         if e.kind == "counterfactual":
             write(console, _labelled("tried:", e.text), 2, 4)
         else:
@@ -214,12 +255,21 @@ def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> 
         write(console, Text("What to do", style="bold"), 2)
     for number, fix in enumerate(first.fixes, 1):
         write(console, Text(f"{number}. {fix.summary}"), 4, 7)
-        price = f"price: {fix.cost}; {fix_words(fix)}"
-        write(console, Text(price, style="dim"), 7)
+        cost = f"cost: {fix.cost}; {fix_words(fix)}"
+        write(console, Text(cost, style="dim"), 7)
         if fix.command:  # not folded: it is to be copied
             console.print(Text(" " * 7 + fix.command), soft_wrap=True)
     if verbose:
         write(console, Text(f"more: ktp codes {first.code}", style="dim"), 2)
+
+
+def _proof(finding: Finding) -> list[Evidence]:
+    """What proves it at a glance: a field, what decides on the node, and what was tried unless a fix says so."""
+    fields = [e for e in finding.evidence if e.kind == "field"]
+    tried = [e for e in finding.evidence if e.kind == "counterfactual"]
+    decides = [e for e in finding.evidence if e not in fields and e not in tried]
+    shown = [*fields[: 1 if decides else 2], *decides[:1]]
+    return shown if any(fix.cures is not None for fix in finding.fixes) else [*shown, *tried[:1]]
 
 
 def _labelled(label: str, text: str) -> Text:

@@ -116,7 +116,7 @@ def print_witnesses(rows: Iterable[WitnessRow], console: Console, *, verbose: bo
     health = any(r.health is not None for r in shown)
     for title in dict.fromkeys(r.frontend for r in shown):
         console.print()
-        write(console, Text(f"Witnesses of {title}: endpoints for outside clients", style="bold"))
+        write(console, Text(f"Endpoints of {title} for outside clients, by who tells them", style="bold"))
         table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
         headings = ("node", "EndpointSlices", "rules", *(("health check",) if health else ()), "disagrees")
         for name in headings:

@@ -35,6 +35,7 @@ from ktp.render.report_words import (
     fix_words,
     grouped,
     nodes_of,
+    policies_of,
     printable,
     probe_rows,
     share_rows,
@@ -94,8 +95,7 @@ def _service(d: ServiceDiagnosis) -> str:
     evidence = f"API objects and the rules of {', '.join(read[:8])}" if read else "API objects alone"
     parts = [
         f"<h1>{_e(d.verdict)}</h1>",
-        f'<p class="dim">{_e(d.key)}, type {_e(d.type)}, externalTrafficPolicy '
-        f"{_e(d.external_traffic_policy)}. Evidence: {_e(evidence)}.</p>",
+        f'<p class="dim">{_e(d.key)}, type {_e(policies_of(d))}. Evidence: {_e(evidence)}.</p>',
     ]
     parts += [_matrix(m) for m in shown_matrices(d)]
     if d.frontends:
@@ -119,7 +119,7 @@ def _service(d: ServiceDiagnosis) -> str:
         parts.append(_table(PROBE_COLUMNS, probe_rows(d.probes)))
     witnesses = [r for r in d.reconciliation if r.odd or r.health is not None]
     if witnesses:
-        parts.append("<h2>Witnesses: endpoints for outside clients</h2>")
+        parts.append("<h2>Endpoints for outside clients, by who tells them</h2>")
         parts.append(_table(WITNESS_COLUMNS, witness_rows(witnesses)))
     if d.ways:
         parts.append("<h2>The packet's way</h2>")
@@ -194,7 +194,7 @@ def _evidence(e: Evidence) -> str:
 
 def _fix(x: Fix) -> str:
     command = f"<pre>{_e(x.command)}</pre>" if x.command else ""
-    return f'<li>{_e(x.summary)}<br><span class="dim">price: {_e(x.cost)}; {_e(fix_words(x))}</span>{command}</li>'
+    return f'<li>{_e(x.summary)}<br><span class="dim">cost: {_e(x.cost)}; {_e(fix_words(x))}</span>{command}</li>'
 
 
 def _drawn(ways: Sequence[Way]) -> list[Way]:

@@ -19,6 +19,7 @@ from ktp.render.report_words import (
     fix_words,
     grouped,
     nodes_of,
+    policies_of,
     printable,
     probe_rows,
     share_rows,
@@ -31,10 +32,7 @@ from ktp.render.report_words import (
 def markdown_report(d: ServiceDiagnosis) -> str:
     """The report of one Service."""
     out = [f"## {_text(d.key)}", "", f"**{_text(d.verdict)}**", ""]
-    out.append(
-        f"Type {_text(d.type)}, externalTrafficPolicy {_text(d.external_traffic_policy)}. "
-        f"Evidence: {_text(_evidence(d))}."
-    )
+    out.append(f"Type {_text(policies_of(d))}. Evidence: {_text(_evidence(d))}.")
     for m in shown_matrices(d):
         vantages = vantages_of(m)
         out += ["", f"### {_text(m.title)}", ""]
@@ -62,7 +60,7 @@ def markdown_report(d: ServiceDiagnosis) -> str:
         out += ["", "### Dialled for real", "", *_table(PROBE_COLUMNS, probe_rows(d.probes))]
     witnesses = [r for r in d.reconciliation if r.odd or r.health is not None]
     if witnesses:
-        out += ["", "### Witnesses: endpoints for outside clients", ""]
+        out += ["", "### Endpoints for outside clients, by who tells them", ""]
         out += _table(WITNESS_COLUMNS, witness_rows(witnesses))
     shares = share_rows(d)
     if shares:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ktp.model.diagnosis import Cell, Finding, Fix, FrontEndMatrix, LoadShare, ServiceDiagnosis
+from ktp.model.diagnosis import Cell, Cures, Finding, Fix, FrontEndMatrix, LoadShare, ServiceDiagnosis
 from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import Symptom
 from ktp.render.assumptions import assumed_words
@@ -51,7 +51,22 @@ def fix_words(fix: Fix) -> str:
         if fix.verified:
             return "checked" + (f": {fix.outcome}" if fix.outcome else "")
         return "not checked by ktp" + (f": {fix.outcome}" if fix.outcome else "")
-    c = fix.cures
+    return _cured_words(fix.cures) + _lost_words(fix.cures)
+
+
+def _lost_words(c: Cures) -> str:
+    """Who connects today, and then does not, or not always."""
+    if not c.lost:
+        return ""
+    nodes = ", ".join(dict.fromkeys(node for _, node, _ in c.lost))
+    lost = {vantage for _, _, vantage in c.lost}
+    if lost <= {vantage for _, _, vantage in c.left}:
+        return f" (on {nodes} too, where they do today)"
+    who = ", ".join(_VANTAGES_LEFT.get(vantage, vantage) for vantage in _VANTAGES_LEFT if vantage in lost)
+    return f"; then no longer (always): {who} on {nodes}"
+
+
+def _cured_words(c: Cures) -> str:
     ways = "the one way" if c.tried == 1 else f"all {c.tried} ways"
     if c.is_whole:
         return f"checked: {ways} in that fail{'s' if c.tried == 1 else ''} then connect{'s' if c.tried == 1 else ''}"
@@ -60,6 +75,21 @@ def fix_words(fix: Fix) -> str:
         return f"tried, and not enough: none of {c.tried} ways in then connects"
     more = f", {c.better} more often than now" if c.better else ""
     return f"checked in part: {c.cured} of {c.tried} ways in then connect{more}; not always: {left}"
+
+
+def named_verdict(d: ServiceDiagnosis) -> str:
+    """The verdict, with the Service that it is about."""
+    return d.verdict if d.key in d.verdict.partition(";")[0] else f"{d.key}: {d.verdict}"
+
+
+def policies_of(d: ServiceDiagnosis) -> str:
+    """The Service's type, and the policies that mean something to it."""
+    words = d.type
+    if d.type in ("NodePort", "LoadBalancer") or any(m.kind == "externalIP" for m in d.frontends):
+        words += f", externalTrafficPolicy {d.external_traffic_policy}"
+    if d.internal_traffic_policy != "Cluster":
+        words += f", internalTrafficPolicy {d.internal_traffic_policy}"
+    return words
 
 
 KEPT_LEGEND = "kept: the pod sees the client's address; SNAT: it sees a node's"

@@ -116,7 +116,7 @@ class _Page:
         for note in e.notes:
             self._put(f"note:  {note}", hanging="       ")
         if e.stages:
-            self._put("=> marks what this packet takes, a percentage what it takes by lot", "faint")
+            self._put("=> marks what this packet takes, a percentage what it takes by chance", "faint")
         for stage in e.stages:
             self._stage(stage)
         for chain in e.chains:

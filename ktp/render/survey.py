@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ktp.model.diagnosis import Severity
 from ktp.model.snapshot import Snapshot
 
 
@@ -38,6 +39,10 @@ class Row(Protocol):
     @property
     def failing(self) -> int: ...
     @property
+    def silent(self) -> int: ...
+    @property
+    def severity(self) -> Severity | None: ...
+    @property
     def unknown(self) -> int: ...
 
 
@@ -46,9 +51,14 @@ def _is_open(row: Row) -> bool:
     return bool(row.unknown) or not row.total
 
 
+def _is_faulty(row: Row) -> bool:
+    """Whether something is wrong although outside clients get through."""
+    return row.severity in (Severity.ERROR, Severity.WARNING)
+
+
 def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> None:
     """One line a front end, worst first; those that are fine are counted only, unless `verbose`."""
-    bad = [r for r in rows if r.failing or _is_open(r)]
+    bad = [r for r in rows if r.failing or _is_open(r) or _is_faulty(r)]
     fine = len(rows) - len(bad)
     if not rows:
         console.print(Text("no Service with an external front end", style="bold"))
@@ -61,12 +71,16 @@ def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False
             f"{broken} of {services} Services with an external front end fail on some node",
             "bold red",
         )
+    elif any(map(_is_faulty, rows)):
+        count = len({r.key for r in rows if _is_faulty(r)})
+        words = f"all {services} Services with an external front end answer; {count} of them have findings"
+        style = "bold yellow"
     elif opened:
         words = f"of {opened} of {services} Services with an external front end it is not known whether they answer"
         style = "bold yellow"
     else:
         words, style = (
-            f"all {services} Services with an external front end answer on every node",
+            f"all {services} Services with an external front end answer as they should",
             "bold green",
         )
     console.print(Text(words, style=style))
@@ -88,7 +102,7 @@ def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False
             console.out(line.rstrip(), highlight=False)
     if fine and not verbose:
         console.print()
-        console.print(Text(f"{fine} more front ends answer on every node (-v shows them)", style="dim"))
+        console.print(Text(f"{fine} more front ends answer as they should (-v shows them)", style="dim"))
     if bad:
         console.print(Text(f"ktp diagnose svc {bad[0].key} tells why and what to do", style="dim"))
 
@@ -98,8 +112,17 @@ def _counts(r: Row) -> str:
         "connects": "ok", "times_out": "time out", "refused": "refused", "unreachable": "unreachable",
         "intermittent": "now and then", "unknown": "unknown", "host_process": "own socket",
     }  # fmt: skip
-    order = ("times_out", "refused", "unreachable", "intermittent", "host_process", "unknown", "connects")
-    return ", ".join(f"{r.symptoms[s]} {words[s]}" for s in order if r.symptoms.get(s)) or "not known"
+    said = []
+    silent = r.silent
+    for s in ("times_out", "refused", "unreachable", "intermittent", "host_process", "unknown", "connects"):
+        count = r.symptoms.get(s, 0)
+        if s not in ("unknown", "connects"):
+            count, silent = max(0, count - silent), max(0, silent - count)
+        if count:
+            said.append(f"{count} {words[s]}")
+    if r.silent:
+        said.append(f"{r.silent} silent by design")
+    return ", ".join(said) or "not known"
 
 
 def survey_object(rows: Sequence[Row], snapshot: Snapshot) -> dict[str, Any]:
@@ -121,6 +144,7 @@ def survey_object(rows: Sequence[Row], snapshot: Snapshot) -> dict[str, Any]:
                 "frontend": r.front_end,
                 "nodes": dict(r.symptoms),
                 "failingNodes": list(r.failing_nodes),
+                "silentByDesign": r.silent,
                 "cause": r.cause,
                 "reason": r.reason,
                 "basis": r.basis,

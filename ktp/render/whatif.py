@@ -12,6 +12,7 @@ from ktp.model.diagnosis import Cell, ServiceDiagnosis
 from ktp.model.trace import Symptom
 from ktp.render.diagnosis_json import API_VERSION, diagnosis_object
 from ktp.render.diagnosis_text import print_matrices
+from ktp.render.report_words import VANTAGE_WORDS
 from ktp.render.terminal import write
 
 
@@ -79,7 +80,7 @@ def print_what_if(w: Answer, console: Console) -> None:
     if not effects:
         head = f"With {words} nothing changes for the clients of {w.before.key}"
     else:
-        counts = ", ".join(f"{sum(a.effect == e for a in w.altered)} cells {_WORDS[e][0]}" for e in effects)
+        counts = ", ".join(f"{_ways(sum(a.effect == e for a in w.altered))} {_WORDS[e][0]}" for e in effects)
         head = f"With {words}, of {w.before.key}: {counts}"
     write(console, Text(head, style="bold red" if w.darkens else "bold"))
     console.print()
@@ -97,20 +98,30 @@ def print_what_if(w: Answer, console: Console) -> None:
             if a.effect == effect:
                 seen.setdefault((a.front_end, a.vantage, _change(a)), []).append(a.node)
         for (front_end, vantage, change), nodes in seen.items():
-            write(console, Text(f"{front_end}, {vantage}, on {', '.join(nodes)}: {change}"), 2, 4)
+            who = VANTAGE_WORDS.get(vantage, vantage)
+            write(console, Text(f"{front_end}, {who}, on {', '.join(nodes)}: {change}"), 2, 4)
     for note in w.notes:
         console.print()
         write(console, Text(note, style="dim"))
 
 
+def _ways(count: int) -> str:
+    return "1 way in" if count == 1 else f"{count} ways in"
+
+
 def _change(a: Altered) -> str:
-    return f"{_cell(a.before)} → {_cell(a.after)}"
+    before, after = _cell(a.before), _cell(a.after)
+    if before == after:  # by another rule, or at another place
+        return f"{after}, now since {a.after.reason}"
+    return f"{before} → {after}"
 
 
 def _cell(c: Cell) -> str:
     if c.symptom is Symptom.CONNECTS:
         source = {True: ", source kept", False: ", source rewritten", None: ""}[c.source_kept]
         return f"connects to {len(c.endpoints)} endpoint{'s' * (len(c.endpoints) != 1)}{source}"
+    if c.symptom is Symptom.INTERMITTENT:
+        return f"{sum(e.probability or 0 for e in c.endpoints if e.symptom is Symptom.CONNECTS):.0%} connect"
     return str(c.symptom.value).replace("_", " ")
 
 

@@ -44,7 +44,9 @@ def test_the_api_alone_names_the_cause(
 ) -> None:
     assert diagnose(kubeconfig(), LOCAL) == 1
     out = capsys.readouterr().out
-    assert out.startswith("nodePort 31015/TCP answers outside clients on node-a, times out on node-b,")
+    assert " ".join(out.split()).startswith(
+        "test/nginx-externaltrafficpolicy: nodePort 31015/TCP should answer outside clients on node-a, time out on"
+    )
     assert "KTP501" in out
     assert "API objects alone" in out
     # one Service, not all of them

@@ -45,9 +45,14 @@ class Check:
             node=node,
             nodes=tuple(nodes) or ((node,) if node is not None else ()),
             evidence=tuple(evidence),
-            fixes=tuple(fixes),
+            fixes=tuple(fix for fix in fixes if not is_useless(fix)),
             cells=tuple(e.key for e in cells),
         )
+
+
+def is_useless(fix: Fix) -> bool:
+    """Whether it was tried and mends nothing: then it is no advice."""
+    return fix.cures is not None and fix.cures.tried > 0 and not (fix.cures.cured or fix.cures.better)
 
 
 def title(page: str | None) -> str:

@@ -107,7 +107,7 @@ def _finding(pod: Pod, port: ContainerPort, rule: RuleInPlace, mended: list[Entr
                 summary="give the pod another hostPort, or the Service another node port",
                 cost="clients of the hostPort must use the new number",
                 verified=True,
-                outcome=f"without the rule {len(mended)} cells lead to the Service",
+                outcome=f"without the rule {len(mended)} ways in lead to the Service",
             )
         ],
         cells=mended,

@@ -108,7 +108,7 @@ def _finding(case: Case, node: str, proxy: ProxyNode, mended: list[Entry]) -> Fi
                 f"restart kube-proxy",
                 cost="node ports are open on that network too",
                 verified=True,
-                outcome=f"{len(mended)} failing cells then connect",
+                outcome=f"{len(mended)} failing ways in then connect",
             ),
             *([Fix(summary=f"dial {listed(served)} instead", cost="none")] if served else []),
         ],

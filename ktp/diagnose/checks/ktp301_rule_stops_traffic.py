@@ -30,13 +30,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ktp.dataplane.answer import answer_flow
-from ktp.diagnose.case import Case, Entry, Mended, given
+from ktp.diagnose.case import Case, Entry, Mended, given, goes_astray
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
+from ktp.diagnose.checks.policy_common import Enforced, enforced_by
 from ktp.diagnose.checks.rule_common import BANNING, RuleInPlace, deciding_rule, merged, stopped
 from ktp.diagnose.witnesses import witnesses
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Finding, Fix, Severity
-from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Path, Symptom
 
 
@@ -45,7 +45,7 @@ def run(case: Case) -> Iterable[Finding]:
     by_rule: dict[RuleInPlace, tuple[Path, list[Entry]]] = {}
     for entry in case.failing():
         for path, rule in stopped(entry):
-            if rule is not None and not rule.is_kube:
+            if rule is not None and not rule.is_kube and not goes_astray(entry, path):
                 by_rule.setdefault(rule, (path, []))[1].append(entry)
     named: set[RuleInPlace] = set()
     for rule, (path, entries) in by_rule.items():
@@ -54,19 +54,11 @@ def run(case: Case) -> Iterable[Finding]:
             continue
         unique = list(dict.fromkeys(entries))
         mended = case.mended(unique, rule.label, given(changed))
-        further = [] if mended else [e for e in unique if _gets_further(case, e, rule, changed)]
+        further = [] if mended else [e for e in unique if case.gets_further(e, rule.label, given(changed))]
         if mended or further:
             named.add(rule)
             yield _finding(case, rule, path, mended, merged(mended or further, entries))
     yield from _some_clients(case, named)
-
-
-def _gets_further(case: Case, entry: Entry, rule: RuleInPlace, changed: Snapshot) -> bool:
-    """Whether without the rule something else stops the packet: this rule stops it now, and is not all there is."""
-    before, after = entry.cell.decided_by, case.ask_again(entry, rule.label, given(changed)).decided_by
-    return (
-        before is not None and after is not None and (before.rule, before.chain) != (after.rule, after.chain)
-    )
 
 
 def _finding(case: Case, rule: RuleInPlace, path: Path, mended: Mended, cells: list[Entry]) -> Finding:
@@ -77,6 +69,9 @@ def _finding(case: Case, rule: RuleInPlace, path: Path, mended: Mended, cells: l
     else:
         after = case.ask_again(first, rule.label, lambda: case.snapshot)  # asked before, under this label
         proof = f"without this rule the packet gets further, and then: {after.reason}"
+    enforced = enforced_by(case.state(rule.node), rule)
+    if enforced is not None and enforced.policies:
+        return _by_policy(rule, enforced, mended, cells, proof)
     return CHECK.finding(
         f"a rule in {rule.place} on {rule.node} {rule.verb} {what} of "
         f"{listed(dict.fromkeys(e.title for e in mended or cells))} (written by {rule.author})"
@@ -85,13 +80,68 @@ def _finding(case: Case, rule: RuleInPlace, path: Path, mended: Mended, cells: l
         evidence=[rule.evidence(), counterfactual(proof)],
         fixes=[
             Fix(
-                summary=f"let the traffic pass before this rule, in what owns it ({rule.author})",
+                summary=f"let the traffic pass before this rule, where it is configured ({rule.author})",
                 cost="opens what the rule closes: check what else it protects",
                 cures=mended.cures() if mended else None,
             )
         ],
         cells=cells,
     )
+
+
+def _by_policy(
+    rule: RuleInPlace, enforced: Enforced, mended: Mended, cells: list[Entry], proof: str
+) -> Finding:
+    """The rule enforces NetworkPolicies, which say who may."""
+    name = listed(enforced.policies)
+    what = f"NetworkPolicy {name}" if len(enforced.policies) == 1 else f"NetworkPolicies {name}"
+    lets = (
+        f"lets in {listed(enforced.allowed, 3)} alone"
+        if enforced.allowed
+        else "lets none of these clients in"
+    )
+    where = listed(dict.fromkeys(e.title for e in mended or cells))
+    words = f"{what} {lets}: {rule.node} {rule.verb} others at {where}"
+    namespace, _, policy = enforced.policies[0].rpartition("/")
+    own, others = _sources_met(rule, cells)
+    summary = f"allow the clients' networks in {what} (ingress, from, ipBlock): the pod's node sees their own addresses"
+    cost = "these clients get in"
+    if others:
+        summary = (
+            f"allow the nodes' addresses in {what} (ingress, from, ipBlock), by which clients of other nodes come "
+            f"({listed(sorted(others), 3)}); or set externalTrafficPolicy: Local and allow the clients' own"
+        )
+        cost = "with the nodes' addresses every client outside gets in"
+    elif not own:
+        summary = f"allow these clients in {what}"
+    return CHECK.finding(
+        words + ("" if mended else "; it is not the only thing in the way"),
+        node=rule.node,
+        evidence=[rule.evidence(), counterfactual(proof)],
+        fixes=[
+            Fix(
+                summary=summary,
+                cost=cost,
+                command=f"kubectl edit networkpolicy -n {namespace} {policy}" if namespace else None,
+                cures=mended.cures() if mended else None,
+            )
+        ],
+        cells=cells,
+    )
+
+
+def _sources_met(rule: RuleInPlace, cells: Iterable[Entry]) -> tuple[bool, set[str]]:
+    """Whether outside clients come to the rule with their own address, and the other addresses they come with."""
+    own, others = False, set()
+    for entry in cells:
+        if entry.vantage is not Vantage.EXTERNAL:
+            continue
+        for path, its in stopped(entry):
+            if its == rule:
+                source = next(h for h in reversed(path.hops) if h.direction == "request").arrived.src
+                own = own or source == str(entry.asked.question.client.ip)
+                others |= {source} - {str(entry.asked.question.client.ip)}
+    return own, others
 
 
 def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
@@ -142,8 +192,8 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"if these clients should get through, allow them before this rule, in what "
-                    f"owns it ({rule.author})",
+                    summary=f"if these clients should get through, allow them before this rule, where it is "
+                    f"configured ({rule.author})",
                     cost="opens what the rule closes",
                     verified=True,
                     outcome=f"without the rule {flow.src} connects",

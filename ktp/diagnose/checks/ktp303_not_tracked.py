@@ -56,7 +56,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"leave the Service's ports out of this rule, in what owns it ({rule.author})",
+                    summary=f"leave the Service's ports out of this rule, where it is configured ({rule.author})",
                     cost="the connections take room in the conntrack table",
                     cures=mended.cures(),
                 )

@@ -26,10 +26,11 @@ kube-proxy on node-b has been stopped for an hour; a pod that started there sinc
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from ktp.diagnose.case import Case, Entry, decided_evidence, share
 from ktp.diagnose.changes import rules_renewed
-from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.kube_common import kube_proxy_evidence
 from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
 from ktp.model.trace import Symptom
@@ -58,20 +59,29 @@ def run(case: Case) -> Iterable[Finding]:
             ),
         ]
         evidence += kube_proxy_evidence(case, node)
+        synced = case.mended(worse or changed, f"rules of {node} renewed", partial(rules_renewed, case, node))
+        cures = synced.cures(worse or changed)
+        then = "kube-proxy there has not synced"
+        if cures.lost and not worse:
+            nodes = listed(dict.fromkeys(at for _, at, _ in cures.lost))
+            then += f", and clients who connect on {nodes} today lose once it has: see why the API has it so"
         yield CHECK.finding(
             f"the rules on {node} disagree with the API objects of {case.service.key}: "
-            f"by the API {_words(after)}, by the rules {_words(first.cell)}; kube-proxy there has not synced",
+            f"by the API {_words(after)}, by the rules {_words(first.cell)}; {then}",
             node=node,
             evidence=evidence,
             severity=Severity.ERROR if worse else Severity.WARNING,
-            fixes=[
+            fixes=[]
+            if cures.lost and not worse
+            else [
                 Fix(
                     summary=f"make kube-proxy on {node} sync (is it running, can it reach the API server?)",
                     cost="none",
                     command="kubectl delete pod -n kube-system -l k8s-app=kube-proxy "
                     f"--field-selector spec.nodeName={node}",
                     verified=True,
-                    outcome=f"{len(changed)} cells then answer as the API says",
+                    outcome=f"{node} then answers as the API says",
+                    cures=cures if worse else None,
                 )
             ],
             cells=worse or changed,
@@ -85,7 +95,7 @@ def changed_cells(case: Case, node: str) -> list[Entry]:
 
 
 def _renewed(case: Case, entry: Entry, node: str) -> Cell:
-    return case.ask_again(entry, f"rules of {node} renewed", lambda: rules_renewed(case, node))
+    return case.ask_again(entry, f"rules of {node} renewed", partial(rules_renewed, case, node))
 
 
 def _differs(before: Cell, after: Cell) -> bool:

@@ -59,10 +59,10 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"remove the rule in what owns it ({rule.author}), or give the Service another node port",
+                    summary=f"remove the rule where it is configured ({rule.author}), or choose another node port",
                     cost="whatever used the rule loses it",
                     verified=True,
-                    outcome=f"{len(mended)} cells then lead to the Service",
+                    outcome=f"{len(mended)} ways in then lead to the Service",
                 )
             ],
             cells=mended,

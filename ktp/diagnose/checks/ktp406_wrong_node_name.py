@@ -33,7 +33,7 @@ from dataclasses import replace
 from ktp.diagnose.case import Case, Entry, is_better
 from ktp.diagnose.changes import reprogrammed, rules_renewed, with_state
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
-from ktp.diagnose.checks.kube_common import kube_proxy_evidence, restart_command
+from ktp.diagnose.checks.kube_common import kube_proxy_evidence
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.snapshot import Snapshot
 
@@ -80,6 +80,11 @@ def _finding(case: Case, node: str, name: str) -> Finding:
         if local
         else "Services with a Local policy have no endpoint there; this one has policy Cluster"
     )
+    if lost and not mended:
+        effect = (
+            f"the rules there are older and still serve {lost[0].title}; those that it writes next take every endpoint "
+            "for a remote one, and policy Local has none there"
+        )
     whose = "another Node's name" if name in known else "no Node's name"
     return CHECK.finding(
         f"kube-proxy on {node} runs as {name}, which is {whose}: {effect}",
@@ -87,19 +92,16 @@ def _finding(case: Case, node: str, name: str) -> Finding:
         evidence=evidence,
         fixes=[
             Fix(
-                summary=f"start kube-proxy on {node} with --hostname-override={node}",
+                summary=f"give kube-proxy on {node} the Node's name (--hostname-override={node}, or hostnameOverride "
+                "in its configuration), and restart it",
                 cost="none",
-                command=restart_command(node),
-                verified=bool(mended) or bool(lost),
-                outcome=f"{len(mended)} failing cells then connect"
-                if mended
-                else f"{service.key} stays reachable on {node}"
-                if lost
-                else "",
+                verified=bool(lost),
+                outcome=f"{service.key} stays reachable on {node}" if lost else "",
+                cures=mended.cures() if mended else None,
             )
         ],
         cells=mended,
-        severity=Severity.ERROR if local or mended or lost else Severity.INFO,
+        severity=Severity.ERROR if mended or lost else Severity.INFO,
     )
 
 

@@ -69,7 +69,7 @@ def run(case: Case) -> Iterable[Finding]:
                     summary=f"start kube-proxy on {node} and look at its log",
                     cost="none",
                     command=restart_command(node),
-                    outcome=f"by the API objects {len(wanted)} of {len(cells)} failing cells of {node} then connect",
+                    outcome=f"by the API objects {len(wanted)} of {len(cells)} failing ways in on {node} then connect",
                 )
             ],
             cells=cells,

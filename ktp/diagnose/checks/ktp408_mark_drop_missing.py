@@ -97,7 +97,7 @@ def _finding(node: str, state: NodeState, cells: list[Entry], rule: RuleInPlace)
                 cost="none; the clients time out then, and health checks see it",
                 command="systemctl restart kubelet",
                 verified=True,
-                outcome=f"{len(cells)} cells are then dropped as kube-proxy means it",
+                outcome=f"{len(cells)} ways in are then dropped as kube-proxy means it",
             )
         ],
         cells=cells,

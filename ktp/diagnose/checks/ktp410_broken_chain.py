@@ -97,7 +97,7 @@ def run(case: Case) -> Iterable[Finding]:
                     f"with kube-proxy's rules there, {mended[0].title} on {mended[0].node} connects"
                 ),
             ],
-            fixes=[_restart(node, f"{len(mended)} of {len(failing)} failing cells then connect")],
+            fixes=[_restart(node, f"{len(mended)} of {len(failing)} failing ways in then connect")],
             cells=mended,
         )
     yield from _foreign_rules(case)
@@ -139,7 +139,7 @@ def _foreign_rules(case: Case) -> Iterable[Finding]:
                 rule.evidence(),
                 counterfactual(f"without this rule, {mended[0].title} on {mended[0].node} connects"),
             ],
-            fixes=[_restart(rule.node, f"without the rule {len(mended)} failing cells connect")],
+            fixes=[_restart(rule.node, f"without the rule {len(mended)} failing ways in connect")],
             cells=mended,
         )
 

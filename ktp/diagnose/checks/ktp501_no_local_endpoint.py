@@ -35,6 +35,8 @@ from ktp.diagnose.case import Case, Entry, Mended, decided_evidence
 from ktp.diagnose.changes import pod_added, policy_changed
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.checks.endpoints_common import selection_of
+from ktp.diagnose.checks.health_common import is_kept_off
+from ktp.diagnose.checks.policy_common import policies_of_pods
 from ktp.kubeproxy.endpoints import EndpointSelection, external_policy_local
 from ktp.kubeproxy.frontends import FrontEndKind
 from ktp.kubeproxy.names import is_kube_proxys
@@ -49,14 +51,17 @@ def run(case: Case) -> Iterable[Finding]:
     if case.service.external_traffic_policy != "Local" or not case.examiner.index.knows(case.service):
         return
     for node in case.nodes:
-        by_port: dict[tuple[str, int], list[Entry]] = {}
+        kept_off = is_kept_off(case, node)
+        by_port: dict[tuple[str, int, bool], list[Entry]] = {}
         for entry in case.failing(node):
             if entry.is_external and _is_local(case, entry):
                 selection = selection_of(case, entry)
                 if selection.has_endpoints and not selection.local and not _is_misnamed(case, entry):
-                    by_port.setdefault((entry.port.protocol, entry.port.port), []).append(entry)
-        for entries in by_port.values():
-            yield from _explain(case, node, entries)
+                    # No balancer stands before an external IP.
+                    designed = kept_off and entry.front_end.kind is not FrontEndKind.EXTERNAL_IP
+                    by_port.setdefault((entry.port.protocol, entry.port.port, designed), []).append(entry)
+        for (_, _, designed), entries in by_port.items():
+            yield from _explain(case, node, entries, designed=designed)
 
 
 def _is_misnamed(case: Case, entry: Entry) -> bool:
@@ -71,7 +76,7 @@ def _is_local(case: Case, entry: Entry) -> bool:
     return external_policy_local(case.service, proxy.versions.minors()[-1], proxy, external_ip=external_ip)
 
 
-def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
+def _explain(case: Case, node: str, entries: list[Entry], *, designed: bool) -> Iterable[Finding]:
     service = case.service
     by_policy = case.mended(entries, "policy Cluster", lambda: policy_changed(case, "Cluster"))
     by_pod = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node))
@@ -86,13 +91,13 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
     there = sorted({e.node_name or "no node" for e in selection.usable})
     first = next((e for e in cells if e.vantage is Vantage.EXTERNAL), cells[0])
     evidence: list[Evidence] = [
-        field(f"Service {service.key}", "spec.externalTrafficPolicy: Local"),
         field(
             f"EndpointSlices of {service.key}",
             f"{len(selection.usable)} usable, on {listed(there)}; none with "
             f"nodeName={case.examiner.proxy(node).known_as}"
             + _not_ready_here(selection, case.examiner.proxy(node).known_as),
         ),
+        field(f"Service {service.key}", "spec.externalTrafficPolicy: Local"),
         *_marking_rule(first),
         *decided_evidence(first.cell),
     ]
@@ -119,13 +124,23 @@ def _explain(case: Case, node: str, entries: list[Entry]) -> Iterable[Finding]:
     }.get(first.cell.symptom, "fail")
     curl = [e for e in case.on(node) if e.vantage is Vantage.NODE and e.is_external and not e.fails]
     message = (
-        f"externalTrafficPolicy is Local and no usable endpoint of {service.key} runs on {node}: "
+        f"externalTrafficPolicy is Local and no usable endpoint runs on {node}: "
         f"{who} {symptom} at {first.title}"
     )
     if curl and first.vantage is Vantage.EXTERNAL:
         message += "; a curl on the node itself connects and proves nothing"
+    if designed:
+        message = (
+            f"as the policy means it: {node} holds no usable endpoint, healthCheckNodePort "
+            f"{service.health_check_node_port} keeps the load balancer off, and {first.title} there is silent"
+        )
     yield CHECK.finding(
-        message, node=node, evidence=evidence, fixes=_fixes(case, node, cells, by_policy, by_pod), cells=cells
+        message,
+        node=node,
+        evidence=evidence,
+        fixes=_fixes(case, node, cells, by_policy, by_pod),
+        cells=cells,
+        severity=Severity.INFO if designed else None,
     )
 
 
@@ -196,20 +211,23 @@ def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod:
                 summary=f"send traffic only to the nodes that hold a pod: {listed(good)}{check}",
                 cost="none; the client's address stays",
                 verified=True,
-                outcome=f"clients outside connect at {listed(good)}",
+                outcome="clients outside connect",
             )
         )
+    policies = policies_of_pods(case)
     fixes.append(
         Fix(
             summary=f"run a ready pod on {node} (a DaemonSet, or topologySpreadConstraints over the hostname)",
             cost="pods on more nodes; the client's address stays",
-            cures=by_pod.cures(cells),
+            # A new pod meets what the policies that select it say, and its rules cannot be foretold.
+            cures=None if policies else by_pod.cures(cells),
+            outcome=f"NetworkPolicy {listed(policies)} would select the new pod as well" if policies else "",
         )
     )
     fixes.append(
         Fix(
             summary="set externalTrafficPolicy: Cluster",
-            cost="the pods see a node's address instead of the client's, and packets may take one hop more",
+            cost="the pods see a node's address, not the client's; perhaps one hop more",
             patch={"spec": {"externalTrafficPolicy": "Cluster"}},
             command=(
                 f"kubectl patch service -n {service.namespace} {service.name} "

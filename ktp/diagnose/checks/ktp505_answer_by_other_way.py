@@ -25,11 +25,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ktp.diagnose.case import Case
+from ktp.diagnose.case import Case, goes_astray
 from ktp.diagnose.checks.base import Check, listed
+from ktp.diagnose.checks.health_common import is_kept_off
 from ktp.kubeproxy.outcome import PODS
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
-from ktp.model.trace import Disposition
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -40,28 +40,20 @@ def run(case: Case) -> Iterable[Finding]:
         fact = entry.asked.fact
         if entry.vantage not in PODS or fact is None:
             continue
-        for path in fact.paths:
-            if path.disposition is not Disposition.LOST or path.endpoint_ip is None or not path.source_seen:
-                continue
+        path = next((path for path in fact.paths if goes_astray(entry, path)), None)
+        if path is not None:
+            cells.append(entry)
             asked = [h.node for h in path.hops if h.direction == "request"]
             answered = [h.node for h in path.hops if h.direction == "reply"]
-            home = entry.asked.question.flow.from_node
-            if home == entry.node or home not in answered:
-                continue  # the answer was lost on its way, not because of its way
-            if entry.node in asked and entry.node not in answered and path.endpoint_node != entry.node:
-                cells.append(entry)
-                text = (
-                    text
-                    or f"question: {' → '.join(asked)}; answer: {' → '.join(answered)} → "
-                    f"{entry.asked.question.client_name}"
-                )
-                break
+            text = text or (
+                f"question: {' → '.join(asked)}; answer: {' → '.join(answered)} → {entry.asked.question.client_name}"
+            )
     if not cells:
         return
     nodes = list(dict.fromkeys(e.node for e in cells))
     yield CHECK.finding(
-        f"pods of other nodes that dial {cells[0].title} on {listed(nodes)} lose answers: the endpoint's answer goes "
-        "straight to the pod and misses the node that translated the address",
+        f"pods of other nodes that dial {cells[0].title} on {listed(nodes)} lose answers, which miss the node that "
+        "translates",
         nodes=nodes,
         evidence=[Evidence(kind="route", source=cells[0].node, text=text)],
         fixes=[
@@ -73,6 +65,7 @@ def run(case: Case) -> Iterable[Finding]:
             )
         ],
         cells=cells,
+        severity=Severity.INFO if all(is_kept_off(case, node) for node in nodes) else None,
     )
 
 

@@ -15,7 +15,7 @@ The rule that replaces the source, who likely wrote it, and that the address sta
     conntrack -L -p tcp --dport TARGETPORT       # on the node: the reply's dst is what the pod sees
 
 # Fix
-Exempt traffic to the pod network from the rule, in what owns it (the CNI's ipMasq, firewalld's zone, a script). Where
+Exempt traffic to the pod network from the rule where it is configured (the CNI's ipMasq, firewalld's zone). Where
 the load balancer itself replaces the address, the nodes cannot know: use proxy protocol or X-Forwarded-For.
 
 # Example
@@ -69,10 +69,10 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"exempt traffic to the pod network from the rule, in what owns it ({rule.author})",
+                    summary=f"exempt traffic to the pod network from the rule, where it is configured ({rule.author})",
                     cost="where pods have no route back to the clients, answers are lost",
                     verified=True,
-                    outcome=f"without the rule {len(kept)} cells keep the client's address",
+                    outcome=f"without the rule {len(kept)} ways in keep the client's address",
                 )
             ],
         )

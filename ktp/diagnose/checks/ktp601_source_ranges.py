@@ -29,8 +29,11 @@ from ktp.diagnose.case import Case, decided_evidence
 from ktp.diagnose.changes import reprogrammed
 from ktp.diagnose.checks.base import Check, counterfactual, field
 from ktp.kubeproxy.frontends import FrontEndKind
+from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Finding, Fix, Severity
 from ktp.model.snapshot import Snapshot
+
+_LABEL = "no source ranges"
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -41,30 +44,37 @@ def run(case: Case) -> Iterable[Finding]:
     failing = [e for e in case.failing() if e.front_end.kind is FrontEndKind.LOAD_BALANCER]
     if not failing:
         return
-    mended = case.mended(failing, "no source ranges", lambda: _open(case))
-    if not mended:
+    mended = case.mended(failing, _LABEL, lambda: _open(case))
+    further = [e for e in failing if e not in mended and case.gets_further(e, _LABEL, lambda: _open(case))]
+    if not mended and not further:
         return
-    first = mended[0]
-    who = sorted({e.asked.question.client_name for e in mended})
+    first = [*mended, *further][0]
+    asked = case.examiner.client is not None
+    cells = [*mended, *further]
+    who = sorted({e.asked.question.client_name for e in cells})
     yield CHECK.finding(
         f"loadBalancerSourceRanges ({', '.join(ranges)}) keep out {', '.join(who[:3])}: {first.title} does "
-        f"not answer there",
-        nodes=list(dict.fromkeys(e.node for e in mended)),
+        f"not answer there" + ("" if mended else "; they are not the only thing in the way"),
+        nodes=list(dict.fromkeys(e.node for e in cells)),
         evidence=[
             field(f"Service {case.service.key}", f"spec.loadBalancerSourceRanges: {', '.join(ranges)}"),
             *decided_evidence(first.cell),
             counterfactual(
                 f"without source ranges, {first.title} answers {first.asked.question.client_name}"
+                if mended
+                else f"without source ranges, and then: {case.ask_again(first, _LABEL, lambda: _open(case)).reason}"
             ),
         ],
         fixes=[
             Fix(
                 summary="add the client's network to spec.loadBalancerSourceRanges",
                 cost="those clients may then use the load balancer",
-                cures=mended.cures(),
+                cures=mended.cures(cells),
             )
         ],
-        cells=mended,
+        cells=cells,
+        # Whoever asks for one client wants to know of it; else the ranges do what they are for.
+        severity=Severity.ERROR if asked and any(e.vantage is Vantage.EXTERNAL for e in cells) else None,
     )
 
 

@@ -140,7 +140,7 @@ def _summaries(case: Case, found: list[tuple[Annotation, str]]) -> Iterable[Find
             continue
         text = "; ".join(words for _, _, words in said)
         if service.type != "LoadBalancer":
-            text += f"; they concern load balancers, and this Service is of type {service.type}"
+            text = f"they act on load balancers, and do nothing on a Service of type {service.type}"
         elif (
             provider == "TKE"
             and service.external_traffic_policy == "Local"

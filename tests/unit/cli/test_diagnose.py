@@ -134,7 +134,7 @@ def test_the_screen_of_the_api_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_line_is_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     demo(LOCAL)
     assert capsys.readouterr().out.startswith(
-        "nodePort 31015/TCP answers outside clients on node-a, times out"
+        "test/nginx-externaltrafficpolicy: nodePort 31015/TCP answers outside clients on"
     )
 
 

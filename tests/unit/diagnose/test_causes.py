@@ -86,7 +86,9 @@ def test_rules_that_are_behind_are_not_taken_for_a_missing_pod() -> None:
     assert causes(diagnosis) == {"node-a": None, "node-b": "KTP401", "node-c": "KTP501"}
     finding = next(f for f in findings(diagnosis, "KTP401") if f.node == "node-b")
     assert finding.severity is Severity.ERROR
-    assert finding.fixes[0].verified
+    cures = finding.fixes[0].cures
+    assert cures is not None
+    assert (cures.tried, cures.cured, cures.better) == (3, 2, 1)  # pods elsewhere: one endpoint of two
 
 
 def test_a_pod_that_is_not_ready_on_this_node_is_said_so() -> None:
@@ -146,15 +148,18 @@ def test_two_faults_on_two_nodes_each_have_their_own_cause() -> None:
 
 
 def test_two_drops_behind_one_another_leave_neither_alone_to_blame() -> None:
-    """Taking either away changes nothing, so neither is called the cause; the cell is not left without one."""
+    """Taking the first away lets the packet get further, to the second: it is named, and not as all there is."""
     rules = in_order(
         first_rule("filter", "-A FORWARD -p tcp -m tcp --dport 80 -j DROP"),
         first_rule("mangle", "-A FORWARD -p tcp -m tcp --dport 80 -j DROP"),
     )
     snapshot = demo({(node, LEGACY): rules for node in ("node-a", "node-b", "node-c")})
     diagnosis = Asked(snapshot, CLUSTER).diagnosis()
-    assert causes(diagnosis)["node-a"] == "KTP901"
-    assert "KTP301" not in codes(diagnosis)
+    assert causes(diagnosis)["node-a"] == "KTP301"
+    finding = next(f for f in findings(diagnosis, "KTP301") if f.node == "node-a")
+    assert finding.message.endswith("it is not the only thing in the way")
+    assert any(e.kind == "counterfactual" and "filter -A FORWARD" in e.text for e in finding.evidence)
+    assert not any(fix.verified for fix in finding.fixes)
 
 
 def test_forward_policy_drop_spares_what_is_masqueraded() -> None:
