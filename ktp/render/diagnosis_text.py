@@ -71,19 +71,22 @@ def print_findings(
     lead = [g for g in groups if g[0].code in causes or g[0].severity is Severity.ERROR]
     lead = lead or [g for g in groups if g[0].severity is Severity.WARNING]
     names: list[str] = []
+    sentences: list[Text] = []
     for group in groups:
         first = group[0]
         if verbose or group in lead:
             console.print()
             _print_finding(group, console, verbose=verbose)
         elif first.severity is not Severity.INFO or not lead:
-            console.print()
-            write(console, _sentence(group), 0, 2)
+            sentences.append(_sentence(group))
         elif not _is_said(group, lead):
             names.append(f"{first.code} {first.name}")
     if names:
+        sentences.append(Text(f"good to know (-v): {', '.join(dict.fromkeys(names))}", style="dim"))
+    if sentences:
         console.print()
-        write(console, Text(f"good to know (-v): {', '.join(dict.fromkeys(names))}", style="dim"), 0, 2)
+    for sentence in sentences:
+        write(console, sentence, 0, 2)
 
 
 def _is_said(group: list[Finding], lead: list[list[Finding]]) -> bool:
@@ -264,11 +267,11 @@ def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> 
 
 
 def _proof(finding: Finding) -> list[Evidence]:
-    """What proves it at a glance: a field, what decides on the node, and what was tried unless a fix says so."""
+    """What proves it at a glance: what decides on the node, else fields, and what was tried unless a fix says so."""
     fields = [e for e in finding.evidence if e.kind == "field"]
     tried = [e for e in finding.evidence if e.kind == "counterfactual"]
     decides = [e for e in finding.evidence if e not in fields and e not in tried]
-    shown = [*fields[: 1 if decides else 2], *decides[:1]]
+    shown = [*fields[: max(0, 2 - len(decides))], *decides[:2]]
     return shown if any(fix.cures is not None for fix in finding.fixes) else [*shown, *tried[:1]]
 
 

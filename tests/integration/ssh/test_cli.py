@@ -172,7 +172,7 @@ def test_every_command_reads_the_node_in_every_way(
         assert "1 node, 1 with rules" in captured.out
     else:
         assert status == 1
-        assert "KUBE-MARK-DROP" in captured.out  # the rule that decides: no API object tells of it
+        assert "KUBE-FIREWALL" in captured.out  # the rule that drops: no API object tells of it
         assert "mark 0x8000/0x8000 -j DROP" in " ".join(captured.out.split()) or command == "trace"
 
 
