@@ -14,6 +14,7 @@ from ktp.explain.explain import (
     LOOPBACK,
     NODE,
     POD,
+    PROCESS,
     Asked,
     explain_flow,
     rules_of,
@@ -236,7 +237,7 @@ def _explain_end(
             if others
             else end.subject(target) + (f" of {named}" if named else ""),
             node=node,
-            vantage=vantage,
+            vantage=PROCESS if vantage == NODE and end.kind is not FrontEndKind.NODE_PORT else vantage,
             flow=flow,
             source=", ".join(evidence.sources),
             service=named,

@@ -32,6 +32,7 @@ from ktp.kubeproxy.names import (
     XLB_PREFIX,
     role_of_chain,
 )
+from ktp.model.reading import Reading
 from ktp.model.ruleset import Rule, Ruleset
 
 _SERVICE = re.compile(r"(?<![^\s\"])([a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*(?::[a-z0-9-]*)?)(?![^\s\"])")
@@ -251,12 +252,14 @@ def _kube_words(rule: Rule, ruleset: Ruleset | None, brief: bool) -> str | None:
         if chain.startswith(SEP_PREFIX):
             return _endpoint(rule, target)
         if chain.startswith(FW_PREFIX):
-            return _ranges(rule, target)
+            return _ranges(rule, target, ruleset)
         if chain == KUBE_POSTROUTING:
             return _postrouting(rule, target)
         if chain == KUBE_MARK_MASQ and target == "MARK":
             return f"{target_words(rule.target)}: KUBE-POSTROUTING will replace the source address of this packet"
         if chain == KUBE_MARK_DROP and target == "MARK":
+            if ruleset is not None and not _drops_marked(ruleset, rule):
+                return f"{target_words(rule.target)}: to be dropped, but no rule of KUBE-FIREWALL drops such packets"
             return (
                 f"{target_words(rule.target)}: KUBE-FIREWALL in the filter table drops packets with this mark"
             )
@@ -479,11 +482,29 @@ def _endpoint(rule: Rule, target: str) -> str | None:
     return None
 
 
-def _ranges(rule: Rule, target: str) -> str | None:
+def _drops_marked(ruleset: Ruleset, rule: Rule) -> bool:
+    """Whether KUBE-FIREWALL has a rule that drops what is marked so; True where it was not read."""
+    if ruleset.reading("filter").reading is not Reading.WHOLE:
+        return True
+    mark = rule.target.value("--set-xmark") if rule.target is not None else None
+    asked = [
+        o.args[0]
+        for other in ruleset.chain("filter", KUBE_FIREWALL) or ()
+        if other.target is not None and other.target.name == "DROP"
+        for m in other.matches
+        if (o := m.option("--mark")) is not None and o.args
+    ]
+    return mark in asked
+
+
+def _ranges(rule: Rule, target: str, ruleset: Ruleset | None) -> str | None:
     service = _service(rule)
     if target == "":
         return f"only a note: whatever else dials {service} is dropped by KUBE-PROXY-FIREWALL in the filter table"
     if target == KUBE_MARK_DROP:
+        chain = ruleset.chain(rule.table, rule.chain) if ruleset is not None else None
+        if chain is not None and not any(_header(each, "-s") for each in chain):
+            return "whatever no rule above took (no local endpoint): marked to be dropped"
         return "every other source: outside loadBalancerSourceRanges (or no local endpoint), marked to be dropped"
     if target == KUBE_MARK_MASQ:
         return "externalTrafficPolicy Cluster: the client's address is replaced on the way out"

@@ -448,7 +448,10 @@ def explain_nft_rule(table: NftTable, chain: str, rule: NftRule, *, brief: bool 
         words = _kube_words(table, chain, rule, brief)
         if words is not None:
             return words
-    return nft_rule_words(rule)
+    found = table.chains.get(chain)
+    return nft_rule_words(
+        rule, policy=(found.policy or "accept") if found is not None and found.is_base else None
+    )
 
 
 def verdict_in(rule: NftRule) -> Verdict | None:

@@ -66,10 +66,16 @@ _SILENT = (Counter, Last)
 _SHOWN = 6  # elements of an anonymous set or map that a sentence names
 
 
-def nft_rule_words(rule: NftRule) -> str:
-    """`rule` in a sentence. Never empty, never raises."""
+def nft_rule_words(rule: NftRule, *, policy: str | None = None) -> str:
+    """`rule` in a sentence. Never empty, never raises. `policy` is that of the base chain that it stands in."""
     conditions = condition_words(rule.statements)
-    actions = [w for s in rule.statements if (w := action_words(s))]
+    actions = [
+        f"to the end of the chain, whose policy is {policy}"
+        if policy is not None and isinstance(s, Verdict) and s.kind == "return"
+        else w
+        for s in rule.statements
+        if (w := action_words(s))
+    ]
     return f"{conditions or 'every packet'}: {'; '.join(actions) if actions else 'only counted'}"
 
 
@@ -185,7 +191,7 @@ def _what(expression: Expression) -> str:
         case Ct("state"):
             return "connection state"
         case Numgen("random", mod):
-            return f"a lot of {mod}"
+            return f"a number drawn out of {mod}"
         case Numgen(_, mod):
             return f"one of {mod} in turn"
         case Jhash(_, mod) | Symhash(mod):

@@ -234,9 +234,23 @@ def _hashlimit(match: Match) -> list[str]:
 
 def _mark(what: str) -> Callable[[Match], list[str]]:
     def words(match: Match) -> list[str]:
-        return [f"{_not(o)}{what} {_first(o)}" if o.flag == "--mark" else _raw(o) for o in match.options]
+        return [_marked(o, what) if o.flag == "--mark" else _raw(o) for o in match.options]
 
     return words
+
+
+def _marked(option: Option, what: str) -> str:
+    """`marked 0x4000`, `not marked 0x20000` (also for the bit asked to be 0), `marked 0x1 in the bits 0xff`."""
+    value, slash, mask = _first(option).partition("/")
+    if slash and value == "0x0" and _is_bit(mask):
+        return f"{'' if option.negated else 'not '}{what} {mask}"
+    bits = "" if not slash or mask in (value, "0xffffffff") else f" in the bits {mask}"
+    return f"{_not(option)}{what} {value}{bits}"
+
+
+def _is_bit(mask: str) -> bool:
+    number = int(mask, 0)
+    return number > 0 and number & (number - 1) == 0
 
 
 def _physdev(match: Match) -> list[str]:

@@ -285,13 +285,25 @@ def _print_gaps(gaps: Sequence[EvidenceGap], console: Console, *, verbose: bool)
     console.print()
     console.print(Text("Not known", style="bold"))
     by_kind: dict[str, list[EvidenceGap]] = {}
+    if any(g.kind == "node-access" for g in gaps) and not verbose:
+        # Why nodes were not read is said once, with the way to do it; what each lacks is in -v and in the data.
+        gaps = [g for g in gaps if g.kind != "node-rules"]
     for g in gaps:
         by_kind.setdefault(g.kind, []).append(g)
     for group in by_kind.values():
-        shown = group if verbose else group[:3]
-        for g in shown:
-            write(console, Text(g.message), 2)
-        if len(group) > len(shown):
-            write(console, Text(f"and {len(group) - len(shown)} more of this kind (-v shows them)"), 2)
+        messages = _merged_messages(group)
+        shown = messages if verbose else messages[:3]
+        for words in shown:
+            write(console, Text(words), 2)
+        if len(messages) > len(shown):
+            write(console, Text(f"and {len(messages) - len(shown)} more of this kind (-v shows them)"), 2)
         if group[0].remedy:
             write(console, Text(f"to know it: {group[0].remedy}", style="dim"), 2)
+
+
+def _merged_messages(gaps: Iterable[EvidenceGap]) -> list[str]:
+    """What is said alike of several nodes is said once, of all of them."""
+    nodes: dict[str, list[str]] = {}
+    for g in gaps:
+        nodes.setdefault(g.message.replace(g.subject, "\0") if g.subject else g.message, []).append(g.subject)
+    return [words.replace("\0", _some(names)) for words, names in nodes.items()]

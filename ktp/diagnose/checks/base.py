@@ -50,6 +50,11 @@ class Check:
         )
 
 
+def a_try(entry: Entry) -> str:
+    """What somebody would try a port with: `curl` speaks TCP alone."""
+    return "a curl" if entry.port.protocol == "TCP" else "a try"
+
+
 def is_useless(fix: Fix) -> bool:
     """Whether it was tried and mends nothing: then it is no advice."""
     return fix.cures is not None and fix.cures.tried > 0 and not (fix.cures.cured or fix.cures.better)

@@ -23,6 +23,7 @@ The selector says app=web, the pods carry app=website.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import pod_added
@@ -47,7 +48,9 @@ def run(case: Case) -> Iterable[Finding]:
     mended = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node))
     if mended:
         evidence.append(
-            counterfactual(f"with a ready pod that matches on {node}, {mended[0].title} connects")
+            counterfactual(
+                f"with a ready pod that matches on {node}, {mended[0].title} on {mended[0].node} connects"
+            )
         )
     yield CHECK.finding(
         f"the selector {selector_text(service.selector)} matches no pod in namespace {service.namespace}",
@@ -64,16 +67,19 @@ def run(case: Case) -> Iterable[Finding]:
     )
 
 
+_ALIKE = 0.75
+
+
 def _nearest(case: Case) -> tuple[Pod, str] | None:
     selector = case.service.selector
-    best: tuple[int, Pod] | None = None
+    best: tuple[float, Pod] | None = None
     for pod in case.snapshot.cluster.pods or ():
         if pod.namespace != case.service.namespace:
             continue
-        common = sum(1 for k, v in selector.items() if pod.labels.get(k) == v)
-        close = common or any(k in pod.labels for k in selector)
-        if close and (best is None or common > best[0]):
-            best = (common, pod)
+        # A label that agrees, or one that is nearly so: a typing error.
+        alike = [SequenceMatcher(None, v, pod.labels.get(k, "")).ratio() for k, v in selector.items()]
+        if alike and max(alike) >= _ALIKE and (best is None or sum(alike) > best[0]):
+            best = (sum(alike), pod)
     if best is None:
         return None
     pod = best[1]

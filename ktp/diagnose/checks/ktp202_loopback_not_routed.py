@@ -55,7 +55,7 @@ def run(case: Case) -> Iterable[Finding]:
     state = case.state(first.node)
     value = ((state.sysctls if state is not None else None) or {}).get("net.ipv4.conf.all.route_localnet")
     evidence: list[Evidence] = []
-    if value is not None and first.front_end.ip_version == 4:
+    if value is not None and first.front_end.ip_version == 4 and not _never_served(case, first):
         evidence.append(
             Evidence(kind="sysctl", source=first.node, text=f"net.ipv4.conf.all.route_localnet = {value}")
         )

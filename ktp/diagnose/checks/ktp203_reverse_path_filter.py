@@ -11,7 +11,7 @@ The sysctl (the larger of `all` and the interface counts), and the route to the 
 
 # Confirm by hand
     sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.IFACE.rp_filter
-    ip route get CLIENT from NODE-IP
+    ip route get POD-IP from CLIENT iif IFACE       # the pod's address: it is checked after the translation
     nstat -az TcpExtIPReversePathFilter
 
 # Fix

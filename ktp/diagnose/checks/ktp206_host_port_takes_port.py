@@ -12,8 +12,7 @@ kube-proxy's, clients of the Service get the wrong pod; after it, clients of the
 The pod's hostPort, the rule that translates, and where the packets go without it.
 
 # Confirm by hand
-    kubectl get pods -A -o jsonpath='{range .items[*]}{.metadata.name} '
-        '{.spec.containers[*].ports[*].hostPort}{"\\n"}{end}'
+    kubectl get pods -A -o custom-columns='POD:.metadata.name,PORTS:.spec.containers[*].ports[*].hostPort'
     iptables -t nat -S | grep -n 'CNI-\\|KUBE-SERVICES'
 
 # Fix

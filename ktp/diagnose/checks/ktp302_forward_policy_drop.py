@@ -1,11 +1,13 @@
 """The FORWARD chain's policy is DROP and nothing lets the Service's traffic through.
 
 # What it means
-What no rule of FORWARD accepts is dropped. kube-proxy accepts only what it marked for masquerading.
+What no rule of FORWARD accepts is dropped. In iptables mode kube-proxy accepts only what it marked for masquerading; in
+nftables mode nothing that its table accepts is safe from the policy of another table's chain.
 
 # Why traffic fails
 Under externalTrafficPolicy Local packets are not marked, so nothing accepts them: "Cluster works, Local does not".
-The same holds for pods that dial a Service. Docker sets this policy when it starts.
+The same holds for pods that dial a Service; in nftables mode policy Cluster fails as well. Docker sets this policy when
+it starts and has to switch net.ipv4.ip_forward on itself.
 
 # Evidence
 The chain's policy, and that the packet passes with policy ACCEPT.

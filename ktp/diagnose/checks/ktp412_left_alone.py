@@ -29,6 +29,7 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks.base import Check, field, listed
+from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.trace import Disposition
 
@@ -41,11 +42,13 @@ def run(case: Case) -> Iterable[Finding]:
             found.setdefault(entry.title, []).append(entry)
     for title, entries in found.items():
         first = entries[0]
-        clients = {e.vantage.value for e in entries}
-        who = "processes" if clients == {"node"} else "clients"
         nodes = list(dict.fromkeys(e.node for e in entries))
+        who = {
+            frozenset((Vantage.EXTERNAL,)): f"outside clients that come to {listed(nodes)}",
+            frozenset((Vantage.NODE,)): f"processes of {listed(nodes)}",
+        }.get(frozenset(e.vantage for e in entries), f"clients of {listed(nodes)}")
         yield CHECK.finding(
-            f"kube-proxy leaves {who} on {listed(nodes)} alone that dial {title}: {first.cell.reason}",
+            f"kube-proxy lets packets of {who} to {title} pass as they are: {first.cell.reason}",
             nodes=nodes,
             evidence=[
                 field(

@@ -15,7 +15,8 @@ of the map no-endpoint-nodeports (nftables mode).
 
 # Confirm by hand
     kubectl get svc -n NAMESPACE NAME -o jsonpath='{.spec.externalTrafficPolicy}'
-    kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o wide
+    kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o custom-columns=\\
+    'NODES:.endpoints[*].nodeName,ADDRESSES:.endpoints[*].addresses,READY:.endpoints[*].conditions.ready'
     iptables-save -c | grep 'NAMESPACE/NAME.*has no local endpoints'     # on the node
 
 # Fix
@@ -33,7 +34,7 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case, Entry, Mended, decided_evidence
 from ktp.diagnose.changes import pod_added, policy_changed
-from ktp.diagnose.checks.base import Check, counterfactual, field, listed
+from ktp.diagnose.checks.base import Check, a_try, counterfactual, field, listed
 from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.diagnose.checks.health_common import is_kept_off
 from ktp.diagnose.checks.policy_common import policies_of_pods
@@ -128,7 +129,7 @@ def _explain(case: Case, node: str, entries: list[Entry], *, designed: bool) -> 
         f"{who} {symptom} at {first.title}"
     )
     if curl and first.vantage is Vantage.EXTERNAL:
-        message += "; a curl on the node itself connects and proves nothing"
+        message += f"; {a_try(entries[0])} on the node itself connects and proves nothing"
     if designed:
         message = (
             f"as the policy means it: {node} holds no usable endpoint, healthCheckNodePort "

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
-from ktp.diagnose.checks.base import Check, listed
+from ktp.diagnose.checks.base import Check, a_try, listed
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.trace import Symptom
@@ -45,9 +45,10 @@ def run(case: Case) -> Iterable[Finding]:
         if twin is not None and twin.cell.symptom is Symptom.CONNECTS and not twin.fails:
             by_title.setdefault(entry.title, []).append(entry.node)
     for title, nodes in by_title.items():
+        what = a_try(next(e for e in case.entries if e.title == title))
         yield CHECK.finding(
-            f"on {listed(nodes)} a curl on the node itself to {title} connects and the outside does not: "
-            "a curl on the node proves nothing",
+            f"on {listed(nodes)} {what} on the node itself to {title} connects and the outside does not: "
+            "a try on the node proves nothing",
             nodes=nodes,
             evidence=[
                 Evidence(

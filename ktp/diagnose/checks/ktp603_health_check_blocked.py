@@ -1,8 +1,9 @@
 """The node's healthCheckNodePort does not answer the load balancer.
 
 # What it means
-With policy Local kube-proxy answers on healthCheckNodePort of every node: 200 where the node holds a usable endpoint,
-503 where not. On this node the question does not get through: a rule drops it, or nobody listens.
+With policy Local kube-proxy answers on healthCheckNodePort of every node: 200 where the node holds a ready endpoint,
+503 where not, also while the last ones there are terminating and still serve. On this node the question does not get
+through: a rule drops it, or nobody listens.
 
 # Why traffic fails
 The load balancer takes the node for down and sends it nothing, though its pods are ready: the others get its share, and

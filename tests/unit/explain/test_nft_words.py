@@ -64,7 +64,7 @@ SITE = NftTable(family="inet", name="site")
          "while above 3/minute: source address noted in set banned; dropped without an answer (the client times out)"),
         ("dnat ip to 10.0.0.7:443", "every packet: sent to 10.0.0.7:443 instead (DNAT)"),
         ("dnat to numgen random mod 2 map { 0 : 10.0.0.7, 1 : 10.0.0.8 }",
-         "every packet: sent to one of 2 (a lot of 2) instead (DNAT)"),
+         "every packet: sent to one of 2 (a number drawn out of 2) instead (DNAT)"),
         ("masquerade fully-random", "every packet: source replaced by this node's address (masquerading)"),
         ("notrack", "every packet: not tracked: no NAT rule sees it"),
         ("queue to 3", "every packet: handed to a program of this node, which decides (queue)"),
