@@ -53,7 +53,7 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
     print_findings(d.findings, console, verbose=verbose, causes={group.cause for group in d.headline})
     print_rows(d.probes, console)
     print_witnesses(d.reconciliation, console, verbose=verbose)
-    _print_gaps(d.gaps, console, verbose=verbose)
+    _print_gaps(d, console, verbose=verbose)
 
 
 # What the first says of the same nodes, the second says within its own sentence.
@@ -191,7 +191,8 @@ def _print_matrix(m: FrontEndMatrix, console: Console) -> None:
     table.add_column(Text("node"), overflow="fold", min_width=6)
     table.add_column(Text("pods"), justify="right", min_width=4)
     for vantage in vantages:
-        table.add_column(Text(_HEADINGS[vantage]), no_wrap=True)
+        loopback = vantage == "localhost" and m.ip_version == 6
+        table.add_column(Text("::1" if loopback else _HEADINGS[vantage]), no_wrap=True)
     rows = list(m.nodes) if len(m.nodes) <= _MAX_ROWS else _worst(m)
     for row in rows:
         address = f" {row.addresses[0]}" if row.addresses and console.width >= 100 else ""
@@ -279,15 +280,17 @@ def _labelled(label: str, text: str) -> Text:
     return Text.assemble((f"{label} ", "dim"), text)
 
 
-def _print_gaps(gaps: Sequence[EvidenceGap], console: Console, *, verbose: bool) -> None:
+def _print_gaps(d: ServiceDiagnosis, console: Console, *, verbose: bool) -> None:
+    gaps = list(d.gaps)
+    if any(g.kind == "node-access" for g in gaps) and not verbose:
+        # Why nodes were not read is said once, with the way to do it; what each lacks is in -v and in the data.
+        unread = {node for node, kinds in d.evidence_nodes.items() if not kinds}
+        gaps = [g for g in gaps if g.kind != "node-rules" or g.subject not in unread]
     if not gaps:
         return
     console.print()
     console.print(Text("Not known", style="bold"))
     by_kind: dict[str, list[EvidenceGap]] = {}
-    if any(g.kind == "node-access" for g in gaps) and not verbose:
-        # Why nodes were not read is said once, with the way to do it; what each lacks is in -v and in the data.
-        gaps = [g for g in gaps if g.kind != "node-rules"]
     for g in gaps:
         by_kind.setdefault(g.kind, []).append(g)
     for group in by_kind.values():

@@ -80,8 +80,8 @@ def print_what_if(w: Answer, console: Console) -> None:
     if not effects:
         head = f"With {words} nothing changes for the clients of {w.before.key}"
     else:
-        counts = ", ".join(f"{_ways(sum(a.effect == e for a in w.altered))} {_WORDS[e][0]}" for e in effects)
-        head = f"With {words}, of {w.before.key}: {counts}"
+        counts = "; ".join(f"{_WORDS[e][0]}: {_ways(sum(a.effect == e for a in w.altered))}" for e in effects)
+        head = f"{w.before.key} with {words}: {counts}"
     write(console, Text(head, style="bold red" if w.darkens else "bold"))
     console.print()
     console.print(Text("Before", style="bold"))
