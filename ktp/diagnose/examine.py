@@ -9,9 +9,12 @@ from functools import cached_property
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
 from ktp.diagnose.questions import (
+    FAR_CLIENTS,
     PodsByNode,
     Question,
     external_client,
+    has_default_route,
+    near_client,
     node_addresses,
     with_supposed_pods,
 )
@@ -20,8 +23,9 @@ from ktp.kubeproxy.data_planes import with_data_planes
 from ktp.kubeproxy.endpoints import SliceIndex, index_slices
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, FrontEnds, front_ends
 from ktp.kubeproxy.intent import Intent, PortOnNode
-from ktp.kubeproxy.node import ALL_MODES, ProxyMode, ProxyNode, detect_modes, proxy_node
+from ktp.kubeproxy.node import ALL_MODES, ProxyMode, ProxyNode, default_mode, detect_modes, proxy_node
 from ktp.kubeproxy.outcome import Client, Vantage
+from ktp.kubeproxy.version import proxy_version
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.cluster import EndpointSlice, Service, ServicePort, ip_of
 from ktp.model.diagnosis import Cell, CellEndpoint
@@ -70,6 +74,7 @@ class Examiner:
         names.update(dict.fromkeys(snapshot.nodes))
         self._names = tuple(names)
         self.index: SliceIndex = index_slices(snapshot.cluster)
+        self._near: dict[tuple[str, int], IPAddress | None] = {}
         self._walker: Walker | None = None
         self._proxies: dict[str, ProxyNode] = {}
         self._ports: dict[tuple[str, str, str, int, str, str], PortOnNode] = {}
@@ -95,10 +100,7 @@ class Examiner:
 
     @cached_property
     def usual_mode(self) -> tuple[ProxyMode, str]:
-        """How kube-proxy is taken to run on a node that does not tell, and why: as on the others, or by default.
-
-        The default is iptables up to 1.36.
-        """
+        """How kube-proxy is taken to run on a node that does not tell, and why: as on the others, or by default."""
         told: dict[ProxyMode, str] = {}
         for name, state in self.snapshot.nodes.items():
             modes = detect_modes(state)
@@ -107,10 +109,8 @@ class Examiner:
         if len(told) == 1:
             mode, name = next(iter(told.items()))
             return mode, f"kube-proxy runs in {mode.value} mode, as on {name}"
-        return (
-            ProxyMode.IPTABLES,
-            "kube-proxy runs in iptables mode, its default; nothing that was read tells",
-        )
+        usual = default_mode(proxy_version(self.snapshot.cluster, ""))
+        return usual, f"kube-proxy runs in {usual.value} mode, its default; nothing that was read tells"
 
     def port_on(self, service: Service, port: ServicePort, node: str) -> PortOnNode:
         """One service port on one node, as kube-proxy means it."""
@@ -210,6 +210,46 @@ class Examiner:
             flow=flow,
             client_name=name,
         )
+
+    def others_alike(self, service: Service, question: Question) -> list[tuple[str, Question]]:
+        """The same question of other clients of its kind, each with its class in words.
+
+        Outside: one on the node's own network, one far away. Of other nodes: processes and pods of each, of the first
+        few. Empty where the user named the client, or source ranges choose it.
+        """
+        node, family, vantage = question.node, question.front_end.ip_version, question.vantage
+        found: list[tuple[str, Question]] = []
+        if vantage is Vantage.EXTERNAL:
+            if self.client is not None or (
+                question.front_end.kind is FrontEndKind.LOAD_BALANCER and service.load_balancer_source_ranges
+            ):
+                return []
+            near = self._near_client(node, family)
+            far = FAR_CLIENTS[family] if has_default_route(self.snapshot.nodes.get(node), family) else None
+            for words, ip in (("clients on the nodes' own network", near), ("clients elsewhere", far)):
+                if ip is not None and ip != question.client.ip:
+                    found.append((words, _asked_by(question, ip, replace(question.flow, src=str(ip)))))
+            return found
+        if vantage not in (Vantage.OTHER_NODE, Vantage.POD_OTHER_NODE):
+            return []
+        for home in [n for n in self._names if n not in (node, question.flow.from_node)][:_MOST_OTHERS]:
+            if not self.has_rules(home, family):
+                continue
+            if vantage is Vantage.OTHER_NODE:
+                ip = next((a for a in node_addresses(self.snapshot, home) if a.version == family), None)
+                if ip is not None:
+                    flow = replace(question.flow, from_node=home, src=None)
+                    found.append((f"processes of {home}", _asked_by(question, ip, flow)))
+            elif (pod := self._pod_of(home, family, service)) is not None:
+                flow = replace(question.flow, from_node=home, src=str(pod[1]))
+                found.append((f"pods of {home}", _asked_by(question, pod[1], flow)))
+        return found
+
+    def _near_client(self, node: str, family: int) -> IPAddress | None:
+        key = (node, family)
+        if key not in self._near:
+            self._near[key] = near_client(self.snapshot, node, family)
+        return self._near[key]
 
     def _other_node(self, service: Service, node: str) -> str | None:
         """Another node to ask from: one with rules read and without endpoints of the Service, if possible."""
@@ -337,6 +377,14 @@ class Examiner:
 def _key(service: Service, port: ServicePort, node: str) -> tuple[str, str, str, int, str, str]:
     """What PortOnNodes are kept by; the policy, because the survey asks for the same Service with another."""
     return service.key, service.external_traffic_policy, port.name, port.port, port.protocol, node
+
+
+_MOST_OTHERS = 4
+
+
+def _asked_by(question: Question, ip: IPAddress, flow: Flow) -> Question:
+    client = Client(vantage=question.vantage, ip=ip)
+    return replace(question, client=client, flow=flow, client_name=f"a client at {ip}")
 
 
 def _intent_reason(intent: Intent) -> str:

@@ -9,7 +9,7 @@ from ktp.diagnose.case import EXTERNAL_KINDS, Case, Entry
 from ktp.diagnose.checks import ALL_CHECKS
 from ktp.diagnose.checks.ktp901_unexplained import CHECK as UNEXPLAINED
 from ktp.diagnose.examine import Examiner
-from ktp.diagnose.questions import node_addresses
+from ktp.diagnose.questions import Question, node_addresses
 from ktp.diagnose.reconcile import health_findings, reconcile
 from ktp.diagnose.share import load_shares
 from ktp.diagnose.verdict import headline_of, verdict_of
@@ -19,11 +19,13 @@ from ktp.kubeproxy.outcome import Vantage
 from ktp.model.capture import EvidenceGap
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.diagnosis import (
+    Cell,
     Evidence,
     Finding,
     FrontEndMatrix,
     LoadShare,
     NodeRow,
+    OtherClient,
     ServiceDiagnosis,
     Severity,
     Way,
@@ -161,16 +163,29 @@ def _entries(
     for node in names:
         for question in examiner.questions(service, front_end, node):
             asked = examiner.ask(service, port, question)
+            cell = examiner.cell(asked)
+            if asked.fact is not None and front_end.kind is not FrontEndKind.CLUSTER_IP:
+                cell = replace(cell, others=_others(examiner, service, port, question, cell))
             out.append(
-                Entry(
-                    port=port,
-                    front_end=front_end,
-                    title=_title(front_end, port),
-                    asked=asked,
-                    cell=examiner.cell(asked),
-                )
+                Entry(port=port, front_end=front_end, title=_title(front_end, port), asked=asked, cell=cell)
             )
     return out
+
+
+def _others(
+    examiner: Examiner, service: Service, port: ServicePort, question: Question, cell: Cell
+) -> tuple[OtherClient, ...]:
+    """The clients of the cell's kind that see something else."""
+    found = []
+    for who, other in examiner.others_alike(service, question):
+        theirs = examiner.cell(examiner.ask(service, port, other))
+        if theirs.symptom not in (cell.symptom, Symptom.UNKNOWN):
+            found.append(
+                OtherClient(
+                    who=who, client=str(other.client.ip), symptom=theirs.symptom, reason=theirs.reason
+                )
+            )
+    return tuple(found)
 
 
 def _title(front_end: FrontEnd, port: ServicePort) -> str:

@@ -89,10 +89,15 @@ def _networks(cidrs: str | None) -> tuple[IPNetwork, ...]:
     return tuple(found)
 
 
-def detect_modes(state: NodeState | None) -> tuple[ProxyMode, ...]:
+def default_mode(versions: VersionRange) -> ProxyMode:
+    """What an empty `mode` means on Linux: iptables, from 1.40 on nftables (KEP-5343; 1.37 warns of it)."""
+    return ProxyMode.NFTABLES if versions.low >= (1, 40) else ProxyMode.IPTABLES
+
+
+def detect_modes(state: NodeState | None, default: ProxyMode = ProxyMode.IPTABLES) -> tuple[ProxyMode, ...]:
     """The mode that the node's configuration or its kernel state shows; all of them where nothing shows it.
 
-    An empty `mode` means iptables on Linux (all versions to 1.36). Without a configuration, the interface
+    An empty `mode` means `default`. Without a configuration, the interface
     kube-ipvs0 shows ipvs, an nf_tables table of kube-proxy's shows nftables, and a linked KUBE-NODEPORTS shows
     iptables; leftovers of a former mode leave several.
     """
@@ -100,7 +105,7 @@ def detect_modes(state: NodeState | None) -> tuple[ProxyMode, ...]:
         return ALL_MODES
     if state.kube_proxy is not None:
         try:
-            return (ProxyMode(state.kube_proxy.mode or "iptables"),)
+            return (ProxyMode(state.kube_proxy.mode or default.value),)
         except ValueError:
             return ALL_MODES
     found = []
@@ -149,6 +154,7 @@ def proxy_node(
         (state.sysctls or {}).get("net.ipv4.conf.all.route_localnet") if state is not None else None
     )
     localhost = config.localhost_node_ports if config is not None else None
+    versions = versions or proxy_version(cluster, name, state)
     return ProxyNode(
         name=name,
         proxy_name=(config.hostname_override if config is not None else None) or "",
@@ -157,8 +163,8 @@ def proxy_node(
         primary_ips=_primary_ips(cluster, name),
         pod_cidrs=pod_cidrs,
         cluster_cidrs=_networks(config.cluster_cidr) if config is not None else (),
-        versions=versions or proxy_version(cluster, name, state),
-        modes=modes or detect_modes(state),
+        versions=versions,
+        modes=modes or detect_modes(state, default_mode(versions)),
         detectors=detect_detectors(config, pod_cidrs),
         node_port_addresses=(config.node_port_addresses if config is not None else None) or (),
         masquerade_all=config.masquerade_all if config is not None else False,

@@ -41,6 +41,16 @@ class CellEndpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherClient:
+    """A client of a cell's kind that sees another symptom than the one asked for: which they are, and what they see."""
+
+    who: str
+    client: str
+    symptom: Symptom
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One answer of the matrix: a kind of client, a front end, a node.
 
@@ -62,6 +72,7 @@ class Cell:
     intended: Symptom | None = None
     intended_by: str = ""
     assumptions: tuple[Assumption, ...] = ()
+    others: tuple[OtherClient, ...] = ()
 
     @property
     def rests_on(self) -> tuple[Assumption, ...]:

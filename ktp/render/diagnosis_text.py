@@ -21,6 +21,7 @@ from ktp.render.report_words import (
     grouped,
     named_verdict,
     nodes_of,
+    others_of,
     policies_of,
 )
 from ktp.render.terminal import write
@@ -132,6 +133,8 @@ def print_matrices(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fal
 def _print_reasons(d: ServiceDiagnosis, console: Console, *, verbose: bool) -> None:
     """Why cells are unknown, and what was assumed for the others: once each, without the nodes' names."""
     cells = cells_of(_shown(d, verbose))
+    for words in others_of(_shown(d, verbose)):
+        write(console, Text(words, style="yellow"), 0, 2)
     said = [("unknown", c.reason) for c in cells if c.symptom is Symptom.UNKNOWN]
     said += [("assumed", words) for words in assumed_of(cells)]
     if verbose:

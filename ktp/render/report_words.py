@@ -106,6 +106,32 @@ def assumed_of(cells: Iterable[Cell]) -> list[str]:
     return assumed_words(a for c in cells if c.symptom is not Symptom.UNKNOWN for a in c.assumptions)
 
 
+_SEEN = {
+    Symptom.CONNECTS: "connect",
+    Symptom.TIMES_OUT: "time out",
+    Symptom.REFUSED: "are refused",
+    Symptom.UNREACHABLE: "find it unreachable",
+    Symptom.INTERMITTENT: "connect now and then",
+}
+
+
+def others_of(matrices: Iterable[FrontEndMatrix]) -> list[str]:
+    """Which clients see something else than the one that stands for their kind, and where."""
+    nodes: dict[tuple[str, str, Symptom], list[str]] = {}
+    for m in matrices:
+        for row in m.nodes:
+            for vantage, cell in row.cells.items():
+                for other in cell.others:
+                    key = (_VANTAGES_LEFT.get(vantage, vantage), other.who, other.symptom)
+                    where = nodes.setdefault(key, [])
+                    if row.node not in where:
+                        where.append(row.node)
+    return [
+        f"not all {kind} alike: {who} {_SEEN.get(symptom, 'fail')} at {', '.join(where)}"
+        for (kind, who, symptom), where in nodes.items()
+    ]
+
+
 def cell_words(cell: Cell | None) -> str:
     """A cell in a word or two: "ok, kept", "times out", "67 % ok"; with a star where it rests on what was not read."""
     return "-" if cell is None else _fate_words(cell) + ("*" if cell.rests_on else "")

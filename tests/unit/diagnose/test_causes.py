@@ -169,6 +169,25 @@ def test_forward_policy_drop_spares_what_is_masqueraded() -> None:
     assert cell(Asked(demo(dropping), CLUSTER).diagnosis(), "node-a").symptom is Symptom.CONNECTS
 
 
+def test_clients_of_one_kind_that_differ_are_told_apart() -> None:
+    """Pods of node-a cannot get out, those of node-c can: the one that was asked does not stand for both."""
+    dropping = {("node-a", LEGACY): policy("filter", "FORWARD", "DROP")}
+    diagnosis = Asked(demo(dropping), CLUSTER).diagnosis()
+    seen = {
+        (row.node, cell.symptom, other.who, other.symptom)
+        for matrix in diagnosis.frontends
+        for row in matrix.nodes
+        for vantage, cell in row.cells.items()
+        if vantage == "podOtherNode"
+        for other in cell.others
+    }
+    assert seen
+    assert all(symptom is not other for _, symptom, _, other in seen)
+    assert {who for _, _, who, _ in seen} <= {"pods of node-a", "pods of node-b", "pods of node-c"}
+    healthy = Asked(demo(), CLUSTER).diagnosis()
+    assert not any(c.others for m in healthy.frontends for r in m.nodes for c in r.cells.values())
+
+
 def test_an_answer_that_is_lost_underway_is_not_blamed_on_its_way() -> None:
     diagnosis = SCENARIOS["KTP901"].fires().diagnosis()
     assert "KTP505" not in codes(diagnosis)
