@@ -89,6 +89,7 @@ def test_each_failing_cell_of_outside_clients_is_in_one_group_and_explained(fold
 
 @pytest.mark.parametrize("folder", list(cases()))
 def test_the_policy_fix_and_what_if_agree(folder: Path) -> None:
+    afters: dict[str, dict[tuple[str, str, str], Cell]] = {}
     for snapshot, key, d in diagnoses(folder):
         for finding in d.findings:
             fix = next(
@@ -96,11 +97,12 @@ def test_the_policy_fix_and_what_if_agree(folder: Path) -> None:
             )
             if fix is None or fix.cures is None or finding.code != "KTP501":
                 continue
-            after = cells_of(
-                what_if(
-                    snapshot, snapshot.cluster.services[key], [Change(kind="policy", value="Cluster")]
-                ).after
-            )
+            if key not in afters:
+                service = snapshot.cluster.services[key]
+                afters[key] = cells_of(
+                    what_if(snapshot, service, [Change(kind="policy", value="Cluster")]).after
+                )
+            after = afters[key]
             cured = [cell for cell in finding.cells if share(after[cell]) >= 1]
             assert len(cured) == fix.cures.cured, (key, finding.node)
             assert fix.verified is (len(cured) == len(finding.cells)), (key, finding.node)
