@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ktp.kubeproxy.endpoints import SliceIndex, index_slices
+from ktp.kubeproxy.endpoints import SliceIndex, index_slices, select_endpoints
 from ktp.kubeproxy.names import (
     EXT_PREFIX,
     FW_PREFIX,
@@ -378,8 +378,13 @@ def _reprogram_node(
             rulesets.append(ruleset)
             continue
         knobs = _knobs(ruleset, state, node, changed)
+        quirk = node.versions.minors()[-1] == 22 and _counts_unready(ruleset, snapshot.cluster, node)
         changes = [
-            port_change(service, port, _rules(service, port, node, index, ruleset, knobs) if stays else None)
+            port_change(
+                service,
+                port,
+                _rules(service, port, node, index, ruleset, knobs, quirk=quirk) if stays else None,
+            )
             for service, port, stays in ports
         ]
         rulesets.append(overlay_ruleset(ruleset, changes, parse_rule=parse_rule or _parser_of(ruleset)))
@@ -414,8 +419,40 @@ def _rules(
     index: SliceIndex,
     ruleset: Ruleset,
     knobs: RuleKnobs,
+    *,
+    quirk: bool = False,
 ) -> ServiceRules:
-    return synthesize_port(service, port, node, index, family=ruleset.family, minor=_minor(node), knobs=knobs)
+    return synthesize_port(
+        service,
+        port,
+        node,
+        index,
+        family=ruleset.family,
+        minor=_minor(node),
+        knobs=knobs,
+        unready_count=quirk,
+    )
+
+
+def _counts_unready(ruleset: Ruleset, cluster: Cluster, node: ProxyNode) -> bool:
+    """Whether this kube-proxy 1.22 takes endpoints that are not ready for endpoints, as its first releases did.
+
+    It shows where a Service has no others: they wrote no REJECT for it.
+    """
+    index = index_slices(cluster)
+    version = 4 if ruleset.family == "ip" else 6
+    refused = [
+        line
+        for chain in (ruleset.chain("filter", KUBE_SERVICES), ruleset.chain("filter", KUBE_EXTERNAL_SERVICES))
+        for line in (chain.raw_lines() if chain is not None else ())
+    ]
+    for service in cluster.services.values():
+        for port in service.ports:
+            chosen = select_endpoints(index, service, port, node, minor=22, ip_version=version)
+            if chosen.listed and not any(e.ready or e.terminating for e in chosen.listed):
+                name = next(iter(sorted(service_port_strings(service, port))))
+                return not any(f'"{name} has no endpoints"' in line for line in refused)
+    return False
 
 
 def _knobs(ruleset: Ruleset, state: NodeState, node: ProxyNode, cluster: Cluster) -> RuleKnobs:

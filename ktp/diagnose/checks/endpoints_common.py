@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ktp.diagnose.case import Case, Entry
-from ktp.kubeproxy.endpoints import EndpointSelection
+from ktp.kubeproxy.endpoints import EndpointSelection, external_policy_local
+from ktp.kubeproxy.frontends import FrontEndKind
 from ktp.model.cluster import Endpoint, Pod, ServicePort
+
+
+def honours_local(case: Case, entry: Entry) -> bool:
+    """Whether the node's kube-proxy honours `externalTrafficPolicy: Local` at this front end."""
+    proxy = case.examiner.proxy(entry.node)
+    external_ip = entry.front_end.kind is FrontEndKind.EXTERNAL_IP
+    return external_policy_local(case.service, proxy.versions.minors()[-1], proxy, external_ip=external_ip)
 
 
 def selection_of(case: Case, entry: Entry) -> EndpointSelection:

@@ -35,10 +35,10 @@ from collections.abc import Iterable
 from ktp.diagnose.case import Case, Entry, Mended, decided_evidence
 from ktp.diagnose.changes import pod_added, policy_changed
 from ktp.diagnose.checks.base import Check, a_try, counterfactual, field, listed
-from ktp.diagnose.checks.endpoints_common import selection_of
+from ktp.diagnose.checks.endpoints_common import honours_local, selection_of
 from ktp.diagnose.checks.health_common import is_kept_off
 from ktp.diagnose.checks.policy_common import policies_of_pods
-from ktp.kubeproxy.endpoints import EndpointSelection, external_policy_local
+from ktp.kubeproxy.endpoints import EndpointSelection
 from ktp.kubeproxy.frontends import FrontEndKind
 from ktp.kubeproxy.names import is_kube_proxys
 from ktp.kubeproxy.node import ProxyMode
@@ -55,7 +55,7 @@ def run(case: Case) -> Iterable[Finding]:
         kept_off = is_kept_off(case, node)
         by_port: dict[tuple[str, int, bool], list[Entry]] = {}
         for entry in case.failing(node):
-            if entry.is_external and _is_local(case, entry):
+            if entry.is_external and honours_local(case, entry):
                 selection = selection_of(case, entry)
                 if selection.has_endpoints and not selection.local and not _is_misnamed(case, entry):
                     # No balancer stands before an external IP.
@@ -69,12 +69,6 @@ def _is_misnamed(case: Case, entry: Entry) -> bool:
     """Whether the node has endpoints that its kube-proxy takes for remote ones: KTP406."""
     name = case.examiner.proxy(entry.node).known_as
     return name != entry.node and any(e.node_name == entry.node for e in selection_of(case, entry).usable)
-
-
-def _is_local(case: Case, entry: Entry) -> bool:
-    proxy = case.examiner.proxy(entry.node)
-    external_ip = entry.front_end.kind is FrontEndKind.EXTERNAL_IP
-    return external_policy_local(case.service, proxy.versions.minors()[-1], proxy, external_ip=external_ip)
 
 
 def _explain(case: Case, node: str, entries: list[Entry], *, designed: bool) -> Iterable[Finding]:

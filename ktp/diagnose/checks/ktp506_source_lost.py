@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator
 
 from ktp.diagnose.case import Case, Entry, given
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
+from ktp.diagnose.checks.endpoints_common import honours_local
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Finding, Fix, Severity
@@ -41,7 +42,7 @@ def run(case: Case) -> Iterable[Finding]:
     by_rule: dict[RuleInPlace, list[Entry]] = {}
     for entry in case.entries:
         if entry.vantage is Vantage.EXTERNAL and entry.is_external and entry.cell.symptom is Symptom.CONNECTS:
-            if entry.cell.source_kept is False:
+            if entry.cell.source_kept is False and honours_local(case, entry):
                 for rule in _sources(entry):
                     by_rule.setdefault(rule, []).append(entry)
     for rule, entries in by_rule.items():
