@@ -15,8 +15,7 @@ of the map no-endpoint-nodeports (nftables mode).
 
 # Confirm by hand
     kubectl get svc -n NAMESPACE NAME -o jsonpath='{.spec.externalTrafficPolicy}'
-    kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o custom-columns=\\
-    'NODES:.endpoints[*].nodeName,ADDRESSES:.endpoints[*].addresses,READY:.endpoints[*].conditions.ready'
+    kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o jsonpath='{..nodeName} {..ready}'
     iptables-save -c | grep 'NAMESPACE/NAME.*has no local endpoints'     # on the node
 
 # Fix

@@ -11,8 +11,7 @@ load of one that shares its node.
 The number of usable endpoints on each node, and each pod's expected share.
 
 # Confirm by hand
-    kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o custom-columns=\\
-    'NODES:.endpoints[*].nodeName,ADDRESSES:.endpoints[*].addresses,READY:.endpoints[*].conditions.ready'
+    kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o jsonpath='{..nodeName} {..ready}'
     kubectl top pods -n NAMESPACE -l SELECTOR
 
 # Fix
