@@ -127,6 +127,7 @@ def test_a_command_can_be_pasted(command: str, node: str, kubectl: Path) -> None
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
     )
     # grep finds nothing where there is no fault; what is asked for may not exist on this machine.
     assert done.returncode in (0, 1, 2, 255), done.stderr

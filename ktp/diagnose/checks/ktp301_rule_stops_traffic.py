@@ -33,7 +33,7 @@ from ktp.dataplane.answer import answer_flow
 from ktp.diagnose.case import Case, Entry, Mended, given, goes_astray
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.checks.policy_common import Enforced, enforced_by
-from ktp.diagnose.checks.rule_common import BANNING, RuleInPlace, deciding_rule, merged, stopped
+from ktp.diagnose.checks.rule_common import BANNING, RuleInPlace, command_of, deciding_rule, merged, stopped
 from ktp.diagnose.witnesses import witnesses
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Finding, Fix, Severity
@@ -80,8 +80,11 @@ def _finding(case: Case, rule: RuleInPlace, path: Path, mended: Mended, cells: l
         evidence=[rule.evidence(), counterfactual(proof)],
         fixes=[
             Fix(
-                summary=f"let the traffic pass before this rule, where it is configured ({rule.author})",
+                summary="put the pod network into firewalld's trusted zone"
+                if rule.author == "firewalld"
+                else f"let the traffic pass before this rule, where it is configured ({rule.author})",
                 cost="opens what the rule closes: check what else it protects",
+                command=command_of(rule.author, case) if rule.author == "firewalld" else None,
                 cures=mended.cures() if mended else None,
             )
         ],

@@ -32,7 +32,7 @@ from ktp.dataplane.hooks import FORWARD
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import dropping_nft_chains, policy_accepts
 from ktp.diagnose.checks.base import Check, counterfactual
-from ktp.diagnose.checks.rule_common import author_of, author_of_policy, decided_here, merged
+from ktp.diagnose.checks.rule_common import author_of, author_of_policy, command_of, decided_here, merged
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
 from ktp.model.trace import StepKind
@@ -72,7 +72,7 @@ def run(case: Case) -> Iterable[Finding]:
                 Fix(
                     summary=_cure(node, author),
                     cost="the node forwards what no rule forbids",
-                    command=command,
+                    command=command_of(author, case) or command,
                     cures=mended.cures(),
                 )
             ],
@@ -125,6 +125,8 @@ def _cure(node: str, author: str) -> str:
             f"set DEFAULT_FORWARD_POLICY=ACCEPT in /etc/default/ufw on {node} and reload ufw, "
             "or let `ufw route allow` pass the pod network"
         )
+    if author == "firewalld":
+        return f"put the pod network into firewalld's trusted zone on {node}"
     return f"set the policy of FORWARD to ACCEPT on {node}, or accept the pod network there"
 
 

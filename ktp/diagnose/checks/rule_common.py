@@ -130,6 +130,18 @@ class RuleInPlace:
         )
 
 
+def command_of(author: str, case: Case) -> str | None:
+    """How the tool that wrote a rule is told to let Services' traffic pass; None where ktp does not know it."""
+    if author == "ufw":
+        setting = 's/^DEFAULT_FORWARD_POLICY=.*/DEFAULT_FORWARD_POLICY="ACCEPT"/'
+        return f"sed -i '{setting}' /etc/default/ufw && ufw reload"
+    networks = [text for node in (case.snapshot.cluster.nodes or {}).values() for text in node.pod_cidrs]
+    if author == "firewalld" and networks:
+        sources = " ".join(f"--add-source={text}" for text in dict.fromkeys(networks))
+        return f"firewall-cmd --permanent --zone=trusted {sources} && firewall-cmd --reload"
+    return None
+
+
 def rule_of_step(node: str, step: Step) -> RuleInPlace | None:
     """The rule that a step met, or None where the step is of another kind."""
     if step.kind is not StepKind.RULE or not step.position:
