@@ -24,31 +24,33 @@ def diagnose_services(
     client: str | None,
     *,
     probing: Probing | None = None,
+    probe: bool = False,
     health: bool = False,
 ) -> ExitCode:
     """Diagnose the named Services and write the report to stdout; the exit status.
 
-    With `probing` their front ends are dialled too, with `health` their health checks are asked.
+    With `probe` their front ends are dialled too, with `health` their health checks are asked; `probing` says how.
     """
     from ktp.diagnose.service import diagnose_service
 
-    outside = _client_address(client)
+    outside = client_address(client)
     reports = []
     for name in names:
         snapshot, service = snapshot_for_service(settings, name)
         _require_family(service, outside)
         said = health_answers(settings, snapshot, service, probing) if health else None
         report = diagnose_service(snapshot, service, nodes=settings.nodes, client=outside, health=said)
-        if probing is not None:
+        if probe and probing is not None:
             from ktp.diagnose.probing import with_probes
 
             report = with_probes(report, dial(settings, snapshot, service, probing).rows)
         reports.append(report)
-    _write_diagnoses(settings, reports)
+    write_diagnoses(settings, reports)
     return status_of(reports, settings.fail_on)
 
 
-def _client_address(text: str | None) -> IPv4Address | IPv6Address | None:
+def client_address(text: str | None) -> IPv4Address | IPv6Address | None:
+    """The address that --client names; UsageError where it is none that a client outside can have."""
     if text is None:
         return None
     try:
@@ -70,7 +72,7 @@ def _require_family(service: Service, client: IPv4Address | IPv6Address | None) 
         )
 
 
-def _write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis], *, as_list: bool = False) -> None:
+def write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis], *, as_list: bool = False) -> None:
     """Write the reports; as data one alone is no list, unless `as_list`."""
     if settings.output == "markdown":
         from ktp.render.report_markdown import markdown_report
@@ -137,7 +139,7 @@ def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
             _print_survey(settings, rows)
         else:
             in_order = dict.fromkeys((*(row.key for row in rows), *keys))
-            _write_diagnoses(settings, [reports[key] for key in in_order], as_list=True)
+            write_diagnoses(settings, [reports[key] for key in in_order], as_list=True)
         return status_of(list(reports.values()), settings.fail_on)
     rows = survey(snapshot, namespace=namespace, nodes=settings.nodes)
     if settings.output == "text":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ktp.app.settings import Settings, offline, open_offline, split_name
@@ -213,26 +214,41 @@ def find_service(cluster: Cluster, namespace: str, name: str) -> Service:
     if found is not None:
         return found
     names = sorted(s.name for s in cluster.services.values() if s.namespace == namespace)
+    elsewhere = sorted(s.key for s in cluster.services.values() if s.name == name)
     if not names:
         namespaces = sorted({s.namespace for s in cluster.services.values()})
+        there = f"; there is {', '.join(elsewhere[:3])}"
         raise NotFoundError(
-            f"there is no Service in namespace {namespace!r}" + did_you_mean(namespace, namespaces)
+            f"there is no Service in namespace {namespace!r}"
+            + (
+                there
+                if elsewhere and not near_names(namespace, namespaces)
+                else did_you_mean(namespace, namespaces)
+            ),
+            hint=f"ktp diagnose svc {elsewhere[0]}" if len(elsewhere) == 1 else None,
+            near=tuple(elsewhere[:3]),
         )
-    elsewhere = sorted(s.key for s in cluster.services.values() if s.name == name)
     if elsewhere:
         raise NotFoundError(
-            f"there is no Service {name!r} in namespace {namespace!r}; there is {', '.join(elsewhere[:3])}"
+            f"there is no Service {name!r} in namespace {namespace!r}; there is {', '.join(elsewhere[:3])}",
+            hint=f"ktp diagnose svc {elsewhere[0]}" if len(elsewhere) == 1 else None,
+            near=tuple(elsewhere[:3]),
         )
     raise NotFoundError(
         f"there is no Service {name!r} in namespace {namespace!r}" + did_you_mean(name, names)
     )
 
 
-def did_you_mean(name: str, names: set[str] | list[str]) -> str:
-    """The end of a sentence about a name that is none: those that come near, or all where they are few."""
+def near_names(name: str, names: Iterable[str]) -> list[str]:
+    """Those that somebody who wrote `name` may have meant, nearest first."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, sorted(names), n=3, cutoff=0.5)
+    return get_close_matches(name, sorted(set(names)), n=3, cutoff=0.5)
+
+
+def did_you_mean(name: str, names: set[str] | list[str]) -> str:
+    """The end of a sentence about a name that is none: those that come near, or all where they are few."""
+    near = near_names(name, names)
     if near or not names:
         return f"; did you mean {' or '.join(near)}?" if near else ""
     return f"; there {'is' if len(names) == 1 else 'are'} {', '.join(sorted(names)[:8])}"

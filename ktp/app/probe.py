@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktp.app.evidence import snapshot_for_service
-from ktp.app.settings import Settings
+from ktp.app.settings import Settings, offline
 from ktp.errors import EvidenceError, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Probing:
     http: str | None = None
     data: str | None = None
     from_nodes: bool = False
+    dial_recorded: bool = False
     progress: Callable[[int, int, str], None] | None = None
 
 
@@ -94,10 +95,7 @@ def dial(
     settings: Settings, snapshot: Snapshot, service: Service, probing: Probing, *, counters: bool = False
 ) -> _Dialled:
     """Dial from here, or from the nodes, and compare."""
-    if settings.demo:
-        raise UsageError(
-            "--demo is a made-up cluster: its addresses may be somebody else's here, and are not dialled"
-        )
+    _require_own_network(settings, probing)
     from ktp.collect.prober import ProbeSettings, probe_all, source_address
     from ktp.diagnose.probing import Predictor, Sender, compare, sender_of
 
@@ -184,10 +182,21 @@ def _counters(snapshot: Snapshot, node: str | None) -> dict[str, bytes]:
     return read_counters(dict.fromkeys(r.backend.value for r in state.rulesets if r.tables()))
 
 
+def _require_own_network(settings: Settings, probing: Probing | None) -> None:
+    """UsageError for addresses that were recorded: here they may be somebody else's."""
+    if offline(settings) and not (probing is not None and probing.dial_recorded):
+        raise UsageError(
+            "the addresses of a snapshot were recorded, belong to another network than this one perhaps, and are not "
+            "dialled",
+            hint="on a machine of that very network add --dial-recorded",
+        )
+
+
 def health_answers(
     settings: Settings, snapshot: Snapshot, service: Service, probing: Probing | None
 ) -> dict[str, HealthAnswer]:
     """What the healthCheckNodePort of each node says; nothing where the Service has none."""
+    _require_own_network(settings, probing)
     from ktp.collect.prober import ask_health
     from ktp.diagnose.reconcile import health_targets
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ def what_if_service(settings: Settings, name: str, changes: list[Change]) -> Exi
 
     snapshot, service = snapshot_for_service(settings, name)
     answer = what_if(snapshot, service, changes, nodes=settings.nodes)
-    if settings.output != "text":
+    if settings.output in ("json", "yaml"):
         from ktp.render.structured import dump
         from ktp.render.whatif import what_if_object
 
@@ -28,5 +29,12 @@ def what_if_service(settings: Settings, name: str, changes: list[Change]) -> Exi
         from ktp.render.terminal import make_console
         from ktp.render.whatif import print_what_if
 
-        print_what_if(answer, make_console(settings.color, sys.stdout))
+        if settings.output == "text":
+            print_what_if(answer, make_console(settings.color, sys.stdout))
+        else:
+            from ktp.render.document import WIDTH, document
+
+            page = io.StringIO()
+            print_what_if(answer, make_console("never", page, width=WIDTH))
+            sys.stdout.write(document(page.getvalue(), f"What if: {answer.before.key}", settings.output))
     return ExitCode.FINDINGS if answer.darkens else ExitCode.OK

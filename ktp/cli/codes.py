@@ -11,7 +11,6 @@ import click
 
 from ktp.cli.options import common_options, settings
 from ktp.cli.terminal import use_color, width
-from ktp.errors import UsageError
 
 if TYPE_CHECKING:
     from ktp.diagnose.codes import Page
@@ -49,8 +48,6 @@ def command(code: str | None) -> int:
         dump({**head, **body}, chosen.output, sys.stdout)  # type: ignore[dict-item]
     elif chosen.output == "markdown":
         click.echo(page_markdown(page) if page is not None else index_markdown(), nl=False)
-    elif chosen.output != "text":
-        raise UsageError(f"`ktp codes` has no output {chosen.output}; use text, json, yaml or markdown")
     elif page is not None:
         click.echo(page_text(page, min(width(), 80)), nl=False)
     else:

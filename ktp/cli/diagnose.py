@@ -9,12 +9,55 @@ from ktp.cli.probe import probe_options, probing
 from ktp.errors import UsageError
 
 
+class _What(click.Group):
+    """A group of which the first word may be what was dialled, and not the name of a command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the words name, `what` for all others."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            return "what", what, args
+        return super().resolve_command(ctx, args)
+
+
 @click.group(
-    "diagnose", short_help="Is a Service reachable, on each node, from each kind of client; why not."
+    "diagnose",
+    cls=_What,
+    subcommand_metavar="svc NAME… | WHAT…",
+    short_help="Is a Service reachable, on each node, from each kind of client; why not.",
 )
 @common_options
 def command() -> None:
-    """Is it reachable, on each node, from each kind of client; why not; what to do."""
+    """Is it reachable, on each node, from each kind of client; why not; what to do.
+
+    WHAT is what was dialled: IP:PORT, [IPv6]:PORT, :NODE-PORT, a URL, a host's or node's name with a port, a Service as
+    NAMESPACE/NAME, NAME.NAMESPACE or NAME.NAMESPACE.svc.cluster.local, each with /udp or /sctp where it is not TCP.
+    ktp says what that is, and diagnoses it.
+
+    \b
+      ktp diagnose svc shop/web
+      ktp diagnose 10.0.0.10:31015
+      ktp diagnose http://node-b:31015/
+    """
+
+
+@click.command("what", hidden=True)
+@click.argument("words", nargs=-1, required=True, metavar="WHAT…")
+@click.option("--client", metavar="IP", help="The outside client to ask for (default: one far away).")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning", "info"]),
+    expose_value=False,
+    callback=store,
+    help="Exit with 1 from findings of this severity on (default: warning).",
+)
+@common_options
+def what(words: tuple[str, ...], client: str | None) -> int:
+    """Say what was dialled, and diagnose that."""
+    from ktp.app.what import diagnose_what
+
+    return int(diagnose_what(settings(), words, client))
 
 
 @command.command("svc")
@@ -42,6 +85,7 @@ def svc(
     http: str | None,
     data: str | None,
     from_nodes: bool,
+    dial_recorded: bool,
     health: bool,
 ) -> int:
     """Diagnose Services: those named, or all (-A, or -n NAMESPACE alone)."""
@@ -54,13 +98,24 @@ def svc(
         raise UsageError("--client is asked for with named Services only")
     if not names and not all_namespaces and chosen.namespace is None:
         raise UsageError("name a Service (NAMESPACE/NAME), or ask for all of them with -A or -n NAMESPACE")
-    how = probing(tries, wait, http, data, from_nodes)
+    how = probing(tries, wait, http, data, from_nodes, dial_recorded)
     if not probe and (http is not None or data is not None or from_nodes):
         raise UsageError("--http, --data and --from-nodes say how --probe dials; add --probe")
+    if dial_recorded and not (probe or health):
+        raise UsageError("--dial-recorded says what --probe and --health dial; add one of them")
     if (probe or health) and not names:
         raise UsageError("--probe and --health dial; name the Services that they are for")
     if names:
-        return int(diagnose_services(chosen, names, client, probing=how if probe else None, health=health))
+        return int(
+            diagnose_services(
+                chosen,
+                names,
+                client,
+                probing=how if probe or dial_recorded else None,
+                probe=probe,
+                health=health,
+            )
+        )
     return int(survey_services(chosen, None if all_namespaces else chosen.namespace))
 
 

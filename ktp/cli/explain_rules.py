@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
@@ -67,7 +68,7 @@ def command(
         )
     else:
         explained = explain_service(chosen, name or "", vantage)
-    if chosen.output != "text":
+    if chosen.output in ("json", "yaml"):
         from ktp.render.rules_tree import explanations_object
         from ktp.render.structured import dump
 
@@ -75,6 +76,14 @@ def command(
         return int(explained.status)
     from ktp.cli.terminal import use_color, width
 
+    if chosen.output != "text":
+        from ktp.render.document import WIDTH, document
+
+        page = io.StringIO()
+        print_explanations(explained.explanations, page, width=WIDTH, color=False, fold_rules=False)
+        title = name or chain or f"node port {node_port}"
+        sys.stdout.write(document(page.getvalue(), f"Rules of {title}", chosen.output))
+        return int(explained.status)
     print_explanations(
         explained.explanations,
         sys.stdout,

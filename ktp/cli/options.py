@@ -65,7 +65,7 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         "-o",
         "--output",
         type=click.Choice(["text", "json", "yaml", "markdown", "html", "junit"]),
-        help="The form of the result (default: text); the last three for diagnose.",
+        help="The form of the result (default: text); each command says which it has.",
     ),
     _option("--color", type=click.Choice(["auto", "always", "never"]), help="Colour (default: auto)."),
     _option("-v", "--verbose", is_flag=True, help="Say more about the evidence."),
@@ -81,7 +81,9 @@ def common_options(function: F) -> F:
 
 def settings() -> Settings:
     """What the common options say, gathered from before and behind the command."""
-    kept = click.get_current_context().find_root().ensure_object(dict)
+    context = click.get_current_context()
+    kept = context.find_root().ensure_object(dict)
+    _require_form(context, kept.get("output", "text"))
     for name, option in (("ssh_user", "--ssh-user"), ("ssh_options", "--ssh-option"), ("sudo", "--sudo")):
         if kept.get(name) and kept.get("node_access") != "ssh":
             raise UsageError(f"{option} is about logging in to nodes", hint="add --node-access ssh")
@@ -104,6 +106,27 @@ def settings() -> Settings:
         timeout=kept.get("timeout", 120.0),
         progress=_node_progress(),
     )
+
+
+# Which forms of the result a command has; one of `diagnose` has all.
+_DATA = ("text", "json", "yaml")
+_FORMS = {
+    "trace": (*_DATA, "markdown", "html"),
+    "explain-rules": (*_DATA, "markdown", "html"),
+    "what-if": (*_DATA, "markdown", "html"),
+    "codes": (*_DATA, "markdown"),
+    "snapshot": _DATA,
+    "probe": _DATA,
+    "auth": _DATA,
+}
+
+
+def _require_form(context: click.Context, output: str) -> None:
+    forms = _FORMS.get(context.info_name or "")
+    if forms is not None and output not in forms:
+        raise UsageError(
+            f"ktp {context.info_name} has no {output} form", hint=f"-o {', '.join(forms[:-1])} or {forms[-1]}"
+        )
 
 
 def _node_progress() -> Callable[[int, int, str], None] | None:

@@ -40,6 +40,11 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--from-nodes", is_flag=True, help="Dial from the nodes and not from here (with --node-access ssh)."
     ),
+    click.option(
+        "--dial-recorded",
+        is_flag=True,
+        help="Dial the addresses of a snapshot too: for a machine of the network that it was taken in.",
+    ),
 )
 
 
@@ -50,7 +55,9 @@ def probe_options(function: F) -> F:
     return function
 
 
-def probing(tries: int, wait: float, http: str | None, data: str | None, from_nodes: bool) -> Probing:
+def probing(
+    tries: int, wait: float, http: str | None, data: str | None, from_nodes: bool, dial_recorded: bool
+) -> Probing:
     """The options as the use cases take them. Raises UsageError for what is no path."""
     if http is not None and (
         not http.startswith("/") or not http.isascii() or not http.isprintable() or " " in http
@@ -59,7 +66,13 @@ def probing(tries: int, wait: float, http: str | None, data: str | None, from_no
             f"--http {http!r} is no path", hint="a path begins with /; for / put --http behind the name"
         )
     return Probing(
-        tries=tries, timeout=wait, http=http, data=data, from_nodes=from_nodes, progress=_progress()
+        tries=tries,
+        timeout=wait,
+        http=http,
+        data=data,
+        from_nodes=from_nodes,
+        dial_recorded=dial_recorded,
+        progress=_progress(),
     )
 
 
@@ -84,6 +97,7 @@ def command(
     http: str | None,
     data: str | None,
     from_nodes: bool,
+    dial_recorded: bool,
     health: bool,
     counters: bool,
 ) -> int:
@@ -104,9 +118,7 @@ def command(
     from ktp.app.probe import probe_service
 
     chosen = settings()
-    if chosen.output not in ("text", "json", "yaml"):
-        raise UsageError(f"ktp probe has no {chosen.output} report", hint="ktp diagnose svc --probe has")
     if counters and from_nodes:
         raise UsageError("--counters reads the counters of this machine; leave out --from-nodes")
-    how = probing(tries, wait, http, data, from_nodes)
+    how = probing(tries, wait, http, data, from_nodes, dial_recorded)
     return int(probe_service(chosen, name, how, health=health, counters=counters))

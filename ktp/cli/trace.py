@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import IO
 
@@ -48,7 +49,7 @@ def command(source: str | None, target: str | None, via: str | None, batch: str 
     traced = trace_flow(chosen, source, target, via)
     if traced.remedy is not None:
         click.echo(f"ktp: {traced.remedy}", err=True)
-    if chosen.output != "text":
+    if chosen.output in ("json", "yaml"):
         from ktp.render.structured import dump
         from ktp.render.trace_json import trace_object
 
@@ -58,6 +59,14 @@ def command(source: str | None, target: str | None, via: str | None, batch: str 
     from ktp.cli.terminal import use_color, width
     from ktp.render.trace_text import Layout, trace_lines, write_lines
 
+    if chosen.output != "text":
+        from ktp.render.document import WIDTH, document
+
+        page = io.StringIO()
+        layout = Layout(width=WIDTH, verbose=chosen.verbose, sender=traced.sender, sources=traced.sources)
+        write_lines(trace_lines(traced.answer, layout), page, color=False)
+        sys.stdout.write(document(page.getvalue(), f"From {source} to {target}", chosen.output))
+        return int(traced.status)
     layout = Layout(width=width(), verbose=chosen.verbose, sender=traced.sender, sources=traced.sources)
     write_lines(trace_lines(traced.answer, layout), sys.stdout, color=use_color(chosen.color, sys.stdout))
     return int(traced.status)
@@ -66,7 +75,7 @@ def command(source: str | None, target: str | None, via: str | None, batch: str 
 def _batch(chosen: Settings, file: str, single: tuple[str | None, ...]) -> int:
     if any(word is not None for word in single):
         raise UsageError("--batch reads its flows from a file; leave out --from, --to and --via")
-    if chosen.output == "yaml":
+    if chosen.output not in ("text", "json"):
         raise UsageError("--batch answers with JSON Lines", hint="leave out -o, or write -o json")
     try:
         lines: IO[bytes] = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115

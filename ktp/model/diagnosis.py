@@ -249,6 +249,7 @@ class ServiceDiagnosis:
     external_traffic_policy: str
     internal_traffic_policy: str
     verdict: str
+    dialled: str = ""  # what was asked for by an address, and what it is
     headline: tuple[HeadlineGroup, ...] = ()
     frontends: tuple[FrontEndMatrix, ...] = ()
     findings: tuple[Finding, ...] = ()

@@ -7,7 +7,7 @@ from typing import Any
 
 from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import Cell, Cures, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis
-from ktp.model.trace import DecidedBy
+from ktp.model.trace import DecidedBy, FlowAnswer
 from ktp.render.assumptions import assumptions_json
 from ktp.render.probe_json import row_object, witness_object
 
@@ -30,6 +30,7 @@ def diagnosis_list(items: Iterable[ServiceDiagnosis]) -> dict[str, Any]:
 
 def _body(d: ServiceDiagnosis) -> dict[str, Any]:
     return {
+        **({"dialled": d.dialled} if d.dialled else {}),
         "service": {
             "namespace": d.namespace,
             "name": d.name,
@@ -187,3 +188,14 @@ def _cures(c: Cures) -> dict[str, Any]:
     """`lost`, the ways in that work today and then do not, is absent where there are none."""
     lost = [{"frontend": title, "node": node, "vantage": vantage} for title, node, vantage in c.lost]
     return {"tried": c.tried, "cured": c.cured, "better": c.better, **({"lost": lost} if lost else {})}
+
+
+def dialled_object(words: str, answer: FlowAnswer | None) -> dict[str, Any]:
+    """kind Dialled: an address that is no Service's, in words, and what a client outside gets there."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Dialled",
+        "dialled": words,
+        "symptom": answer.symptom.value if answer is not None else "unknown",
+        "reason": answer.reason if answer is not None else "",
+    }

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.text import Text
 
 
-def make_console(color: str, stream: TextIO) -> Console:
+def make_console(color: str, stream: TextIO, *, width: int | None = None) -> Console:
     """A rich console: COLUMNS or the terminal's width, 80 in a pipe; colours by --color, NO_COLOR, TERM, a pipe.
 
     Markup, emoji and highlighting are off: what is shown is data, and `[x]` in it must stay.
     """
     auto = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
     colored = color == "always" or (color == "auto" and auto)
-    columns = shutil.get_terminal_size((80, 24)).columns
+    columns = width or shutil.get_terminal_size((80, 24)).columns
     return Console(
         file=stream,
         width=max(40, min(columns, 160)),

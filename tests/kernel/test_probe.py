@@ -123,7 +123,7 @@ def rows(answer: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
     }
 
 
-QUICK = ("--tries", "2", "--wait", "0.4")
+QUICK = ("--tries", "2", "--wait", "0.4", "--dial-recorded")
 
 
 def test_all_as_predicted(net: Net, serve: Callable[..., None]) -> None:
@@ -219,12 +219,13 @@ def test_in_a_diagnosis(net: Net, serve: Callable[..., None]) -> None:
     ("words", "says"),
     [
         (("--http", LOCAL), "is no path"),
-        ((LOCAL, "-o", "html"), "no html report"),
+        ((LOCAL, "-o", "html"), "no html form"),
         ((LOCAL, "--demo"), "not dialled"),
-        ((LOCAL, "--from-nodes"), "--node-access ssh"),
+        ((LOCAL, "--from-nodes", "--dial-recorded"), "--node-access ssh"),
         ((LOCAL, "--from-nodes", "--counters"), "leave out"),
+        ((LOCAL,), "--dial-recorded"),
     ],
-    ids=["the name taken for a path", "html", "demo", "no ssh", "whose counters"],
+    ids=["the name taken for a path", "html", "demo", "no ssh", "whose counters", "addresses of a snapshot"],
 )
 def test_what_makes_no_sense(words: tuple[str, ...], says: str, net: Net) -> None:
     status, out, err = net.ktp(*(SNAPSHOT if "--demo" not in words else ()), "probe", *words)

@@ -74,7 +74,7 @@ def test_as_markdown_it_is_the_page_of_the_documentation(capsys: pytest.CaptureF
 
 def test_other_forms_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["codes", "-o", "html"]) == 2
-    assert "no output html" in capsys.readouterr().err
+    assert "has no html form" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("color", ["always", "never"])
