@@ -37,7 +37,7 @@ TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
 # Bits of ctstate (xt_conntrack.h order is not kept; these are ktp's own).
 NEW, ESTABLISHED, RELATED, INVALID, UNTRACKED, SNAT_BIT, DNAT_BIT = 1, 2, 4, 8, 16, 32, 64
 
-FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
+SYN, RST, ACK = 2, 4, 16  # bits of the TCP header
 
 # A port, or the range of which a kernel has drawn an ephemeral one.
 Port = int | tuple[int, int]
@@ -166,7 +166,6 @@ class Packet:
         "src",
         "tcp_flags",
         "tos",
-        "tproxy",
         "ttl",
     )
 
@@ -195,7 +194,6 @@ class Packet:
         self.pkttype = "unicast"
         self.local = False  # made by a process of the node it is on
         self.reply = False
-        self.tproxy = False
         self.ipvs = False  # scheduled by IPVS already (skb->ipvs_property)
 
     def copy(self) -> Packet:

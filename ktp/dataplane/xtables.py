@@ -273,9 +273,6 @@ REJECT_TYPES = {
 Ended = Sequence[tuple[Verdict, "Effect | None"]]
 """How each way through a rule ends, with what it did there where that depends on the packet."""
 
-Changing = Callable[[Packet, Host], "Effect | None"]
-"""Changes the packet; the effect where it depends on the packet."""
-
 
 def _compile_target(program: Program, rule: Rule) -> tuple[int, Any, Effect | None]:
     target = rule.target

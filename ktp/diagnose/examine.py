@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -411,8 +410,3 @@ def _fact_endpoints(fact: FlowAnswer) -> tuple[CellEndpoint, ...]:
             symptom=path.symptom,
         )
     return tuple(merged.values())
-
-
-def walk_all(examiner: Examiner, flows: Iterable[Flow]) -> list[FlowAnswer]:
-    """Answers to many flows, without traces."""
-    return [answer_flow(examiner.walker, flow, trace=False) for flow in flows]

@@ -31,7 +31,6 @@ LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 EXTERNAL, NODE, LOCALHOST, POD = "external", "node", "localhost", "pod"
 PROCESS = "process"  # NODE, where it is not the node's own address that is dialled
-VANTAGES = (EXTERNAL, NODE, LOCALHOST, POD)
 VANTAGE_WORDS = {
     EXTERNAL: "a client outside the cluster",
     NODE: "a process of the node itself, to the node's own address",

@@ -156,16 +156,6 @@ def service_port_strings(service: Service, port: ServicePort) -> tuple[str, ...]
     return (current, service_port_string(service.namespace, service.name, "", legacy_unnamed=True))
 
 
-def service_ports_by_suffix(services: Iterable[Service]) -> Mapping[str, tuple[Service, ServicePort]]:
-    """Which service port a chain suffix belongs to: the way back from a chain name to the API."""
-    return {
-        service_suffix(name, port.protocol): (service, port)
-        for service in services
-        for port in service.ports
-        for name in service_port_strings(service, port)
-    }
-
-
 def split_service_chain(chain: str) -> tuple[str, str] | None:
     """(prefix, suffix) of a chain that belongs to one service port or endpoint, None for any other chain."""
     for prefix in (SVC_PREFIX, SVL_PREFIX, EXT_PREFIX, XLB_PREFIX, FW_PREFIX, SEP_PREFIX):

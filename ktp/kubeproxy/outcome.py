@@ -10,7 +10,6 @@ from ktp.kubeproxy.endpoints import (
     ProxyEndpoint,
     external_policy_local,
     internal_policy_local,
-    is_externally_reachable,
 )
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, Served, serves_node_port
 from ktp.kubeproxy.node import DetectLocal, IPNetwork, ProxyMode, ProxyNode
@@ -170,11 +169,6 @@ class Question:
     def internal_local(self) -> bool:
         """Whether `internalTrafficPolicy: Local` holds."""
         return internal_policy_local(self.service, self.world.minor, self.node)
-
-    @property
-    def externally_reachable(self) -> bool:
-        """Whether the port has any external front end."""
-        return is_externally_reachable(self.service, self.port)
 
     def served(self) -> Served:
         """Whether the dialled address serves node ports."""

@@ -12,8 +12,6 @@ from ktp.model.capture import EvidenceGap
 from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import DecidedBy, Disposition, Hop, Symptom
 
-VANTAGES = ("external", "node", "localhost", "podSameNode", "podOtherNode", "otherNode")
-
 
 class Severity(str, Enum):
     """How much a finding matters: `error` traffic fails, `warning` it may or loses something, `info` good to know."""

@@ -12,7 +12,6 @@ class Reading(Enum):
     WHOLE = "whole"
     PART = "part"
     NOT_READ = "not read"
-    DOUBTFUL = "not to be trusted"
 
 
 class Lack(Enum):

@@ -309,22 +309,6 @@ def _render_option(parts: list[str], option: Option) -> None:
             parts.append(arg)
 
 
-def render_ruleset(ruleset: Ruleset) -> str:
-    """Ruleset → `iptables-save` text that `iptables-restore` loads."""
-    out: list[str] = []
-    for table in ruleset.tables():
-        if ruleset.reading(table).reading is Reading.NOT_READ:
-            continue
-        out.append(f"*{table}")
-        chains = [c for name in ruleset.chain_names(table) if (c := ruleset.chain(table, name)) is not None]
-        for chain in chains:
-            counters = chain.counters or Counters(0, 0)
-            out.append(f":{chain.name} {chain.policy or '-'} [{counters.packets}:{counters.bytes}]")
-        out.extend(render_rule(rule) for chain in chains for rule in chain if rule.unread is None)
-        out.append("COMMIT")
-    return "\n".join(out) + "\n"
-
-
 def open_ruleset(
     data: bytes | Path,
     *,

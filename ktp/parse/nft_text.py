@@ -412,14 +412,6 @@ class _Parser:
             token.kind == "operator" and token.text in ";}"
         )
 
-    def rest_of_line(self) -> str:
-        start = self.token.start
-        end = start
-        while not self.at_end_of_line():
-            end = self.token.end
-            self.position += 1
-        return self.text[start:end]
-
     # ------------------------------------------------------------------------------------------------ ruleset
 
     def ruleset(self) -> tuple[NftTable, ...]:

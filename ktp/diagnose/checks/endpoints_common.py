@@ -100,11 +100,6 @@ def selector_text(selector: Mapping[str, str]) -> str:
     return ",".join(f"{k}={v}" for k, v in selector.items())
 
 
-def front_end_words(entries: Iterable[Entry]) -> str:
-    """The front ends that the cells are of, once each."""
-    return ", ".join(dict.fromkeys(e.title for e in entries))
-
-
 def why_not_ready(pod: Pod) -> str:
     """Why a pod is not ready, in the kubelet's words."""
     if pod.deletion_timestamp:

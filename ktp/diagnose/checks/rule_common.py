@@ -66,11 +66,6 @@ def author_of(chain: str, text: str, comment: str | None = None, table: str = ""
     return NOBODY
 
 
-def is_kube_rule(chain: str, comment: str | None, table: str = "") -> bool:
-    """Whether kube-proxy or the kubelet wrote it."""
-    return author_of(chain, "", comment, table) == KUBE
-
-
 @dataclass(frozen=True, slots=True)
 class RuleInPlace:
     """A rule on a node that a packet met: enough to show it, to name its author and to take it away."""

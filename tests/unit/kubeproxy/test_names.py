@@ -8,7 +8,6 @@ import pytest
 
 from ktp.kubeproxy import names
 from ktp.kubeproxy.names import ChainRole, RuleFamily, detect_family, role_of_chain
-from ktp.model.cluster import Service, ServicePort
 from ktp.model.ruleset import Backend, Chain, DictRuleset, Rule
 
 
@@ -59,13 +58,6 @@ def test_service_port_string_of_unnamed_port() -> None:
     assert names.service_port_string("default", "foo", "") == "default/foo"
     assert names.service_port_string("default", "foo", "", legacy_unnamed=True) == "default/foo:"
     assert names.service_port_string("default", "foo", "web", legacy_unnamed=True) == "default/foo:web"
-
-
-def test_service_ports_by_suffix_finds_both_spellings() -> None:
-    port = ServicePort(port=80)
-    service = Service(namespace="default", name="foo", ports=(port,))
-    found = names.service_ports_by_suffix([service])
-    assert found["PUDHWSP3TSDG63YK"] == found["2ET4SOZOXOH76MUL"] == (service, port)
 
 
 @pytest.mark.parametrize(
