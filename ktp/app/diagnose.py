@@ -74,28 +74,12 @@ def _require_family(service: Service, client: IPv4Address | IPv6Address | None) 
 
 def write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis], *, as_list: bool = False) -> None:
     """Write the reports; as data one alone is no list, unless `as_list`."""
-    if settings.output == "markdown":
-        from ktp.render.report_markdown import markdown_report
+    from ktp.render.reports import FORMS
 
-        sys.stdout.write("\n".join(markdown_report(r) for r in reports))
-        return
-    if settings.output == "html":
-        from ktp.render.report_html import html_report
-
-        sys.stdout.write(html_report(reports))
-        return
-    if settings.output == "junit":
+    if settings.output in FORMS:
         from ktp.model.diagnosis import Severity
-        from ktp.render.report_junit import junit_report
 
-        sys.stdout.write(junit_report(reports, Severity(settings.fail_on)))
-        return
-    if settings.output != "text":
-        from ktp.render.diagnosis_json import diagnosis_list, diagnosis_object
-        from ktp.render.structured import dump
-
-        data = diagnosis_list(reports) if as_list or len(reports) != 1 else diagnosis_object(reports[0])
-        dump(data, settings.output, sys.stdout)
+        FORMS[settings.output](reports, sys.stdout, Severity(settings.fail_on), as_list)
         return
     from ktp.render.diagnosis_text import print_diagnosis
     from ktp.render.terminal import make_console

@@ -10,6 +10,7 @@ import click
 
 from ktp.app.settings import Settings
 from ktp.errors import UsageError
+from ktp.render.reports import FORMS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,7 +65,7 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     _option(
         "-o",
         "--output",
-        type=click.Choice(["text", "json", "yaml", "markdown", "html", "junit"]),
+        type=click.Choice(["text", *FORMS]),
         help="The form of the result (default: text); each command says which it has.",
     ),
     _option("--color", type=click.Choice(["auto", "always", "never"]), help="Colour (default: auto)."),
