@@ -83,18 +83,14 @@ def _write(
             f"{others[0][0].words}: that is no Service, of which alone there are {settings.output} reports",
             hint="-o text, json or yaml",
         )
-    from rich.text import Text
-
-    from ktp.render.terminal import make_console, write
+    from ktp.render.diagnosis_text import print_dialled
+    from ktp.render.terminal import make_console
 
     if reports:
         write_diagnoses(settings, reports)
     console = make_console(settings.color, sys.stdout)
     for dialled, answer in others:
-        words = dialled.words
-        if answer is not None:
-            words += f". A client outside: {answer.symptom.value.replace('_', ' ')}: {answer.reason}"
-        write(console, Text(words), 0, 2)
+        print_dialled(dialled.words, answer, console)
 
 
 # ------------------------------------------------------------------------------------------------ what is meant

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import Cell, Evidence, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
-from ktp.model.trace import Disposition, Symptom
+from ktp.model.trace import Disposition, FlowAnswer, Symptom
 from ktp.render.probe_tables import print_rows, print_witnesses
 from ktp.render.report_words import (
     ASSUMED_LEGEND,
@@ -55,6 +55,13 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
     print_rows(d.probes, console)
     print_witnesses(d.reconciliation, console, verbose=verbose)
     _print_gaps(d, console, verbose=verbose)
+
+
+def print_dialled(words: str, answer: FlowAnswer | None, console: Console) -> None:
+    """An address that is no Service's, and what a client outside gets there."""
+    if answer is not None:
+        words += f". A client outside: {answer.symptom.value.replace('_', ' ')}: {answer.reason}"
+    write(console, Text(words), 0, 2)
 
 
 # What the first says of the same nodes, the second says within its own sentence.
