@@ -149,6 +149,13 @@ class OverlayRuleset:
                 return own[name]
         return self._base.chain(table, name)
 
+    def is_same(self) -> bool:
+        """Whether it says what the ruleset under it says."""
+        own = self._own_chains()
+        return all(self._base.chain("nat", name) is chain for name, chain in own.items()) and all(
+            self.chain(*key) is self._base.chain(*key) for key in SHARED_CHAINS
+        )
+
     def _own_chains(self) -> Mapping[str, Chain | None]:
         """The chains that only changed service ports have; None for those that are no more."""
         if self._own is None:
@@ -294,6 +301,16 @@ def changed_services(before: Cluster, after: Cluster) -> frozenset[str]:
         if old != new:
             found.add(key)
     return frozenset(found)
+
+
+def has_same_rules(before: NodeState, after: NodeState) -> bool:
+    """Whether reprogramming left the rules of a node as they were: then no answer can differ there."""
+    if len(before.rulesets) != len(after.rulesets) or before.nft != after.nft:
+        return False
+    return all(
+        new is old or (isinstance(new, OverlayRuleset) and new.is_same())
+        for old, new in zip(before.rulesets, after.rulesets, strict=True)
+    )
 
 
 def why_not_reprogrammed(snapshot: Snapshot, name: str) -> str:

@@ -32,6 +32,7 @@ from ktp.diagnose.case import Case, Entry, decided_evidence, share
 from ktp.diagnose.changes import rules_renewed
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.kube_common import kube_proxy_evidence
+from ktp.kubeproxy.synthesis import has_same_rules
 from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
 from ktp.model.trace import Symptom
 
@@ -90,6 +91,9 @@ def run(case: Case) -> Iterable[Finding]:
 
 def changed_cells(case: Case, node: str) -> list[Entry]:
     """The cells of a node that its rules, written anew from the API objects, answer differently."""
+    world = case.world(f"rules of {node} renewed", partial(rules_renewed, case, node))
+    if world is None or has_same_rules(case.snapshot.nodes[node], world.original.nodes[node]):
+        return []
     entries = [e for e in case.on(node) if e.asked.fact is not None]
     return [e for e in entries if _differs(e.cell, _renewed(case, e, node))]
 
