@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from ktp.dataplane.host import Host
-from ktp.dataplane.ipvs import INPUT_PRIORITY, OUTPUT_PRIORITY
+from ktp.dataplane.ipvs import FORWARD_PRIORITY, INPUT_PRIORITY, OUTPUT_PRIORITY
 from ktp.dataplane.state import State, Verdict
 from ktp.dataplane.xtables import Program
 from ktp.model.ruleset import Backend
@@ -75,6 +75,9 @@ class NftBaseChain(Protocol):
         ...
 
 
+IPVS_PRIORITY = {INPUT: INPUT_PRIORITY, OUTPUT: OUTPUT_PRIORITY, FORWARD: FORWARD_PRIORITY}
+
+
 class HookTable:
     """The groups of every hook of one node and family."""
 
@@ -132,8 +135,12 @@ class HookTable:
                     other = ()
                 note = next((order.note for order in nat if order.note), "")
                 groups.append(Group("nat", place_of_nat, programs_of_nat, other, note=note))
-            if (host.virtual_servers is not None or host.state.ipvs_unread) and hook in (INPUT, OUTPUT):
-                groups.append(Group("ipvs", INPUT_PRIORITY if hook == INPUT else OUTPUT_PRIORITY))
+            if (host.virtual_servers is not None or host.state.ipvs_unread) and hook in (
+                INPUT,
+                OUTPUT,
+                FORWARD,
+            ):
+                groups.append(Group("ipvs", IPVS_PRIORITY[hook]))
             groups.sort(key=lambda g: g.priority)
             self._groups[hook] = tuple(groups)
 

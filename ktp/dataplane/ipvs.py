@@ -15,6 +15,7 @@ from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
 
 INPUT_PRIORITY = 99
 OUTPUT_PRIORITY = -98
+FORWARD_PRIORITY = 100  # ip_vs_reply4: behind filter and security
 
 # Schedulers that draw in proportion to weights; the others, as far as a first connection goes, draw alike.
 _WEIGHTED = frozenset(("wrr", "wlc", "mh", "fo"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ktp.dataplane.packet import Conn, Packet
+from ktp.dataplane.packet import Conn, Packet, Port
 from ktp.model.assumption import Assumption
 from ktp.model.effect import Effect
 from ktp.model.ruleset import Rule
@@ -104,6 +104,15 @@ class Verdict(NamedTuple):
     step: StepRecord | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A connection of IPVS on a node: the virtual server that was dialled, and the real server that was drawn."""
+
+    node: str
+    virtual: tuple[int, Port]
+    real: tuple[int, Port]
+
+
 class State:
     """Everything that belongs to one way the packet may take."""
 
@@ -122,6 +131,7 @@ class State:
         "packet",
         "recent",
         "seen_nodes",
+        "served",
         "steps",
     )
 
@@ -141,6 +151,7 @@ class State:
         self.direction = "request"
         self.delivery: Any = None  # set when the request arrived: walk.Delivery
         self.nat_step: StepRecord | None = None  # the step that translated the destination last
+        self.served: Served | None = None  # IPVS's own connection, where conntrack does not translate for it
         self.seen_nodes = 0
         self.asked_all: list[Decision] = []  # of all ways of the flow: one list for them all
 
@@ -161,6 +172,7 @@ class State:
         new.delivery = self.delivery
         new.nat_step = self.nat_step
         new.seen_nodes = self.seen_nodes
+        new.served = self.served
         new.asked_all = self.asked_all
         return new
 

@@ -52,6 +52,7 @@ from ktp.dataplane.state import (
     Decision,
     HopRecord,
     LimitExceededError,
+    Served,
     State,
     StepRecord,
     Verdict,
@@ -712,7 +713,16 @@ class Walker:
         """ip_vs_in: a packet to a virtual server goes to one of its real servers; without any it is refused."""
         p = state.packet
         servers = host.virtual_servers
-        if p.ipvs or p.reply or state.direction != "request":
+        if state.direction != "request":
+            step = _undo_ipvs(state, host, hook)
+            if step is not None and hook == INPUT and p.dst == p.src:
+                # Seen on a kernel: the handshake ends well, and no data follows. Later packets are not walked.
+                why = (
+                    "IPVS without conntrack serves a process that dials from the virtual server's own address"
+                )
+                return [Verdict(UNKNOWN, state, why, step)]
+            return [Verdict(ACCEPT, state)]
+        if p.ipvs or p.reply or hook == FORWARD:
             return [Verdict(ACCEPT, state)]
         if host.state.ipvs_unread and host.is_local(p.family, p.dst):
             if not host.listener(p.family, p.proto, p.dst, p.dport, p.iif):
@@ -732,6 +742,7 @@ class Walker:
                 StepKind.RULE, Refuse(kind), hook=hook, table="ipvs", text=found.text, backend="ipvs"
             )
             return [Verdict(REJECT, state, kind, step)]
+        by_conntrack = _is_ipvs_tracked(state, host)
         out: list[Verdict] = []
         for number, (server, chance) in enumerate(found.choices):
             each = state.fork() if number + 1 < len(found.choices) else state
@@ -739,13 +750,16 @@ class Walker:
                 each.decide(Decision(RANDOM, ("ipvs", found.text), number, chance, "", "", None))
             q = each.packet
             q.ipvs = True
-            if q.ct is not None and server.method == "masq":
+            if by_conntrack and server.method == "masq":
                 effect = translate_destination(each, int(server.ip), server.port, Nat.IPVS)
             else:
                 before = q.dst, q.dport
                 effect = translation(Nat.IPVS, q.family, before, (int(server.ip), server.port))
                 if server.method == "masq":
                     q.dst, q.dport = int(server.ip), server.port
+                    # ip_vs_notrack: from here on the packet has no entry, and nat leaves it alone
+                    q.ct, q.ctstate = None, pk.UNTRACKED
+                    each.served = Served(host.name, before, (q.dst, q.dport))
             each.nat_step = each.note(
                 StepKind.RULE, effect, hook=hook, table="ipvs", text=found.text, backend="ipvs"
             )
@@ -1902,3 +1916,31 @@ __all__ = ["Attached", "Delivery", "Leaf", "LimitExceededError", "Topology", "Wa
 
 def _lets_pass(node: str, what: str) -> Assumption:
     return Assumption(f"nothing there stops the {what} (no rules were read)", EvidenceKind.RULES, node)
+
+
+_CONNTRACK_OF_IPVS = "net.ipv4.vs.conntrack"
+
+
+def _is_ipvs_tracked(state: State, host: Host) -> bool:
+    """Whether IPVS lets conntrack translate for it: by the sysctl, and never where the packet is not tracked.
+
+    kube-proxy sets the sysctl (pkg/proxy/ipvs/proxier.go); the kernel's default is 0.
+    """
+    if state.packet.ct is None:
+        return False
+    value = host.sysctl(_CONNTRACK_OF_IPVS)
+    if value is None:
+        words = f"{_CONNTRACK_OF_IPVS} is 1, as kube-proxy sets it"
+        state.assume(Assumption(words, EvidenceKind.SYSCTLS, host.name))
+    return value != 0
+
+
+def _undo_ipvs(state: State, host: Host, hook: str) -> StepRecord | None:
+    """ip_vs_out, handle_response: the answer of a real server comes from the virtual one again, and is not tracked."""
+    p, served = state.packet, state.served
+    if served is None or served.node != host.name or p.inner is not None or (p.src, p.sport) != served.real:
+        return None
+    p.src, p.sport = served.virtual
+    p.ct, p.ctstate = None, pk.UNTRACKED
+    effect = translation(Nat.DESTINATION_UNDONE, p.family, served.real, served.virtual)
+    return state.note(StepKind.NAT, effect, hook=hook, table="ipvs", backend="ipvs")

@@ -188,6 +188,8 @@ def _row(
 ) -> SurveyRow:
     symptoms: dict[str, int] = {}
     failing: list[str] = []
+    silent = 0
+    designed = has_health_check(service) and front_end.kind is not FrontEndKind.EXTERNAL_IP
     reason = ""
     cause: str | None = None
     holders = {
@@ -208,6 +210,14 @@ def _row(
         what = cell.disposition.value if swallowed else cell.symptom.value
         symptoms[what] = symptoms.get(what, 0) + 1
         if swallowed or cell.symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN):
+            if (
+                designed
+                and not swallowed
+                and both.intent.symptom in (cell.symptom, Symptom.UNKNOWN)
+                and _is_local_elsewhere(examiner, service, port, front_end, name)
+            ):
+                silent += 1
+                continue
             failing.append(name)
             if not reason or cause is None:
                 reason = cell.reason
@@ -228,14 +238,16 @@ def _row(
                 continue
             symptoms[symptom.value] = symptoms.get(symptom.value, 0) + count
             if symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN):
+                if (
+                    designed
+                    and first not in holding
+                    and _is_local_elsewhere(examiner, service, port, front_end, first)
+                ):
+                    silent += count
+                    continue
                 failing += some[: max(0, _NAMED - len(failing))]
                 reason = reason or why
                 cause = cause or _cause(examiner, service, port, front_end, first)
-    silent = 0
-    if cause == "KTP501" and has_health_check(service) and front_end.kind is not FrontEndKind.EXTERNAL_IP:
-        silent = sum(
-            n for s, n in symptoms.items() if s not in (Symptom.CONNECTS.value, Symptom.UNKNOWN.value)
-        )
     return SurveyRow(
         namespace=service.namespace,
         name=service.name,
@@ -243,12 +255,20 @@ def _row(
         policy=service.external_traffic_policy,
         front_end=_title(front_end),
         symptoms=symptoms,
-        failing_nodes=() if silent else tuple(failing),
+        failing_nodes=tuple(failing),
         silent=silent,
         cause=cause,
         reason=reason,
         basis="rules" if asked and not classes else "rules and api" if asked else "api",
     )
+
+
+def _is_local_elsewhere(
+    examiner: Examiner, service: Service, port: ServicePort, front_end: FrontEnd, node: str
+) -> bool:
+    """Whether the Service has endpoints, and none on this node: policy Local keeps it silent there (KTP501)."""
+    selection = examiner.port_on(service, port, node).selection(ip_version=front_end.ip_version)
+    return selection.has_endpoints and not selection.local
 
 
 def _intended(

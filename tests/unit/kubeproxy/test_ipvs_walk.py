@@ -5,6 +5,7 @@ No kernel ran these nodes (`ipvs_node`): the rows are those of kube-proxy's sour
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -12,6 +13,7 @@ from unit.kubeproxy.ipvs_node import walker
 from unit.kubeproxy.objects import ENDPOINTS, LOCAL_IP, PORT, REMOTE_IP, index, node, service
 
 from ktp.dataplane.answer import answer_flow
+from ktp.dataplane.walk import Walker
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.intent import Client, Intent, Vantage, intended_outcome
 from ktp.kubeproxy.node import ProxyMode
@@ -167,3 +169,21 @@ def test_other_ports_of_a_service_address(minor: int, vantage: Vantage) -> None:
     answer = answer_flow(walker(minor, ENDPOINTS[BOTH], local=False), flow)
     assert answer.symptom is Symptom.REFUSED
     assert answer.disposition is (Disposition.REJECTED if minor >= 26 else Disposition.NO_LISTENER)
+
+
+@pytest.mark.parametrize(
+    ("conntrack", "local", "remote"), [("1", "connects", "connects"), ("0", "connects", "times_out")]
+)
+def test_without_conntrack_ipvs_translates_by_itself(conntrack: str, local: str, remote: str) -> None:
+    """net.ipv4.vs.conntrack=0, seen on a kernel: nothing is masqueraded, and a remote pod's answer misses the node."""
+    before = walker(30, ENDPOINTS[BOTH], local=False).topology
+    state = before.nodes["node-a"]
+    sysctls = {**(state.sysctls or {}), "net.ipv4.vs.conntrack": conntrack}
+    nodes = {**before.nodes, "node-a": replace(state, sysctls=sysctls)}
+    ip, number = DIALLED[NODE_PORT]
+    flow = Flow(dst=ip, port=number, src=CLIENTS[EXT][0], via="node-a")
+    answer = answer_flow(Walker(replace(before, nodes=nodes)), flow)
+    fates = {p.endpoint_ip: p.symptom.value for p in answer.paths}
+    assert fates == {LOCAL_IP: local, REMOTE_IP: remote}
+    kept = {p.source_seen for p in answer.paths if p.endpoint_ip == LOCAL_IP}
+    assert (CLIENTS[EXT][0] in kept) is (conntrack == "0")
