@@ -60,6 +60,7 @@ SINGLE_SYSCTLS = (
     "net.ipv4.fib_multipath_hash_policy",
     "net.bridge.bridge-nf-call-iptables",
     "net.bridge.bridge-nf-call-ip6tables",
+    "net.ipv4.vs.conntrack",
     "net.netfilter.nf_conntrack_tcp_loose",
     "net.netfilter.nf_conntrack_tcp_be_liberal",
 )
