@@ -467,7 +467,11 @@ def held(leaves: list[Leaf], chain: str, position: int) -> bool | None:
     return answers.pop() if len(answers) == 1 else None
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize(
+    "name",
+    # The quick suite asks IPv6 once; `make test-kernel` asks all.
+    [pytest.param(n, marks=pytest.mark.slow) if n.endswith("IPv6") and "from" not in n else n for n in FLOWS],
+)
 def test_conditions(name: str, lab: Lab) -> None:
     flow = FLOWS[name]
     load(lab.node)

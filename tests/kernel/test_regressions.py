@@ -24,7 +24,11 @@ def _is_patient(name: str) -> bool:
 
 @pytest.mark.parametrize(
     "named",
-    [pytest.param(each, marks=pytest.mark.slow) if _is_patient(each.name) else each for each in ALL],
+    # The quick suite asks the kernel about every other one; what it answered to all is in tests/unit/dataplane.
+    [
+        pytest.param(each, marks=pytest.mark.slow) if _is_patient(each.name) or n % 2 else each
+        for n, each in enumerate(ALL)
+    ],
     ids=NAMES,
 )
 def test_kernel_and_model_agree(lab: Lab, named: Named) -> None:
