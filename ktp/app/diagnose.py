@@ -81,13 +81,13 @@ def write_diagnoses(settings: Settings, reports: list[ServiceDiagnosis], *, as_l
 
         FORMS[settings.output](reports, sys.stdout, Severity(settings.fail_on), as_list)
         return
-    from ktp.render.diagnosis_text import print_diagnosis
+    from ktp.render.diagnosis_text import print_border, print_diagnosis
     from ktp.render.terminal import make_console
 
     console = make_console(settings.color, sys.stdout)
     for number, report in enumerate(reports):
         if number:
-            console.print()
+            print_border(console)
         print_diagnosis(report, console, verbose=settings.verbose)
 
 

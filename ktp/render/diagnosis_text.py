@@ -57,6 +57,13 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
     _print_gaps(d, console, verbose=verbose)
 
 
+def print_border(console: Console) -> None:
+    """What keeps the reports of two Services apart."""
+    console.print()
+    console.print(Text("-" * 40, style="dim"))
+    console.print()
+
+
 def print_dialled(words: str, answer: FlowAnswer | None, console: Console) -> None:
     """An address that is no Service's, and what a client outside gets there."""
     if answer is not None:
