@@ -38,7 +38,10 @@ def diagnose_what(settings: Settings, words: tuple[str, ...], client: str | None
         if dialled.service is None:
             others.append((dialled, _answer(snapshot, dialled)))
             continue
-        nodes = [n for n in dialled.nodes if not settings.nodes or n in settings.nodes] or settings.nodes
+        nodes = [n for n in dialled.nodes if not settings.nodes or n in settings.nodes]
+        if dialled.nodes and not nodes:
+            raise UsageError(f"{dialled.words}; --node names another one", hint="leave --node out")
+        nodes = nodes or list(settings.nodes)
         service = snapshot.cluster.services[dialled.service]
         report = diagnose_service(snapshot, service, nodes=tuple(nodes), client=outside)
         reports.append(replace(report, dialled=dialled.words, verdict=f"{dialled.words}. {report.verdict}"))

@@ -12,6 +12,10 @@ from ktp.errors import UsageError
 class _What(click.Group):
     """A group of which the first word may be what was dialled, and not the name of a command."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Each command once: other spellings of its name are not listed."""
+        return ["svc"]
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:

@@ -133,6 +133,11 @@ def test_what_nothing_is(what: str, says: str, capsys: pytest.CaptureFixture[str
     assert says in capsys.readouterr().err
 
 
+def test_a_node_that_was_not_dialled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["diagnose", "10.0.0.10:31015", "--demo", "--node", "node-a"]) == 2
+    assert "--node names another one" in capsys.readouterr().err
+
+
 def test_text_says_what_was_dialled_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["diagnose", "10.0.0.10:31015", "10.0.0.10:1", "--demo"]) == 1
     out = " ".join(capsys.readouterr().out.split())
