@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +33,51 @@ class Traced:
     pods: frozenset[str] | None
     status: ExitCode
     remedy: str | None = None
+    via: tuple[str, ...] = ()
 
 
-def trace_flow(settings: Settings, source: str, target: str, via: str | None) -> Traced:
-    """`ktp trace --from SOURCE --to TARGET [--via VIA]`: one flow with every step."""
+def trace_flow(settings: Settings, source: str, target: str, via: str | None) -> list[Traced]:
+    """`ktp trace --from SOURCE --to TARGET [--via VIA]`: one flow with every step.
+
+    From outside to an address of a Service that no node owns, without `via`: by each node, those that end alike as one,
+    of which `via` names the nodes.
+    """
     from ktp.dataplane.answer import answer_flow
     from ktp.parse.flows import parse_source, parse_target
 
     sender, host = parse_source(source), parse_target(target)
     snapshot = snapshot_for_all(settings, None)
     flow = _flow_asked(snapshot, sender, host, via)
-    answer = answer_flow(walker_for(snapshot), flow)
+    walker = walker_for(snapshot)
+    if flow.via is None and flow.from_node is None and _is_of_a_service(snapshot, flow.dst):
+        groups: dict[object, list[FlowAnswer]] = {}
+        for node in sorted(name for name, state in snapshot.nodes.items() if state.has_rules):
+            answer = answer_flow(walker, replace(flow, via=node))
+            ends = frozenset((path.endpoint_ip, path.symptom, path.disposition) for path in answer.paths)
+            groups.setdefault((answer.symptom, answer.disposition, ends), []).append(answer)
+        if groups:
+            return [
+                replace(_traced(snapshot, alike[0]), via=tuple(str(a.flow.via) for a in alike))
+                for alike in groups.values()
+            ]
+    return [_traced(snapshot, answer_flow(walker, flow))]
+
+
+def _is_of_a_service(snapshot: Snapshot, address: str) -> bool:
+    """Whether the address is a load balancer's or an external IP, and no node has it."""
+    from ktp.diagnose.dialled import node_of_address
+
+    wanted = ip_address(address)
+    addresses = {
+        text
+        for service in snapshot.cluster.services.values()
+        for text in (*service.external_ips, *(entry.ip or "" for entry in service.ingress))
+    }
+    return str(wanted) in addresses and node_of_address(snapshot, wanted) is None
+
+
+def _traced(snapshot: Snapshot, answer: FlowAnswer) -> Traced:
+    flow = answer.flow
     nodes = [hop.node for path in answer.paths for hop in path.hops]
     first = nodes[0] if nodes else next((u.node for u in answer.unknowns if u.node), None)
     state = snapshot.nodes.get(first) if first is not None else None

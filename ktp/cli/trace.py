@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import IO
+from typing import IO, TextIO
 
 import click
 
 from ktp.app.evidence import snapshot_for_all
 from ktp.app.settings import Settings
-from ktp.app.trace import FlowBatch, trace_flow
+from ktp.app.trace import FlowBatch, Traced, trace_flow
 from ktp.cli.options import common_options, settings
-from ktp.errors import UsageError
+from ktp.errors import ExitCode, UsageError
 
 
 @click.command("trace", short_help="One packet's way through the nodes, every step.")
@@ -46,30 +46,44 @@ def command(source: str | None, target: str | None, via: str | None, batch: str 
         raise UsageError(
             f"{missing} is missing", hint="ktp trace --from IP[@NODE] --to IP:PORT, or ktp trace --batch FILE"
         )
-    traced = trace_flow(chosen, source, target, via)
-    if traced.remedy is not None:
-        click.echo(f"ktp: {traced.remedy}", err=True)
+    found = trace_flow(chosen, source, target, via)
+    for traced in found:
+        if traced.remedy is not None:
+            click.echo(f"ktp: {traced.remedy}", err=True)
+    status = max((traced.status for traced in found), key=_RANK.index)
     if chosen.output in ("json", "yaml"):
         from ktp.render.structured import dump
-        from ktp.render.trace_json import trace_object
+        from ktp.render.trace_json import trace_list, trace_object
 
-        dump(trace_object(traced.answer, traced.pods), chosen.output, sys.stdout)
-        return int(traced.status)
-
+        alone = len(found) == 1 and not found[0].via
+        whole = trace_list([(each.answer, each.via) for each in found], found[0].pods)
+        dump(trace_object(found[0].answer, found[0].pods) if alone else whole, chosen.output, sys.stdout)
+        return int(status)
     from ktp.cli.terminal import use_color, width
+
+    if chosen.output == "text":
+        _write(found, sys.stdout, chosen, width=width(), color=use_color(chosen.color, sys.stdout))
+        return int(status)
+    from ktp.render.document import WIDTH, document
+
+    page = io.StringIO()
+    _write(found, page, chosen, width=WIDTH, color=False)
+    sys.stdout.write(document(page.getvalue(), f"From {source} to {target}", chosen.output))
+    return int(status)
+
+
+# Of several ways into the cluster, from the best to the worst.
+_RANK = (ExitCode.OK, ExitCode.UNDETERMINED, ExitCode.EVIDENCE, ExitCode.FINDINGS)
+
+
+def _write(found: list[Traced], out: TextIO, chosen: Settings, *, width: int, color: bool) -> None:
     from ktp.render.trace_text import Layout, trace_lines, write_lines
 
-    if chosen.output != "text":
-        from ktp.render.document import WIDTH, document
-
-        page = io.StringIO()
-        layout = Layout(width=WIDTH, verbose=chosen.verbose, sender=traced.sender, sources=traced.sources)
-        write_lines(trace_lines(traced.answer, layout), page, color=False)
-        sys.stdout.write(document(page.getvalue(), f"From {source} to {target}", chosen.output))
-        return int(traced.status)
-    layout = Layout(width=width(), verbose=chosen.verbose, sender=traced.sender, sources=traced.sources)
-    write_lines(trace_lines(traced.answer, layout), sys.stdout, color=use_color(chosen.color, sys.stdout))
-    return int(traced.status)
+    for number, traced in enumerate(found):
+        if traced.via:
+            out.write(("\n" if number else "") + f"by {', '.join(traced.via)}\n")
+        layout = Layout(width=width, verbose=chosen.verbose, sender=traced.sender, sources=traced.sources)
+        write_lines(trace_lines(traced.answer, layout), out, color=color)
 
 
 def _batch(chosen: Settings, file: str, single: tuple[str | None, ...]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from ktp.explain.effects import step_words
@@ -39,6 +39,14 @@ def trace_object(answer: FlowAnswer, pods: Container[str] | None = None) -> dict
         **answer_object(answer, pods),
         "paths": [_path(p, pods) for p in answer.paths],
     }
+
+
+def trace_list(
+    answers: Iterable[tuple[FlowAnswer, Sequence[str]]], pods: Container[str] | None = None
+) -> dict[str, Any]:
+    """One flow by several nodes: an item for those that end alike, with the nodes as `via`."""
+    items = [{"via": list(via), **trace_object(answer, pods)} for answer, via in answers]
+    return {"apiVersion": "ktp.dev/v1", "kind": "TraceList", "items": items}
 
 
 def flow_object(flow: Flow) -> dict[str, Any]:

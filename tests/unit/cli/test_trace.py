@@ -358,3 +358,25 @@ def test_remembered_answers_are_the_same() -> None:
     for flow in (DROPPED, SHARED, DROPPED, SHARED):
         line = json.dumps(flow).encode()
         assert with_memory.answer(line) == without.answer(line)
+
+
+def test_a_load_balancers_address_by_every_node(capsys: pytest.CaptureFixture[str]) -> None:
+    """edge/local-lb has pods on node-b and node-c: node-a is silent, the two others draw among their own."""
+    asked = ["--from", "10.0.0.100", "--to", "10.99.0.10:80"]
+    assert trace(*asked, "-o", "json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "TraceList"
+    assert {tuple(item["via"]): item["symptom"] for item in found["items"]} == {
+        ("node-a",): "times_out", ("node-b",): "connects", ("node-c",): "connects",
+    }  # fmt: skip
+    for item in found["items"]:
+        assert trace(*asked, "--via", item["via"][0], "-o", "json") in (0, 1)
+        alone = json.loads(capsys.readouterr().out)
+        assert {key: item[key] for key in alone} == alone
+    assert trace(*asked) == 1
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("by ")] == [
+        "by node-a",
+        "by node-b",
+        "by node-c",
+    ]
