@@ -52,6 +52,13 @@ def test_what_is_no_form(text: str) -> None:
         parse_what(text)
 
 
+@pytest.fixture(autouse=True)
+def _resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No question leaves this machine: one name is known, and no other."""
+    known = {"shop.example.com": ("10.0.0.10",), "else.example.com": ("192.0.2.9",)}
+    monkeypatch.setattr("ktp.collect.resolve.resolve", lambda name: known.get(name, ()))
+
+
 def ask(capsys: pytest.CaptureFixture[str], *words: str, folder: Path | None = None) -> tuple[int, Any]:
     whence = ["--snapshot", str(folder)] if folder is not None else ["--demo"]
     status = run(["diagnose", *words, *whence, "-o", "json"])
@@ -125,12 +132,21 @@ def test_health_checks_and_ports_of_pods(capsys: pytest.CaptureFixture[str]) -> 
         ("10.77.0.1:9", "no node, Service or pod has the address 10.77.0.1"),
         ("svc/nginx-log", "there is test/nginx-log"),
         ("no-such-host.invalid:80", "is no node and no Service"),
+        ("else.example.com:80", "is no node and no Service"),
         (":9", "9 is no node port of any Service; near it there are"),
     ],
 )
 def test_what_nothing_is(what: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["diagnose", what, "--demo"]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_hosts_name_is_resolved_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    status, answer = ask(capsys, "http://shop.example.com:31015/")
+    assert status == 1
+    assert answer["dialled"].startswith(
+        "shop.example.com is 10.0.0.10 by this machine's resolver; 10.0.0.10 is node-b, and 31015 is the node port"
+    )
 
 
 def test_a_node_that_was_not_dialled(capsys: pytest.CaptureFixture[str]) -> None:
