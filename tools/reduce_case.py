@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 NAMESPACED = ("services", "endpointslices", "endpoints", "pods")
+# Of what a data plane prints, what its reader reads.
+PRINTED = ("status.json", "config.txt", "version.txt", "bpf-")
+NOT_READ = ("controllers", "bpf-maps", "ipam", "kubernetes", "proxy")
 NOISE = ("managedFields", "uid", "resourceVersion", "generation", "creationTimestamp", "selfLink")
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -44,13 +47,29 @@ def main() -> None:
         (out / "nodes" / node.name).mkdir(parents=True)
         dumped = any("iptables" in file.name for file in node.iterdir())
         for file in sorted(node.iterdir()):
-            if not (dumped and file.name == "nft-ruleset.json"):
+            if file.name == "cilium":
+                _copy_printed(file, out / "nodes" / node.name / file.name)
+            elif file.is_file() and not (dumped and file.name == "nft-ruleset.json"):
                 shutil.copyfile(file, out / "nodes" / node.name / file.name)
     probes = json.loads((case / "probes.json").read_text())
     if namespace is not None:
         probes = [p for p in probes if p["service"].startswith(f"{namespace}/")]
     written = ",\n".join(json.dumps(p, separators=(",", ":")) for p in probes)
     (out / "probes.json").write_text(f"[\n{written}\n]\n")
+
+
+def _copy_printed(folder: Path, out: Path) -> None:
+    out.mkdir()
+    for file in sorted(folder.iterdir()):
+        if not file.name.startswith(PRINTED):
+            continue
+        if file.suffix != ".json":
+            shutil.copyfile(file, out / file.name)
+            continue
+        value = json.loads(file.read_text())
+        if file.name == "status.json":
+            value = {key: part for key, part in value.items() if key not in NOT_READ}
+        (out / file.name).write_text(json.dumps(value, indent=0, separators=(",", ":")) + "\n")
 
 
 def _without_noise(item: dict[str, Any]) -> dict[str, Any]:

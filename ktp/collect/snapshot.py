@@ -155,7 +155,10 @@ def _folder_names(root: Path) -> Iterator[str]:
     folder may come from a stranger, and its content is quoted in reports. Opening a pipe would hang.
     """
     candidates = [root / GAPS_FILE]
-    for folder in (root / "cluster", *_subfolders(root / "nodes")):
+    nodes = _subfolders(root / "nodes")
+    inner = [node / name for node in nodes for name in _NODE_FOLDERS]
+    pods = [pod for node in nodes for pod in _subfolders(node / "pods")]
+    for folder in (root / "cluster", *nodes, *inner, *pods):
         if folder.is_dir():
             candidates.extend(folder.iterdir())
     for candidate in candidates:
@@ -181,11 +184,19 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
 
 
+_NODE_FOLDERS = ("cilium",)  # folders of a node's folder: what a data plane prints of its own tables
+
+
 def _is_snapshot_name(name: str) -> bool:
     """Whether a file of this name belongs to a snapshot; anything else that lies there is left alone."""
     parts = name.split("/")
     if any(part.startswith(".") for part in parts):
         return False
+    if len(parts) > 3:  # nodes/NODE/cilium/FILE, nodes/NODE/pods/POD/FILE
+        return parts[0] == "nodes" and (len(parts), parts[2]) in {
+            *((4, name) for name in _NODE_FOLDERS),
+            (5, "pods"),
+        }
     return name == GAPS_FILE or (len(parts), parts[0]) in {(2, "cluster"), (3, "nodes")}
 
 
@@ -527,7 +538,7 @@ class SnapshotFolder:
 
     def _replace(self, folder: str, files: Mapping[str, bytes]) -> None:
         for name in files:
-            if not _is_snapshot_name(name) or PurePosixPath(name).parent.as_posix() != folder:
+            if not _is_snapshot_name(name) or not PurePosixPath(name).is_relative_to(folder):
                 raise SnapshotError(f"{name!r} is not the name of a snapshot's file", hint=_STRANGE)
         if not files:
             return
@@ -535,7 +546,8 @@ class SnapshotFolder:
             building = Path(tempfile.mkdtemp(prefix=".building.", dir=self.path))
             try:
                 for name, content in files.items():
-                    target = building / PurePosixPath(name).name
+                    target = building / PurePosixPath(name).relative_to(folder)
+                    _make_private_folders(target.parent, building)
                     with os.fdopen(
                         os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
                     ) as file:

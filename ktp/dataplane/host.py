@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv6Address
 
+from ktp.dataplane.cilium import Programs
 from ktp.dataplane.ipset import Tester, compile_set
 from ktp.dataplane.ipvs import VirtualServers
 from ktp.dataplane.packet import LOCAL_PORTS, PROTOCOL_NAMES, Packet, Port
@@ -66,6 +67,8 @@ class Host:
         self._assumed_local = assumed_local
         servers = state.ipvs
         self.virtual_servers = VirtualServers(servers) if servers is not None and servers.services else None
+        readable = state.cilium is not None and state.cilium.is_readable and self.has_network
+        self.cilium = Programs(state.name, state.cilium) if readable and state.cilium is not None else None
         self._addresses: dict[tuple[int, int], tuple[Interface, InterfaceAddress]] = {}
         for interface in state.interfaces or ():
             for address in interface.addresses:
@@ -84,6 +87,10 @@ class Host:
         self._types: dict[tuple[int, int, str | None], str | None] = {}
 
     # -- addresses
+
+    def device_at(self, index: int) -> str | None:
+        """The device with an index."""
+        return next((i.name for i in self.interfaces.values() if index and i.index == index), None)
 
     def owns(self, family: int, ip: int) -> bool:
         """Whether the address is one of an interface of this node."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ktp.dataplane.cilium import Balanced
 from ktp.dataplane.packet import Conn, Packet, Port
 from ktp.model.assumption import Assumption
 from ktp.model.effect import Effect
@@ -121,6 +122,7 @@ class State:
         "asked",
         "asked_all",
         "assumptions",
+        "balanced",
         "conns",
         "decisions",
         "delivery",
@@ -151,6 +153,7 @@ class State:
         self.direction = "request"
         self.delivery: Any = None  # set when the request arrived: walk.Delivery
         self.nat_step: StepRecord | None = None  # the step that translated the destination last
+        self.balanced: Balanced | None = None  # what a program of Cilium's has translated
         self.served: Served | None = None  # IPVS's own connection, where conntrack does not translate for it
         self.seen_nodes = 0
         self.asked_all: list[Decision] = []  # of all ways of the flow: one list for them all
@@ -173,6 +176,7 @@ class State:
         new.nat_step = self.nat_step
         new.seen_nodes = self.seen_nodes
         new.served = self.served
+        new.balanced = self.balanced
         new.asked_all = self.asked_all
         return new
 

@@ -13,6 +13,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ktp.dataplane import packet as pk
+from ktp.dataplane.cilium import Balance, Balanced, Fate
 from ktp.dataplane.hooks import (
     FORWARD,
     INPUT,
@@ -59,7 +60,8 @@ from ktp.dataplane.state import (
 )
 from ktp.dataplane.xtables import translate_destination, translation
 from ktp.model.assumption import Assumption, EvidenceKind
-from ktp.model.effect import Forbid, Nat, Note, Refuse, Setting, Unmodelled
+from ktp.model.cilium import HOST_DEVICE, CiliumEndpoint
+from ktp.model.effect import Drop, Effect, Forbid, Nat, Note, Refuse, Setting, Unmodelled
 from ktp.model.host import Interface, InterfaceAddress, IPNetwork, NextHop, NodeState, Route
 from ktp.model.trace import Disposition, Flow, StepKind, Symptom
 
@@ -226,7 +228,7 @@ class Walker:
     def _nothing_of(self, node: str, where: str = "") -> str:
         """Why it is not known what a node does; `where` says what it is to the packet."""
         state = self.topology.nodes.get(node)
-        if state is not None and state.data_plane:
+        if state is not None and state.data_plane_unread:
             return f"{state.data_plane} serves Services on {node}, and its tables were not read"
         return f"nothing was read of node {node}" + (f", {where}" if where else "")
 
@@ -311,10 +313,13 @@ class Walker:
                     state, flow.from_node, self._nothing_of(flow.from_node, "where the client runs")
                 )
             elif src is None or self._is_process(host, family, src):
-                self._from_process(state, host, src)
+                for each in self._at_socket(state, host, of_node=True):
+                    self._from_process(each, host, src)
             else:
-                self._client = _Client(src, flow.from_node, True, dst, flow.port, proto)
-                self._from_attached(state, host, src)
+                for each in self._at_socket(state, host, of_node=False):
+                    q = each.packet
+                    self._client = _Client(src, flow.from_node, True, q.dst, q.dport, proto)
+                    self._from_attached(each, host, src)
         else:
             assert src is not None or not flow.src
             if src is None:
@@ -353,7 +358,9 @@ class Walker:
                 if again.route is not None:
                     found = again
         self._client = _Client(src, host.name, False, p.dst, p.dport, p.proto)
-        state.arrived = p.copy()
+        dialled, state.arrived = state.arrived, p.copy()
+        if state.steps is not None:  # translated at the socket
+            state.arrived.dst, state.arrived.dport = dialled.dst, dialled.dport
         self._local_out(state, host, found)
 
     def _first_route(self, state: State, host: Host, src: int | None) -> Lookup | None:
@@ -395,6 +402,9 @@ class Walker:
     def _from_attached(self, state: State, host: Host, src: int) -> None:
         """A pod sends: its packet enters its node by the interface that leads to it."""
         p = state.packet
+        if host.cilium is not None:
+            self._out_of_pod(state, host, src)
+            return
         target = self.topology.attached.get((p.family, p.dst))
         iif, bridge = self._interface_toward(host, p.family, src)
         if iif is None and host.has_network:
@@ -520,8 +530,10 @@ class Walker:
 
     # -- into a node
 
-    def _enter(self, state: State, host: Host, iif: str, physin: str | None) -> None:
-        """A packet arrives on an interface of a node."""
+    def _enter(
+        self, state: State, host: Host, iif: str, physin: str | None, *, begun: bool = False, mark: int = 0
+    ) -> None:
+        """A packet arrives on an interface of a node; `begun` where a program has seen it there, and set `mark`."""
         p = state.packet
         for each in host.taken[p.family]:
             state.assume(each)
@@ -533,17 +545,29 @@ class Walker:
             return
         p.iif, p.oif = iif, None
         p.local = False
-        p.mark = 0  # a mark lives in one kernel only
+        p.mark = mark  # a mark lives in one kernel only
         p.physin = physin if physin is not None and self._bridge_filters(state, host, p.family) else None
         p.physout, p.bridged = None, False
         p.ct, p.ctstate = None, pk.INVALID
-        state.arrived = p.copy()
-        state.steps = None
+        if not begun:
+            state.arrived = p.copy()
+            state.steps = None
         if p.family == 6 and iif != "lo" and (p.dst == 1 or p.src == 1):
             self._leaf(
                 state, Disposition.LOST, Symptom.TIMES_OUT, "::1 never comes in by a wire", host, "route"
             )
             return
+        if host.cilium is not None and host.cilium.has_program(iif):
+            if state.direction != "request":
+                if self._undo_balance(state, host):
+                    self._onward(state, host)
+                    return
+            elif (found := host.cilium.at_device(p)) is not None:
+                self._balance_at_device(state, host, found)
+                return
+        self._into_stack(state, host)
+
+    def _into_stack(self, state: State, host: Host) -> None:
         for verdict in self._run_hook(state, host, PREROUTING):
             if self._passed(verdict, host, PREROUTING):
                 self._route_in(verdict.state, host)
@@ -879,6 +903,11 @@ class Walker:
             return
         bridge = p.bridged
         p.ct, p.ctstate = None, pk.INVALID
+        if host.cilium is not None:
+            self._undo_balance(state, host)
+        if host.cilium is not None and p.oif == HOST_DEVICE:
+            self._into_cilium(state, host)
+            return
         self._close_hop(state, host)
         dst_key = (p.family, p.dst)
         if not host.has_network:
@@ -1089,6 +1118,313 @@ class Walker:
             if self._passed(verdict, host, PREROUTING):
                 self._input(verdict.state, host)
 
+    # -- Cilium's programs
+
+    def _at_socket(self, state: State, host: Host, *, of_node: bool) -> list[State]:
+        """What goes on after connect(): as dialled, or to each backend that may be drawn."""
+        programs = host.cilium
+        if programs is None or not (
+            programs.balances_node_at_socket if of_node else programs.balances_pods_at_socket
+        ):
+            return [state]
+        return self._balance(state, host, programs.at_socket(state.packet, of_node=of_node), "CONNECT")
+
+    def _balance(self, state: State, host: Host, found: Balance | None, hook: str) -> list[State]:
+        """The ways that go on behind a front end, translated; those that it ends are recorded."""
+        if found is None:
+            return [state]
+        text, fate = found.frontend.text, found.fate
+        if found.assumption is not None:
+            state.assume(found.assumption)
+        if fate is Fate.TRANSLATE:
+            out = []
+            for number, backend in enumerate(found.backends):
+                each = state.fork() if number + 1 < len(found.backends) else state
+                if len(found.backends) > 1:
+                    chance = 1 / len(found.backends)
+                    each.decide(Decision(RANDOM, ("cilium", host.name, text), number, chance, "", "", None))
+                q = each.packet
+                before, after = (q.dst, q.dport), (int(backend.ip), backend.port)
+                if each.steps is None:
+                    each.arrived = q.copy()
+                q.dst, q.dport = after
+                effect = translation(Nat.CILIUM, q.family, before, after)
+                each.nat_step = each.note(
+                    StepKind.RULE, effect, hook=hook, table="cilium", text=text, backend="cilium"
+                )
+                out.append(each)
+            return out
+        reason = f"{host.name}: {found.why} ({text})"
+        if fate is Fate.UNKNOWN:
+            step = state.note(
+                StepKind.RULE, Unmodelled("Cilium"), hook=hook, table="cilium", text=text, backend="cilium"
+            )
+            self._end_unknown(state, host.name, found.why, text, step)
+            return []
+        kind = "icmp-port-unreachable" if state.packet.family == 4 else "icmp6-port-unreachable"
+        ends: dict[Fate, tuple[Effect, Disposition, Symptom]] = {
+            Fate.REFUSE: (Refuse(kind), Disposition.REJECTED, Symptom.REFUSED),
+            Fate.UNREACHABLE: (Refuse("EHOSTUNREACH"), Disposition.REJECTED, Symptom.UNREACHABLE),
+            Fate.DROP: (Drop(), Disposition.DROPPED, Symptom.TIMES_OUT),
+        }
+        effect, disposition, symptom = ends[fate]
+        step = state.note(StepKind.RULE, effect, hook=hook, table="cilium", text=text, backend="cilium")
+        self._close_hop(state, host)
+        self._leaf(state, disposition, symptom, reason, host, "rule", step)
+        return []
+
+    def _balance_at_device(self, state: State, host: Host, found: Balance) -> None:
+        """nodeport_lb4: a backend here goes on by the stack, one elsewhere leaves without having seen it."""
+        programs = host.cilium
+        assert programs is not None
+        p = state.packet
+        virtual, client = (p.dst, p.dport), p.src
+        for each in self._balance(state, host, found, "DEVICE"):
+            q = each.packet
+            real = (q.dst, q.dport)
+            endpoint = programs.endpoint(q.family, q.dst)
+            if endpoint is not None:
+                each.balanced = Balanced(host.name, virtual, real, client, client)
+                if endpoint.is_host or programs.config.legacy_routing is not False:
+                    self._into_stack(each, host)
+                else:
+                    self._to_pod(each, host)
+                continue
+            direct = programs.is_direct(found.frontend, q.proto)
+            tunnelled = programs.is_tunnelled(q.family, q.dst)
+            if direct is None or tunnelled is None:
+                why = "how Cilium sends a packet on to a backend of another node was not read (cilium-dbg status)"
+                self._end_unknown(each, host.name, why)
+                continue
+            if not direct:
+                source = self._source_of_cilium(host, q.family, tunnelled=tunnelled)
+                if source is None:
+                    self._end_unknown(each, host.name, "the address that Cilium sends from was not read")
+                    continue
+                effect = translation(Nat.SNAT, q.family, (q.src, 0), (source, 0))
+                q.src = source
+                each.note(StepKind.NAT, effect, hook="DEVICE", table="cilium", backend="cilium")
+            each.balanced = Balanced(host.name, virtual, real, client, q.src, direct)
+            if tunnelled:
+                self._through_tunnel(each, host)
+            else:
+                self._by_routes(each, host)
+
+    def _source_of_cilium(self, host: Host, family: int, *, tunnelled: bool) -> int | None:
+        """Whence a packet for another node's backend comes: from cilium_host, or the direct routing device."""
+        assert host.cilium is not None
+        device = HOST_DEVICE if tunnelled else host.cilium.config.direct_device or ""
+        interface = host.interfaces.get(device)
+        own = [
+            int(a.ip)
+            for a in (interface.addresses if interface is not None else ())
+            if a.ip.version == family and a.scope == "global" and not a.secondary
+        ]
+        # node.GetInternalIP: of several, the one that the Node object has
+        return next(
+            (ip for ip in own if self.topology.node_addresses.get((family, ip)) == host.name), None
+        ) or (own[0] if own else None)
+
+    def _undo_balance(self, state: State, host: Host) -> bool:
+        """Whether a program here undid its translation for an answer (an ICMP error of the stack it leaves alone)."""
+        b, p = state.balanced, state.packet
+        if b is None or state.direction == "request" or p.icmp is not None:
+            return False
+        if not (b.direct or b.node == host.name) or (p.src, p.sport) != b.real or p.dst != b.source:
+            return False
+        p.src, p.sport = b.virtual
+        p.dst = b.client
+        if p.inner is not None:
+            p.inner = (b.client, p.inner[1], *b.virtual, p.proto)
+        effect = translation(Nat.DESTINATION_UNDONE, p.family, b.real, b.virtual)
+        state.note(StepKind.NAT, effect, hook="DEVICE", table="cilium", backend="cilium")
+        state.balanced = None
+        return True
+
+    def _out_of_pod(self, state: State, host: Host, ip: int) -> None:
+        """A packet of a pod comes by its device (bpf_lxc, from-container)."""
+        programs, p = host.cilium, state.packet
+        assert programs is not None
+        if state.direction != "request":
+            if self._undo_balance(state, host):
+                self._onward(state, host)
+            else:
+                self._from_container(state, host, ip)
+            return
+        if state.steps is None:
+            state.arrived = p.copy()
+        if programs.balances_pods_at_socket:
+            self._from_container(state, host, ip)
+            return
+        virtual, found = (p.dst, p.dport), programs.at_pod_device(p)
+        for each in self._balance(state, host, found, "POD"):
+            q = each.packet
+            if found is not None:
+                if q.dst == q.src and (own := programs.loopback_source(q.family)) is not None:
+                    q.src = own
+                each.balanced = Balanced(host.name, virtual, (q.dst, q.dport), ip, q.src)
+            self._from_container(each, host, ip)
+
+    def _from_container(self, state: State, host: Host, ip: int) -> None:
+        programs, p = host.cilium, state.packet
+        assert programs is not None
+        own = programs.endpoint(p.family, ip)
+        if state.direction == "request" and own is not None and p.dst != ip:
+            if not self._is_let(state, host, own, {programs.identity(p.family, p.dst)}, egress=True):
+                return
+        if state.direction == "request" and p.src == p.dst:
+            self._close_hop(state, host)  # the pod's own stack hands it back to the pod
+            state.delivery = Delivery(p.dst, p.dport, self._name_of(host, p), host.name, p.src, p.family)
+            self._delivered(state, host, "")
+            return
+        self._onward(state, host, host.device_at(own.ifindex) if own is not None else None)
+
+    def _onward(self, state: State, host: Host, device: str | None = None) -> None:
+        """Where a program sends a packet: to a pod here, into the tunnel, to the stack, out by the routes.
+
+        `device` is the pod's, by which it comes; None for what a program of a node's device sends on.
+        """
+        programs, p = host.cilium, state.packet
+        assert programs is not None
+        if programs.pod(p.family, p.dst) is not None:
+            self._to_pod(state, host)
+            return
+        tunnelled = programs.is_tunnelled(p.family, p.dst)
+        if tunnelled is None:
+            self._end_unknown(
+                state, host.name, "whether Cilium tunnels was not read (cilium-dbg status, ipcache)"
+            )
+        elif tunnelled:
+            self._through_tunnel(state, host)
+        elif (device is None and state.direction != "request") or (
+            programs.config.legacy_routing is False and not host.is_local(p.family, p.dst)
+        ):
+            self._by_routes(state, host)
+        else:
+            begun = state.steps is not None
+            mark = programs.mark_of(p.family, p.src) if device is not None else 0
+            self._enter(state, host, device or HOST_DEVICE, None, begun=begun, mark=mark)
+
+    def _by_routes(self, state: State, host: Host) -> None:
+        """Out of the node as its routes say, without meeting a rule (bpf_fib_lookup)."""
+        found = host.route(state.packet, iif="lo")
+        if found.type != "unicast" or not found.hops:
+            target = to_text(state.packet.family, state.packet.dst)
+            self._lost(state, host, f"{host.name} has no route to {target} ({found.type})", "route")
+            return
+        for each, hop in self._choose_hop(state, found):
+            each.note(StepKind.ROUTE, Note(_hop_words(hop)), hook="ROUTING", text=_route_text(found))
+            each.hop, each.packet.oif = hop, hop.dev
+            self._emit(each, host)
+
+    def _into_cilium(self, state: State, host: Host) -> None:
+        """What leaves by cilium_host is delivered, here or through the tunnel (bpf_host, from-host)."""
+        programs, p = host.cilium, state.packet
+        assert programs is not None
+        if programs.pod(p.family, p.dst) is not None:
+            self._to_pod(state, host)
+        elif programs.is_tunnelled(p.family, p.dst):
+            self._through_tunnel(state, host)
+        else:
+            target = to_text(p.family, p.dst)
+            self._lost(
+                state, host, f"no pod of {host.name} has the address {target} (Cilium's endpoints)", "route"
+            )
+
+    def _through_tunnel(self, state: State, host: Host) -> None:
+        p = state.packet
+        self._close_hop(state, host)
+        key = (p.family, p.dst)
+        attached = self.topology.attached.get(key)
+        name = attached.node if attached is not None else self._owners.get(key)
+        if name is None:
+            name = self._network_owner(host, p.family, p.dst)
+        target = self._walkable(name) if name is not None else None
+        if name is None:
+            self._end_unknown(
+                state, host.name, f"whose {to_text(p.family, p.dst)} is, behind the tunnel, was not read"
+            )
+        elif target is None:
+            self._through_unknown_node(state, host, name)
+        elif target.cilium is None:
+            self._end_unknown(
+                state, name, f"what Cilium on {name} does with a packet from the tunnel was not read"
+            )
+        else:
+            self._out_of_tunnel(state, target)
+
+    def _out_of_tunnel(self, state: State, host: Host) -> None:
+        """bpf_overlay, from-overlay: to a pod here, or to the node itself."""
+        p = state.packet
+        assert host.cilium is not None
+        p.iif, p.oif, p.mark, p.local = HOST_DEVICE, None, 0, False
+        p.ct, p.ctstate = None, pk.INVALID
+        state.arrived = p.copy()
+        state.steps = None
+        state.seen_nodes += 1
+        if state.seen_nodes > _MAX_HOPS:
+            self._leaf(
+                state, Disposition.LOST, Symptom.TIMES_OUT, "the packet goes round in a circle", host, "route"
+            )
+        elif self._undo_balance(state, host):
+            self._onward(state, host)
+        elif host.cilium.pod(p.family, p.dst) is not None:
+            self._to_pod(state, host)
+        else:
+            self._enter(state, host, HOST_DEVICE, None, begun=True)
+
+    def _to_pod(self, state: State, host: Host) -> None:
+        """to-container: the policy of the pod, then the pod."""
+        programs, p = host.cilium, state.packet
+        assert programs is not None
+        key = (p.family, p.dst)
+        if state.direction == "request":
+            endpoint = programs.pod(*key)
+            identities = {programs.identity(p.family, p.src)}
+            if state.balanced is not None and state.balanced.node != host.name and programs.config.tunnel:
+                # The tunnel carries the identity that the sending node gave it, which no map here tells.
+                identities.add(programs.identity(p.family, state.balanced.client))
+            if endpoint is not None and not self._is_let(state, host, endpoint, identities, egress=False):
+                return
+        elif self._undo_balance(state, host):
+            key = (p.family, p.dst)
+        self._close_hop(state, host)
+        attached = self.topology.attached.get(key)
+        if attached is None:
+            client = self._client.pod and p.reply and p.dst == self._client.ip
+            name = "the client" if client else to_text(*key)
+            attached = Attached(name=name, node=host.name)
+        self._arrive_attached(state, host, attached)
+
+    def _name_of(self, host: Host, p: Packet) -> str:
+        attached = self.topology.attached.get((p.family, p.dst))
+        return attached.name if attached is not None else to_text(p.family, p.dst)
+
+    def _is_let(
+        self, state: State, host: Host, endpoint: CiliumEndpoint, identities: set[int | None], *, egress: bool
+    ) -> bool:
+        """Whether an endpoint's policy lets the packet through; where not, its end is recorded."""
+        assert host.cilium is not None
+        p = state.packet
+        if state.balanced is not None and state.balanced.client == p.dst and not egress:
+            return True  # a pod that draws itself
+        allowed = host.cilium.permits(endpoint, frozenset(identities), p, egress=egress)
+        if allowed:
+            return True
+        which = "egress" if egress else "ingress"
+        whose = to_text(p.family, p.src if egress else p.dst)
+        if allowed is None:
+            self._end_unknown(state, host.name, f"Cilium's policy map of {whose} ({which}) was not read")
+            return False
+        reason = f"{host.name}: Cilium's policy of {whose} does not allow this {which}"
+        step = state.note(
+            StepKind.RULE, Drop(), hook="POD", table="cilium", chain="policy", backend="cilium",
+            text=f"policy map of endpoint {endpoint.identifier}, {which}",
+        )  # fmt: skip
+        self._close_hop(state, host)
+        self._leaf(state, Disposition.DROPPED, Symptom.TIMES_OUT, reason, host, "rule", step)
+        return False
+
     # -- on a bridge
 
     def _bridged(self, state: State, host: Host, bridge: str, target: Attached) -> None:
@@ -1177,6 +1513,9 @@ class Walker:
             return
         if attached.node is None:
             self._answer_from_outside(state, host, attached)
+            return
+        if host.cilium is not None:
+            self._out_of_pod(state, host, reply.src)
             return
         client = self.topology.attached.get((p.family, reply.dst))
         iif, bridge = self._interface_toward(host, p.family, reply.src)

@@ -32,8 +32,11 @@ class DataPlane:
     replaces: bool = True
 
 
+CILIUM = DataPlane(
+    name="Cilium", devices=("cilium_host", "cilium_net"), chains=("CILIUM_",), apps=("cilium",)
+)
 DATA_PLANES = (
-    DataPlane(name="Cilium", devices=("cilium_host", "cilium_net"), chains=("CILIUM_",), apps=("cilium",)),
+    CILIUM,
     DataPlane(name="Calico's eBPF data plane", devices=("bpfin.cali", "bpfout.cali")),
     DataPlane(
         name="OVN-Kubernetes",
@@ -67,6 +70,9 @@ def with_data_planes(snapshot: Snapshot) -> Snapshot:
 
 
 def _serves(plane: DataPlane, state: NodeState, pods: Iterable[Pod]) -> bool:
+    if plane is CILIUM and state.cilium is not None and state.cilium.config.replaces is not None:
+        if state.cilium.is_readable or not has_kube_proxy(state):
+            return state.cilium.config.replaces  # its own word; beside kube-proxy its maps serve pods alone
     if not plane.replaces and has_kube_proxy(state):
         return False
     return next(signs_of(plane, state, pods), None) is not None

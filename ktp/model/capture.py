@@ -76,7 +76,7 @@ class Capture(Protocol):
 def node_names_of(names: Iterable[str]) -> tuple[str, ...]:
     """The NODE of every `nodes/NODE/FILE` among file names, sorted, each once."""
     parts = (name.split("/") for name in names)
-    return tuple(sorted({part[1] for part in parts if len(part) == 3 and part[0] == "nodes"}))
+    return tuple(sorted({part[1] for part in parts if len(part) >= 3 and part[0] == "nodes"}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ class Nat(str, Enum):
     REDIRECT = "redirect"
     NETMAP = "netmap"
     IPVS = "ipvs"
+    CILIUM = "cilium"
     HEADER = "header"  # nft rewrites the header of a packet that has no connection
     DESTINATION_UNDONE = "destination translation undone"  # of an answer: its source
     SOURCE_UNDONE = "source translation undone"  # of an answer: its destination
@@ -35,7 +36,7 @@ class Nat(str, Enum):
     @property
     def of_destination(self) -> bool:
         """Whether it gives new destinations, and never sources."""
-        return self in (Nat.DNAT, Nat.REDIRECT, Nat.IPVS)
+        return self in (Nat.DNAT, Nat.REDIRECT, Nat.IPVS, Nat.CILIUM)
 
     @property
     def of_source(self) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ktp.model.assumption import EvidenceKind
 
 if TYPE_CHECKING:
+    from ktp.model.cilium import CiliumState
     from ktp.model.ipvs import IpvsTable
     from ktp.model.nftables import NftRuleset
     from ktp.model.ruleset import Ruleset
@@ -180,7 +181,8 @@ class NodeState:
     rulesets: tuple[Ruleset, ...] = ()
     nft: NftRuleset | None = None
     place_unread: bool = False  # kube-proxy's rules are not in what was read, and not every back end was
-    data_plane: str = ""  # what serves Services here in kube-proxy's place; its tables were not read
+    data_plane: str = ""  # what serves Services here in kube-proxy's place
+    cilium: CiliumState | None = None
     ipvs_unread: bool = False  # kube-proxy runs in IPVS mode, and its virtual servers were not read
     nft_hooks: str | None = None  # text of `nft list hooks`
     ipvs: IpvsTable | None = None
@@ -192,11 +194,18 @@ class NodeState:
     @property
     def has_rules(self) -> bool:
         """Whether what decides on packets to Services is known of this node: its packet filter rules."""
-        return (bool(self.rulesets) or self.nft is not None) and not (self.place_unread or self.data_plane)
+        return (bool(self.rulesets) or self.nft is not None) and not (
+            self.place_unread or self.data_plane_unread
+        )
+
+    @property
+    def data_plane_unread(self) -> bool:
+        """Whether something else than kube-proxy serves Services here, and its tables were not read."""
+        return bool(self.data_plane) and (self.cilium is None or not self.cilium.is_readable)
 
     def knows_rules_of(self, version: int) -> bool:
         """Whether the packet filter rules of IPv4 (or 6) are known; a dump of one family tells nothing of the other."""
-        if self.data_plane or self.place_unread:
+        if self.data_plane_unread or self.place_unread:
             return False
         if self.nft is not None or not self.files.isdisjoint(("nft-ruleset.json", "nft-ruleset.txt")):
             return self.has_rules

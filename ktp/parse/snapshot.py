@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ktp.errors import EvidenceError
 from ktp.model.capture import Capture, EvidenceGap
@@ -17,6 +17,7 @@ from ktp.model.host import KubeProxyConfig, NodeState, Route
 from ktp.model.reading import HOW_TO_SAVE
 from ktp.model.ruleset import Backend, Ruleset, are_ports_lost, has_chain
 from ktp.model.snapshot import Snapshot
+from ktp.parse.cilium import parse_cilium
 from ktp.parse.ip_json import merge_routes, parse_interfaces, parse_routes, parse_rules
 from ktp.parse.ipset import parse_ipsets
 from ktp.parse.iptables_save import open_ruleset
@@ -218,6 +219,8 @@ class _NodeFiles:
         runs_ipvs = (config is not None and config.mode == "ipvs") or any(
             i.name == "kube-ipvs0" and i.addresses for i in interfaces or ()
         )
+        cilium = parse_cilium(self._files_in("cilium/"), self._parse_in("cilium/"))
+        serves = cilium is not None and cilium.is_readable and cilium.config.replaces
         return NodeState(
             name=self._node,
             interfaces=interfaces,
@@ -231,7 +234,8 @@ class _NodeFiles:
             ipsets=self._parse("ipset-save.txt", parse_ipsets),
             rulesets=tuple(rulesets),
             nft=nft,
-            place_unread=self._is_a_place_unread(rulesets, nft, config),
+            place_unread=not serves and self._is_a_place_unread(rulesets, nft, config),
+            cilium=cilium,
             nft_hooks=self._parse("nft-hooks.txt", lambda data, *, source: decode_text(data, source)),
             ipvs=ipvs,
             ipvs_unread=runs_ipvs and ipvs is None,
@@ -248,6 +252,13 @@ class _NodeFiles:
         if not self._read.isdisjoint(_NFT_FILES):
             return not rulesets
         return config is None or config.mode == "nftables"
+
+    def _files_in(self, folder: str) -> list[str]:
+        prefix = self._name(folder)
+        return [name[len(prefix) :] for name in self._capture.names() if name.startswith(prefix)]
+
+    def _parse_in(self, folder: str) -> Callable[..., Any]:
+        return lambda file, parse: self._parse(f"{folder}{file}", parse)
 
     def _name(self, file: str) -> str:
         return f"nodes/{self._node}/{file}"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-CILIUM = "the tables of Cilium are not read"
 IPVS = "IPVS's own connections and kube-proxy's rules for it are not told"
 POLICIES = "a NetworkPolicy is not known as one"
 
 # A part of a recording's name → why. `WALK`: what becomes of packets; `FINDINGS`: what the diagnosis makes of it.
 WALK = {
-    "cilium-": CILIUM,
     "ipvs-1.30-legacy-byhand-fault-vs-conntrack-0": IPVS,
     "ipvs-1.36-legacy": IPVS,
 }
