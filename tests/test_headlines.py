@@ -31,9 +31,7 @@ DEMO = REPOSITORY / "ktp" / "demo" / "article"
 def cases() -> Iterator[Any]:
     folders = [DEMO, *sorted((REPOSITORY / "tests" / "data" / "cases").glob("*/"))]
     if os.environ.get("KTP_HEADLINES"):
-        folders += sorted(
-            p for p in Path(os.environ["KTP_HEADLINES"]).glob("*/") if not p.name.startswith("cilium")
-        )
+        folders += sorted(Path(os.environ["KTP_HEADLINES"]).glob("*/"))
     for folder in folders:
         if (folder / "cluster").is_dir():
             yield pytest.param(folder, id=folder.name)

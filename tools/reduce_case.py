@@ -16,7 +16,7 @@ from typing import Any
 
 NAMESPACED = ("services", "endpointslices", "endpoints", "pods")
 # Of what a data plane prints, what its reader reads.
-PRINTED = ("status.json", "config.txt", "version.txt", "bpf-")
+PRINTED = ("status.json", "config.txt", "version.txt", "bpf-", "policy-get", "identity-list")
 NOT_READ = ("controllers", "bpf-maps", "ipam", "kubernetes", "proxy")
 NOISE = ("managedFields", "uid", "resourceVersion", "generation", "creationTimestamp", "selfLink")
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"

@@ -1277,7 +1277,8 @@ class Walker:
             state.delivery = Delivery(p.dst, p.dport, self._name_of(host, p), host.name, p.src, p.family)
             self._delivered(state, host, "")
             return
-        self._onward(state, host, host.device_at(own.ifindex) if own is not None else None)
+        device = host.device_at(own.ifindex) if own is not None else None
+        self._onward(state, host, device or HOST_DEVICE)
 
     def _onward(self, state: State, host: Host, device: str | None = None) -> None:
         """Where a program sends a packet: to a pod here, into the tunnel, to the stack, out by the routes.

@@ -23,12 +23,16 @@ from ktp.kubeproxy.endpoints import SliceIndex, index_slices
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, FrontEnds, front_ends
 from ktp.kubeproxy.intent import Intent, PortOnNode
 from ktp.kubeproxy.node import ALL_MODES, ProxyMode, ProxyNode, default_mode, detect_modes, proxy_node
-from ktp.kubeproxy.outcome import Client, Vantage
+from ktp.kubeproxy.outcome import Client, IntendedEndpoint, Vantage
+from ktp.kubeproxy.synthesis import reprogram
 from ktp.kubeproxy.version import proxy_version
 from ktp.model.assumption import Assumption, EvidenceKind
+from ktp.model.cilium import LOCAL_IDENTITIES
 from ktp.model.cluster import EndpointSlice, Service, ServicePort, ip_of
 from ktp.model.diagnosis import Cell, CellEndpoint
-from ktp.model.host import IPAddress
+from ktp.model.host import IPAddress, IPNetwork, NodeState
+from ktp.model.reading import Reading, TableReading
+from ktp.model.ruleset import Backend, Chain
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
 
@@ -75,6 +79,7 @@ class Examiner:
         self.index: SliceIndex = index_slices(snapshot.cluster)
         self._near: dict[tuple[str, int], IPAddress | None] = {}
         self._walker: Walker | None = None
+        self._meant: dict[tuple[str, str] | None, Walker] = {}
         self._proxies: dict[str, ProxyNode] = {}
         self._ports: dict[tuple[str, str, str, int, str, str], PortOnNode] = {}
 
@@ -228,6 +233,10 @@ class Examiner:
             for words, ip in (("clients on the nodes' own network", near), ("clients elsewhere", far)):
                 if ip is not None and ip != question.client.ip:
                     found.append((words, _asked_by(question, ip, replace(question.flow, src=str(ip)))))
+            for network in self._named_networks(node, family)[:_MOST_OTHERS]:
+                ip = network.network_address + (1 if network.num_addresses > 2 else 0)
+                words = f"clients in {network}, which a policy names"
+                found.append((words, _asked_by(question, ip, replace(question.flow, src=str(ip)))))
             return found
         if vantage not in (Vantage.OTHER_NODE, Vantage.POD_OTHER_NODE):
             return []
@@ -243,6 +252,18 @@ class Examiner:
                 flow = replace(question.flow, from_node=home, src=str(pod[1]))
                 found.append((f"pods of {home}", _asked_by(question, pod[1], flow)))
         return found
+
+    def _named_networks(self, node: str, family: int) -> list[IPNetwork]:
+        """Networks outside that a policy which Cilium enforces names: each has an identity of its own."""
+        state = self.snapshot.nodes.get(node)
+        cilium = state.cilium if state is not None else None
+        if cilium is None or not cilium.config.enforces_policy:
+            return []
+        return [
+            e.network
+            for e in cilium.ipcache or ()
+            if e.network.version == family and e.identity is not None and e.identity >= LOCAL_IDENTITIES
+        ]
 
     def _near_client(self, node: str, family: int) -> IPAddress | None:
         key = (node, family)
@@ -278,7 +299,9 @@ class Examiner:
 
     def ask(self, service: Service, port: ServicePort, question: Question) -> Asked:
         """Both answers to one question."""
-        intent = self.intent(service, port, question.front_end, question.client, question.node)
+        intent = self.intent(
+            service, port, question.front_end, question.client, question.node, flow=question.flow
+        )
         fact: FlowAnswer | None = None
         version = question.front_end.ip_version
         dialled, home = question.node, question.flow.from_node
@@ -289,20 +312,63 @@ class Examiner:
         return Asked(question=question, intent=intent, fact=fact)
 
     def intent(
-        self, service: Service, port: ServicePort, front_end: FrontEnd, client: Client, node: str
+        self,
+        service: Service,
+        port: ServicePort,
+        front_end: FrontEnd,
+        client: Client,
+        node: str,
+        *,
+        flow: Flow,
     ) -> Intent:
-        """What the API objects call for.
+        """What the API objects call for; `flow` is the same question for the walker.
 
         Where that hangs on kube-proxy's mode and nothing tells it, that of the other nodes or the default is assumed.
         """
         intent = self._intent(service, port, front_end, client, node)
         plane = self.data_plane(node)
-        if not plane:
+        state = self.snapshot.nodes.get(node)
+        if not plane or state is None:
             return intent
+        if not state.data_plane_unread:
+            return self._meant_by_cilium(service, intent, flow)
         why = f"{plane} serves Services on {node}, and its tables were not read"
         return replace(
             intent, symptom=Symptom.UNKNOWN, disposition=Disposition.UNDETERMINED, decided_by=why, endpoints=(),
             source_kept=None, assumptions=(), depends_on=(), should=intent,
+        )  # fmt: skip
+
+    def _meant_by_cilium(self, service: Service, intent: Intent, flow: Flow) -> Intent:
+        """What Cilium does where its maps are as the objects call for, without policies and without a rule.
+
+        Cilium's own tables are asked, since there are no others to compare with.
+        """
+        changed = self.snapshot.cluster.services.get(service.key) != service
+        key = (service.key, service.external_traffic_policy) if changed else None
+        walker = self._meant.get(key)
+        if walker is None:
+            cluster = self.snapshot.cluster
+            if key is not None:
+                cluster = replace(cluster, services={**cluster.services, service.key: service})
+            meant = reprogram(self.snapshot, cluster, services=None if key is None else {service.key})
+            nodes = {name: _bare(state) for name, state in meant.nodes.items()}
+            walker = Walker(topology_of(replace(meant, nodes=nodes), self.original.cluster))
+            self._meant[key] = walker
+        answer = answer_flow(walker, flow, trace=False)
+        endpoints = tuple(
+            IntendedEndpoint(
+                ip=p.endpoint_ip, port=p.endpoint_port or 0, node=p.endpoint_node, pod=p.endpoint_name,
+                probability=p.probability, disposition=p.disposition, symptom=p.symptom,
+                source_kept=answer.source_preserved,
+            )
+            for p in answer.paths
+            if p.endpoint_ip is not None
+        )  # fmt: skip
+        return replace(
+            intent, symptom=answer.symptom, disposition=answer.disposition, decided_by=answer.reason,
+            endpoints=endpoints, source_kept=answer.source_preserved,
+            passes=answer.disposition is Disposition.LOST and not endpoints, depends_on=(),
+            assumptions=answer.assumptions,
         )  # fmt: skip
 
     def _intent(
@@ -371,6 +437,39 @@ class Examiner:
             intended_by=(intent.should or intent).decided_by,
             assumptions=intent.assumptions,
         )
+
+
+class _NoRules:
+    """A ruleset without a table: what is meant is meant without rules."""
+
+    backend = Backend.UNKNOWN
+    source = ""
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+
+    def tables(self) -> tuple[str, ...]:
+        return ()
+
+    def chain_names(self, table: str) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
+    def chain(self, table: str, name: str) -> Chain | None:  # noqa: ARG002
+        return None
+
+    def reading(self, table: str) -> TableReading:  # noqa: ARG002
+        return TableReading(reading=Reading.WHOLE, names_known=True)
+
+
+def _bare(state: NodeState) -> NodeState:
+    """The node with what Cilium holds, and no rules or policies."""
+    cilium = state.cilium
+    if cilium is None or not state.data_plane or state.data_plane_unread:
+        return state
+    config = replace(cilium.config, enforces_policy=False)
+    return replace(
+        state, rulesets=(_NoRules("ip"), _NoRules("ip6")), nft=None, cilium=replace(cilium, config=config)
+    )
 
 
 def _key(service: Service, port: ServicePort, node: str) -> tuple[str, str, str, int, str, str]:

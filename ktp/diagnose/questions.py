@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 
+from ktp.kubeproxy.changes import with_pods_of_cilium
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.cluster import Cluster, Pod, Service, ip_of
@@ -211,10 +212,12 @@ def with_supposed_pods(
             Pod(namespace="ktp", name=f"a-pod-of-{name}", node_name=name, phase="Running", pod_ips=(str(ip),))
         )
         state = states.get(name)
-        if state is not None and state.routes is not None and not _is_on_link(state, ip):
+        by_cilium = state is not None and state.cilium is not None and state.cilium.is_readable
+        if state is not None and state.routes is not None and not by_cilium and not _is_on_link(state, ip):
             states[name] = _with_pod_route(state, ip)
     if not supposed:
         return snapshot, supposed
+    states = with_pods_of_cilium(states, {ip: name for name, ip in supposed.items()})
     return replace(
         snapshot, cluster=replace(cluster, pods=(*(cluster.pods or ()), *pods)), nodes=states
     ), supposed

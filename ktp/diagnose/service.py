@@ -89,7 +89,7 @@ def diagnose_service(
         evidence_nodes={n: evidence_of(snapshot, n) for n in names},
         gaps=_gaps(examiner.original, names, ip_versions_of(service)),
         source=snapshot.source,
-        versions={n: str(examiner.proxy(n).versions) for n in names},
+        versions={n: str(examiner.proxy(n).versions) for n in names if not examiner.data_plane(n)},
         undetermined=undetermined,
         shares=tuple(_shares(case)),
         ways=tuple(_ways(case)),
@@ -214,6 +214,9 @@ def evidence_of(snapshot: Snapshot, node: str) -> tuple[str, ...]:
         out.append("nftables")
     if state.ipvs is not None and state.ipvs.services:
         out.append("ipvs")
+    if state.cilium is not None and state.cilium.is_readable:
+        version = state.cilium.config.version
+        out.append("Cilium's maps" if version is None else f"maps of Cilium {version[0]}.{version[1]}")
     return tuple(dict.fromkeys(out))
 
 
@@ -315,7 +318,7 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
     extra = []
     for name in names:
         state = snapshot.nodes.get(name)
-        if state is not None and state.data_plane:
+        if state is not None and state.data_plane_unread:
             extra.append(
                 EvidenceGap(
                     kind="data-plane",

@@ -21,7 +21,7 @@ from ktp.model.cluster import Service, ServicePort
 from ktp.model.diagnosis import ServiceDiagnosis, Severity
 from ktp.model.host import IPAddress
 from ktp.model.snapshot import Snapshot
-from ktp.model.trace import Disposition, Symptom
+from ktp.model.trace import Disposition, Flow, Symptom
 
 _NAMED = 20  # failing nodes that a row names
 _EXTERNAL = (FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EXTERNAL_IP)
@@ -281,7 +281,14 @@ def _intended(
             return None, ""
         dialled = front_end.on(address)
     client = Client(vantage=Vantage.EXTERNAL, ip=_inside(service, front_end))
-    intent = examiner.intent(service, port, dialled, client, node)
+    flow = Flow(
+        dst=str(dialled.ip),
+        port=dialled.port,
+        protocol=dialled.protocol.lower(),
+        src=str(client.ip),
+        via=node,
+    )
+    intent = examiner.intent(service, port, dialled, client, node, flow=flow)
     return intent.symptom, intent.decided_by
 
 

@@ -68,7 +68,8 @@ def verdict_of(case: Case, findings: list[Finding], headline: list[HeadlineGroup
     said = "; ".join(parts[:_MOST_FRONT_ENDS])
     planes: dict[str, list[str]] = {}
     for node in case.nodes:
-        if name := case.examiner.data_plane(node):
+        state = case.state(node)
+        if state is not None and state.data_plane_unread and (name := state.data_plane):
             planes.setdefault(name, []).append(node)
     if planes:
         who = "; ".join(f"{name} serves Services on {listed(nodes)}" for name, nodes in planes.items())

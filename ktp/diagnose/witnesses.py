@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 from ktp.diagnose.examine import Examiner
+from ktp.model.cilium import LOCAL_IDENTITIES
 from ktp.model.host import IPAddress, IPNetwork, NodeState
 from ktp.model.nftables import NftTable
 from ktp.model.ruleset import Rule
@@ -62,6 +63,12 @@ def _cluster_networks(examiner: Examiner) -> tuple[set[IPAddress], list[IPNetwor
 
 def _networks(state: NodeState, family: int) -> Iterator[str]:
     """Source networks of the rules that are not kube-proxy's, and the members of the sets that they ask for."""
+    cilium = state.cilium
+    if cilium is not None and cilium.config.enforces_policy:
+        # An identity of its own is given to a network that a policy names (pkg/identity, local scope).
+        for entry in cilium.ipcache or ():
+            if entry.identity is not None and entry.identity >= LOCAL_IDENTITIES:
+                yield str(entry.network)
     count = 0
     for ruleset in state.rulesets_of("ip" if family == 4 else "ip6"):
         for table in ruleset.tables():

@@ -181,7 +181,21 @@ def with_ready_pod_on(
     if node in nodes:
         for address in addresses:
             nodes[node] = _with_way_to(nodes[node], cluster, address)
+    nodes = with_pods_of_cilium(nodes, dict.fromkeys(addresses, node))
     return replace(snapshot, cluster=changed, nodes=nodes)
+
+
+def with_pods_of_cilium(nodes: dict[str, NodeState], pods: Mapping[IPAddress, str]) -> dict[str, NodeState]:
+    """The nodes whose Cilium knows pods (address → node) that it was not read with."""
+    changed = dict(nodes)
+    for name, state in nodes.items():
+        cilium = state.cilium
+        if cilium is None or not cilium.is_readable:
+            continue
+        for ip, home in pods.items():
+            cilium = cilium.with_pod(ip, here=home == name)
+        changed[name] = replace(state, cilium=cilium)
+    return changed
 
 
 def _with_pod(cluster: Cluster, service: Service, pod: Pod) -> Cluster:
@@ -330,7 +344,7 @@ def _candidates(network: IPNetwork) -> Iterator[IPAddress]:
 
 def _with_way_to(state: NodeState, cluster: Cluster, address: IPAddress) -> NodeState:
     """The node with a route to a new pod of its own, unless a network of its own holds the address (a bridge)."""
-    if state.routes is None:
+    if state.routes is None or (state.cilium is not None and state.cilium.is_readable):
         return state
     pods = [
         ip

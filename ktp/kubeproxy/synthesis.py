@@ -28,6 +28,7 @@ from ktp.kubeproxy.names import (
     split_service_chain,
 )
 from ktp.kubeproxy.node import ProxyMode, ProxyNode, proxy_node
+from ktp.kubeproxy.synthesis_cilium import has_same_front_ends, reprogram_maps
 from ktp.kubeproxy.synthesis_iptables import (
     RuleKnobs,
     ServiceRules,
@@ -307,6 +308,8 @@ def has_same_rules(before: NodeState, after: NodeState) -> bool:
     """Whether reprogramming left the rules of a node as they were: then no answer can differ there."""
     if len(before.rulesets) != len(after.rulesets) or before.nft != after.nft:
         return False
+    if before.cilium is not after.cilium and not has_same_front_ends(before.cilium, after.cilium):
+        return False
     return all(
         new is old or (isinstance(new, OverlayRuleset) and new.is_same())
         for old, new in zip(before.rulesets, after.rulesets, strict=True)
@@ -318,6 +321,8 @@ def why_not_reprogrammed(snapshot: Snapshot, name: str) -> str:
     state = snapshot.nodes.get(name)
     if state is None or not state.has_rules:
         return f"no rules of {name} were read"
+    if state.cilium is not None and state.cilium.is_readable and state.cilium.config.replaces:
+        return ""
     node = proxy_node(snapshot, name)
     if ProxyMode.IPTABLES in node.modes and any(_is_programmed(r) for r in state.rulesets):
         return ""
@@ -355,7 +360,13 @@ def reprogram(
             continue
         before = proxy_node(snapshot, name)
         node = proxy_node(after, name, versions=before.versions, modes=before.modes)
-        states[name] = _reprogram_node(snapshot, state, before, node, index, ports, changed, parse_rule)
+        renewed = state
+        if state.cilium is not None and state.cilium.is_readable:
+            renewed = replace(state, cilium=reprogram_maps(state.cilium, ports, node, index))
+            if state.cilium.config.replaces:
+                states[name] = renewed  # rules that kube-proxy left behind stay as they are
+                continue
+        states[name] = _reprogram_node(snapshot, renewed, before, node, index, ports, changed, parse_rule)
     return replace(after, nodes=states)
 
 

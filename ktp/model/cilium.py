@@ -6,8 +6,9 @@ Facts: bpf/lib/lb.h, bpf/bpf_sock.c, pkg/maps/lbmap of Cilium 1.12 to 1.19, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from ipaddress import ip_network
 
 from ktp.model.host import IPAddress, IPNetwork
 
@@ -24,8 +25,9 @@ OWN_DEVICES = (
 )
 
 HOST_IDENTITY, WORLD_IDENTITY, REMOTE_NODE_IDENTITY, API_SERVER_IDENTITY = 1, 2, 6, 7
-WORLD_IDENTITIES = frozenset((WORLD_IDENTITY, 9, 10))
-"""Reserved identities (pkg/identity/numericidentity.go); with IPv6 the world is 9 for IPv4 and 10 for IPv6."""
+"""Reserved identities (pkg/identity/numericidentity.go)."""
+LOCAL_IDENTITIES = 1 << 24
+"""From here on an identity is a node's own, for a network that a policy names (identity.IdentityScopeLocal)."""
 
 
 class LbKind(str, Enum):
@@ -115,11 +117,27 @@ class PolicyEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CiliumPolicy:
+    """A policy that the agent enforces (`policy get`), and the labels of the pods that it selects."""
+
+    name: str
+    namespace: str
+    kind: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def selects(self, namespace: str, labels: Mapping[str, str]) -> bool:
+        """Whether it is about a pod of `namespace` with `labels`."""
+        return (self.namespace or namespace) == namespace and all(
+            labels.get(key) == value for key, value in self.labels.items()
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IpcacheEntry:
-    """Whose a network is: the identity, and whether packets for it go through a tunnel (None: not printed)."""
+    """Whose a network is: the identity, and whether packets for it go through a tunnel. None is "not known"."""
 
     network: IPNetwork
-    identity: int
+    identity: int | None
     tunnelled: bool | None = None
 
 
@@ -163,6 +181,21 @@ class CiliumState:
     ipcache: tuple[IpcacheEntry, ...] | None = None
     endpoints: Mapping[IPAddress, CiliumEndpoint] | None = None
     policies: Mapping[int, tuple[PolicyEntry, ...]] | None = None
+    named_policies: tuple[CiliumPolicy, ...] = ()
+    identities: Mapping[int, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # labels of each, as the agent lists them
+
+    def with_pod(self, ip: IPAddress, *, here: bool) -> CiliumState:
+        """The maps with a pod of this node, or of another, of which no identity and no policy is known."""
+        network = ip_network((ip, ip.max_prefixlen))
+        ipcache = self.ipcache
+        if ipcache is not None:
+            ipcache = (*ipcache, IpcacheEntry(network=network, identity=None, tunnelled=not here))
+        endpoints = self.endpoints
+        if endpoints is not None and here:
+            endpoints = {**endpoints, ip: CiliumEndpoint()}
+        return replace(self, ipcache=ipcache, endpoints=endpoints)
 
     @property
     def is_readable(self) -> bool:

@@ -17,6 +17,7 @@ from ktp.errors import EvidenceError
 from ktp.model.cilium import (
     CiliumConfig,
     CiliumEndpoint,
+    CiliumPolicy,
     CiliumState,
     IpcacheEntry,
     LbBackend,
@@ -238,6 +239,34 @@ def parse_policies(
     return out
 
 
+_NAMESPACE = "io.kubernetes.pod.namespace"
+_POLICY = "io.cilium.k8s.policy."
+
+
+def parse_policy_get(data: bytes | str, *, source: str = "policy-get.json") -> tuple[CiliumPolicy, ...]:
+    """`cilium-dbg policy get -o json` → the policies by name. The rules are JSON in a string of its own."""
+    text = object_of(load_json(data, source)).get("policy") or "[]"
+    out: dict[tuple[str, str, str], CiliumPolicy] = {}
+    for rule in load_json(text, source) or ():
+        words = {
+            x["key"].removeprefix(_POLICY): x["value"] for x in rule.get("Labels") or rule.get("labels") or ()
+        }
+        subject = rule.get("Subject") or rule.get("endpointSelector") or {}
+        labels = {re.sub(r"^(k8s|any)[:.]", "", k): v for k, v in (subject.get("matchLabels") or {}).items()}
+        namespace = labels.pop(_NAMESPACE, words.get("namespace", ""))
+        if "name" in words:
+            found = CiliumPolicy(
+                name=words["name"], namespace=namespace, kind=words.get("derived-from", ""), labels=labels
+            )
+            out.setdefault((found.kind, namespace, found.name), found)
+    return tuple(out.values())
+
+
+def parse_identities(data: bytes | str, *, source: str = "identity-list.json") -> dict[int, tuple[str, ...]]:
+    """`cilium-dbg identity list -o json` → the labels of each identity."""
+    return {int(item["id"]): tuple(item.get("labels") or ()) for item in load_json(data, source) or ()}
+
+
 def parse_config(status: Any, config: Mapping[str, str], version: str) -> CiliumConfig:
     """`status -o json` (decoded), `config -a` (key → value), and what `version` prints; each may be empty."""
     kpr = object_of(object_of(status).get("kube-proxy-replacement"))
@@ -334,6 +363,8 @@ def parse_cilium(files: Iterable[str], parse: Attempt) -> CiliumState | None:
         ipcache=parse("bpf-ipcache-list.json", parse_ipcache),
         endpoints=parse("bpf-endpoint-list.json", parse_endpoints),
         policies=parse("bpf-policy-get.json", parse_policies),
+        named_policies=parse("policy-get.json", parse_policy_get) or (),
+        identities=parse("identity-list.json", parse_identities) or {},
     )
 
 

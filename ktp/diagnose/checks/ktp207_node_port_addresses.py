@@ -46,6 +46,8 @@ def run(case: Case) -> Iterable[Finding]:
         return
     silent: dict[str, list[IPAddress]] = {}
     for node in case.nodes:
+        if case.examiner.data_plane(node):
+            continue
         proxy = case.examiner.proxy(node)
         cells = [
             e

@@ -43,17 +43,17 @@ def run(case: Case) -> Iterable[Finding]:
         return
     for node in case.nodes:
         state = case.state(node)
-        if state is None or not state.has_rules:
+        if state is None or not state.has_rules or state.data_plane:
             continue
         changed = changed_cells(case, node)
         if not changed:
             continue
-        worse = [e for e in changed if share(_renewed(case, e, node)) > share(e.cell) + 1e-9]
+        worse = [e for e in changed if share(renewed(case, e, node)) > share(e.cell) + 1e-9]
         first = (worse or changed)[0]
-        after = _renewed(case, first, node)
+        after = renewed(case, first, node)
         evidence: list[Evidence] = [
-            Evidence(kind="field", source=f"API objects of {case.service.key}", text=_words(after)),
-            Evidence(kind="rule", source=f"rules of {node}", text=_words(first.cell)),
+            Evidence(kind="field", source=f"API objects of {case.service.key}", text=answer_words(after)),
+            Evidence(kind="rule", source=f"rules of {node}", text=answer_words(first.cell)),
             *decided_evidence(first.cell),
             counterfactual(
                 f"with the rules that kube-proxy would write, {first.title} on {node}: {after.symptom.value}"
@@ -68,7 +68,7 @@ def run(case: Case) -> Iterable[Finding]:
             then += f", and clients who connect on {nodes} today lose once it has: see why the API has it so"
         yield CHECK.finding(
             f"the rules on {node} disagree with the API objects of {case.service.key}: "
-            f"by the API {_words(after)}, by the rules {_words(first.cell)}; {then}",
+            f"by the API {answer_words(after)}, by the rules {answer_words(first.cell)}; {then}",
             node=node,
             evidence=evidence,
             severity=Severity.ERROR if worse else Severity.WARNING,
@@ -95,10 +95,11 @@ def changed_cells(case: Case, node: str) -> list[Entry]:
     if world is None or has_same_rules(case.snapshot.nodes[node], world.original.nodes[node]):
         return []
     entries = [e for e in case.on(node) if e.asked.fact is not None]
-    return [e for e in entries if _differs(e.cell, _renewed(case, e, node))]
+    return [e for e in entries if _differs(e.cell, renewed(case, e, node))]
 
 
-def _renewed(case: Case, entry: Entry, node: str) -> Cell:
+def renewed(case: Case, entry: Entry, node: str) -> Cell:
+    """A cell as it would be with the node's rules (or maps) written anew."""
     return case.ask_again(entry, f"rules of {node} renewed", partial(rules_renewed, case, node))
 
 
@@ -110,7 +111,8 @@ def _differs(before: Cell, after: Cell) -> bool:
     return {(e.ip, e.port) for e in before.endpoints} != {(e.ip, e.port) for e in after.endpoints}
 
 
-def _words(cell: Cell) -> str:
+def answer_words(cell: Cell) -> str:
+    """What a cell says, in short."""
     words = {
         Symptom.CONNECTS: "it connects",
         Symptom.TIMES_OUT: "it times out",

@@ -41,7 +41,7 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires for each node with kube-proxy's chains in both back ends."""
     for node in case.nodes:
         state = case.state(node)
-        if state is None:
+        if state is None or state.data_plane:
             continue
         both = [r for r in state.rulesets if r.family == "ip" and _has_kube(r)]
         if len({r.backend for r in both}) < 2:

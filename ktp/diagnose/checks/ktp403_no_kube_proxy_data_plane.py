@@ -5,7 +5,8 @@ The node shows another implementation that serves Services itself: Cilium, whose
 does, Calico's eBPF data plane, or, where kube-proxy's rules are not there, OVN-Kubernetes or Antrea's proxyAll.
 
 # Why traffic fails
-It need not fail. What decides is in BPF maps or OVN flows, which ktp does not read, so what clients get is not known.
+It need not fail. What decides is in BPF maps or OVN flows. Cilium's maps are read where the agent is asked (in a
+snapshot: nodes/NODE/cilium/), and then answer for it; the others' are not, so what clients get there is not known.
 Rules of kube-proxy that are left over decide only what those tables do not hold. What the API objects call for,
 endpoints, policies and load-balancer fields, holds all the same.
 
@@ -19,7 +20,8 @@ The devices, chains and agent's pods that show the implementation.
     ovn-nbctl lb-list                                 # OVN-Kubernetes
 
 # Fix
-Use the implementation's own tools. ktp still tells endpoints, Local policies, node labels and annotations.
+None is needed. Where its tables were not read, use the implementation's own tools, or give ktp what Cilium's print;
+ktp still tells endpoints, Local policies, node labels and annotations.
 
 # Example
 A cluster installed with `cilium install --set kubeProxyReplacement=true`.
@@ -31,7 +33,7 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, listed
-from ktp.kubeproxy.data_planes import DATA_PLANES, signs_of
+from ktp.kubeproxy.data_planes import DATA_PLANES, has_kube_proxy, signs_of
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 
 
@@ -50,6 +52,15 @@ def run(case: Case) -> Iterable[Finding]:
         signs: list[Evidence] = []
         if state is not None:
             signs = list(signs_of(plane, state, case.snapshot.cluster.pods or ()))
+        if state is not None and not state.data_plane_unread:
+            left = " (rules of kube-proxy that are left over decide only what they do not hold)"
+            yield CHECK.finding(
+                f"{plane.name} serves Services on {listed(nodes)}, by its maps"
+                + (left if any(has_kube_proxy(s) for n in nodes if (s := case.state(n))) else ""),
+                nodes=nodes,
+                evidence=signs,
+            )
+            continue
         yield CHECK.finding(
             f"{plane.name} serves Services on {listed(nodes)}, and ktp did not read its tables: what happens there is "
             "not known; what the API objects call for holds",

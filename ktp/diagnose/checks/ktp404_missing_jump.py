@@ -48,7 +48,7 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which restored jumps mend a failing cell."""
     for node in case.nodes:
         state = case.state(node)
-        if state is None:
+        if state is None or state.data_plane:
             continue
         missing = _missing(state)
         if not missing:

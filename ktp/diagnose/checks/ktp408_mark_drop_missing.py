@@ -52,7 +52,7 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which a packet is marked for dropping and not dropped, and the missing rule drops it."""
     for node in case.nodes:
         state = case.state(node)
-        if state is None:
+        if state is None or state.data_plane:
             continue
         marked = [(e, rule) for e in case.on(node) if (rule := _marking(e, node)) is not None]
         cells = [e for e, _ in marked if e.cell.disposition is not Disposition.DROPPED]

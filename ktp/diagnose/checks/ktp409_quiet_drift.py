@@ -53,7 +53,9 @@ def run(case: Case) -> Iterable[Finding]:
         return
     for node in case.nodes:
         state = case.state(node)
-        if state is None or not state.has_rules or len({r.backend for r in state.rulesets if _kube(r)}) > 1:
+        if state is None or not state.has_rules or state.data_plane:
+            continue
+        if len({r.backend for r in state.rulesets if _kube(r)}) > 1:
             continue
         for port in case.service.ports:
             programmed = _programmed(case, state, port)

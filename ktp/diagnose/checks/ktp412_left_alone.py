@@ -1,4 +1,4 @@
-"""kube-proxy's rules leave this client's packets alone.
+"""kube-proxy's rules, or Cilium, leave this client's packets alone.
 
 # What it means
 In this version and mode kube-proxy does not translate the address for this kind of client. The packet goes where the
@@ -7,7 +7,7 @@ node's routes lead: usually out to the load balancer or router that owns the add
 # Why traffic fails
 Whether somebody answers there is beyond the cluster. Up to 1.20 processes of a node that dial an external IP are not
 translated; in iptables mode neither is a load-balancer or external IP of a Service without endpoints, dialled on a
-node.
+node. Cilium never translates a connection from inside the cluster to an external IP that is no node's.
 
 # Evidence
 What kube-proxy of this version writes, and where the packet leaves.
@@ -47,13 +47,16 @@ def run(case: Case) -> Iterable[Finding]:
             frozenset((Vantage.EXTERNAL,)): f"outside clients that come to {listed(nodes)}",
             frozenset((Vantage.NODE,)): f"processes of {listed(nodes)}",
         }.get(frozenset(e.vantage for e in entries), f"clients of {listed(nodes)}")
+        plane = case.examiner.data_plane(first.node)
         yield CHECK.finding(
-            f"kube-proxy lets packets of {who} to {title} pass as they are: {first.cell.reason}",
+            f"{plane or 'kube-proxy'} lets packets of {who} to {title} pass as they are: {first.cell.reason}",
             nodes=nodes,
             evidence=[
                 field(
-                    "kube-proxy",
-                    f"{case.examiner.proxy(first.node).versions}: {first.asked.intent.decided_by}",
+                    plane or "kube-proxy",
+                    "it translates no connection from inside the cluster to an external IP"
+                    if plane
+                    else f"{case.examiner.proxy(first.node).versions}: {first.asked.intent.decided_by}",
                 ),
                 Evidence(kind="route", source=first.node, text=first.cell.reason),
             ],

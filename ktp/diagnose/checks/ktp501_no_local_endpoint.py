@@ -6,17 +6,19 @@ node has no usable endpoint of it.
 
 # Why traffic fails
 kube-proxy drops the packet on such a node (it does not send it on to another): the client gets no answer and times
-out. Processes of the node itself and, in ClusterCIDR mode, pods are exempt: a curl on the node proves nothing.
+out. Processes of the node itself and, in ClusterCIDR mode, pods are exempt: a curl on the node proves nothing. Cilium
+in kube-proxy's place refuses the packet from 1.15 on, and exempts every client inside the cluster.
 
 # Evidence
 spec.externalTrafficPolicy, the EndpointSlices' nodeName, and the rule that drops: "has no local endpoints" in
-KUBE-EXTERNAL-SERVICES (kube-proxy 1.25 and later), KUBE-MARK-DROP in KUBE-XLB-… or KUBE-SVL-… (before), or the element
-of the map no-endpoint-nodeports (nftables mode).
+KUBE-EXTERNAL-SERVICES (kube-proxy 1.25 and later), KUBE-MARK-DROP in KUBE-XLB-… or KUBE-SVL-… (before), the element
+of the map no-endpoint-nodeports (nftables mode), or Cilium's front end without a backend (slot 0, flag Local).
 
 # Confirm by hand
     kubectl get svc -n NAMESPACE NAME -o jsonpath='{.spec.externalTrafficPolicy}'
     kubectl get endpointslices -n NAMESPACE -l kubernetes.io/service-name=NAME -o jsonpath='{..nodeName} {..ready}'
     iptables-save -c | grep 'NAMESPACE/NAME.*has no local endpoints'     # on the node
+    cilium-dbg bpf lb list | grep NODE-PORT                              # with Cilium, in the agent's pod there
 
 # Fix
 Send traffic only to nodes that hold a pod (a load balancer learns them from healthCheckNodePort); or run a pod on
@@ -36,14 +38,15 @@ from ktp.diagnose.changes import pod_added, policy_changed
 from ktp.diagnose.checks.base import Check, a_try, counterfactual, field, listed
 from ktp.diagnose.checks.endpoints_common import honours_local, selection_of
 from ktp.diagnose.checks.health_common import is_kept_off
+from ktp.diagnose.checks.ktp304_cilium_policy import is_front_end
 from ktp.diagnose.checks.policy_common import policies_of_pods
 from ktp.kubeproxy.endpoints import EndpointSelection
 from ktp.kubeproxy.frontends import FrontEndKind
 from ktp.kubeproxy.names import is_kube_proxys
 from ktp.kubeproxy.node import ProxyMode
 from ktp.kubeproxy.outcome import Vantage
-from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
-from ktp.model.trace import Symptom
+from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
+from ktp.model.trace import DecidedBy, Symptom
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -76,7 +79,8 @@ def _explain(case: Case, node: str, entries: list[Entry], *, designed: bool) -> 
     by_pod = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node))
     cells = [e for e in entries if e in by_policy or e in by_pod]
     # Where something else would stop the packet next, the drop is still what stops it now.
-    cells += [e for e in entries if e not in cells and _gets_further(case, e, node)]
+    further = {e.key: how for e in entries if e not in cells and (how := _gets_further(case, e, node))}
+    cells += [e for e in entries if e.key in further]
     # IPVS has no rule for it: the packet goes to a remote endpoint with its own source, and the answer is lost.
     cells += [e for e in entries if e not in cells and _is_lost_in_ipvs(case, e, node)]
     if not cells:
@@ -102,10 +106,11 @@ def _explain(case: Case, node: str, entries: list[Entry], *, designed: bool) -> 
     if by_pod:
         evidence.append(counterfactual(f"with a ready pod on {node}, {first.title} on {node} connects"))
     if not by_policy and not by_pod:
-        after = case.ask_again(first, f"pod on {node}", lambda: pod_added(case, node))
-        evidence.append(
-            counterfactual(f"with a ready pod on {node} the packet gets further, and then: {after.reason}")
+        change, why = further.get(first.key) or (
+            f"a ready pod on {node}",
+            _with_pod(case, first, node).reason,
         )
+        evidence.append(counterfactual(f"with {change} the packet gets further, and then: {why}"))
     who = {
         Vantage.EXTERNAL: "clients outside",
         Vantage.OTHER_NODE: "processes of other nodes",
@@ -150,12 +155,27 @@ def _is_lost_in_ipvs(case: Case, entry: Entry, node: str) -> bool:
     )
 
 
-def _gets_further(case: Case, entry: Entry, node: str) -> bool:
-    """Whether kube-proxy's drop ends the packet, and with a pod on the node something else does."""
+def _with_pod(case: Case, entry: Entry, node: str) -> Cell:
+    return case.ask_again(entry, f"pod on {node}", lambda: pod_added(case, node))
+
+
+def _gets_further(case: Case, entry: Entry, node: str) -> tuple[str, str] | None:
+    """With which change something else ends the packet than kube-proxy's drop (or Cilium's), and why; None for none."""
     before = entry.cell.decided_by
-    after = case.ask_again(entry, f"pod on {node}", lambda: pod_added(case, node)).decided_by
-    if before is None or before.node != node or not is_kube_proxys(before.table, before.chain):
-        return False
+    if before is None or before.node != node:
+        return None
+    if not is_kube_proxys(before.table, before.chain) and not is_front_end(before):
+        return None
+    after = _with_pod(case, entry, node)
+    if _is_other(after.decided_by, before):
+        return f"a ready pod on {node}", after.reason
+    after = case.ask_again(entry, "policy Cluster", lambda: policy_changed(case, "Cluster"))
+    if _is_other(after.decided_by, before):
+        return "externalTrafficPolicy: Cluster", after.reason
+    return None
+
+
+def _is_other(after: DecidedBy | None, before: DecidedBy) -> bool:
     return after is not None and (after.kind, after.table, after.chain, after.rule) != (
         before.kind, before.table, before.chain, before.rule,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from tests.unit.diagnose.worlds import (
     LEGACY,
     LOCAL,
     NFT,
+    RECORDED,
     Asked,
     Edit,
     Objects,
@@ -209,7 +210,26 @@ _NAT = "-A POSTROUTING {match} -j MASQUERADE"
 
 _LOCALLY = "-s 10.244.0.0/16 ! -d 10.244.0.0/16"
 
+
+def of_cilium(name: str, key: str, *edits: tuple[str, str, Edit]) -> Ask:
+    """A recorded cluster that Cilium serves."""
+    folder = RECORDED.parent / name
+    return lambda: Asked(demo({(node, file): edit for node, file, edit in edits}, folder=folder), key)
+
+
+def _without_backends(text: str) -> str:
+    """The maps of an agent that has not heard of the Services' pods."""
+    return json.dumps({k: v for k, v in json.loads(text).items() if k.endswith("(0)")})
+
+
+POLICY, LEFT_OVER = "cilium-1.19.4-policy", "cilium-1.19.4-tunnel-leftover-kube-proxy"
+
 CATALOGUE: dict[str, tuple[Ask, Ask]] = {
+    "KTP304": (of_cilium(POLICY, LOCAL), of_cilium(LEFT_OVER, LOCAL)),
+    "KTP413": (
+        of_cilium(LEFT_OVER, CLUSTER, ("node-a", "cilium/bpf-lb-list.json", _without_backends)),
+        of_cilium(LEFT_OVER, CLUSTER),
+    ),
     "KTP104": (_wrong_target_name, same(NAMED)),
     "KTP105": (in_step(CLUSTER, _other_port_name()), same(CLUSTER)),
     "KTP106": (

@@ -188,6 +188,8 @@ def test_healthy_clusters_are_left_in_peace(folder: Path) -> None:
         for found in diagnosis.findings:
             if found.severity is Severity.INFO or found.code in OF_FIELDS:
                 continue
+            if found.code == "KTP304" and "policy" in folder.name:
+                continue  # its policies are enforced, and stop probes
             assert found.code in {"KTP101", "KTP102", "KTP103", "KTP112", "KTP501", "KTP502", "KTP505"}, (
                 found.message
             )

@@ -102,6 +102,8 @@ class Case:
     def is_like(self, probe: dict[str, Any], vantage: str, cell: Cell, service: Service) -> bool:
         """Whether the probe's client stands where the cell's does: on the same node, a pod serving as much."""
         client = cell.client or ""
+        if any(other.client == probe["src_ip"] for other in cell.others):
+            return False  # of a class of its own, and said so
         if vantage == "otherNode":
             return client == f"a process on {probe['vantage_node']}"
         if vantage in ("podSameNode", "podOtherNode"):
@@ -225,6 +227,10 @@ def test_the_judge_hears(
 def test_what_the_outside_meets_is_met_by_the_intent_too(folder: Path) -> None:
     """With the API alone: where it commits itself, a healthy cluster does as it says."""
     case = Case(folder)
+    if any(state.data_plane for state in case.snapshot.nodes.values()) or "cilium" in folder.name:
+        pytest.skip(
+            "with the API alone nothing tells that kube-proxy does not serve: no agent's pod was recorded"
+        )
     full = case.snapshot
     case.snapshot = Snapshot(cluster=full.cluster, source=full.source)
     wrong, asked = [], 0
