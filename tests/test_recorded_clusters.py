@@ -68,12 +68,13 @@ def line_of(number: int, probe: dict[str, Any]) -> bytes:
 class Draws:
     """Everything that was said to happen with some probability: how likely each was never to happen, and did not."""
 
+    tries: int = TRIES
     chances: list[float] = field(default_factory=list)
     never: list[tuple[float, str]] = field(default_factory=list)
 
     def add(self, probability: float, timing_out: float, happened: bool, words: str) -> None:
         """Something said to happen at each try with `probability`, of a flow that times out with `timing_out`."""
-        chance = min(1.0, max(0.0, 1 - probability) ** TRIES + timing_out**FIRST_TRIES)
+        chance = min(1.0, max(0.0, 1 - probability) ** self.tries + timing_out**FIRST_TRIES)
         self.chances.append(chance)
         if not happened:
             self.never.append((chance, words))
@@ -112,7 +113,9 @@ class Case:
         for name, addresses in self.about.get("gone_pods", {}).items():  # still answers, though forgotten
             for ip in addresses:
                 self.names[ip].add(name)
-        self.draws = Draws()
+        most = max(sum(p["outcomes"].values()) for p in self.probes)
+        # Where flows that ended in more than one way were tried anew, only those tries are recorded.
+        self.draws = Draws(min(TRIES, most, self.about.get("retried", {}).get("tries", TRIES)))
 
     def judge(self, probe: dict[str, Any], answer: dict[str, Any]) -> str | None:
         """None where the answer is what happened, else how it differs. Draws are judged together at the end."""
