@@ -29,7 +29,7 @@ class Rights:
 
 
 def ask_rights(settings: Settings) -> Rights:
-    """`ktp auth`: the rights of the current user, for the API and for --node-access kube-proxy."""
+    """`ktp auth`: the rights of the current user, for the API and for --node-access agent."""
     from ktp.collect.auth import ask_permissions, manifest, permissions, who_am_i
     from ktp.collect.kube_api import connect
 
@@ -38,7 +38,8 @@ def ask_rights(settings: Settings) -> Rights:
     api = connect(settings.kubeconfig, settings.context)
     user = who_am_i(api)
     answers = ask_permissions(api, permissions(settings.namespace))
-    modes = {"api", settings.node_access}
+    # In JSON the mode keeps the name that it had before Cilium's pods were asked as well.
+    modes = {"api", "kube-proxy" if settings.node_access == "agent" else settings.node_access}
     missing = tuple(a.permission for a in answers if not a.allowed and a.permission.mode in modes)
     return Rights(
         source=api.source,

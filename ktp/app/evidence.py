@@ -97,7 +97,7 @@ def with_nodes(
     with ending_children():
         if settings.node_access == "ssh":
             read = _nodes_by_ssh(settings, capture, reach)
-        elif settings.node_access == "kube-proxy":
+        elif settings.node_access == "agent":
             read = _nodes_by_kube_proxy(settings, capture, api, reach)
         else:
             read = _this_node(settings, capture, reach)
@@ -139,7 +139,7 @@ def _this_node(settings: Settings, capture: Capture, reach: Reach | None) -> Cap
             if name is not None
             else f"this machine is no node of the question, and so the rules of {count} were not read"
         )
-        remedy = "--node-access ssh reads them by SSH, --node-access kube-proxy through kube-proxy's pods"
+        remedy = "--node-access ssh reads them by SSH, --node-access agent through the agents' pods"
         gaps.append(EvidenceGap(kind="node-access", subject="nodes", message=message, remedy=remedy))
     unread = MemoryCapture(files={}, gaps=tuple(gaps), source=capture.source)
     if name is None:

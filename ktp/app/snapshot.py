@@ -122,7 +122,7 @@ def _take_into_folder(
     left = [name for name in wanted if name not in done]
     for name in left:
         folder.write_node(name, files)
-    remote = settings.node_access in {"ssh", "kube-proxy"}
+    remote = settings.node_access in {"ssh", "agent"}
     batches = (
         [left] if not remote else [left[i : i + _NODES_AT_ONCE] for i in range(0, len(left), _NODES_AT_ONCE)]
     )

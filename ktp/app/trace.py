@@ -84,7 +84,7 @@ def _traced(snapshot: Snapshot, answer: FlowAnswer) -> Traced:
     if state is not None and not state.has_rules:
         raise EvidenceError(
             f"no packet filter rules of {first} were read, so what it does with the packet is not known",
-            hint="let ktp read the node (--node-access ssh or kube-proxy), or add its iptables-save.txt to the "
+            hint="let ktp read the node (--node-access ssh or agent), or add its iptables-save.txt to the "
             "snapshot",
         )
     status = {Symptom.CONNECTS: ExitCode.OK, Symptom.UNKNOWN: ExitCode.UNDETERMINED}.get(

@@ -13,7 +13,7 @@ from ktp.cli.options import common_options, settings
 
 _MODES = {
     "api": "The API, which every run asks",
-    "kube-proxy": "--node-access kube-proxy",
+    "kube-proxy": "--node-access agent",
 }
 
 
@@ -25,7 +25,7 @@ def command() -> int:
     \b
       ktp auth                              for questions about all namespaces
       ktp auth -n shop                      about one namespace
-      ktp auth --node-access kube-proxy     also to read the nodes through kube-proxy's pods
+      ktp auth --node-access agent     also to read the nodes through the agents' pods
 
     If a right is missing, the smallest manifest that adds it follows, for an administrator to apply.
 
@@ -59,8 +59,8 @@ def _lines(rights: Rights, node_access: str) -> Iterator[str]:
     yield ""
     if not rights.missing:
         yield "Nothing is missing."
-        if node_access != "kube-proxy" and not all(a.allowed for a in rights.answers):
-            yield "`ktp auth --node-access kube-proxy` prints what reading the nodes that way needs besides."
+        if node_access != "agent" and not all(a.allowed for a in rights.answers):
+            yield "`ktp auth --node-access agent` prints what reading the nodes that way needs besides."
         return
     import yaml
 

@@ -41,8 +41,8 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     _option("--node", "nodes", metavar="NODE", multiple=True, help="Only this node (may be repeated)."),
     _option(
         "--node-access",
-        type=click.Choice(["auto", "none", "local", "ssh", "kube-proxy"]),
-        help="How to read the nodes' rules (default: auto).",
+        type=click.Choice(["auto", "none", "local", "ssh", "agent", "kube-proxy"]),
+        help="How to read the nodes' rules (default: auto); agent: through the pods of kube-proxy or Cilium.",
     ),
     _option("--ssh-user", metavar="USER", help="The user to log in as with --node-access ssh."),
     _option(
@@ -88,6 +88,7 @@ def settings() -> Settings:
     for name, option in (("ssh_user", "--ssh-user"), ("ssh_options", "--ssh-option"), ("sudo", "--sudo")):
         if kept.get(name) and kept.get("node_access") != "ssh":
             raise UsageError(f"{option} is about logging in to nodes", hint="add --node-access ssh")
+    access = str(kept.get("node_access") or "auto")
     return Settings(
         snapshot=kept.get("snapshot"),
         demo=kept.get("demo", False),
@@ -95,7 +96,7 @@ def settings() -> Settings:
         context=kept.get("context"),
         namespace=kept.get("namespace"),
         nodes=tuple(kept.get("nodes", ())),
-        node_access=kept.get("node_access", "auto"),
+        node_access=_ALIASES.get(access, access),
         output=kept.get("output", "text"),
         color=kept.get("color", "auto"),
         verbose=kept.get("verbose", False),
@@ -108,6 +109,8 @@ def settings() -> Settings:
         progress=_node_progress(),
     )
 
+
+_ALIASES = {"kube-proxy": "agent"}  # the name that it had while kube-proxy's pods alone were asked
 
 # Which forms of the result a command has; one of `diagnose` has all.
 _DATA = ("text", "json", "yaml")

@@ -78,7 +78,7 @@ def _lines(taken: Taken, *, verbose: bool) -> Iterator[str]:
     if taken.resumed:
         yield f"  {_count(taken.resumed, 'node')} had been read before"
     if not taken.nodes_with_rules:
-        yield "  No packet filter rules were read: --node-access ssh or kube-proxy reads them from here."
+        yield "  No packet filter rules were read: --node-access ssh or agent reads them from here."
     if not taken.gaps:
         return
     kinds = Counter(gap.kind for gap in taken.gaps)

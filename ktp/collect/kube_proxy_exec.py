@@ -1,4 +1,7 @@
-"""Nodes through the pod of kube-proxy that already runs on each, with the host's network: exec by the API server.
+"""Nodes through the pod of kube-proxy, or of Cilium's agent, that already runs on each: exec by the API server.
+
+Both have the host's network. Cilium's has a shell and iproute2, and tells its own tables besides; where both run, what
+kube-proxy's image tells of the rules counts, since it wrote them.
 
 Where the image has a shell, one exec runs the script that SSH would run. The usual image has none
 (registry.k8s.io/kube-proxy is distroless: iptables, ipset, nft, conntrack and no more), and then each command is
@@ -11,7 +14,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +35,8 @@ NAMESPACE = "kube-system"
 PARALLEL = 16
 TIMEOUT = 120.0
 # Pods that do kube-proxy's work, or hold it in another process, by the label that names them.
+_KUBE_PROXY, _CILIUM = "kube-proxy", "Cilium"
+_AGENT = "cilium-agent"
 _INSTEAD = {
     ("k8s-app", "cilium"): "Cilium",
     ("k8s-app", "calico-node"): "Calico",
@@ -46,6 +51,7 @@ _WITHIN_AGENT = {"+k3s": "k3s"}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Node:
     pod: Container | None
+    cilium: Container | None
     instead: str | None
 
 
@@ -73,17 +79,25 @@ def collect_through_kube_proxy(
         return MemoryCapture(files={}, gaps=(gap,), source="no node")
     versions = _kubelet_versions(capture)
     reader = _PodReader(api, timeout, reach)
-    found = {node: _Node(pod=kube_proxy_of(pods, node), instead=_instead(pods, node)) for node in nodes}
+    found = {
+        node: _Node(pod=kube_proxy_of(pods, node), cilium=cilium_of(pods, node), instead=_instead(pods, node))
+        for node in nodes
+    }
     done = 0
     lock = threading.Lock()
 
     def visit(node: str) -> MemoryCapture:
         nonlocal done
-        pod = found[node].pod
-        if pod is None:
+        pod, agent = found[node].pod, found[node].cilium
+        if pod is None and agent is None:
             result = _without_kube_proxy(node, found[node].instead, versions.get(node, ""))
+        elif agent is None and pod is not None:
+            result = reader.read(node, pod, _KUBE_PROXY)
         else:
-            result = reader.read(node, pod)
+            assert agent is not None
+            result = reader.read(node, agent, _CILIUM)
+            if pod is not None:
+                result = _with_rules_of(result, reader.read(node, pod, _KUBE_PROXY), node)
         with lock:
             done += 1
             if on_progress is not None:
@@ -94,7 +108,34 @@ def collect_through_kube_proxy(
         on_progress(0, len(nodes), "")
     captures = run_in_parallel([partial(visit, node) for node in nodes], workers=max(1, parallel))
     count = f"{len(nodes)} nodes" if len(nodes) != 1 else f"node {nodes[0]}"
-    return merge_captures(*captures, source=f"{count} through kube-proxy's pods")
+    return merge_captures(*captures, source=f"{count} through {_agents(found.values())} pods")
+
+
+def _agents(nodes: Iterable[_Node]) -> str:
+    """Whose pods were asked."""
+    whose = [
+        name
+        for name, is_there in (
+            (_KUBE_PROXY, any(n.pod for n in nodes)),
+            (_CILIUM, any(n.cilium for n in nodes)),
+        )
+        if is_there
+    ]
+    return " and ".join(f"{name}'s" for name in whose or [_KUBE_PROXY])
+
+
+def _with_rules_of(read: MemoryCapture, rules: MemoryCapture, node: str) -> MemoryCapture:
+    """What Cilium's container tells, and of kube-proxy's the rules."""
+    known = {gap.kind for gap in read.gaps}
+    lacks = [gap for gap in rules.gaps if gap.kind != "node-state" or "node-addresses" in known]
+    has_rules = any("tables" in name or "nft" in name for name in rules.files)
+    gaps = [
+        gap
+        for gap in read.gaps
+        if not has_rules or gap.kind not in ("node-rules", "nft", "iptables-nft", "ipset")
+    ]
+    merged = merge_captures(read, rules, source=f"node {node} (exec in pods)")
+    return MemoryCapture(files=merged.files, gaps=(*gaps, *lacks), source=merged.source)
 
 
 # ------------------------------------------------------------------------------------------------- which pod
@@ -118,6 +159,22 @@ def kube_proxy_of(pods: Sequence[dict[str, Any]], node: str) -> Container | None
                 and (container := _container(spec)) is not None
             ):
                 return Container(namespace=NAMESPACE, pod=str(pod["metadata"]["name"]), container=container)
+    return None
+
+
+def cilium_of(pods: Sequence[dict[str, Any]], node: str) -> Container | None:
+    """The running pod of Cilium's agent on a node, GKE's Dataplane V2 (`anetd`) among them; None if there is none."""
+    for pod in pods:
+        spec, meta = pod.get("spec") or {}, pod.get("metadata") or {}
+        if (
+            spec.get("nodeName") == node
+            and spec.get("hostNetwork") is True
+            and (pod.get("status") or {}).get("phase") == "Running"
+            and not meta.get("deletionTimestamp")
+            and (meta.get("labels") or {}).get("k8s-app") == "cilium"
+            and any(c.get("name") == _AGENT for c in spec.get("containers") or ())
+        ):
+            return Container(namespace=NAMESPACE, pod=str(meta["name"]), container=_AGENT)
     return None
 
 
@@ -188,12 +245,12 @@ class _PodReader:
         self._timeout = timeout
         self._reach = reach
 
-    def read(self, node: str, pod: Container) -> MemoryCapture:
-        """What one node says, or the gap that says why not."""
+    def read(self, node: str, pod: Container, whose: str) -> MemoryCapture:
+        """What one node says through the pod of `whose`, or the gap that says why not."""
         source = f"node {node} (exec in pod {pod.pod})"
         deadline = time.monotonic() + self._timeout
         not_root = (
-            f"kube-proxy's pod {pod.pod} is not root, and so the packet rules of node {node} cannot be read",
+            f"{whose}'s pod {pod.pod} is not root, and so the packet rules of node {node} cannot be read",
             "use --node-access ssh",
         )
         script = build_script(sudo=False, reach=self._reach, command_timeout=max(1.0, self._timeout - 5))
@@ -215,7 +272,7 @@ class _PodReader:
             )
             return _in_image(read, node) if blind else read
         except ApiError as error:
-            message = f"{error.message}; node {node} cannot be read through its kube-proxy pod"
+            message = f"{error.message}; node {node} cannot be read through its {whose} pod"
             return _gap(node, message, error.hint)
 
 

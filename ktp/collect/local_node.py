@@ -53,6 +53,25 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 IPV4_CONF_KEYS = ("rp_filter", "route_localnet", "forwarding", "accept_local", "src_valid_mark")
 IPV6_CONF_KEYS = ("forwarding",)
+# What Cilium's agent prints of its own tables, in its container or where its command is on the node: (file, words,
+# whether its lack is told). `policy get`, `identity list` and `service list` only name what the maps hold.
+CILIUM_FOLDER = (
+    "/var/lib/cilium/bpf"  # of the agent's image: the client of other machines is called `cilium` as well
+)
+CILIUM_READS = (
+    ("status.json", "status -o json", True),
+    ("config.txt", "config -a", False),
+    ("version.txt", "version", False),
+    ("bpf-lb-list.json", "bpf lb list -o json", True),
+    ("bpf-lb-frontends.json", "bpf lb list --frontends -o json", False),
+    ("bpf-lb-source-ranges.json", "bpf lb list --source-ranges -o json", False),
+    ("bpf-ipcache-list.json", "bpf ipcache list -o json", True),
+    ("bpf-endpoint-list.json", "bpf endpoint list -o json", True),
+    ("bpf-policy-get.json", "bpf policy get --all -o json", False),
+    ("service-list.json", "service list -o json", False),
+    ("policy-get.json", "policy get -o json", False),
+    ("identity-list.json", "identity list -o json", False),
+)
 SINGLE_SYSCTLS = (
     "net.ipv4.ip_forward",
     "net.ipv4.ip_local_port_range",
@@ -345,6 +364,7 @@ class _NodeReader:
             partial(self._tables, "ip6tables"),
             self._ipset,
             self._ipvs,
+            self._cilium,
             self._nft_hooks,
             partial(self._command, "ip-addr.json", "node-addresses", "ip -j addr"),
             partial(self._command, "ip-rule.json", "node-routes", "ip -j rule"),
@@ -630,6 +650,23 @@ class _NodeReader:
             return _Part(files={"ipvsadm.txt": b""})
         return self._command("ipvsadm.txt", "ipvs", "ipvsadm -Sn")
 
+    def _cilium(self) -> _Part:
+        """What Cilium's command prints, where it is here. It only reads."""
+        if self._blind:
+            return _Part()
+        command = "cilium-dbg"  # from 1.15 on
+        if not self._runner.has_command(command):
+            command = "cilium"
+            if not self._runner.has_command(command) or not self._runner.exists(CILIUM_FOLDER):
+                return _Part()
+        part = _Part()
+        for file, words, is_needed in CILIUM_READS:
+            read = self._command(f"cilium/{file}", "data-plane", f"{command} {words}")
+            part.files |= read.files
+            if is_needed:
+                part.gaps += read.gaps
+        return part
+
     def _sysctls(self) -> _Part:
         """The keys as `sysctl` prints them; of those that this kernel lacks, only the bridge's are complained of."""
         lines, absent = [], []
@@ -661,7 +698,7 @@ class _NodeReader:
 
     def one_gap_for_root(self, gaps: list[EvidenceGap]) -> tuple[EvidenceGap, ...]:
         """One gap for all that root alone may read, instead of one for each command that said so."""
-        privileged = {"node-rules", _NFT_TABLES, "nft", "ipset", "ipvs"}
+        privileged = {"node-rules", _NFT_TABLES, "nft", "ipset", "ipvs", "data-plane"}
         denied = [gap for gap in gaps if gap.kind in privileged and gap.remedy == self._as_root]
         if not denied:
             return tuple(gaps)

@@ -101,6 +101,18 @@ _ADDRESS = re.compile(
     r"|(?<![0-9A-Za-z:.])(?P<v6>[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]*(?:\d+\.\d+\.\d+\.\d+)?)"
     r"(?:-(?P<last6>[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]+)|/(?P<len6>\d{1,3}))?(?![0-9A-Za-z])"
 )
+# Cilium's maps hold addresses and numbers; what its agent lists by name is left out.
+_CILIUM_MAPS = frozenset(
+    f"cilium/{name}"
+    for name in (
+        "bpf-lb-list.json", "bpf-lb-frontends.json", "bpf-lb-source-ranges.json", "bpf-ipcache-list.json",
+        "bpf-endpoint-list.json", "bpf-policy-get.json", "version.txt",
+    )
+)  # fmt: skip
+_CILIUM_SETTING = re.compile(
+    r"(?:EnablePolicy|PolicyEnforcement|BPFSocketLBHostnsOnly|ServiceNoBackendResponse|RoutingMode|Tunnel"
+    r"|EnableHostLegacyRouting|DisableExternalIPMitigation|KubeProxyReplacement)\s*:"
+)
 _WORD = re.compile(r"[A-Za-z][\w-]*(?:\.[\w-]+)*")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _IMAGE = re.compile(r"(?P<path>(?:[^/@\s]+/)*)(?P<name>[^/:@\s]+)(?::(?P<tag>[\w.-]+))?(?P<digest>@\S+)?")
@@ -181,8 +193,9 @@ class _Redactor:
             content = self._cluster_file(name, capture)
             return None if content is None else (name, content)
         node = self._name("node", parts[1])
-        written = self._node_file(parts[2], capture.read(name))
-        return None if written is None else (f"nodes/{node}/{parts[2]}", written)
+        file = "/".join(parts[2:])
+        written = self._node_file(file, capture.read(name))
+        return None if written is None else (f"nodes/{node}/{file}", written)
 
     def gap(self, gap: EvidenceGap) -> EvidenceGap:
         """A gap without its words, which quote names, addresses, users and paths."""
@@ -227,6 +240,13 @@ class _Redactor:
     def _node_file(self, file: str, content: bytes) -> bytes | None:
         if re.fullmatch(r"ip6?tables(-legacy|-nft)?-save\.txt", file):
             return self._rules(content.decode(errors="replace")).encode()
+        if file in _CILIUM_MAPS:
+            return self._scrub(content.decode(errors="replace")).encode()
+        if file == "cilium/config.txt":
+            kept = [
+                line for line in content.decode(errors="replace").splitlines() if _CILIUM_SETTING.match(line)
+            ]
+            return ("\n".join(kept) + "\n").encode()
         if file in {"kube-proxy-config.yaml", "kube-proxy-config.json"}:
             return self._kube_proxy_config(file, content)
         text_files: dict[str, Callable[[str], str]] = {
@@ -246,6 +266,7 @@ class _Redactor:
             "ip-rule.json": lambda entries: [self._routing_rule(entry) for entry in entries],
             "ip6-rule.json": lambda entries: [self._routing_rule(entry) for entry in entries],
             "nft-ruleset.json": self._nft,
+            "cilium/status.json": self._cilium_status,
         }
         if file not in readers:
             return None
@@ -254,6 +275,11 @@ class _Redactor:
             return _to_json(readers[file](document)) + b"\n"
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             return None  # what cannot be read cannot be redacted
+
+    def _cilium_status(self, status: Mapping[str, Any]) -> Any:
+        """Of the agent's status what ktp reads: how it serves node ports and how it routes."""
+        kept = {key: status[key] for key in ("kube-proxy-replacement", "routing") if key in status}
+        return json.loads(self._scrub(json.dumps(kept)))
 
     # ----------------------------------------------------------------------------------------- single values
 

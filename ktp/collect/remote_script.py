@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ktp.collect.local_node import (
+    CILIUM_FOLDER,
+    CILIUM_READS,
     IPV4_CONF_KEYS,
     IPV6_CONF_KEYS,
     SINGLE_SYSCTLS,
@@ -42,7 +44,7 @@ _TIMED_OUT = 124  # timeout(1)
 _SUDO = "sudo -n -l"
 
 COMMANDS = (
-    "ip", "ss", "nft", "ipset", "ipvsadm", "timeout", "awk", "sudo",
+    "ip", "ss", "nft", "ipset", "ipvsadm", "timeout", "awk", "sudo", "cilium-dbg", "cilium",
     *(f"{family}{kind}{save}" for family in ("iptables", "ip6tables") for kind in ("", "-nft", "-legacy")
       for save in ("", "-save")),
 )  # fmt: skip
@@ -101,7 +103,7 @@ said hostname "$(uname -n 2>/dev/null)"
 found=; for name in @COMMANDS@; do has "$name" && found="$found $name"; done
 said commands $found
 found=
-for path in /sys/module/nf_tables /sys/module/ip_set /proc/modules /proc/sys/net/ipv6; do
+for path in /sys/module/nf_tables /sys/module/ip_set /proc/modules /proc/sys/net/ipv6 @CILIUM_FOLDER@; do
   [ -e "$path" ] && found="$found $path"
 done
 said paths $found
@@ -131,6 +133,12 @@ file /proc/net/ip_vs 'head -n 4' && has ipvsadm &&
   [ "$(head -n 4 /proc/net/ip_vs 2>/dev/null | wc -l)" -gt 3 ] && root ipvsadm -Sn
 file /proc/net/ip_tables_names cat
 file /proc/net/ip6_tables_names cat
+agent=
+has cilium-dbg && agent=cilium-dbg
+[ -z "$agent" ] && has cilium && [ -e @CILIUM_FOLDER@ ] && agent=cilium
+if [ -n "$agent" ]; then
+@CILIUM_READS@
+fi
 
 listed=
 if [ -n "$nf" ] && has nft; then
@@ -364,6 +372,8 @@ def build_script(*, sudo: bool, reach: Reach | None, command_timeout: float) -> 
         "SUDO_LIST": _SUDO,
         "COMMANDS": " ".join(COMMANDS),
         "SYSCTL_GLOBS": " ".join(globs),
+        "CILIUM_FOLDER": CILIUM_FOLDER,
+        "CILIUM_READS": "\n".join(f"  root $agent {words}" for _, words, _ in CILIUM_READS),
         "LARGE_SERVICES": str(LARGE_SERVICES),
         "LARGE_CHAINS": str(LARGE_CHAINS),
         "REACH": "1" if reach is not None else "",

@@ -23,7 +23,9 @@ CLUSTER_KINDS: Mapping[str, str] = {
 _VERSION = "cluster/version.json"
 _NODE_FILE = re.compile(
     r"(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
-    r"|ip-addr\.json|ip6?-(?:rule|route)\.json|ss\.txt|sysctl\.txt|kube-proxy-config\.(?:yaml|json))"
+    r"|ip-addr\.json|ip6?-(?:rule|route)\.json|ss\.txt|sysctl\.txt|kube-proxy-config\.(?:yaml|json)"
+    r"|cilium/(?:bpf-[a-z-]+\.json|status\.json|config\.(?:txt|json)|version\.txt|(?:service|identity)-list\.json"
+    r"|policy-get\.json))"
 )
 _COPIED_MANIFEST = re.compile(
     r"last-applied|/applied$|original-configuration|token|secret|password|credential", re.I
@@ -53,7 +55,7 @@ def strip_capture(
             files[name] = _strip_list(name, capture.read(name), namespace)
         elif name in {_VERSION, PARTIAL}:
             files[name] = capture.read(name)
-        elif parts[0] == "nodes" and _NODE_FILE.fullmatch(parts[2]):
+        elif parts[0] == "nodes" and _NODE_FILE.fullmatch("/".join(parts[2:])):
             content = capture.read(name)
             files[name] = _without_kubeconfig(content) if "kube-proxy-config" in name else content
         else:

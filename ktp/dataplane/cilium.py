@@ -148,15 +148,16 @@ class Programs:
 
     # -- programs
 
-    @property
-    def balances_pods_at_socket(self) -> bool:
-        """Whether connect() of a pod is translated; otherwise its packets are, at its device."""
-        return bool(self.config.socket_lb) and not self.config.socket_lb_host_only
+    def balances_at_socket(self, *, of_node: bool) -> bool | None:
+        """Whether connect() of the node's processes (or its pods) is translated; None where that was not read.
 
-    @property
-    def balances_node_at_socket(self) -> bool:
-        """Whether connect() of the node's own processes is translated."""
-        return bool(self.config.socket_lb)
+        Where it is not, packets of pods are translated at the pod's device.
+        """
+        if self.config.socket_lb is False:
+            return False
+        if not of_node and self.config.socket_lb_host_only:
+            return False
+        return self.config.socket_lb
 
     def has_program(self, device: str | None) -> bool:
         """Whether packets that come in by `device` from outside meet the load balancer (bpf_host, from-netdev)."""

@@ -1123,10 +1123,14 @@ class Walker:
     def _at_socket(self, state: State, host: Host, *, of_node: bool) -> list[State]:
         """What goes on after connect(): as dialled, or to each backend that may be drawn."""
         programs = host.cilium
-        if programs is None or not (
-            programs.balances_node_at_socket if of_node else programs.balances_pods_at_socket
-        ):
+        balances = programs.balances_at_socket(of_node=of_node) if programs is not None else False
+        if programs is None or balances is False:
             return [state]
+        if balances is None and programs.at_socket(state.packet, of_node=of_node) is not None:
+            self._end_unknown(
+                state, host.name, "whether Cilium translates at connect() was not read (cilium-dbg status)"
+            )
+            return []
         return self._balance(state, host, programs.at_socket(state.packet, of_node=of_node), "CONNECT")
 
     def _balance(self, state: State, host: Host, found: Balance | None, hook: str) -> list[State]:
@@ -1253,7 +1257,7 @@ class Walker:
             return
         if state.steps is None:
             state.arrived = p.copy()
-        if programs.balances_pods_at_socket:
+        if programs.balances_at_socket(of_node=False) is not False:
             self._from_container(state, host, ip)
             return
         virtual, found = (p.dst, p.dport), programs.at_pod_device(p)

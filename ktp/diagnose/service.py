@@ -346,7 +346,7 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
                     kind="node-rules",
                     subject=name,
                     message=f"the rules of {name} were not read",
-                    remedy="run ktp on the node, or use --node-access ssh or kube-proxy",
+                    remedy="run ktp on the node, or use --node-access ssh or agent",
                 )
             )
         elif (

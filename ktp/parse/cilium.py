@@ -80,8 +80,13 @@ def _identity(where: re.Match[str]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def _map(data: bytes | str, source: str) -> dict[str, Any]:
+    """A map as the command prints it; an empty one may be printed as nothing, and is kept as `[]`."""
+    return object_of(load_json(data, source) or None)
+
+
 def _pairs_of_json(text: str, source: str) -> Iterator[tuple[str, str]]:
-    for key, values in object_of(load_json(text, source)).items():
+    for key, values in _map(text, source).items():
         for value in values:
             yield key, str(value)
 
@@ -173,7 +178,7 @@ def parse_source_ranges(
 ) -> dict[int, tuple[IPNetwork, ...]]:
     """`bpf lb list --source-ranges -o json` → networks by reverse NAT index."""
     out: dict[int, list[IPNetwork]] = {}
-    for key in object_of(load_json(data, source)):
+    for key in _map(data, source):
         found = _RANGE.match(key.strip())
         if found is None:
             raise EvidenceError(f"{source}: not an entry of `bpf lb list --source-ranges`: {key}")
@@ -184,7 +189,7 @@ def parse_source_ranges(
 def parse_ipcache(data: bytes | str, *, source: str = "bpf-ipcache-list.json") -> tuple[IpcacheEntry, ...]:
     """`bpf ipcache list -o json`. `tunnelendpoint` is printed in native routing too: who asks must know the mode."""
     out = []
-    for network, values in object_of(load_json(data, source)).items():
+    for network, values in _map(data, source).items():
         fields = dict(word.partition("=")[::2] for word in " ".join(map(str, values)).split())
         # Up to 1.16 there is no `flags=`, and a tunnel's far end tells the tunnel.
         end = fields.get("tunnelendpoint", "0.0.0.0")
@@ -204,7 +209,7 @@ def parse_endpoints(
 ) -> dict[IPAddress, CiliumEndpoint]:
     """`bpf endpoint list -o json` → what is delivered on this node, by address."""
     out: dict[IPAddress, CiliumEndpoint] = {}
-    for key, values in object_of(load_json(data, source)).items():
+    for key, values in _map(data, source).items():
         address = ip_address(key.rpartition(":")[0].strip("[]"))
         text = " ".join(map(str, values))
         found = _ENDPOINT.search(text)
@@ -245,7 +250,7 @@ _POLICY = "io.cilium.k8s.policy."
 
 def parse_policy_get(data: bytes | str, *, source: str = "policy-get.json") -> tuple[CiliumPolicy, ...]:
     """`cilium-dbg policy get -o json` → the policies by name. The rules are JSON in a string of its own."""
-    text = object_of(load_json(data, source)).get("policy") or "[]"
+    text = _map(data, source).get("policy") or "[]"
     out: dict[tuple[str, str, str], CiliumPolicy] = {}
     for rule in load_json(text, source) or ():
         words = {
@@ -356,8 +361,12 @@ def parse_cilium(files: Iterable[str], parse: Attempt) -> CiliumState | None:
     agents = parse("service-list.json", parse_service_list)
     if frontends is not None and counts is None and agents is not None:
         frontends = _counted_by_agent(frontends, agents)
+    said = parse_config(status or {}, config or {}, version or "")
+    if said.replaces is None and any(f.kind is LbKind.NODE_PORT for f in frontends or ()):
+        # A stopped agent says nothing, and its maps stay: without the replacement they have no node ports.
+        said = replace(said, replaces=True)
     return CiliumState(
-        config=parse_config(status or {}, config or {}, version or ""),
+        config=said,
         frontends=frontends,
         source_ranges=parse("bpf-lb-source-ranges.json", parse_source_ranges),
         ipcache=parse("bpf-ipcache-list.json", parse_ipcache),

@@ -177,7 +177,7 @@ def _add_missing_rules(
             continue
         remedy = (
             f"add nodes/{name}/iptables-save.txt and nft-ruleset.json, or let ktp read the node: "
-            "--node-access ssh or kube-proxy"
+            "--node-access ssh or agent"
         )
         gaps.add(EvidenceGap(kind="node-rules", subject=name, message=message, remedy=remedy))
 

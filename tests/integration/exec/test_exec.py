@@ -406,3 +406,70 @@ def test_a_shell_whose_answer_is_cut() -> None:
         only_gap(found).message
         == "the answer of node node-a broke off, and only what came whole until then is used"
     )
+
+
+# ---------------------------------------------------------------------------------------------- Cilium's agent
+
+MAPS = '{"10.0.0.3:30006/TCP (0)": ["0.0.0.0:0 (1) (0) [NodePort, Local]"]}'
+
+
+def agent_pod(name: str, node: str) -> dict[str, object]:
+    return pod(name, node, {"k8s-app": "cilium"}, containers=[{"name": "config"}, {"name": "cilium-agent"}])
+
+
+def agent_of(folder: Path, netns: str) -> Callable[[Sequence[str], bytes], Program]:
+    """A container with a shell, iproute2 and Cilium's command."""
+    command = folder / "cilium-dbg"
+    command.write_text(
+        f"#!/bin/sh\ncase \"$*\" in 'bpf lb list -o json') echo '{MAPS}' ;; 'status -o json') echo '{{}}' ;;"
+        " version) echo 'Daemon: 1.19.4 x' ;; *) echo \"no $*\" >&2; exit 1 ;; esac\n"
+    )
+    command.chmod(0o755)
+
+    def answer(command: Sequence[str], stdin: bytes) -> Program:
+        done = subprocess.run(
+            ["ip", "netns", "exec", netns, *command], input=stdin, capture_output=True, check=False,
+            env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        return Program(stdout=done.stdout, stderr=done.stderr, status=done.returncode)
+
+    return answer
+
+
+@pytest.mark.kernel
+def test_a_node_of_cilium_is_read_through_its_agent(make_netns: Callable[[str], str], tmp_path: Path) -> None:
+    server = ExecServer(agent_of(tmp_path, make_netns("exec")), pods=[agent_pod("cilium-x", "node-a")])
+    with server.running():
+        found = read(server, "node-a")
+    assert [(one.pod, one.container, one.command) for one in server.execs] == [
+        ("cilium-x", "cilium-agent", ("sh", "-s"))
+    ]
+    assert found.read("nodes/node-a/cilium/bpf-lb-list.json").decode().strip() == MAPS
+    assert found.has("nodes/node-a/cilium/version.txt")
+    assert found.has("nodes/node-a/ip-addr.json")
+    assert not found.has("nodes/node-a/cilium/policy-get.json")  # it failed there, and only names things
+    assert {gap.kind for gap in found.gaps} == {"data-plane"}
+    assert sorted(gap.message for gap in found.gaps)[0].startswith(
+        "`cilium-dbg bpf endpoint list -o json` failed"
+    )
+    assert found.source == "node node-a through Cilium's pods"
+
+
+@pytest.mark.kernel
+def test_beside_kube_proxy_its_pod_tells_the_rules(make_netns: Callable[[str], str], tmp_path: Path) -> None:
+    agent = agent_of(tmp_path, make_netns("exec"))
+
+    def both(command: Sequence[str], stdin: bytes) -> Program:
+        return agent(command, stdin) if server.execs[-1].pod == "cilium-x" else distroless(command, stdin)
+
+    pods = [pod("kube-proxy-x", "node-a", {"k8s-app": "kube-proxy"}), agent_pod("cilium-x", "node-a")]
+    server = ExecServer(both, pods=pods)
+    with server.running():
+        found = read(server, "node-a")
+    assert found.read("nodes/node-a/iptables-nft-save.txt") == b"*nat\nCOMMIT\n"
+    assert found.has("nodes/node-a/ip-addr.json")
+    assert found.has("nodes/node-a/cilium/bpf-lb-list.json")
+    assert {gap.kind for gap in found.gaps} == {
+        "data-plane"
+    }  # kube-proxy's image has no ip, and Cilium's has
+    assert found.source == "node node-a through kube-proxy's and Cilium's pods"

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from ktp.collect.local_node import CommandResult, LocalRunner, collect_local_node, local_node_name
+from ktp.collect.local_node import (
+    CILIUM_FOLDER,
+    CILIUM_READS,
+    CommandResult,
+    LocalRunner,
+    collect_local_node,
+    local_node_name,
+)
 from ktp.model.capture import Capture, MemoryCapture
 
 ADDRESSES = [{"ifname": "lo", "addr_info": [{"local": "127.0.0.1"}]}, {"addr_info": [{"local": "10.0.0.3"}]}]
@@ -530,3 +537,35 @@ def test_addresses_routes_sockets_and_sysctls_are_this_namespaces(in_netns: InNe
     assert json.loads(files["ip6-rule.json"])
     assert "net.ipv4.conf.ktp0/7.rp_filter = " in files["sysctl.txt"]
     assert "net.ipv4.ip_forward = " in files["sysctl.txt"]
+
+
+# ------------------------------------------------------------------------------------------------- Cilium's maps
+
+
+def with_cilium(command: str, **answers: str) -> FakeRunner:
+    lines = {f"{command} {words}": CommandResult(status=1, stderr=b"no") for _, words, _ in CILIUM_READS}
+    said = {f"{command} {words.replace('_', ' ')}": out for words, out in answers.items()}
+    return FakeRunner({**READERS, **lines, **said})
+
+
+def test_ciliums_command_is_asked_to_read_alone() -> None:
+    runner = with_cilium("cilium-dbg", **{"version": "Daemon: 1.19.4\n", "bpf_lb_list_-o_json": "{}\n"})
+    found = collect_local_node("node-a", runner)
+    assert read(found, "cilium/version.txt") == b"Daemon: 1.19.4\n"
+    assert read(found, "cilium/bpf-lb-list.json") == b"{}\n"
+    asked = [line for line in runner.ran if line.startswith("cilium")]
+    reading = {"status", "config", "version", "list", "get"}
+    assert asked
+    assert all(reading & set(line.split()) for line in asked)
+    assert all(gap.kind == "data-plane" for gap in found.gaps)
+
+
+def test_another_program_called_cilium_is_left_alone() -> None:
+    """cilium-cli, on a workstation or a node, is no agent's: only the agent's image has the folder."""
+    runner = with_cilium("cilium")
+    found = collect_local_node("node-a", runner)
+    assert not [line for line in runner.ran if line.startswith("cilium")]
+    assert not found.gaps
+    inside = with_cilium("cilium", version="Client: 1.14.2\n")
+    inside.present = {*PRESENT, CILIUM_FOLDER}
+    assert read(collect_local_node("node-a", inside), "cilium/version.txt") == b"Client: 1.14.2\n"

@@ -155,7 +155,9 @@ def test_source_ranges_that_were_not_read() -> None:
 def test_a_pods_own_device() -> None:
     """With kube-proxy beside it Cilium asks the external scope alone; in its place the internal one."""
     alone = programs(replaces=True, socket_lb_host_only=True)
-    assert not alone.balances_pods_at_socket
+    assert alone.balances_at_socket(of_node=True)
+    assert alone.balances_at_socket(of_node=False) is False
+    assert programs(socket_lb=None).balances_at_socket(of_node=True) is None
     found = alone.at_pod_device(packet("10.0.0.3", 30001))
     assert found is not None
     assert found.fate is Fate.TRANSLATE
