@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ktp.app.evidence import snapshot_for_all, snapshot_for_service
 from ktp.app.settings import Settings, offline
-from ktp.errors import EvidenceError, ExitCode, UsageError
+from ktp.errors import EvidenceError, ExitCode, NotFoundError, UsageError
 from ktp.model.trace import Symptom
 
 if TYPE_CHECKING:
@@ -78,6 +78,13 @@ def explain_node_port(settings: Settings, text: str, vantage: str, dump: RulesDu
         one = explain_ipvs_dump(dump.ipvs, node, protocol, port)
         if one is not None:
             return _explained([one])
+    if dump.cilium is not None:
+        from ktp.explain.cilium import explain_cilium_dump
+
+        one = explain_cilium_dump(dump.cilium, dump.source, node, protocol, port)
+        if one is None:
+            raise NotFoundError(f"{dump.source} has no front end with port {port}/{protocol}")
+        return _explained([one])
     from ktp.explain.front_end import naming_notes, rules_naming
 
     for state in _dump_as_nodes(dump, settings.nodes):
@@ -99,11 +106,11 @@ def explain_chain(settings: Settings, name: str, dump: RulesDump | None) -> Expl
     """`ktp explain-rules --chain`: from a dump, a snapshot, or this machine."""
     from ktp.explain.find import explain_chains
 
-    if dump is not None and dump.ipvs is not None:
-        raise UsageError(
-            f"{dump.source} is of ipvsadm: it has virtual servers, and no chains",
-            hint="ask for --node-port N",
+    if dump is not None and (dump.ipvs is not None or dump.cilium is not None):
+        whose = (
+            "of ipvsadm: it has virtual servers" if dump.ipvs is not None else "of Cilium: it has front ends"
         )
+        raise UsageError(f"{dump.source} is {whose}, and no chains", hint="ask for --node-port N")
     if dump is not None:
         states = _dump_as_nodes(dump, settings.nodes)
     else:

@@ -18,7 +18,8 @@ from ktp.errors import UsageError
 @click.option(
     "--rules",
     metavar="FILE",
-    help="Answer from a dump alone (- is stdin): iptables-save, nft list ruleset, nft -j list ruleset, ipvsadm -Sn.",
+    help="Answer from a dump alone (- is stdin): iptables-save, nft list ruleset, nft -j list ruleset, ipvsadm -Sn, "
+    "cilium-dbg bpf lb list.",
 )
 @click.option(
     "--from",

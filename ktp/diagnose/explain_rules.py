@@ -128,6 +128,10 @@ def _has_port(state: NodeState, protocol: str, port: int) -> bool:
         tables = [t for family in ("ip", "ip6") if (t := kube_table(state.nft, family)) is not None]
         if any(node_port_elements(t, protocol, port) for t in tables):
             return True
+    if state.cilium is not None and any(
+        f.port == port and f.protocol in (None, protocol) for f in state.cilium.frontends or ()
+    ):
+        return True
     if state.ipvs is not None:
         from ktp.explain.ipvs import servers_of_port
 
@@ -299,6 +303,13 @@ def _evidence(state: NodeState, family: str, end: _End) -> _Evidence:
 
         sources.append(state.ipvs.source)
         names_port = names_port or bool(servers_of_port(state.ipvs, end.protocol, end.port))
+    if state.cilium is not None and state.cilium.is_readable and state.cilium.config.replaces:
+        from ktp.explain.cilium import front_ends_met
+
+        words = ["Cilium's load-balancing maps", *(w for w in words if not w.startswith("no kube-proxy"))]
+        sources = [state.cilium.source, *sources] if state.cilium.source else sources
+        mine = front_ends_met(state.cilium.frontends or (), None, end.protocol, end.port)
+        names_port = names_port or bool(mine)
     return _Evidence(
         replace(asked, rules_of=", and ".join(dict.fromkeys(words))), sources, service, names_port
     )

@@ -90,6 +90,7 @@ def explain_flow(walker: Walker, asked: Asked, *, every_rule: bool = False) -> E
         by_node=asked.vantage in (NODE, LOCALHOST),
         nft=state.nft if state is not None else None,
         service=asked.service,
+        front_ends=state.cilium.frontends if state is not None and state.cilium is not None else None,
     )
     chains: tuple[ChainNode, ...] = ()
     fragment = _fragment(state, asked)

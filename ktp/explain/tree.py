@@ -63,6 +63,12 @@ def stages_of(
     host = walker.host(node)
     nft: NftStages | None = None
     stages: list[StageNode] = []
+    if host is not None and host.cilium is not None:
+        from ktp.explain.cilium import cilium_stages
+
+        stages += cilium_stages(host.state, answer, node)
+        if _is_past_rules(answer, node):
+            return tuple(stages)
     for hook in hooks:
         # Over loopback, or on from IPVS: translated already, no nat rule sees it.
         again = hook in (PREROUTING, OUTPUT) and hook != hooks[0]
@@ -107,6 +113,12 @@ def stages_of(
                     )
                 )
     return tuple(stages)
+
+
+def _is_past_rules(answer: FlowAnswer, node: str) -> bool:
+    """Whether no request of the node met a rule: a program ended it, or sent it on by itself."""
+    hops = [h for p in answer.paths for h in p.hops if h.node == node and h.direction == "request"]
+    return bool(hops) and not any(s.hook in HOOKS for h in hops for s in h.steps)
 
 
 def packets_of(answer: FlowAnswer, node: str) -> tuple[list[Packet], list[Packet]]:

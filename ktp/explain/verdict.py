@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from ktp.model.trace import Disposition, FlowAnswer, Path, StepKind, Symptom
 if TYPE_CHECKING:
     from ktp.explain.nft_kube import NftNodePort
     from ktp.explain.nft_verdict import Decided
+    from ktp.model.cilium import LbFrontend
     from ktp.model.nftables import NftRuleset
 
 _SYMPTOM_WORDS = {
@@ -57,12 +58,13 @@ def verdict_of(
     by_node: bool = False,
     nft: NftRuleset | None = None,
     service: str | None = None,
+    front_ends: Sequence[LbFrontend] | None = None,
 ) -> Verdict:
     """The verdict on a flow that reached the cluster, or was sent, at `node`.
 
     `names` says what to call addresses that stand for unknown ones; `rules` are those that the node port has here;
     `by_node` tells that a process of the node itself asks; `nft` is the node's native nftables ruleset;
-    `service` names the Service where no rule on the packet's way does.
+    `service` names the Service where no rule on the packet's way does; `front_ends` are Cilium's on the node.
     """
     endpoints = _endpoints(answer, names)
     worst = _worst(answer)
@@ -77,7 +79,7 @@ def verdict_of(
             answer, endpoints, node, by_node=by_node, placeholders=bool(names), native=nft is not None
         )
     else:
-        why = _failed(worst, by, steps, rules, answer, node, nft, in_nft, service)
+        why = _failed(worst, by, steps, rules, answer, node, nft, in_nft, service, front_ends)
     head = _HEADS[answer.disposition]
     if answer.symptom is Symptom.INTERMITTENT:
         head = f"sometimes {head}"
@@ -233,6 +235,7 @@ def _failed(
     nft: NftRuleset | None,
     in_nft: Decided | None,
     named: str | None,
+    front_ends: Sequence[LbFrontend] | None,
 ) -> str:
     service = next((s for _, rule in steps if (s := service_of(rule)) is not None), None)
     if nft is not None and service is None:
@@ -258,6 +261,12 @@ def _failed(
         if path.decided_by is not None and path.decided_by.node != node:
             words = f"on {path.decided_by.node}: {words}"
         return lead + words
+    if path.decided_by is not None and path.decided_by.backend == "cilium" and front_ends is not None:
+        from ktp.explain.cilium import failed_words
+
+        by_text = next((f for f in front_ends if f.text == path.decided_by.rule), None)
+        if by_text is not None and not by_text.backends and by_text.port:
+            return lead + failed_words(by_text, service)
     if path.decided_by is not None and path.decided_by.backend == "ipvs":
         return (
             f"{lead}the virtual server has no real server that takes connections: {service} has no usable endpoint, or "

@@ -175,6 +175,7 @@ class CiliumConfig:
 class CiliumState:
     """All that was read of Cilium on one node. A field that is None was not read."""
 
+    source: str = ""
     config: CiliumConfig = field(default_factory=CiliumConfig)
     frontends: tuple[LbFrontend, ...] | None = None
     source_ranges: Mapping[int, tuple[IPNetwork, ...]] | None = None

@@ -140,6 +140,52 @@ def parse_lb_counts(data: bytes | str, *, source: str = "bpf-lb-frontends.json")
     return counts
 
 
+_AGENT_LINE = re.compile(
+    r"(?:\d+\s+(?P<key>\S+:\d+\S*)\s+(?P<type>[A-Za-z]+))?\s*(?:\d+ => (?P<to>\S+:\d+)\S*(?: \((?P<state>\w+)\))?)?\s*$"
+)
+
+
+def parse_front_ends(data: bytes | str, source: str) -> tuple[LbFrontend, ...]:
+    """`bpf lb list` or `service list`, as JSON or text: told by what it looks like."""
+    text = decode_text(data, source).lstrip()
+    if text.startswith("["):
+        return parse_service_list(text, source=source)
+    if text.startswith("ID"):
+        return _parse_service_text(text)
+    return parse_lb_list(text, source=source)
+
+
+def _parse_service_text(text: str) -> tuple[LbFrontend, ...]:
+    """`service list` as text: a front end a line, further backends on lines of their own."""
+    out: list[LbFrontend] = []
+    for line in text.splitlines()[1:]:
+        found = _AGENT_LINE.match(line.strip())
+        if found is None:
+            continue
+        if found["key"] and (where := _KEY.match(found["key"])) is not None:
+            ip, port, protocol, internal = _identity(where)
+            kind = _KINDS.get(found["type"], LbKind.UNKNOWN)
+            out.append(
+                LbFrontend(
+                    ip=ip,
+                    port=port,
+                    protocol=protocol,
+                    internal=internal,
+                    kind=kind,
+                    flags_known=False,
+                    text=line.strip(),
+                )
+            )
+        to = re.match(_WHERE, found["to"] or "")
+        if to is not None and out:
+            last, backend = out[-1], LbBackend(ip=ip_address(to["ip6"] or to["ip"]), port=int(to["port"]))
+            if found["state"] in (None, "active"):
+                out[-1] = replace(last, backends=(*last.backends, backend))
+            else:
+                out[-1] = replace(last, spare=(*last.spare, backend))
+    return tuple(replace(f, backends=f.spare, spare=()) if not f.backends and f.spare else f for f in out)
+
+
 def parse_service_list(data: bytes | str, *, source: str = "service-list.json") -> tuple[LbFrontend, ...]:
     """`cilium-dbg service list -o json` → front ends as the agent means them. Only active backends are drawn, and the
     terminating ones where none is active."""
@@ -351,13 +397,12 @@ def parse_cilium(files: Iterable[str], parse: Attempt) -> CiliumState | None:
         config = parse("config.json", lambda data, *, source: parse_config_text(decode_text(data, source)))
     version = parse("version.txt", lambda data, *, source: decode_text(data, source))
     counts = parse("bpf-lb-frontends.json", parse_lb_counts)
-    frontends = parse(
-        "bpf-lb-list.json", lambda data, *, source: parse_lb_list(data, source=source, counts=counts)
-    )
-    if frontends is None:
-        frontends = parse(
-            "bpf-lb-list.txt", lambda data, *, source: parse_lb_list(data, source=source, counts=counts)
-        )
+    read_from, frontends = "", None
+    for name in ("bpf-lb-list.json", "bpf-lb-list.txt"):
+        if frontends is None:
+            read_from, frontends = parse(
+                name, lambda data, *, source: (source, parse_lb_list(data, source=source, counts=counts))
+            ) or ("", None)
     agents = parse("service-list.json", parse_service_list)
     if frontends is not None and counts is None and agents is not None:
         frontends = _counted_by_agent(frontends, agents)
@@ -366,6 +411,7 @@ def parse_cilium(files: Iterable[str], parse: Attempt) -> CiliumState | None:
         # A stopped agent says nothing, and its maps stay: without the replacement they have no node ports.
         said = replace(said, replaces=True)
     return CiliumState(
+        source=read_from,
         config=said,
         frontends=frontends,
         source_ranges=parse("bpf-lb-source-ranges.json", parse_source_ranges),

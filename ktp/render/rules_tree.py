@@ -27,6 +27,7 @@ Line = tuple[tuple[str, str], ...]
 
 _UNICODE = ("├─ ", "└─ ", "│  ", "   ")
 _ASCII = ("|- ", "`- ", "|  ", "   ")
+_LOAD_BALANCERS = {"ipvs": "IPVS", "cilium": "Cilium's load-balancing map"}
 _BAD = ("dropped", "rejected", "lost", "no_listener", "host_process")
 
 
@@ -121,7 +122,7 @@ class _Page:
             self._stage(stage)
         for chain in e.chains:
             self._out.append(())
-            place = "" if chain.table == "ipvs" else f", table {chain.table}{_policy(chain)}"
+            place = "" if chain.table in _LOAD_BALANCERS else f", table {chain.table}{_policy(chain)}"
             self._put(f"{chain.name}{place}: {chain.words}", "strong")
             self._rules(chain, "")
         if e.jumps_here:
@@ -151,7 +152,7 @@ class _Page:
         if v.rule and v.disposition != "delivered":
             place = f"table {v.table}" + (f", line {v.line}" if v.line else "")
             which = f"rule {v.position} of {v.chain}" if v.position else f"chain {v.chain}"
-            self._indented("decided by:" if v.table == "ipvs" else f"decided by {which}, {place}:")
+            self._indented("decided by:" if v.table in _LOAD_BALANCERS else f"decided by {which}, {place}:")
             self._raw(v.rule, "    ")
             if v.element:
                 self._indented(f"and the element of map {v.lookup} that it found:")
@@ -173,9 +174,11 @@ class _Page:
         where = f"table {chain.table}"
         if stage.backend == "nftables":
             where = f"chain {chain.name} of table {chain.table}, {stage.type}, priority {stage.priority}"
-        elif stage.backend == "ipvs":
-            where = "IPVS"
-        self._put(f"{stage.hook}, {where} ({stage.words}){_policy(chain)}", "strong", "  ")
+        elif stage.backend in _LOAD_BALANCERS:
+            where = _LOAD_BALANCERS[stage.backend]
+        # Cilium's programs are at no hook of netfilter.
+        hook = "" if stage.backend == "cilium" else f"{stage.hook}, "
+        self._put(f"{hook}{where} ({stage.words}){_policy(chain)}", "strong", "  ")
         self._rules(chain, "")
 
     def _rules(self, chain: ChainNode, indent: str) -> None:

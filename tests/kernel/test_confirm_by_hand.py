@@ -41,8 +41,11 @@ BAD = re.compile(
     r"usage:|unknown option|unrecognized|invalid option|syntax error|bad argument|not found", re.IGNORECASE
 )
 RESOURCES = frozenset(
-    ("pods", "pod", "svc", "services", "endpoints", "endpointslices", "nodes", "node", "configmap")
-)
+    (
+        "pods", "pod", "svc", "services", "endpoints", "endpointslices", "nodes", "node", "configmap",
+        "networkpolicies", "ciliumnetworkpolicies",
+    )
+)  # fmt: skip
 KUBECTL = """#!/usr/bin/env python3
 import re, sys
 verb, *words = sys.argv[1:]
@@ -61,7 +64,7 @@ while words:
             assert not (form == "wide" and names[:1] == ["endpointslices"]), "shows no node"
     else:
         names.append(word)
-assert verb == "logs" or names[0] in %r, names
+assert verb == "logs" or set(names[0].split(",")) <= %r, names
 print("Conditions conditions addresses nodeName nodePortAddresses hostnameOverride node x")
 """
 

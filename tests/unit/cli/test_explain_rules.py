@@ -20,6 +20,7 @@ DATA = REPOSITORY / "tests" / "data" / "explain"
 GOLDEN = REPOSITORY / "tests" / "golden" / "explain"
 B20 = str(DATA / "1.20-node-b.txt")
 B36 = str(DATA / "1.36-node-b.txt")
+CILIUM = "../cases/cilium-1.19.4-tunnel-leftover-kube-proxy"
 
 
 def ktp(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
@@ -29,6 +30,9 @@ def ktp(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
 
 
 SCREENS = [
+    ("cilium-local-not-here", "cilium-node-b.json", ["--node-port", "31015"], 1),
+    ("cilium-cluster", "cilium-node-b.json", ["--node-port", "31465"], 0),
+    ("cilium-service-list", "cilium-service-list.txt", ["--node-port", "31015"], 1),
     ("1.20-local-here", "1.20-node-a.txt", ["--node-port", "31015"], 0),
     ("1.20-local-not-here", "1.20-node-b.txt", ["--node-port", "31015"], 1),
     ("1.20-cluster", "1.20-node-b.txt", ["--node-port", "31465"], 0),
@@ -70,6 +74,8 @@ SNAPSHOTS = [
     ("ipvs-snapshot-cluster", "ipvs-1.30", 30080, "external", 0),
     ("ipvs-snapshot-local-not-here", "ipvs-1.30", 30081, "external", 1),
     ("ipvs-snapshot-no-endpoints", "ipvs-1.30", 30082, "pod", 1),
+    ("cilium-snapshot-external", CILIUM, 31015, "external", 1),
+    ("cilium-snapshot-from-pod", CILIUM, 31015, "pod", 0),
 ]
 
 
@@ -117,6 +123,16 @@ def test_screens(name: str, dump: str, args: list[str], status: int, monkeypatch
         explained = explain_node_port(Settings(), args[1], args[3] if len(args) > 2 else "external", rules)
     assert explained.status == status
     compare(name, explained.explanations)
+
+
+def test_a_dump_of_cilium_has_no_chains_and_names_the_missing_port(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dump = str(DATA / "cilium-service-list.txt")
+    status, _, err = ktp(capsys, "--chain", "KUBE-SERVICES", "--rules", dump)
+    assert (status, "no chains" in err) == (2, True)
+    status, _, err = ktp(capsys, "--node-port", "31016", "--rules", dump)
+    assert (status, err) == (2, f"ktp: {dump} has no front end with port 31016/tcp\n")
 
 
 def test_rules_are_whole_lines_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

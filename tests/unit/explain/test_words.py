@@ -14,7 +14,7 @@ from ktp.model.ruleset import Rule, Ruleset
 from ktp.parse.iptables_save import open_ruleset, parse_rule
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "explain"
-DUMPS = sorted(DATA.glob("*.txt"))
+DUMPS = sorted(DATA.glob("1.*.txt"))
 
 
 def ruleset(name: str) -> Ruleset:

@@ -60,7 +60,7 @@ def test_beginnings(text: str, expected: str) -> None:
     ("data", "sentence", "hint"),
     [
         (b"", "is empty", "iptables-save"),
-        (b"hello\n", "first line: 'hello'", "nft -j list ruleset or ipvsadm -Sn"),
+        (b"hello\n", "first line: 'hello'", "ipvsadm -Sn or cilium-dbg bpf lb list"),
         (b"\x7fELF\0\0", "is binary", "iptables-save"),
         (b"apiVersion: v1\nkind: Service\n", "objects of the Kubernetes API", "`iptables-save > FILE`"),
         (b"NAME   READY   STATUS\nweb-1  1/1  Running\n", "a table of kubectl", "`iptables-save > FILE`"),
