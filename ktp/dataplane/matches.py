@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ktp.dataplane import packet as pk
 from ktp.dataplane.host import interface_matches
-from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, SCTP, TCP, UDP, Packet, Port, to_int
+from ktp.dataplane.packet import ICMP, ICMP6, PROTOCOLS, SCTP, TCP, UDP, IpvsConn, Packet, Port, to_int
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.host import POD_DEVICES, UNNAMED_DEVICES, UPLINK
 from ktp.model.ruleset import Match, Option
@@ -896,6 +896,64 @@ def _socket(match: Match) -> Compiled | None:
     return Compiled(test)
 
 
+_IPVS_METHODS = {"GATE": "route", "IPIP": "tunnel", "MASQ": "masq"}
+
+
+def _ipvs(match: Match) -> Compiled | None:
+    tests: list[Callable[[Packet, IpvsConn], bool | None]] = []
+    for option in match.options:
+        test = _ipvs_option(option)
+        if test is None:
+            return None
+        if option.flag != "--ipvs":
+            tests.append(test)
+    only = match.option("--ipvs") if not tests else None
+
+    def answer(p: Packet, h: Host, hook: str) -> bool | None:
+        if only is not None:
+            # IPVS marks answers, too, as it undoes its translation: behind the filter table.
+            known = not p.reply or hook != "POSTROUTING"
+            return (p.ipvs is not None) != only.negated if known else None
+        # ipvs_mt looks the connection up by the packet's addresses: only of a request, behind its translation.
+        conn = p.ipvs
+        if conn is None or p.reply or (p.src, p.sport) != conn.client or (p.dst, p.dport) != conn.real:
+            return False
+        results = [test(p, conn) for test in tests]
+        return False if False in results else None if None in results else True
+
+    return Compiled(answer)
+
+
+def _ipvs_option(option: Option) -> Callable[[Packet, IpvsConn], bool | None] | None:
+    """One option of -m ipvs (net/netfilter/xt_ipvs.c, extensions/libxt_ipvs.c); None where it is none."""
+    n, value = option.negated, option.args[0] if option.args else ""
+    match option.flag:
+        case "--ipvs":
+            return lambda p, c: True
+        case "--vproto":
+            number = int(value) if value.isdigit() else PROTOCOLS[value.lower()]
+            return lambda p, c: (p.proto == number) != n
+        case "--vport":
+            port = int(value)
+            return lambda p, c: (c.virtual[1] == port) != n if isinstance(c.virtual[1], int) else None
+        case "--vportctl":
+            # The controlling connection: FTP's, or the template of persistence.
+            control = int(value)
+            return lambda p, c: (c.persistent and c.virtual[1] == control) != n
+        case "--vaddr":
+            network = ip_network(value, strict=False)
+            family, mask, base = network.version, int(network.netmask), int(network.network_address)
+            return lambda p, c: (p.family == family and c.virtual[0] & mask == base) != n
+        case "--vdir":
+            answer = value.upper() == "REPLY"
+            # A request goes in the original direction; without an entry nothing matches.
+            return lambda p, c: p.ct is not None and answer == n
+        case "--vmethod":
+            method = _IPVS_METHODS[value.upper()]
+            return lambda p, c: (c.method == method) != n
+    return None
+
+
 def _mac(match: Match) -> Compiled | None:
     def test(p: Packet, h: Host, hook: str) -> bool | None:
         return False if p.local and hook in ("OUTPUT", "POSTROUTING") else None
@@ -1029,7 +1087,7 @@ _TABLE: dict[str, tuple[Callable[[Match], Compiled | None], str, str]] = {
     "eui64": (_bpf_unknown, "unknown", ""),
     "geoip": (_bpf_unknown, "unknown", ""),
     "ipv6header": (_bpf_unknown, "unknown", ""),
-    "ipvs": (_bpf_unknown, "unknown", ""),
+    "ipvs": (_ipvs, "exact", "unknown for answers with --ipvs alone"),
     "osf": (_bpf_unknown, "unknown", ""),
     "rateest": (_bpf_unknown, "unknown", ""),
     "string": (_bpf_unknown, "unknown", ""),

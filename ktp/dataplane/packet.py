@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import Any, NamedTuple
 
 PROTOCOLS = {
     "icmp": 1,
@@ -134,6 +134,16 @@ class Conn:
         )
 
 
+class IpvsConn(NamedTuple):
+    """IPVS's connection of a request (struct ip_vs_conn): the client, what it dialled, and the real server."""
+
+    client: tuple[int, Port]
+    virtual: tuple[int, Port]
+    real: tuple[int, int]
+    method: str
+    persistent: bool
+
+
 class Packet:
     """A packet on its way through one node. Addresses are numbers, a port may be the range of an ephemeral one.
 
@@ -194,7 +204,7 @@ class Packet:
         self.pkttype = "unicast"
         self.local = False  # made by a process of the node it is on
         self.reply = False
-        self.ipvs = False  # scheduled by IPVS already (skb->ipvs_property)
+        self.ipvs: IpvsConn | None = None  # scheduled by IPVS already (skb->ipvs_property)
 
     def copy(self) -> Packet:
         """The same packet, with an entry of its own."""
@@ -209,7 +219,7 @@ class Packet:
         """What a match can see of the packet: equal keys give equal answers."""
         return (
             self.proto, self.src, self.dst, self.sport, self.dport, self.iif, self.oif, self.mark,
-            self.ctstate, self.reply, self.physin, self.physout,
+            self.ctstate, self.reply, self.physin, self.physout, self.ipvs,
         )  # fmt: skip
 
     def words(self) -> str:

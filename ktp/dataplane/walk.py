@@ -544,6 +544,7 @@ class Walker:
             )
             return
         p.iif, p.oif = iif, None
+        p.ipvs = None
         p.local = False
         p.mark = mark  # a mark lives in one kernel only
         p.physin = physin if physin is not None and self._bridge_filters(state, host, p.family) else None
@@ -739,8 +740,14 @@ class Walker:
         servers = host.virtual_servers
         if state.direction != "request":
             step = _undo_ipvs(state, host, hook)
-            if step is not None and hook == INPUT and p.dst == p.src:
-                # Seen on a kernel: the handshake ends well, and no data follows. Later packets are not walked.
+            if (
+                step is not None
+                and hook == INPUT
+                and p.dst == p.src
+                and not host.is_on_device_up(p.family, p.dst)
+            ):
+                # Seen on a kernel: with an address of kube-ipvs0 the handshake ends well, and no data follows; with one
+                # of a device that is up it does. Later packets are not walked.
                 why = (
                     "IPVS without conntrack serves a process that dials from the virtual server's own address"
                 )
@@ -773,7 +780,10 @@ class Walker:
             if len(found.choices) > 1:
                 each.decide(Decision(RANDOM, ("ipvs", found.text), number, chance, "", "", None))
             q = each.packet
-            q.ipvs = True
+            q.ipvs = pk.IpvsConn(
+                (q.src, q.sport), (q.dst, q.dport), (int(server.ip), server.port), server.method,
+                found.server.persistent is not None,
+            )  # fmt: skip
             if by_conntrack and server.method == "masq":
                 effect = translate_destination(each, int(server.ip), server.port, Nat.IPVS)
             else:

@@ -13,7 +13,9 @@ from ktp.diagnose.checks.ktp902_probe_disagrees import CHECK as DISAGREES
 from ktp.diagnose.questions import node_addresses
 from ktp.kubeproxy.endpoints import EndpointSelection, external_policy_local
 from ktp.kubeproxy.frontends import FrontEndKind, ip_versions_of
+from ktp.kubeproxy.ipvs_mode import destinations
 from ktp.kubeproxy.names import host_port, is_kube_proxys
+from ktp.kubeproxy.node import ProxyMode
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.cluster import Service
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
@@ -55,6 +57,10 @@ def reconcile(case: Case, health: Mapping[str, HealthAnswer]) -> list[WitnessRow
         )
         known = case.examiner.index.knows(case.service)
         chosen = selection.local if is_local else selection.cluster
+        if place.node.modes == (ProxyMode.IPVS,):
+            # There Local without a local endpoint is every endpoint, from 1.24 on.
+            kind, minor = entry.front_end.kind, place.node.versions.minors()[-1]
+            chosen, _ = destinations(selection, kind, local=is_local, minor=minor)
         answer = health.get(entry.node) if family == ip_versions_of(case.service)[0] else None
         out.append(
             _row(

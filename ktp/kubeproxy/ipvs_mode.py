@@ -1,12 +1,12 @@
 """What ipvs mode does with a client, kube-proxy 1.18 to 1.36 (`pkg/proxy/ipvs/proxier.go`).
 
 A virtual server has one list of destinations for every client: there is no short cut for pods or the node itself.
-Derived from source and kernel knowledge; no recorded cluster ran it.
+Derived from source, and compared with packets through real IPVS under the rules of kube-proxy 1.36.
 """
 
 from __future__ import annotations
 
-from ktp.kubeproxy.endpoints import ProxyEndpoint
+from ktp.kubeproxy.endpoints import EndpointSelection, ProxyEndpoint
 from ktp.kubeproxy.frontends import FrontEndKind
 from ktp.kubeproxy.outcome import (
     Outcome,
@@ -32,7 +32,7 @@ def ipvs_outcome(q: Question) -> Outcome:
     if kind is FrontEndKind.LOAD_BALANCER and not q.world.in_ranges:
         return dropped("spec.loadBalancerSourceRanges does not hold the client's address")
     local = q.internal_local if kind is FrontEndKind.CLUSTER_IP else q.external_local
-    chosen, is_local = _destinations(q, local=local)
+    chosen, is_local = destinations(q.selection, kind, local=local, minor=q.world.minor)
     if not chosen:
         policy = "internalTrafficPolicy" if kind is FrontEndKind.CLUSTER_IP else "externalTrafficPolicy"
         why = no_local_words(q, policy=policy) if q.selection.has_endpoints else no_endpoint_words(q)
@@ -53,13 +53,15 @@ def ipvs_outcome(q: Question) -> Outcome:
     return delivered(q, chosen, rewritten=rewritten, why=why)
 
 
-def _destinations(q: Question, *, local: bool) -> tuple[tuple[ProxyEndpoint, ...], bool]:
-    """The real servers, and whether they are the local ones.
+def destinations(
+    selection: EndpointSelection, kind: FrontEndKind, *, local: bool, minor: int
+) -> tuple[tuple[ProxyEndpoint, ...], bool]:
+    """The real servers of a virtual server, and whether they are the local ones.
 
     Under Local without local endpoints: none up to 1.23, the cluster set since 1.24 (`syncEndpoint`).
     """
-    if not local or (q.world.minor <= 23 and q.front_end.kind is FrontEndKind.CLUSTER_IP):
-        return q.selection.cluster, False
-    if q.selection.local or q.world.minor <= 23:
-        return q.selection.local, True
-    return q.selection.cluster, False
+    if not local or (minor <= 23 and kind is FrontEndKind.CLUSTER_IP):
+        return selection.cluster, False
+    if selection.local or minor <= 23:
+        return selection.local, True
+    return selection.cluster, False

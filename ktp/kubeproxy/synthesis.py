@@ -38,6 +38,7 @@ from ktp.kubeproxy.synthesis_iptables import (
     shows_nfacct,
     synthesize_port,
 )
+from ktp.kubeproxy.synthesis_ipvs import has_same_servers, reprogram_servers
 from ktp.kubeproxy.synthesis_nft import reprogram_table
 from ktp.model.cluster import Cluster, Service, ServicePort
 from ktp.model.host import NodeState
@@ -310,6 +311,8 @@ def has_same_rules(before: NodeState, after: NodeState) -> bool:
         return False
     if before.cilium is not after.cilium and not has_same_front_ends(before.cilium, after.cilium):
         return False
+    if before.ipvs is not after.ipvs and not has_same_servers(before, after):
+        return False
     return all(
         new is old or (isinstance(new, OverlayRuleset) and new.is_same())
         for old, new in zip(before.rulesets, after.rulesets, strict=True)
@@ -328,8 +331,8 @@ def why_not_reprogrammed(snapshot: Snapshot, name: str) -> str:
         return ""
     if ProxyMode.NFTABLES in node.modes and _has_table(state.nft):
         return ""
-    if node.modes == (ProxyMode.IPVS,):
-        return f"kube-proxy runs in ipvs mode on {name}, whose virtual servers ktp does not rewrite"
+    if ProxyMode.IPVS in node.modes and state.ipvs is not None and state.ipvs.services:
+        return ""
     return f"the rules of {name} hold nothing that kube-proxy wrote"
 
 
@@ -416,6 +419,10 @@ def _reprogram_node(
             for service, port, stays in ports
         ]
         rulesets.append(overlay_ruleset(ruleset, changes, parse_rule=parse_rule or _parser_of(ruleset)))
+    if ProxyMode.IPVS in before.modes and state.ipvs is not None and state.ipvs.services:
+        services = snapshot.cluster.services.values()
+        node_ports = {(p.protocol.lower(), p.node_port or 0) for s in services for p in s.ports}
+        state = reprogram_servers(state, ports, node, index, node_ports)
     new_nft = state.nft
     if nft and new_nft is not None:
         tables = tuple(

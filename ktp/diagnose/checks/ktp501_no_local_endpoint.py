@@ -42,8 +42,7 @@ from ktp.diagnose.checks.ktp304_cilium_policy import is_front_end
 from ktp.diagnose.checks.policy_common import policies_of_pods
 from ktp.kubeproxy.endpoints import EndpointSelection
 from ktp.kubeproxy.frontends import FrontEndKind
-from ktp.kubeproxy.names import is_kube_proxys
-from ktp.kubeproxy.node import ProxyMode
+from ktp.kubeproxy.names import host_port, is_kube_proxys
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
 from ktp.model.trace import DecidedBy, Symptom
@@ -81,8 +80,6 @@ def _explain(case: Case, node: str, entries: list[Entry], *, designed: bool) -> 
     # Where something else would stop the packet next, the drop is still what stops it now.
     further = {e.key: how for e in entries if e not in cells and (how := _gets_further(case, e, node))}
     cells += [e for e in entries if e.key in further]
-    # IPVS has no rule for it: the packet goes to a remote endpoint with its own source, and the answer is lost.
-    cells += [e for e in entries if e not in cells and _is_lost_in_ipvs(case, e, node)]
     if not cells:
         return
     selection = selection_of(case, entries[0])
@@ -97,6 +94,7 @@ def _explain(case: Case, node: str, entries: list[Entry], *, designed: bool) -> 
         ),
         field(f"Service {service.key}", "spec.externalTrafficPolicy: Local"),
         *_marking_rule(first),
+        *_virtual_server(first),
         *decided_evidence(first.cell),
     ]
     if by_policy:
@@ -143,16 +141,25 @@ def _explain(case: Case, node: str, entries: list[Entry], *, designed: bool) -> 
     )
 
 
-def _is_lost_in_ipvs(case: Case, entry: Entry, node: str) -> bool:
-    """Whether kube-proxy runs in IPVS mode, where such a failure is what its rules and virtual servers are to give.
+def _virtual_server(entry: Entry) -> list[Evidence]:
+    """IPVS mode has no rule for it: up to 1.23 a virtual server has nothing behind it, since 1.24 every endpoint.
 
-    `syncProxyRules` of ipvs/proxier.go: since 1.24 all endpoints are real servers where none is local, none before.
+    `syncEndpoint` of ipvs/proxier.go. Then the packet goes to another node with its own source, and the answer is lost.
     """
-    return (
-        case.examiner.proxy(node).modes == (ProxyMode.IPVS,)
-        and entry.asked.fact is not None
-        and entry.asked.intent.symptom is entry.cell.symptom
-    )
+    fact = entry.asked.fact
+    steps = [
+        (hop.node, step)
+        for path in (fact.paths if fact is not None else ())
+        for hop in path.hops
+        for step in hop.steps
+        if step.backend == "ipvs" and hop.node == entry.node and hop.direction == "request"
+    ]
+    if not steps:
+        return []
+    node, step = steps[0]
+    servers = sorted({host_port(t.after.ip, t.after.port or 0) for _, s in steps for t in s.translations})
+    behind = f"leads to {listed(servers)}, on other nodes" if servers else "has no real server"
+    return [Evidence(kind="rule", source=f"{node} ipvs", text=f"{step.text}: {behind}")]
 
 
 def _with_pod(case: Case, entry: Entry, node: str) -> Cell:

@@ -1,0 +1,215 @@
+"""The virtual servers and set entries that kube-proxy's IPVS mode writes for a Service, 1.18 to 1.36.
+
+Facts: pkg/proxy/ipvs/proxier.go, ipset.go; compared with what the real kube-proxy 1.36 wrote. The rules beside the sets
+are the same for all Services (KUBE-IPVS-OUT-FILTER apart, which stops a node's own processes at load-balancer IPs with
+source ranges: its rules stay as they were read).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import ip_network
+
+from ktp.kubeproxy.endpoints import (
+    EndpointSelection,
+    SliceIndex,
+    external_policy_local,
+    internal_policy_local,
+    select_endpoints,
+)
+from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, front_ends, serves_node_port
+from ktp.kubeproxy.ipvs_mode import destinations
+from ktp.kubeproxy.node import ProxyMode, ProxyNode
+from ktp.model.cluster import Service, ServicePort
+from ktp.model.host import IPAddress, IpSet, NodeState
+from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
+
+_MAX_SET_NAME = 31
+_Place = tuple[str, IPAddress | None, int]
+"""Where a virtual server is: protocol, address (None: a node port's), port."""
+Ports = Sequence[tuple[Service, ServicePort, bool]]
+
+
+def has_same_servers(one: NodeState, other: NodeState) -> bool:
+    """Whether two nodes' virtual servers and sets give the same answers, whatever the order."""
+    return _shape(one) == _shape(other)
+
+
+def _shape(state: NodeState) -> object:
+    servers = state.ipvs.services if state.ipvs is not None else ()
+    return (
+        {(s.protocol, s.ip, s.port): (s.scheduler, s.persistent, frozenset(s.servers)) for s in servers},
+        {name: frozenset(text for text, _ in found.entries) for name, found in (state.ipsets or {}).items()},
+    )
+
+
+def reprogram_servers(
+    state: NodeState,
+    ports: Ports,
+    node: ProxyNode,
+    index: SliceIndex,
+    node_ports: Collection[tuple[str, int]],
+) -> NodeState:
+    """The node with the virtual servers and set entries of service ports written anew.
+
+    `node_ports` (protocol, port) of all Services as they were read: they tell which addresses serve node ports here.
+    """
+    table = state.ipvs or IpvsTable()
+    made = _Maker(state, node, index, node_ports)
+    mine = {place for service, port, _ in ports for place in made.places(service, port)}
+    servers = [s for s in table.services if made.place(s) not in mine]
+    entries: dict[str, dict[str, None]] = {}
+    for service, port, stays in ports:
+        if stays:
+            servers += made.servers(service, port)
+            for name, text in made.entries(service, port):
+                entries.setdefault(name, {})[text] = None
+    sets = state.ipsets
+    if sets is not None:
+        gone = {found for service, port, _ in ports for found in made.old_entries(service, port)}
+        sets = {name: _renewed(found, gone, entries.get(name, {})) for name, found in sets.items()}
+    return replace(state, ipvs=replace(table, services=tuple(servers)), ipsets=sets)
+
+
+def _renewed(found: IpSet, gone: Collection[tuple[str, str]], new: Mapping[str, None]) -> IpSet:
+    kept = [e for e in found.entries if (found.name, e[0].rpartition(",")[0] or e[0]) not in gone]
+    kept = [e for e in kept if (found.name, e[0]) not in gone and e[0] not in new]
+    return replace(found, entries=(*kept, *((text, {}) for text in new)))
+
+
+class _Maker:
+    def __init__(
+        self,
+        state: NodeState,
+        node: ProxyNode,
+        index: SliceIndex,
+        node_ports: Collection[tuple[str, int]],
+    ) -> None:
+        self.node, self.index = node, index
+        self.minor = node.versions.minors()[-1]
+        servers = state.ipvs.services if state.ipvs is not None else ()
+        self.scheduler = next((s.scheduler for s in servers), "rr")
+        serving = {s.ip for s in servers if (s.protocol, s.port) in node_ports and s.ip is not None}
+        self.serving = serving or {
+            a.ip
+            for i in state.interfaces or ()
+            if i.is_up  # kube-ipvs0 is down
+            for a in i.addresses
+            if serves_node_port(a.ip, node, minor=self.minor, mode=ProxyMode.IPVS).yes
+        }
+
+    def place(self, server: VirtualServer) -> _Place:
+        """Where a virtual server is."""
+        return server.protocol, None if server.ip in self.serving else server.ip, server.port
+
+    def places(self, service: Service, port: ServicePort) -> Iterator[_Place]:
+        """Where the virtual servers of a service port are."""
+        for f in self._front_ends(service, port):
+            yield f.protocol.lower(), f.ip if f.ip not in self.serving else None, f.port
+
+    def _front_ends(self, service: Service, port: ServicePort) -> tuple[FrontEnd, ...]:
+        return front_ends(service, port, self.node, minor=self.minor).programmed
+
+    def _selection(self, service: Service, port: ServicePort, version: int) -> EndpointSelection:
+        return select_endpoints(self.index, service, port, self.node, minor=self.minor, ip_version=version)
+
+    def _is_local(self, service: Service, f: FrontEnd) -> bool:
+        if f.kind is FrontEndKind.CLUSTER_IP:
+            return internal_policy_local(service, self.minor, self.node)
+        is_external_ip = f.kind is FrontEndKind.EXTERNAL_IP
+        return external_policy_local(service, self.minor, self.node, external_ip=is_external_ip)
+
+    def servers(self, service: Service, port: ServicePort) -> Iterator[VirtualServer]:
+        """The virtual servers of a service port."""
+        held = service.session_affinity == "ClientIP"
+        for f in self._front_ends(service, port):
+            chosen, _ = destinations(
+                self._selection(service, port, f.ip_version), f.kind, local=self._is_local(service, f), minor=self.minor
+            )  # fmt: skip
+            real = tuple(RealServer(ip=e.address, port=e.port, weight=1) for e in chosen)
+            for ip in self._addresses(f):
+                yield VirtualServer(
+                    protocol=f.protocol.lower(), ip=ip, port=f.port, scheduler=self.scheduler,
+                    persistent=service.session_affinity_timeout if held else None, servers=real,
+                )  # fmt: skip
+
+    def _addresses(self, f: FrontEnd) -> Iterable[IPAddress]:
+        if f.ip is not None:
+            return (f.ip,)
+        return sorted((ip for ip in self.serving if ip.version == f.ip_version), key=int)
+
+    def entries(self, service: Service, port: ServicePort) -> Iterator[tuple[str, str]]:
+        """(set, entry) of a service port."""
+        protocol = port.protocol.lower()
+        for f in self._front_ends(service, port):
+            local, version = self._is_local(service, f), f.ip_version
+            names = ["CLUSTER-IP"]
+            if f.kind is FrontEndKind.EXTERNAL_IP:
+                names = ["EXTERNAL-IP-LOCAL" if local else "EXTERNAL-IP"]
+            elif f.kind is FrontEndKind.LOAD_BALANCER:
+                names = ["LOAD-BALANCER", *(["LOAD-BALANCER-LOCAL"] if local else [])]
+            if f.kind is FrontEndKind.NODE_PORT:
+                for name in ("NODE-PORT", *(("NODE-PORT-LOCAL",) if local else ())):
+                    if protocol == "sctp":
+                        for ip in self._addresses(f):
+                            yield _name(f"{name}-SCTP-HASH", version), f"{ip},sctp:{f.port}"
+                    else:
+                        yield _name(f"{name}-{protocol.upper()}", version), f"{f.port}"
+                continue
+            for name in names:
+                yield _name(name, version), f"{f.ip},{protocol}:{f.port}"
+            yield _name("IPVS-IPS", version), f"{f.ip}"
+            if f.kind is FrontEndKind.LOAD_BALANCER:
+                yield from self._ranges(service, f, protocol)
+        for version in {f.ip_version for f in self._front_ends(service, port)}:
+            for e in self._selection(service, port, version).listed:
+                if e.is_local:
+                    yield _name("LOOP-BACK", version), f"{e.address},{protocol}:{e.port},{e.address}"
+            if service.health_check_node_port and service.external_traffic_policy == "Local":
+                yield _name("HEALTH-CHECK-NODE-PORT", version), f"{service.health_check_node_port}"
+
+    def _ranges(self, service: Service, f: FrontEnd, protocol: str) -> Iterator[tuple[str, str]]:
+        where = f"{f.ip},{protocol}:{f.port}"
+        networks = []
+        for text in service.load_balancer_source_ranges:
+            try:
+                networks.append(ip_network(text.strip(), strict=False))
+            except ValueError:
+                continue
+        networks = [n for n in networks if n.version == f.ip_version]
+        if not networks:
+            return
+        yield _name("LOAD-BALANCER-FW", f.ip_version), where
+        for network in networks:
+            # A set keeps a network of one address without its length.
+            whole = network.prefixlen == network.max_prefixlen
+            yield (
+                _name("LOAD-BALANCER-SOURCE-CIDR", f.ip_version),
+                f"{where},{network.network_address if whole else network}",
+            )
+            if any(ip in network for ip in self.node.primary_ips):
+                # A process of the node itself dials from the load-balancer IP, which is the node's.
+                yield _name("LOAD-BALANCER-SOURCE-IP", f.ip_version), f"{where},{f.ip}"
+
+    def old_entries(self, service: Service, port: ServicePort) -> Iterator[tuple[str, str]]:
+        """(set, entry, or what it begins with) of a service port under any policy; what Services share stays."""
+        protocol = port.protocol.lower()
+        for f in self._front_ends(service, port):
+            for name in (
+                "EXTERNAL-IP", "EXTERNAL-IP-LOCAL", "LOAD-BALANCER", "LOAD-BALANCER-LOCAL", "LOAD-BALANCER-FW",
+                "LOAD-BALANCER-SOURCE-CIDR", "LOAD-BALANCER-SOURCE-IP", "CLUSTER-IP",
+            ) if f.ip is not None else ():  # fmt: skip
+                yield _name(name, f.ip_version), f"{f.ip},{protocol}:{f.port}"
+            if f.kind is FrontEndKind.NODE_PORT:
+                for name in ("NODE-PORT", "NODE-PORT-LOCAL"):
+                    yield _name(f"{name}-{protocol.upper()}", f.ip_version), f"{f.port}"
+                    for ip in self._addresses(f):
+                        yield _name(f"{name}-SCTP-HASH", f.ip_version), f"{ip},sctp:{f.port}"
+        if service.health_check_node_port:
+            for version in (4, 6):
+                yield _name("HEALTH-CHECK-NODE-PORT", version), f"{service.health_check_node_port}"
+
+
+def _name(name: str, version: int) -> str:
+    return f"KUBE-{'6-' if version == 6 else ''}{name}"[:_MAX_SET_NAME]
