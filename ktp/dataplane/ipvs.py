@@ -2,7 +2,7 @@
 
 IPVS sits in LOCAL_IN behind the filter table (NF_IP_PRI_NAT_SRC - 1) and in LOCAL_OUT behind nat
 (NF_IP_PRI_NAT_DST + 2). A scheduled packet gets the real server's address and leaves by LOCAL_OUT and POSTROUTING: it
-never sees FORWARD. Written after the kernel's source; not tried against a kernel.
+never sees FORWARD. Written after the source of the kernel, and compared with what packets did in one (Linux 6.1).
 """
 
 from __future__ import annotations

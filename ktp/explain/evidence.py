@@ -95,7 +95,7 @@ WITHOUT: dict[EvidenceKind, Without] = {
         "rules whose port was not printed: the saving program is older than the one that wrote them",
     ),
     EvidenceKind.DATA_PLANE: Without(
-        "the agent's pods, devices and chains",
+        "the agent's pods, devices and chains; of Cilium `nodes/NODE/cilium/`",
         "",
         "what the tables of a data plane other than kube-proxy's do",
     ),

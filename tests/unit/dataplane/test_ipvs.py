@@ -1,4 +1,4 @@
-"""IPVS on a packet's way. Written after the kernel's source and ipvsadm(8): not tried against a kernel."""
+"""IPVS on a packet's way, in small: the recordings of a real kernel's IPVS are asked by test_recorded_clusters.py."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def _node(name: str, address: str, pod: str, pods: str, other: tuple[str, str], 
     )
 
 
-def _walker(servers: str = SERVERS) -> Walker:
-    ruleset = open_ruleset(RULES.encode(), source="rules")
+def _walker(servers: str = SERVERS, rules: str = RULES) -> Walker:
+    ruleset = open_ruleset(rules.encode(), source="rules")
     a = _node(
         "node-a", NODE, "10.244.1.10", "10.244.1.0/24", ("10.244.2.0/24", "10.0.0.10"),
         rulesets=(ruleset,), ipsets=parse_ipsets(SETS, source="sets"), ipvs=parse_ipvs(servers, source="ipvs"),
@@ -194,3 +194,57 @@ def test_local_without_local_endpoint_since_1_24_loses_the_answer() -> None:
     answer = answer_flow(_walker(servers), Flow(src=CLIENT, dst=NODE, port=31015, via="node-a"))
     assert answer.symptom is Symptom.TIMES_OUT
     assert answer.disposition is Disposition.LOST
+
+
+# One rule each in filter's OUTPUT (or nat's POSTROUTING), where a request to the virtual server has been translated.
+IPVS_MATCHES = {
+    "--ipvs": True,
+    "! --ipvs": False,
+    "--vaddr 10.99.0.12": True,
+    "--vaddr 10.99.0.0/24": True,
+    "! --vaddr 10.99.0.12": False,
+    "--vaddr 10.99.0.13": False,
+    "--vproto 6 --vaddr 10.99.0.12 --vport 80": True,
+    "--vproto 17 --vaddr 10.99.0.12 --vport 80": False,
+    "--vport 81": False,
+    "! --vport 81": True,
+    "--vdir ORIGINAL": True,
+    "--vdir REPLY": False,
+    "! --vdir REPLY": True,
+    "--vmethod MASQ": True,
+    "--vmethod GATE": False,
+    "! --vmethod IPIP": True,
+    "--vportctl 80": False,
+}
+
+
+@pytest.mark.parametrize("client", ["node", "outside"])
+@pytest.mark.parametrize(("match", "matches"), IPVS_MATCHES.items())
+def test_a_rule_sees_the_connection_of_ipvs(match: str, matches: bool, client: str) -> None:
+    """ipvs_mt of net/netfilter/xt_ipvs.c; the rules of KUBE-IPVS-OUT-FILTER are like them."""
+    rule = f"-A OUTPUT -m ipvs {match} -j DROP\nCOMMIT\n"
+    walker = _walker(rules=RULES.removesuffix("COMMIT\n") + rule)
+    flow = Flow(dst=VIP, port=80, from_node="node-a")
+    if client == "outside":
+        flow = Flow(dst=VIP, port=80, src=CLIENT, via="node-a")
+    answer = answer_flow(walker, flow)
+    assert answer.disposition is (Disposition.DROPPED if matches else Disposition.DELIVERED), answer.reason
+
+
+@pytest.mark.parametrize(
+    ("match", "matches"), [("--ipvs", False), ("! --ipvs", True), ("! --vport 81", False)]
+)
+def test_a_packet_that_ipvs_does_not_serve(match: str, matches: bool) -> None:
+    """Every option but a lone `! --ipvs` asks for a packet that IPVS has."""
+    rule = f"-A INPUT -m ipvs {match} -j DROP\nCOMMIT\n"
+    walker = _walker(rules=RULES.removesuffix("COMMIT\n") + rule)
+    answer = answer_flow(walker, Flow(dst=NODE, port=22, src=CLIENT, via="node-a"))
+    assert (answer.disposition is Disposition.DROPPED) is matches
+
+
+def test_a_persistent_virtual_server_has_a_template() -> None:
+    """`--vportctl` is of the connection that controls this one: the template of persistence."""
+    servers = SERVERS.replace("-A -t 10.99.0.12:80 -s rr", "-A -t 10.99.0.12:80 -s rr -p 10800")
+    rules = RULES.removesuffix("COMMIT\n") + "-A OUTPUT -m ipvs --vportctl 80 -j DROP\nCOMMIT\n"
+    answer = answer_flow(_walker(servers, rules), Flow(dst=VIP, port=80, from_node="node-a"))
+    assert answer.disposition is Disposition.DROPPED

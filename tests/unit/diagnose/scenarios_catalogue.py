@@ -211,10 +211,15 @@ _NAT = "-A POSTROUTING {match} -j MASQUERADE"
 _LOCALLY = "-s 10.244.0.0/16 ! -d 10.244.0.0/16"
 
 
-def of_cilium(name: str, key: str, *edits: tuple[str, str, Edit]) -> Ask:
-    """A recorded cluster that Cilium serves."""
+def of_case(name: str, key: str, *edits: tuple[str, str, Edit]) -> Ask:
+    """A recorded cluster of another data plane than the usual."""
     folder = RECORDED.parent / name
     return lambda: Asked(demo({(node, file): edit for node, file, edit in edits}, folder=folder), key)
+
+
+def in_ipvs(key: str, *edits: tuple[str, str, Edit]) -> Ask:
+    """A recorded cluster whose kube-proxy runs in IPVS mode."""
+    return of_case("ipvs-1.36-legacy", key, *edits)
 
 
 def _without_backends(text: str) -> str:
@@ -225,10 +230,15 @@ def _without_backends(text: str) -> str:
 POLICY, LEFT_OVER = "cilium-1.19.4-policy", "cilium-1.19.4-tunnel-leftover-kube-proxy"
 
 CATALOGUE: dict[str, tuple[Ask, Ask]] = {
-    "KTP304": (of_cilium(POLICY, LOCAL), of_cilium(LEFT_OVER, LOCAL)),
+    "KTP211": (
+        in_ipvs("edge/cluster-two", ("node-b", "sysctl.txt", sysctl("net.ipv4.vs.conntrack", "0"))),
+        # A Local Service is not masqueraded anyhow.
+        in_ipvs("edge/local-two", ("node-b", "sysctl.txt", sysctl("net.ipv4.vs.conntrack", "0"))),
+    ),
+    "KTP304": (of_case(POLICY, LOCAL), of_case(LEFT_OVER, LOCAL)),
     "KTP413": (
-        of_cilium(LEFT_OVER, CLUSTER, ("node-a", "cilium/bpf-lb-list.json", _without_backends)),
-        of_cilium(LEFT_OVER, CLUSTER),
+        of_case(LEFT_OVER, CLUSTER, ("node-a", "cilium/bpf-lb-list.json", _without_backends)),
+        of_case(LEFT_OVER, CLUSTER),
     ),
     "KTP104": (_wrong_target_name, same(NAMED)),
     "KTP105": (in_step(CLUSTER, _other_port_name()), same(CLUSTER)),
