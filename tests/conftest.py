@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,16 @@ KERNEL_COMMANDS = ("ip", "ss", "iptables-save", "iptables-restore", "nft")
 settings.register_profile("ktp", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("ktp"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "ktp")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles each module once: hundreds of tests start ktp, also where PYTHONDONTWRITEBYTECODE keeps the tree clean."""
+    if hasattr(config, "workerinput") or "PYTHONPYCACHEPREFIX" in os.environ:
+        return
+    cache = tempfile.TemporaryDirectory(prefix="ktp-tests-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["PYTHONPYCACHEPREFIX"] = cache.name
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from kernel.lab import Lab
 
 pytestmark = pytest.mark.kernel
 
-_CASES = int(os.environ.get("KTP_KERNEL_CASES", "12"))
+_CASES = int(os.environ.get("KTP_KERNEL_CASES", "8"))
 _COUNTED = max(1, _CASES // 10)
 _SEED = os.environ.get("KTP_KERNEL_SEED", "1")
 _FIRST = random.randrange(10**9) if _SEED == "random" else int(_SEED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import re
@@ -109,9 +110,14 @@ def test_every_code_has_a_scenario() -> None:
     assert set(SCENARIOS) == {check.code for check in ALL_CHECKS}
 
 
+@functools.cache
+def fired(code: str) -> ServiceDiagnosis:
+    return SCENARIOS[code].fires().diagnosis()
+
+
 @pytest.mark.parametrize("code", sorted(SCENARIOS))
 def test_it_fires(code: str) -> None:
-    diagnosis = SCENARIOS[code].fires().diagnosis()
+    diagnosis = fired(code)
     assert code in codes(diagnosis)
     for finding in findings(diagnosis, code):
         assert finding.message
@@ -129,7 +135,7 @@ def test_it_is_silent_on_the_healthy_twin(code: str) -> None:
 
 @pytest.mark.parametrize("code", sorted(SCENARIOS))
 def test_every_failing_cell_has_a_cause_and_no_other_has(code: str) -> None:
-    diagnosis = SCENARIOS[code].fires().diagnosis()
+    diagnosis = fired(code)
     given = codes(diagnosis)
     swallowed = {
         (
