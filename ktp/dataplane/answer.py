@@ -293,18 +293,19 @@ def _drawn(leaf: Leaf) -> tuple[int, int, Port] | None:
 
 def _decided_by(leaf: Leaf) -> DecidedBy | None:
     step = leaf.step
-    node = leaf.node
+    node, pod = leaf.node, leaf.pod
     if step is None:
         if (
             leaf.disposition in (Disposition.DELIVERED, Disposition.HOST_PROCESS)
             and leaf.state.nat_step is not None
         ):
             step = leaf.state.nat_step
-            node = leaf.state.hops[0].node if leaf.state.hops else node
+            node, pod = (leaf.state.hops[0].node, "") if leaf.state.hops else (node, pod)
         else:
             known = leaf.kind and leaf.disposition is not Disposition.UNDETERMINED
-            return DecidedBy(node=node, kind=StepKind(leaf.kind), words=leaf.reason) if known else None
-    return DecidedBy(node=node, kind=step.kind, step=_step(step))
+            kind = StepKind(leaf.kind) if known else None
+            return DecidedBy(node=node, kind=kind, words=leaf.reason, pod=pod) if kind is not None else None
+    return DecidedBy(node=node, kind=step.kind, step=_step(step), pod=pod)
 
 
 def _common_decision(paths: Sequence[Path]) -> DecidedBy | None:
@@ -325,6 +326,7 @@ def _hop(record: HopRecord) -> Hop:
     steps.reverse()
     return Hop(
         node=record.node,
+        pod=record.pod,
         direction=record.direction,
         arrived=_header(record.arrived),
         left=_header(record.left),

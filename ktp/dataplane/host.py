@@ -51,10 +51,18 @@ class Host:
     addresses that the question takes to be its own, and does not know interfaces or routes.
     """
 
-    def __init__(self, state: NodeState, assumed_local: frozenset[tuple[int, int]] = frozenset()) -> None:
-        """Compile `state`; `assumed_local` holds (family, number) pairs."""
+    def __init__(
+        self,
+        state: NodeState,
+        assumed_local: frozenset[tuple[int, int]] = frozenset(),
+        *,
+        node: str | None = None,
+    ) -> None:
+        """Compile `state`; `assumed_local` holds (family, number) pairs. A pod's namespace has the `node` it is on."""
         self.state = state
         self.name = state.name
+        self.node = state.name if node is None else node
+        self.pod = state.name if node is not None else ""
         self.interfaces: dict[str, Interface] = {i.name: i for i in state.interfaces or ()}
         routes = state.routes
         if routes is None and state.interfaces is not None:

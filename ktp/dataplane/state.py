@@ -87,13 +87,14 @@ class StepRecord(NamedTuple):
 
 
 class HopRecord(NamedTuple):
-    """One node's part of a walk."""
+    """One node's part of a walk, or that of a pod on it."""
 
     node: str
     direction: str
     arrived: Packet
     left: Packet
     steps: Any  # linked list of StepRecord, newest first
+    pod: str = ""
 
 
 class Verdict(NamedTuple):

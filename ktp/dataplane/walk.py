@@ -40,6 +40,7 @@ from ktp.dataplane.packet import (
     to_int,
     to_text,
 )
+from ktp.dataplane.pod import completed
 from ktp.dataplane.routing import MAIN, Lookup
 from ktp.dataplane.state import (
     ACCEPT,
@@ -66,6 +67,7 @@ from ktp.model.host import Interface, InterfaceAddress, IPNetwork, NextHop, Node
 from ktp.model.trace import Disposition, Flow, StepKind, Symptom
 
 _MAX_HOPS = 12
+_LISTENS = Assumption("the pod's program listens and answers", EvidenceKind.POD_NAMESPACE)
 _MAX_HOLDERS = 8  # nodes asked whether an address is theirs
 
 
@@ -131,6 +133,7 @@ class Leaf:
     step: StepRecord | None = None
     node: str = ""
     kind: str = ""
+    pod: str = ""  # in whose network namespace on the node
 
 
 class _Client:
@@ -154,6 +157,7 @@ class Walker:
         """Nothing is compiled before a flow needs it."""
         self.topology = topology
         self._hosts: dict[str, Host | None] = {}
+        self._insides: dict[str, Host | None] = {}
         self._hooks: dict[tuple[str, int], HookTable] = {}
         self._leaves: list[Leaf] = []
         self._family = 4
@@ -173,6 +177,19 @@ class Walker:
             assumed = self.topology.assumed_local.get(name, frozenset())
             self._hosts[name] = Host(state, assumed) if usable and state is not None else None
         return self._hosts[name]
+
+    def inside(self, attached: Attached) -> Host | None:
+        """The network namespace of a pod, None where it was not read."""
+        if attached.node is None or attached.host_network:
+            return None
+        if attached.name not in self._insides:
+            node = self.topology.nodes.get(attached.node)
+            state = node.pods.get(attached.name) if node is not None else None
+            own = [key for key, a in self.topology.attached.items() if a.name == attached.name]
+            self._insides[attached.name] = (
+                Host(completed(state, own), node=attached.node) if state is not None else None
+            )
+        return self._insides[attached.name]
 
     def may_hold(self, address: str) -> tuple[str, ...]:
         """The nodes of which an address may be that nobody is known to have: in their network, and not read.
@@ -911,6 +928,9 @@ class Walker:
         if p.oif == "lo":
             self._loop_back(state, host)
             return
+        if host.pod:
+            self._out_of_namespace(state, host)
+            return
         bridge = p.bridged
         p.ct, p.ctstate = None, pk.INVALID
         if host.cilium is not None:
@@ -1513,8 +1533,34 @@ class Walker:
                 host, "route",
             )  # fmt: skip
             return
-        reply = self._reply_of(p)
-        self._turn(state, reply, "reply")
+        inside = self.inside(attached)
+        if inside is not None:
+            self._enter(state, inside, inside.interface_of(p.family, p.dst) or "?", None)
+            return
+        if attached.node is not None:
+            state.assume(_LISTENS)
+        self._turn(state, self._reply_of(p), "reply")
+        self._out_to_node(state, host, attached)
+
+    def _out_of_namespace(self, state: State, host: Host) -> None:
+        """What a pod sends leaves its network namespace, and comes to its node by the device that leads to the pod."""
+        p = state.packet
+        p.ct, p.ctstate = None, pk.INVALID
+        self._close_hop(state, host)
+        own = [k for k, a in self.topology.attached.items() if a.name == host.name and k[0] == p.family]
+        key = (p.family, p.src) if (p.family, p.src) in own else own[0]
+        if p.oif != host.interface_of(*key):
+            self._leaf(
+                state, Disposition.LOST, Symptom.TIMES_OUT,
+                f"the answer leaves {host.name} by {p.oif}, and not by {host.interface_of(*key)} as the request came",
+                host, "route",
+            )  # fmt: skip
+            return
+        self._out_to_node(state, self._walkable(host.node), self.topology.attached[key])
+
+    def _out_to_node(self, state: State, host: Host | None, attached: Attached) -> None:
+        """The answer of a pod, or of an endpoint elsewhere, comes to its node; None where that is not known."""
+        p = reply = state.packet
         if host is None:
             # Its node is not known: the answer is taken to get out of it unchanged, towards whom it is for.
             key = (reply.family, reply.dst)
@@ -1574,7 +1620,9 @@ class Walker:
         socket = host.listener(p.family, p.proto, p.dst, p.dport, p.iif)
         where = endpoint_text(p.family, p.dst, p.dport)
         proto = pk.PROTOCOL_NAMES.get(p.proto, str(p.proto))
-        if socket is None and name is None:
+        if socket is None and host.pod:
+            state.assume(_LISTENS)
+        elif socket is None and name is None:
             # Most ports have no listener, and kube-proxy since 1.24 holds none. The answer says what it stands on.
             state.assume(
                 Assumption(
@@ -1585,8 +1633,9 @@ class Walker:
             )
             socket = False
         if socket is False:
+            what = "nothing in" if host.pod else "no process of"
             step = state.note(
-                StepKind.SOCKET, Note(f"no process of {host.name} listens on {where}/{proto}"), hook="LOCAL"
+                StepKind.SOCKET, Note(f"{what} {host.name} listens on {where}/{proto}"), hook="LOCAL"
             )
             kind = (
                 "tcp-reset"
@@ -1602,10 +1651,16 @@ class Walker:
                 host,
                 kind,
                 Disposition.NO_LISTENER,
-                f"nothing on {host.name} listens on {where}/{proto}",
+                f"nothing {'in' if host.pod else 'on'} {host.name} listens on {where}/{proto}",
                 step,
                 "socket",
             )
+            return
+        if host.pod:
+            state.note(
+                StepKind.SOCKET, Note(f"a program in {host.name} listens on {where}/{proto}"), hook="LOCAL"
+            )
+            self._answer(state, host)
             return
         silent = name is None and (host.name, p.proto, _number(p.dport)) in self.topology.silent
         state.note(
@@ -1621,7 +1676,11 @@ class Walker:
                 f"kube-proxy on {host.name} holds the port {where}/{proto} and never answers", host, "socket",
             )  # fmt: skip
             return
-        reply = self._reply_of(p)
+        self._answer(state, host)
+
+    def _answer(self, state: State, host: Host) -> None:
+        """A socket here takes the packet, and its stack answers."""
+        reply = self._reply_of(state.packet)
         reply.local = True
         self._close_hop(state, host)
         self._turn(state, reply, "reply")
@@ -1769,7 +1828,7 @@ class Walker:
         ct = p.ct if disposition is not Disposition.NO_LISTENER else None
         self._close_hop(state, host)
         self._turn(state, error, "error")
-        state.delivery = (disposition, kind, reason, step, cause, host.name, p.proto)
+        state.delivery = (disposition, kind, reason, step, cause, host, p.proto)
         if kind == "tcp-reset" and disposition is Disposition.REJECTED and p.physin is not None:
             # nf_send_reset puts it straight on the bridge port: no hook sees it, nothing is translated back
             self._answer_arrives(state, host)
@@ -1779,14 +1838,14 @@ class Walker:
         self._answer_out(state, host)
 
     def _error_arrived(self, state: State, host: Host | None, known: bool) -> None:
-        disposition, kind, reason, step, cause, node, proto = state.delivery
+        disposition, kind, reason, step, cause, at, proto = state.delivery
         symptom = _symptom_of(kind, proto) if known else Symptom.TIMES_OUT
         if not known:
             reason += (
                 "; the error that says so reaches the client in a form that it does not take for its own"
             )
         state.delivery = None
-        self._leaves.append(Leaf(state, disposition, symptom, reason, step, node, cause))
+        self._leaves.append(Leaf(state, disposition, symptom, reason, step, at.node, cause, at.pod))
 
     # -- hooks
 
@@ -2096,7 +2155,7 @@ class Walker:
     def _close_hop(self, state: State, host: Host) -> None:
         state.hops = (
             *state.hops,
-            HopRecord(host.name, state.direction, state.arrived, state.packet.copy(), state.steps),
+            HopRecord(host.node, state.direction, state.arrived, state.packet.copy(), state.steps, host.pod),
         )
         state.steps = None
 
@@ -2112,7 +2171,8 @@ class Walker:
     ) -> None:
         if state.steps is not None and host is not None:
             self._close_hop(state, host)
-        self._leaves.append(Leaf(state, disposition, symptom, reason, step, host.name if host else "", kind))
+        node, pod = (host.node, host.pod) if host is not None else ("", "")
+        self._leaves.append(Leaf(state, disposition, symptom, reason, step, node, kind, pod))
 
     def _lost(
         self,
@@ -2130,7 +2190,7 @@ class Walker:
             )
         self._close_hop(state, host)
         if state.direction == "error":
-            disposition, _, why, first, cause, node, _ = state.delivery
+            disposition, _, why, first, cause, at, _ = state.delivery
             state.delivery = None
             self._leaves.append(
                 Leaf(
@@ -2139,25 +2199,35 @@ class Walker:
                     Symptom.TIMES_OUT,
                     f"{why}; the error that says so is lost: {reason}",
                     first,
-                    node,
+                    at.node,
                     cause,
+                    at.pod,
                 )
             )
             return
         if state.direction != "request":
             symptom = Symptom.TIMES_OUT
-        self._leaves.append(Leaf(state, Disposition.LOST, symptom, reason, step, host.name, kind))
+        self._leaves.append(Leaf(state, Disposition.LOST, symptom, reason, step, host.node, kind, host.pod))
 
     def _end_unknown(
         self, state: State, node: str, why: str, what: str = "", step: StepRecord | None = None
     ) -> None:
-        host = self.host(node) if node else None
+        host = (self.host(node) or self._insides.get(node)) if node else None
         if host is not None and state.steps is not None:
             self._close_hop(state, host)
         if isinstance(state.delivery, tuple):
             state.delivery = None
         self._leaves.append(
-            Leaf(state, Disposition.UNDETERMINED, Symptom.UNKNOWN, why, step, node, what or "evidence")
+            Leaf(
+                state,
+                Disposition.UNDETERMINED,
+                Symptom.UNKNOWN,
+                why,
+                step,
+                host.node if host is not None else node,
+                what or "evidence",
+                host.pod if host is not None else "",
+            )
         )
 
 

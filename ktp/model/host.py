@@ -190,6 +190,8 @@ class NodeState:
     supposed: frozenset[EvidenceKind] = frozenset()  # what is here without having been read
     supposed_sysctls: tuple[str, ...] = ()  # keys that are here without having been read, where others were
     files: frozenset[str] = frozenset()  # names of the files that were read, without the node's folder
+    # Network namespaces of pods ("namespace/name"); their `rulesets` are empty where no rules of theirs were read.
+    pods: Mapping[str, NodeState] = field(default_factory=dict)
 
     @property
     def has_rules(self) -> bool:

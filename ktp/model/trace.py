@@ -116,9 +116,10 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """What one node did to the packet. `direction` is "request", "reply" or "error"."""
+    """What one node did to the packet, or a pod's network namespace on it. `direction`: "request", "reply", "error"."""
 
     node: str
+    pod: str = ""  # "namespace/name", "" for the node itself
     direction: str
     arrived: Header
     left: Header
@@ -135,6 +136,7 @@ class DecidedBy:
     kind: StepKind
     step: Step | None = None
     words: str = ""
+    pod: str = ""  # in whose network namespace on the node, "" for the node itself
 
     @property
     def rule(self) -> str:

@@ -7,7 +7,8 @@ becomes an evidence gap; nothing of a node is a reason to give up. Of the cluste
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ktp.errors import EvidenceError
@@ -190,6 +191,34 @@ def _is_kube_proxy_in(nft: NftRuleset) -> bool:
     return any(t.name == "kube-proxy" or "KUBE-SERVICES" in t.chains for t in nft.tables)
 
 
+class _PodNamespaces(Mapping[str, NodeState]):
+    """The pods' network namespaces of one node, parsed as they are asked for: a node may have hundreds.
+
+    nodes/NODE/pods/NAMESPACE_POD/: a namespace's name holds no underscore. A file that cannot be read is as one that is
+    missing.
+    """
+
+    def __init__(self, capture: Capture, node: str, files: Iterable[str]) -> None:
+        self._capture = capture
+        self._node = node
+        folders = dict.fromkeys(file.partition("/")[0] for file in files if "/" in file)
+        self._folders = {folder.replace("_", "/", 1): folder for folder in folders}
+        self._states: dict[str, NodeState] = {}
+
+    def __getitem__(self, name: str) -> NodeState:
+        if name not in self._states:
+            files = _NodeFiles(self._capture, f"{self._node}/pods/{self._folders[name]}", _Gaps([]))
+            # Nobody's place but kube-proxy's rules are missed, and those are not in a pod.
+            self._states[name] = replace(files.parse(), name=name, place_unread=False, ipvs_unread=False)
+        return self._states[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+
 class _NodeFiles:
     """The files of one node's folder; remembers which were read."""
 
@@ -241,6 +270,7 @@ class _NodeFiles:
             ipvs_unread=runs_ipvs and ipvs is None,
             kube_proxy=config,
             files=frozenset(self._read),
+            pods=_PodNamespaces(self._capture, self._node, self._files_in("pods/")),
         )
 
     def _is_a_place_unread(
