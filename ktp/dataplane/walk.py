@@ -67,7 +67,10 @@ from ktp.model.host import Interface, InterfaceAddress, IPNetwork, NextHop, Node
 from ktp.model.trace import Disposition, Flow, StepKind, Symptom
 
 _MAX_HOPS = 12
-_LISTENS = Assumption("the pod's program listens and answers", EvidenceKind.POD_NAMESPACE)
+_LISTENS = Assumption(
+    "the program in the pod listens and answers (the pod's network namespace was not read)",
+    EvidenceKind.POD_NAMESPACE,
+)
 _MAX_HOLDERS = 8  # nodes asked whether an address is theirs
 
 

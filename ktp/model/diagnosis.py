@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ktp.model.assumption import Assumption
+from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.capture import EvidenceGap
 from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import DecidedBy, Disposition, Hop, Symptom
@@ -74,9 +74,13 @@ class Cell:
 
     @property
     def rests_on(self) -> tuple[Assumption, ...]:
-        """The assumptions that stand in for evidence, for an answer that there is."""
-        known = self.symptom is not Symptom.UNKNOWN
-        return tuple(a for a in self.assumptions if a.evidence is not None) if known else ()
+        """The assumptions that stand in for evidence, for an answer that there is.
+
+        That a pod's program listens is told once of the whole report (`EvidenceKind.POD_NAMESPACE`).
+        """
+        if self.symptom is Symptom.UNKNOWN:
+            return ()
+        return tuple(a for a in self.assumptions if a.evidence not in (None, EvidenceKind.POD_NAMESPACE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

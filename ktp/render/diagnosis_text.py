@@ -23,6 +23,7 @@ from ktp.render.report_words import (
     nodes_of,
     others_of,
     policies_of,
+    unread_pods,
 )
 from ktp.render.terminal import write
 
@@ -49,7 +50,7 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
     bad = any(f.severity is Severity.ERROR for f in d.findings)
     style = "bold red" if bad else "bold yellow" if d.undetermined or d.findings else "bold green"
     write(console, Text(named_verdict(d), style=style))
-    write(console, Text(f"{policies_of(d)}. Evidence: {_evidence(d)}", style="dim"), 0, 2)
+    write(console, Text(f"{policies_of(d)}. Evidence: {_evidence(d)}{unread_pods(d)}", style="dim"), 0, 2)
     print_matrices(d, console, verbose=verbose)
     print_findings(d.findings, console, verbose=verbose, causes={group.cause for group in d.headline})
     print_rows(d.probes, console)

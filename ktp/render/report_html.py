@@ -40,6 +40,7 @@ from ktp.render.report_words import (
     probe_rows,
     share_rows,
     shown_matrices,
+    unread_pods,
     vantages_of,
     witness_rows,
 )
@@ -95,7 +96,7 @@ def _service(d: ServiceDiagnosis) -> str:
     evidence = f"API objects and the rules of {', '.join(read[:8])}" if read else "API objects alone"
     parts = [
         f"<h1>{_e(d.verdict)}</h1>",
-        f'<p class="dim">{_e(d.key)}, type {_e(policies_of(d))}. Evidence: {_e(evidence)}.</p>',
+        f'<p class="dim">{_e(d.key)}, type {_e(policies_of(d))}. Evidence: {_e(evidence + unread_pods(d))}.</p>',
     ]
     parts += [_matrix(m) for m in shown_matrices(d)]
     if d.frontends:

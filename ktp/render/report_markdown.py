@@ -24,6 +24,7 @@ from ktp.render.report_words import (
     probe_rows,
     share_rows,
     shown_matrices,
+    unread_pods,
     vantages_of,
     witness_rows,
 )
@@ -32,7 +33,7 @@ from ktp.render.report_words import (
 def markdown_report(d: ServiceDiagnosis) -> str:
     """The report of one Service."""
     out = [f"## {_text(d.key)}", "", f"**{_text(d.verdict)}**", ""]
-    out.append(f"Type {_text(policies_of(d))}. Evidence: {_text(_evidence(d))}.")
+    out.append(f"Type {_text(policies_of(d))}. Evidence: {_text(_evidence(d) + unread_pods(d))}.")
     for m in shown_matrices(d):
         vantages = vantages_of(m)
         out += ["", f"### {_text(m.title)}", ""]

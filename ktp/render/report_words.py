@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from ktp.model.assumption import EvidenceKind
 from ktp.model.diagnosis import Cell, Cures, Finding, Fix, FrontEndMatrix, LoadShare, ServiceDiagnosis
 from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import Symptom
@@ -102,8 +103,20 @@ def cells_of(matrices: Iterable[FrontEndMatrix]) -> list[Cell]:
 
 
 def assumed_of(cells: Iterable[Cell]) -> list[str]:
-    """What the answers of cells take for granted, in words."""
-    return assumed_words(a for c in cells if c.symptom is not Symptom.UNKNOWN for a in c.assumptions)
+    """What the answers of cells take for granted, in words; of pods' programs `unread_pods` tells."""
+    return assumed_words(
+        a
+        for c in cells
+        if c.symptom is not Symptom.UNKNOWN
+        for a in c.assumptions
+        if a.evidence is not EvidenceKind.POD_NAMESPACE
+    )
+
+
+def unread_pods(d: ServiceDiagnosis) -> str:
+    """What ends the line of evidence where no program of an endpoint was looked at, else ""."""
+    kinds = {a.evidence for c in cells_of(d.frontends) for a in c.assumptions}
+    return "; pods' sockets not read" if EvidenceKind.POD_NAMESPACE in kinds else ""
 
 
 _SEEN = {
