@@ -133,8 +133,9 @@ class Case:
             "deadport" in probe["service"]
             and set(outcomes) == {"refused"}
             and answer["symptom"] == "connects"
+            and any(a.get("evidence") == "pod-namespace" for a in answer.get("assumptions", ()))
         ):
-            return None  # nothing listens in that pod: no snapshot can tell
+            return None  # nothing listens in that pod, which was not read: the answer says so
         return self.judge_symptom(probe, answer) or self.judge_endpoints(probe, answer)
 
     def judge_symptom(self, probe: dict[str, Any], answer: dict[str, Any]) -> str | None:

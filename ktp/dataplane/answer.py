@@ -282,7 +282,8 @@ def _port(port: Port) -> int | None:
 
 def _drawn(leaf: Leaf) -> tuple[int, int, Port] | None:
     """The endpoint that a request was translated to which did not arrive there: (family, address, port)."""
-    requests = [h for h in leaf.state.hops if h.direction == "request"]
+    # What a pod's own rules make of the packet is past the endpoint.
+    requests = [h for h in leaf.state.hops if h.direction == "request" and not h.pod]
     if not requests:
         return None
     first, last = requests[0].arrived, requests[-1].left

@@ -60,17 +60,13 @@ from ktp.dataplane.state import (
     Verdict,
 )
 from ktp.dataplane.xtables import translate_destination, translation
-from ktp.model.assumption import Assumption, EvidenceKind
+from ktp.model.assumption import PROGRAM_LISTENS, Assumption, EvidenceKind
 from ktp.model.cilium import HOST_DEVICE, CiliumEndpoint
 from ktp.model.effect import Drop, Effect, Forbid, Nat, Note, Refuse, Setting, Unmodelled
 from ktp.model.host import Interface, InterfaceAddress, IPNetwork, NextHop, NodeState, Route
 from ktp.model.trace import Disposition, Flow, StepKind, Symptom
 
 _MAX_HOPS = 12
-_LISTENS = Assumption(
-    "the program in the pod listens and answers (the pod's network namespace was not read)",
-    EvidenceKind.POD_NAMESPACE,
-)
 _MAX_HOLDERS = 8  # nodes asked whether an address is theirs
 
 
@@ -1541,7 +1537,7 @@ class Walker:
             self._enter(state, inside, inside.interface_of(p.family, p.dst) or "?", None)
             return
         if attached.node is not None:
-            state.assume(_LISTENS)
+            state.assume(PROGRAM_LISTENS)
         self._turn(state, self._reply_of(p), "reply")
         self._out_to_node(state, host, attached)
 
@@ -1624,7 +1620,7 @@ class Walker:
         where = endpoint_text(p.family, p.dst, p.dport)
         proto = pk.PROTOCOL_NAMES.get(p.proto, str(p.proto))
         if socket is None and host.pod:
-            state.assume(_LISTENS)
+            state.assume(PROGRAM_LISTENS)
         elif socket is None and name is None:
             # Most ports have no listener, and kube-proxy since 1.24 holds none. The answer says what it stands on.
             state.assume(
@@ -1715,6 +1711,17 @@ class Walker:
             )
         else:
             found = host.route(p, iif="lo")
+            if (
+                host.pod
+                and p.proto == pk.UDP
+                and state.direction == "reply"
+                and self._chooses(host, p, found)
+            ):
+                why = (
+                    f"the program in {host.name} may answer from another address than was asked (IP_PKTINFO)"
+                )
+                self._end_unknown(state, host.name, why)
+                return
         if found.type not in ("unicast", "local"):
             self._lost(state, host, f"{host.name} has no route back to {to_text(p.family, p.dst)}", "route")
             return
@@ -1722,6 +1729,13 @@ class Walker:
             p.src = self._source_for(host, p, found) or 0
         state.arrived = p.copy()
         self._local_out(state, host, found)
+
+    @staticmethod
+    def _chooses(host: Host, p: Packet, found: Lookup) -> bool:
+        """Whether a datagram goes another way while its socket, bound to no address, has not chosen the source yet."""
+        unbound = p.copy()
+        unbound.src = 0
+        return host.route(unbound, iif="lo").hops != found.hops
 
     def _answer_arrives(self, state: State, host: Host | None) -> None:
         """The answer, or the error, is at the client: does the client take it for its own?"""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from ktp.diagnose.case import Case
-from ktp.kubeproxy.changes import with_policy, with_ready_pod_on
+from ktp.kubeproxy.changes import with_namespace, with_policy, with_ready_pod_on, with_target_port
 from ktp.kubeproxy.synthesis import reprogram
-from ktp.model.cluster import Cluster, EndpointPort, EndpointSlice
-from ktp.model.host import NodeState
+from ktp.model.cluster import Cluster, EndpointPort, EndpointSlice, ServicePort
+from ktp.model.host import ListeningSocket, NodeState
 from ktp.model.nftables import NftChain, NftTable
 from ktp.model.reading import TableReading
 from ktp.model.ruleset import Chain, Ruleset
@@ -33,6 +33,25 @@ def pod_added(case: Case, node: str) -> Snapshot:
     """The Service with one more ready pod, on `node`."""
     changed = with_ready_pod_on(case.snapshot, case.service.key, node)
     return reprogrammed(changed, changed.cluster, case.service.key)
+
+
+def target_port_changed(case: Case, port: ServicePort, number: int) -> Snapshot:
+    """The Service port with another targetPort, and its rules accordingly."""
+    changed = with_target_port(case.snapshot.cluster, case.service.key, port, number)
+    return reprogrammed(case.snapshot, changed, case.service.key)
+
+
+def listening(
+    snapshot: Snapshot, programs: Collection[tuple[str, str, bool]], port: int, protocol: str
+) -> Snapshot:
+    """Pods (node, "namespace/name", whether in the node's network) whose program listens on a port of all addresses."""
+    socket = ListeningSocket(protocol=protocol.lower(), ip=None, port=port, family=0)
+    for node, pod, is_of_node in programs:
+        state = snapshot.nodes[node]
+        inside = state if is_of_node else state.pods[pod]
+        inside = replace(inside, sockets=(*(inside.sockets or ()), socket))
+        snapshot = with_state(snapshot, inside if is_of_node else with_namespace(state, inside))
+    return snapshot
 
 
 def rules_renewed(case: Case, node: str) -> Snapshot:

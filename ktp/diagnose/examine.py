@@ -26,7 +26,7 @@ from ktp.kubeproxy.node import ALL_MODES, ProxyMode, ProxyNode, default_mode, de
 from ktp.kubeproxy.outcome import Client, IntendedEndpoint, Vantage
 from ktp.kubeproxy.synthesis import reprogram
 from ktp.kubeproxy.version import proxy_version
-from ktp.model.assumption import Assumption, EvidenceKind
+from ktp.model.assumption import PROGRAM_LISTENS, Assumption, EvidenceKind
 from ktp.model.cilium import LOCAL_IDENTITIES
 from ktp.model.cluster import EndpointSlice, Service, ServicePort, ip_of
 from ktp.model.diagnosis import Cell, CellEndpoint
@@ -435,7 +435,7 @@ class Examiner:
             client=question.client_name,
             intended=(intent.should or intent).symptom,
             intended_by=(intent.should or intent).decided_by,
-            assumptions=intent.assumptions,
+            assumptions=(*intent.assumptions, *((PROGRAM_LISTENS,) if intent.endpoints else ())),
         )
 
 

@@ -6,9 +6,11 @@ Every function returns a new value and leaves its argument as it is. The rules t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import cast
 
 from ktp.kubeproxy.frontends import ip_versions_of
 from ktp.kubeproxy.node import IPNetwork
@@ -20,6 +22,7 @@ from ktp.model.cluster import (
     EndpointSlice,
     Pod,
     Service,
+    ServicePort,
     ip_of,
 )
 from ktp.model.host import Interface, IPAddress, NextHop, NodeState, Route
@@ -49,6 +52,25 @@ def with_policy(cluster: Cluster, service_key: str, policy: str) -> Cluster:
     return with_service(
         cluster, replace(service, external_traffic_policy=policy, health_check_node_port=check)
     )
+
+
+def with_target_port(cluster: Cluster, service_key: str, port: ServicePort, number: int) -> Cluster:
+    """The Service port with another targetPort, and its endpoints as the endpoints controller would then list them."""
+    service = cluster.services[service_key]
+    mine = (port.name, port.protocol.upper())
+    ports = tuple(
+        replace(p, target_port=number) if (p.name, p.protocol.upper()) == mine else p for p in service.ports
+    )
+
+    def renumbered(one: EndpointSlice) -> EndpointSlice:
+        if (one.namespace, one.service_name) != (service.namespace, service.name):
+            return one
+        listed = tuple(
+            replace(p, port=number) if (p.name, p.protocol.upper()) == mine else p for p in one.ports
+        )
+        return replace(one, ports=listed)
+
+    return _map_slices(with_service(cluster, replace(service, ports=ports)), renumbered)
 
 
 # ----------------------------------------------------------------------------------------------------- endpoints
@@ -182,7 +204,37 @@ def with_ready_pod_on(
         for address in addresses:
             nodes[node] = _with_way_to(nodes[node], cluster, address)
     nodes = with_pods_of_cilium(nodes, dict.fromkeys(addresses, node))
+    twin = _namespace_of_one(snapshot, service_key)
+    if node in nodes and twin is not None:
+        nodes[node] = with_namespace(nodes[node], replace(twin, name=pod.key))
     return replace(snapshot, cluster=changed, nodes=nodes)
+
+
+def with_namespace(state: NodeState, pod: NodeState) -> NodeState:
+    """The node with the network namespace of a pod (`pod.name`); the others' are not read for it."""
+    others = cast("MutableMapping[str, NodeState]", state.pods)
+    return replace(state, pods=ChainMap({pod.name: pod}, others))
+
+
+def _namespace_of_one(snapshot: Snapshot, service_key: str) -> NodeState | None:
+    """What one more pod of the Service has in its network namespace: as one of the others, which runs the same program.
+
+    None where none of theirs was read. Its addresses and routes are its own.
+    """
+    for key in endpoints_by_pod(snapshot.cluster, service_key):
+        for state in snapshot.nodes.values():
+            found = state.pods.get(key)
+            if found is None:
+                continue
+            own = {a.ip for i in found.interfaces or () if not i.is_loopback for a in i.addresses}
+            sockets = found.sockets
+            if sockets is not None:
+                sockets = tuple(
+                    replace(s, ip=None, family=s.ip.version) if s.ip is not None and s.ip in own else s
+                    for s in sockets
+                )
+            return replace(found, interfaces=None, routes=None, rules4=None, rules6=None, sockets=sockets)
+    return None
 
 
 def with_pods_of_cilium(nodes: dict[str, NodeState], pods: Mapping[IPAddress, str]) -> dict[str, NodeState]:

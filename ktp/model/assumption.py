@@ -47,3 +47,10 @@ class Assumption:
     evidence: EvidenceKind | None = None
     node: str = ""
     detail: str = ""
+
+
+PROGRAM_LISTENS = Assumption(
+    "the program in the pod listens and answers (the pod's network namespace was not read)",
+    EvidenceKind.POD_NAMESPACE,
+)
+"""Of every answer that is delivered to a pod of which no socket was read."""

@@ -227,6 +227,7 @@ def _without_backends(text: str) -> str:
     return json.dumps({k: v for k, v in json.loads(text).items() if k.endswith("(0)")})
 
 
+DEADPORT, DEADPORT_SOCKETS = "edge/deadport-local", "pods/edge_deadport-0/ss.txt"
 POLICY, LEFT_OVER = "cilium-1.19.4-policy", "cilium-1.19.4-tunnel-leftover-kube-proxy"
 
 CATALOGUE: dict[str, tuple[Ask, Ask]] = {
@@ -234,6 +235,15 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
         in_ipvs("edge/cluster-two", ("node-b", "sysctl.txt", sysctl("net.ipv4.vs.conntrack", "0"))),
         # A Local Service is not masqueraded anyhow.
         in_ipvs("edge/local-two", ("node-b", "sysctl.txt", sysctl("net.ipv4.vs.conntrack", "0"))),
+    ),
+    "KTP113": (
+        same(DEADPORT),
+        # Where the pods' sockets were read, KTP212 says it, or nothing is wrong.
+        edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8081 *:*\n")), base=recorded),
+    ),
+    "KTP212": (
+        edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8080 *:*\n")), base=recorded),
+        edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8081 *:*\n")), base=recorded),
     ),
     "KTP304": (of_case(POLICY, LOCAL), of_case(LEFT_OVER, LOCAL)),
     "KTP413": (

@@ -18,6 +18,7 @@ import pytest
 
 from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.service import diagnose_service
+from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Service
 from ktp.model.diagnosis import Cell, CellEndpoint, ServiceDiagnosis
 from ktp.model.snapshot import Snapshot
@@ -152,8 +153,9 @@ def complaint(probe: dict[str, Any], cell: Cell) -> str | None:
     outcomes = probe["outcomes"]
     if "connected-silent" in outcomes:  # a process of the node holds the port
         return None if cell.disposition is Disposition.HOST_PROCESS else f"said {cell.disposition.value}"
-    if "deadport" in probe["service"] and set(outcomes) == {"refused"} and cell.symptom is Symptom.CONNECTS:
-        return None  # nothing listens in that pod: no snapshot can tell
+    unread = any(a.evidence is EvidenceKind.POD_NAMESPACE for a in cell.assumptions)
+    if "deadport" in probe["service"] and set(outcomes) == {"refused"} and unread:
+        return None  # nothing listens in that pod, which was not read: the answer says so
     said: dict[str, float] = defaultdict(float)
     if cell.symptom is Symptom.INTERMITTENT:
         for endpoint in cell.endpoints:
