@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ktp.app.settings import Settings, offline, open_offline, split_name
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ktp.model.capture import Capture
     from ktp.model.cluster import Cluster, Service
     from ktp.model.snapshot import Snapshot
+
+    _Pods = Mapping[str, Mapping[str, str]]
 
 
 def snapshot_for_service(settings: Settings, text: str) -> tuple[Snapshot, Service]:
@@ -61,7 +63,7 @@ def _collect_one(settings: Settings, text: str) -> Capture:
     api = connect(settings.kubeconfig, settings.context)
     namespace, name = split_name(text, settings, api.default_namespace)
     capture = collect_service(api, namespace, name)
-    return with_nodes(settings, capture, api=api, reach=_reach(capture))
+    return with_nodes(settings, capture, api=api, reach=_reach(capture), pods="asked")
 
 
 def _reach(capture: Capture) -> Reach:
@@ -85,22 +87,33 @@ def _reach(capture: Capture) -> Reach:
 
 
 def with_nodes(
-    settings: Settings, capture: Capture, *, api: KubeApi | None = None, reach: Reach | None = None
+    settings: Settings,
+    capture: Capture,
+    *,
+    api: KubeApi | None = None,
+    reach: Reach | None = None,
+    pods: str = "none",
 ) -> Capture:
-    """Join what the nodes themselves say, by --node-access; with `reach`, of large ones only the rules it reaches."""
+    """Join what the nodes themselves say, by --node-access; with `reach`, of large ones only the rules it reaches.
+
+    `pods` are those whose network namespaces are read where --pods does not say which: none, asked or all.
+    """
     from ktp.collect.children import ending_children
+    from ktp.collect.pod_namespaces import pods_to_read
     from ktp.model.capture import merge_captures
 
     require_nodes(settings, capture)
     if settings.node_access == "none":
         return capture
     with ending_children():
+        which = settings.pods or pods
+        wanted = pods_to_read(capture, every=which == "all") if which != "none" else {}
         if settings.node_access == "ssh":
-            read = _nodes_by_ssh(settings, capture, reach)
+            read = _nodes_by_ssh(settings, capture, reach, wanted)
         elif settings.node_access == "agent":
             read = _nodes_by_kube_proxy(settings, capture, api, reach)
         else:
-            read = _this_node(settings, capture, reach)
+            read = _this_node(settings, capture, reach, wanted)
     return merge_captures(capture, read, source=capture.source if not read.node_names() else None)
 
 
@@ -114,7 +127,7 @@ def require_nodes(settings: Settings, capture: Capture) -> None:
             raise NotFoundError(f"there is no node {name!r} in the cluster" + did_you_mean(name, known))
 
 
-def _this_node(settings: Settings, capture: Capture, reach: Reach | None) -> Capture:
+def _this_node(settings: Settings, capture: Capture, reach: Reach | None, pods: _Pods) -> Capture:
     """--node-access local, and auto, which reads nothing where this machine is no node and says how it could."""
     from ktp.collect.local_node import collect_local_node, local_node_name
     from ktp.collect.ssh import all_nodes
@@ -144,11 +157,11 @@ def _this_node(settings: Settings, capture: Capture, reach: Reach | None) -> Cap
     unread = MemoryCapture(files={}, gaps=tuple(gaps), source=capture.source)
     if name is None:
         return unread
-    read = collect_local_node(name, reach=reach)
+    read = collect_local_node(name, reach=reach, pods=pods.get(name))
     return merge_captures(read, unread, source=read.source)
 
 
-def _nodes_by_ssh(settings: Settings, capture: Capture, reach: Reach | None) -> Capture:
+def _nodes_by_ssh(settings: Settings, capture: Capture, reach: Reach | None, pods: _Pods) -> Capture:
     from ktp.collect.ssh import SshSettings, all_nodes, collect_over_ssh
 
     ssh = SshSettings(
@@ -161,7 +174,7 @@ def _nodes_by_ssh(settings: Settings, capture: Capture, reach: Reach | None) -> 
     nodes = all_nodes(capture, settings.nodes)
     if not nodes:
         return _no_node_known(capture)
-    return collect_over_ssh(capture, nodes, ssh, reach=reach, on_progress=settings.progress)
+    return collect_over_ssh(capture, nodes, ssh, reach=reach, pods=pods, on_progress=settings.progress)
 
 
 def _nodes_by_kube_proxy(

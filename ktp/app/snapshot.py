@@ -77,7 +77,7 @@ def take_snapshot(
         api, cluster = _cluster_capture(settings)
         progress("reading the nodes")
         asked = replace(settings, progress=_counting(progress))
-        capture = strip_capture(with_nodes(asked, cluster, api=api), nodes=settings.nodes or None)
+        capture = strip_capture(with_nodes(asked, cluster, api=api, pods="all"), nodes=settings.nodes or None)
     if redact:
         progress("replacing names and addresses")
         capture = _redacted(capture, redact_map)
@@ -135,7 +135,7 @@ def _take_into_folder(
             nodes=tuple(batch) if remote or resume or settings.nodes else (),
             progress=_counting(progress, number * _NODES_AT_ONCE, len(left)),
         )
-        read = strip_capture(with_nodes(asked, cluster, api=api))
+        read = strip_capture(with_nodes(asked, cluster, api=api, pods="all"))
         new = {name: read.read(name) for name in read.names() if name.startswith("nodes/")}
         # What the API says about all nodes is in each answer; only those of this turn were read.
         for name in batch if remote else read.node_names():

@@ -54,6 +54,12 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     ),
     _option("--sudo", is_flag=True, help="On the nodes, read rules through sudo -n."),
     _option(
+        "--pods",
+        type=click.Choice(["none", "asked", "all"]),
+        help="Pods whose network namespaces are read on their nodes, as root (default: those of the asked Service; "
+        "of a snapshot all, of -A none).",
+    ),
+    _option(
         "--parallel", type=click.IntRange(1, 1000), metavar="N", help="Nodes read at once (default: 16)."
     ),
     _option(
@@ -104,6 +110,7 @@ def settings() -> Settings:
         ssh_user=kept.get("ssh_user"),
         ssh_options=tuple(kept.get("ssh_options", ())),
         sudo=kept.get("sudo", False),
+        pods=kept.get("pods"),
         parallel=kept.get("parallel", 16),
         timeout=kept.get("timeout", 120.0),
         progress=_node_progress(),

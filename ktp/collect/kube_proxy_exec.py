@@ -314,6 +314,10 @@ class ExecRunner:
             return CommandResult(status=1, stderr=b"the connection ended before the command did")
         return CommandResult(status=answer.status, stdout=answer.stdout, stderr=answer.stderr)
 
+    def namespaces(self, addresses: Sequence[str]) -> dict[str, int]:  # noqa: ARG002 - the protocol's
+        """None: a container sees no processes but its own."""
+        return {}
+
     def has_command(self, name: str) -> bool:
         """Whether the image has the command; asked by its --version where that does nothing else."""
         with self._lock:

@@ -42,6 +42,14 @@ from ktp.collect.nft_chains import (
 )
 from ktp.collect.nft_whole import read_whole
 from ktp.collect.parallel import run_in_parallel
+from ktp.collect.pod_namespaces import (
+    POD_LEGACY,
+    POD_READS,
+    POD_RULES,
+    PodAddresses,
+    enter,
+    local_namespaces,
+)
 from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture
 
 COMMAND_TIMEOUT = 30.0
@@ -138,6 +146,9 @@ class CommandRunner(Protocol):
     def is_root(self) -> bool:
         """Whether commands run as root."""
 
+    def namespaces(self, addresses: Sequence[str]) -> dict[str, int]:
+        """For each address that a network namespace other than the machine's own has, a process in it."""
+
 
 class LocalRunner:
     """This machine, in the network namespace that ktp runs in."""
@@ -183,6 +194,10 @@ class LocalRunner:
     def is_root(self) -> bool:
         """Whether ktp runs as root."""
         return os.geteuid() == 0
+
+    def namespaces(self, addresses: Sequence[str]) -> dict[str, int]:
+        """For each address that another network namespace has, a process in it."""
+        return local_namespaces(addresses)
 
 
 # --------------------------------------------------------------------------------------------- which node it is
@@ -291,6 +306,7 @@ def collect_local_node(
     not_root: tuple[str, str] | None = None,
     kernel: KernelOpener | None = None,
     blind: bool = False,
+    pods: PodAddresses | None = None,
 ) -> MemoryCapture:
     """What a machine, without `runner` this one, says about itself, as `nodes/NODE/…` of design §4.
 
@@ -298,6 +314,7 @@ def collect_local_node(
     all the same. `legacy_reader` is asked for legacy tables that no command can print; `kernel` opens nf_tables of
     the machine for questions that no command answers at once.
     `not_root` is the sentence and the remedy where the commands did not run as root.
+    `pods` are those whose network namespaces are read, too, as root.
     `blind` is a machine whose files cannot be looked at: nothing is run there that could make what it looks for.
     Nothing is raised for what cannot be read; each is a gap. The dumps are not taken at one instant.
     """
@@ -308,7 +325,7 @@ def collect_local_node(
             f"ktp does not run as root, and so the packet rules of node {node} cannot be read",
             _AS_ROOT,
         )
-    reader = _NodeReader(node, runner, reach, legacy_reader, not_root, kernel, blind=blind)
+    reader = _NodeReader(node, runner, reach, legacy_reader, not_root, kernel, blind=blind, pods=pods)
     try:
         parts = run_in_parallel(reader.reads())
     finally:
@@ -341,8 +358,10 @@ class _NodeReader:
         kernel: KernelOpener | None = None,
         *,
         blind: bool = False,
+        pods: PodAddresses | None = None,
     ) -> None:
         self._node = node
+        self._pods_asked = dict(pods or {})
         self._runner = runner
         self._reach = reach
         self._legacy_reader = legacy_reader
@@ -373,6 +392,7 @@ class _NodeReader:
             partial(self._ipv6, "ip6-route.json", "ip -6 -j route show table all"),
             partial(self._command, "ss.txt", "node-sockets", "ss -lntuH"),
             self._sysctls,
+            self._pods,
         ]
 
     # ----------------------------------------------------------------------------------------------- commands
@@ -693,6 +713,48 @@ class _NodeReader:
             for interface in self._runner.list_folder(f"/proc/sys/net/{version}/conf"):
                 for key in keys:
                     yield f"net.{version}.conf.{interface.replace('.', '/')}.{key}"
+
+    # ---------------------------------------------------------------------------------------------------- pods
+
+    def _pods(self) -> _Part:
+        """Files of pods' network namespaces. A pod of which the needed ones cannot be had is a gap."""
+        part = _Part()
+        if not self._pods_asked or not self.is_root or self._blind:
+            return part
+        if not self._runner.has_command("nsenter"):
+            return self._not_installed("pod-namespace", "nsenter")
+        found = self._runner.namespaces(tuple(self._pods_asked))
+        processes = {self._pods_asked[address]: pid for address, pid in found.items()}
+        for folder in dict.fromkeys(self._pods_asked.values()):
+            pid = processes.get(folder)
+            one = self._pod(folder, pid) if pid is not None else _Part()
+            if not one.files:
+                pod = folder.replace("_", "/", 1)
+                why = f"the network namespace of pod {pod} could not be read"
+                one = self._gap("pod-namespace", why, f"see whether {pod} still runs there")
+            part.files |= one.files
+            part.gaps += one.gaps
+        return part
+
+    def _pod(self, folder: str, pid: int) -> _Part:
+        """The files of one; none where it ended meanwhile."""
+        part = _Part()
+        reads = [*POD_READS, *((file, words, False) for file, words in POD_RULES if self._has_nf_tables)]
+        for file, words, names in POD_LEGACY:
+            try:
+                has_tables = self._runner.read_file(f"/proc/{pid}/net/{names}").strip()
+            except OSError:
+                continue
+            if has_tables:
+                reads.append((file, words, False))
+        for file, words, is_needed in reads:
+            if not self._runner.has_command(words.split()[0]):
+                continue
+            read = self._command(f"pods/{folder}/{file}", "pod-namespace", f"{enter(pid)} {words}")
+            if is_needed and not read.files:
+                return _Part()
+            part.files |= read.files
+        return part
 
     # ------------------------------------------------------------------------------------------------ not root
 

@@ -192,10 +192,14 @@ class _Redactor:
         if parts[0] == "cluster":
             content = self._cluster_file(name, capture)
             return None if content is None else (name, content)
-        node = self._name("node", parts[1])
+        folder = f"nodes/{self._name('node', parts[1])}"
         file = "/".join(parts[2:])
+        if parts[2] == "pods" and len(parts) == 5:
+            namespace, _, pod = parts[3].partition("_")
+            folder += f"/pods/{self._name('namespace', namespace)}_{self._name('pod', pod)}"
+            file = parts[4]
         written = self._node_file(file, capture.read(name))
-        return None if written is None else (f"nodes/{node}/{file}", written)
+        return None if written is None else (f"{folder}/{file}", written)
 
     def gap(self, gap: EvidenceGap) -> EvidenceGap:
         """A gap without its words, which quote names, addresses, users and paths."""

@@ -34,6 +34,7 @@ from ktp.collect.nft_chains import (
     Destination,
     Reach,
 )
+from ktp.collect.pod_namespaces import POD_LEGACY, POD_READS, POD_RULES, PodAddresses, in_proc
 from ktp.model.capture import EvidenceGap, GapCause, MemoryCapture
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _TIMED_OUT = 124  # timeout(1)
 _SUDO = "sudo -n -l"
 
 COMMANDS = (
-    "ip", "ss", "nft", "ipset", "ipvsadm", "timeout", "awk", "sudo", "cilium-dbg", "cilium",
+    "ip", "ss", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "timeout", "awk", "sudo", "cilium-dbg", "cilium",
     *(f"{family}{kind}{save}" for family in ("iptables", "ip6tables") for kind in ("", "-nft", "-legacy")
       for save in ("", "-save")),
 )  # fmt: skip
@@ -168,6 +169,27 @@ if [ -n "$nf" ] && has nft; then
   then
     root nft list hooks
   fi
+fi
+pods='@PODS@'
+if [ -n "$pods" ] && [ "$uid" = 0 ] && has nsenter && has awk; then
+  # One process of each network namespace but this one's, then the addresses that it has.
+  for path in $($as_root ls -l /proc/[0-9]*/ns/net 2>/dev/null | awk -v own="$($as_root readlink /proc/1/ns/net)" '
+      $NF != own && !seen[$NF]++ { print $(NF - 2) }'); do
+    at=${path%/ns/net}
+    has_pod=
+    for address in $($as_root cat "$at/net/fib_trie" "$at/net/if_inet6" 2>/dev/null | awk '
+        /host LOCAL/ { print last } { last = $2 } length($1) == 32 { print $1 }'); do
+      case " $pods " in *" $address "*) has_pod="$has_pod $address" ;; esac
+    done
+    [ -n "$has_pod" ] || continue
+    said "pod ${at#/proc/}" $has_pod
+    enter="nsenter --net=$at/ns/net"
+@POD_READS@
+    if [ -n "$nf" ]; then
+@POD_RULES@
+    fi
+@POD_LEGACY@
+  done
 fi
 line complete
 }
@@ -352,8 +374,13 @@ class RemoteScript:
     mark: str
 
 
-def build_script(*, sudo: bool, reach: Reach | None, command_timeout: float) -> RemoteScript:
-    """The script that reads everything; with `sudo`, what only root may read through `sudo -n`."""
+def build_script(
+    *, sudo: bool, reach: Reach | None, command_timeout: float, pods: Iterable[str] = ()
+) -> RemoteScript:
+    """The script that reads everything; with `sudo`, what only root may read through `sudo -n`.
+
+    `pods` are addresses whose network namespaces are read, too.
+    """
     mark = f"ktp-{secrets.token_hex(16)}"
     globs = [*(_sysctl_path(key) for key in SINGLE_SYSCTLS)]
     globs += [f"/proc/sys/net/ipv4/conf/*/{key}" for key in IPV4_CONF_KEYS]
@@ -374,6 +401,14 @@ def build_script(*, sudo: bool, reach: Reach | None, command_timeout: float) -> 
         "SYSCTL_GLOBS": " ".join(globs),
         "CILIUM_FOLDER": CILIUM_FOLDER,
         "CILIUM_READS": "\n".join(f"  root $agent {words}" for _, words, _ in CILIUM_READS),
+        "PODS": " ".join(map(in_proc, pods)),
+        "POD_READS": "\n".join(_in_pod(words) for _, words, _ in POD_READS),
+        "POD_RULES": "\n".join(f"  {_in_pod(words)}" for _, words in POD_RULES),
+        "POD_LEGACY": "\n".join(
+            f'    file "$at/net/{names}" cat\n    [ -n "$($as_root cat "$at/net/{names}" 2>/dev/null)" ] && '
+            f"{_in_pod(words).strip()}"
+            for _, words, names in POD_LEGACY
+        ),
         "LARGE_SERVICES": str(LARGE_SERVICES),
         "LARGE_CHAINS": str(LARGE_CHAINS),
         "REACH": "1" if reach is not None else "",
@@ -393,6 +428,11 @@ def _asked(destinations: Iterable[Destination]) -> list[str]:
         f"{one.protocol or ''}/{'' if one.port is None else one.port}/{','.join(sorted(one.addresses or ()))}"
         for one in destinations
     ]
+
+
+def _in_pod(words: str) -> str:
+    """A line of the script that runs a command of the node in a pod's network namespace."""
+    return f"    has {words.split(maxsplit=1)[0]} && root $enter {words}"
 
 
 def _quoted(text: str) -> str:
@@ -417,6 +457,7 @@ class Recording:
     commands: dict[str, CommandResult] = field(default_factory=dict)
     files: dict[str, CommandResult] = field(default_factory=dict)
     facts: dict[str, bytes] = field(default_factory=dict)
+    pods: dict[int, tuple[str, ...]] = field(default_factory=dict)
     started: bool = False
     complete: bool = False
 
@@ -462,6 +503,8 @@ def _add(recording: Recording, what: str, body: bytes, status: str, errors: byte
         recording.commands[name] = result
     elif kind == "file":
         recording.files[name] = result
+    elif kind == "pod" and name.isdecimal():
+        recording.pods[int(name)] = tuple(body.decode(errors="replace").split())
     else:
         recording.facts[kind] = body
 
@@ -519,6 +562,16 @@ class RecordedRunner:
         """The node's name for itself."""
         return (self._recording.facts.get("hostname", b"").decode(errors="replace").strip(),)
 
+    def namespaces(self, addresses: Sequence[str]) -> dict[str, int]:
+        """For each address that a network namespace had, a process in it."""
+        spelled = {in_proc(address): address for address in addresses}
+        return {
+            spelled[text]: pid
+            for pid, texts in self._recording.pods.items()
+            for text in texts
+            if text in spelled
+        }
+
     def is_root(self) -> bool:
         """Whether what root alone may read could be read."""
         return self._recording.facts.get("uid", b"").strip() == b"0"
@@ -532,9 +585,11 @@ def collect_recorded(
     source: str,
     not_root: tuple[str, str],
     why_cut: str,
+    pods: PodAddresses | None = None,
 ) -> MemoryCapture:
     """A node's files from a recording. One that is not complete costs one gap, which says `why_cut`."""
-    read = collect_local_node(node, RecordedRunner(recording), reach=reach, source=source, not_root=not_root)
+    runner = RecordedRunner(recording)
+    read = collect_local_node(node, runner, reach=reach, source=source, not_root=not_root, pods=pods)
     if recording.complete:
         return read
     gap = EvidenceGap(

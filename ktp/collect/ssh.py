@@ -11,7 +11,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ktp.model.capture import Capture, EvidenceGap, MemoryCapture, merge_capture
 
 if TYPE_CHECKING:
     from ktp.collect.nft_chains import Reach
+    from ktp.collect.pod_namespaces import PodAddresses
 
 PARALLEL = 16
 TIMEOUT = 120.0
@@ -93,14 +94,17 @@ def collect_over_ssh(
     settings: SshSettings,
     *,
     reach: Reach | None = None,
+    pods: Mapping[str, PodAddresses] | None = None,
     on_progress: OnProgress | None = None,
 ) -> MemoryCapture:
     """What `nodes` say about themselves; `capture` has their addresses in cluster/nodes.json.
 
+    `pods` are those of each node whose network namespaces are read, too.
+
     A node that cannot be read is a gap. Raises EvidenceError only if there is no ssh client.
     """
     addresses = node_addresses(capture)
-    visitor = Visitor(settings, reach)
+    visitor = Visitor(settings, reach, pods)
     done = 0
     lock = threading.Lock()
 
@@ -147,8 +151,11 @@ def node_addresses(capture: Capture) -> dict[str, tuple[str, ...]]:
 class Visitor:
     """Reads nodes, one at a call, from several threads."""
 
-    def __init__(self, settings: SshSettings, reach: Reach | None) -> None:
+    def __init__(
+        self, settings: SshSettings, reach: Reach | None, pods: Mapping[str, PodAddresses] | None = None
+    ) -> None:
         self._settings = settings
+        self._pods = pods or {}
         self._reach = reach
         self._arguments = settings.arguments()
         # The only way to ask somebody without a terminal; a jump host's client does not know of BatchMode.
@@ -171,6 +178,7 @@ class Visitor:
             sudo=settings.sudo,
             reach=self._reach,
             command_timeout=max(1.0, settings.timeout - min(_CONNECT_SHARE, settings.timeout / 2)),
+            pods=self._pods.get(node, ()),
         )
         done = self._run((*self._arguments, "--", destination, "sh -s"), settings.timeout, script.text)
         recording = parse_stream(done.stdout, script.mark)
@@ -268,6 +276,7 @@ class Visitor:
             source=f"node {node} (ssh {destination})",
             not_root=self._not_root(node, recording),
             why_cut=why,
+            pods=self._pods.get(node),
         )
 
     def _not_root(self, node: str, recording: Recording) -> tuple[str, str]:

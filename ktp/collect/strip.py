@@ -22,7 +22,7 @@ CLUSTER_KINDS: Mapping[str, str] = {
 }
 _VERSION = "cluster/version.json"
 _NODE_FILE = re.compile(
-    r"(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
+    r"(?:pods/[^/]+/(?=[^/]+$))?(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
     r"|ip-addr\.json|ip6?-(?:rule|route)\.json|ss\.txt|sysctl\.txt|kube-proxy-config\.(?:yaml|json)"
     r"|cilium/(?:bpf-[a-z-]+\.json|status\.json|config\.(?:txt|json)|version\.txt|(?:service|identity)-list\.json"
     r"|policy-get\.json))"
@@ -55,6 +55,8 @@ def strip_capture(
             files[name] = _strip_list(name, capture.read(name), namespace)
         elif name in {_VERSION, PARTIAL}:
             files[name] = capture.read(name)
+        elif parts[0] == "nodes" and _is_of_other(parts, namespace):
+            continue
         elif parts[0] == "nodes" and _NODE_FILE.fullmatch("/".join(parts[2:])):
             content = capture.read(name)
             files[name] = _without_kubeconfig(content) if "kube-proxy-config" in name else content
@@ -74,6 +76,11 @@ def strip_capture(
         message = f"{len(left_out)} files are none of a snapshot's and were left out: {names}"
         gaps.append(EvidenceGap(kind="left-out", subject="files", message=message))
     return MemoryCapture(files=files, gaps=tuple(gaps), source=capture.source)
+
+
+def _is_of_other(parts: list[str], namespace: str | None) -> bool:
+    """Whether a node's file is of a pod in another Kubernetes namespace than the one asked."""
+    return namespace is not None and parts[2:3] == ["pods"] and parts[3].partition("_")[0] != namespace
 
 
 def _about(gap: EvidenceGap, nodes: Collection[str], capture: Capture) -> bool:

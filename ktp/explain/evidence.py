@@ -88,7 +88,10 @@ WITHOUT: dict[EvidenceKind, Without] = {
         "`kube-proxy-config.json`, the ConfigMap",
         "the mode by what is programmed on the nodes; where none tells, iptables, the default",
     ),
-    EvidenceKind.POD_NAMESPACE: Without("not read", "the program listens and answers"),
+    EvidenceKind.POD_NAMESPACE: Without(
+        "`nodes/NODE/pods/NAMESPACE_POD/`",
+        "the program in the pod listens and answers (said once of a report)",
+    ),
     EvidenceKind.PORTS: Without(
         "iptables-save of the version that wrote the rules",
         "the ports in nft's listing of the same tables, where both list the same rules",
