@@ -244,7 +244,7 @@ def decided_evidence(cell: Cell) -> tuple[Evidence, ...]:
     d = cell.decided_by
     if d is None or not d.rule:
         return ()
-    where = f"{d.node} {d.backend} {d.table}".strip() if d.table else d.node
+    where = " ".join(part for part in (d.node, d.pod, *((d.backend, d.table) if d.table else ())) if part)
     if d.line:
         where += f" line {d.line}"
     return (Evidence(kind=d.kind.value, source=where, text=d.rule),)

@@ -41,6 +41,22 @@ def target_port_changed(case: Case, port: ServicePort, number: int) -> Snapshot:
     return reprogrammed(case.snapshot, changed, case.service.key)
 
 
+def untouched(snapshot: Snapshot, node: str, pod: str) -> Snapshot:
+    """A pod's network namespace as Kubernetes makes it: without rules, and with one way out."""
+    state = snapshot.nodes[node]
+    inside = replace(
+        state.pods[pod],
+        rulesets=(),
+        nft=None,
+        nft_hooks=None,
+        routes=None,
+        rules4=None,
+        rules6=None,
+        sysctls=None,
+    )
+    return with_state(snapshot, with_namespace(state, inside))
+
+
 def listening(
     snapshot: Snapshot, programs: Collection[tuple[str, str, bool]], port: int, protocol: str
 ) -> Snapshot:

@@ -96,7 +96,7 @@ def cilium_stages(state: NodeState, answer: FlowAnswer, node: str) -> list[Stage
     taken: dict[Endpoint, float] = {}
     for path in answer.paths:
         for hop in path.hops:
-            if hop.node != node or hop.direction != "request":
+            if not hop.is_of(node) or hop.direction != "request":
                 continue
             for step in hop.steps:
                 if step.table != TABLE or step.chain or step.hook not in _HOOKS:

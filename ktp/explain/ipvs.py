@@ -354,7 +354,7 @@ def ipvs_stage(
         steps = [
             step
             for hop in path.hops
-            if hop.node == node and hop.direction == "request"
+            if hop.is_of(node) and hop.direction == "request"
             for step in hop.steps
             if step.table == TABLE and step.hook == hook
         ]

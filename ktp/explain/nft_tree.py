@@ -66,7 +66,7 @@ def nft_steps(path: Path, node: str) -> list[Step]:
     return [
         step
         for hop in path.hops
-        if hop.node == node and hop.direction == "request"
+        if hop.is_of(node) and hop.direction == "request"
         for step in hop.steps
         if step.backend == "nftables" and step.kind is StepKind.RULE
     ]

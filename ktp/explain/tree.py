@@ -117,7 +117,7 @@ def stages_of(
 
 def _is_past_rules(answer: FlowAnswer, node: str) -> bool:
     """Whether no request of the node met a rule: a program ended it, or sent it on by itself."""
-    hops = [h for p in answer.paths for h in p.hops if h.node == node and h.direction == "request"]
+    hops = [h for p in answer.paths for h in p.hops if h.is_of(node) and h.direction == "request"]
     return bool(hops) and not any(s.hook in HOOKS for h in hops for s in h.steps)
 
 
@@ -127,7 +127,7 @@ def packets_of(answer: FlowAnswer, node: str) -> tuple[list[Packet], list[Packet
     found: tuple[dict[tuple[str, int], Packet], dict[tuple[str, int], Packet]] = ({}, {})
     for path in answer.paths:
         for hop in path.hops:
-            if hop.node != node or hop.direction != "request":
+            if not hop.is_of(node) or hop.direction != "request":
                 continue
             family, src = to_int(hop.arrived.src)
             for packets, head in zip(found, (hop.arrived, hop.left), strict=True):
@@ -196,7 +196,7 @@ def request_steps(path: Path, node: str) -> list[tuple[str, Rule]]:
     return [
         (step.hook, step.rule)
         for hop in path.hops
-        if hop.node == node and hop.direction == "request"
+        if hop.is_of(node) and hop.direction == "request"
         for step in hop.steps
         if step.rule is not None
     ]
@@ -211,7 +211,7 @@ def _taken(answer: FlowAnswer, node: str) -> tuple[Taken, list[str]]:
         for hook, rule in dict.fromkeys((hook, id(rule)) for hook, rule in request_steps(path, node)):
             taken[hook, rule] = taken.get((hook, rule), 0.0) + path.probability
         for hop in path.hops:
-            if hop.node != node or hop.direction != "request":
+            if not hop.is_of(node) or hop.direction != "request":
                 continue
             hooks.update(s.hook for s in hop.steps if s.hook in HOOKS)
             local = local or hop.in_interface is None
@@ -246,7 +246,7 @@ def _packets(answer: FlowAnswer, node: str) -> list[Packet]:
     number = PROTOCOLS[answer.flow.protocol.lower()]
     for path in answer.paths:
         for hop in path.hops:
-            if hop.node == node and hop.direction == "request" and len(found) < 4:
+            if hop.is_of(node) and hop.direction == "request" and len(found) < 4:
                 family, dst = to_int(hop.left.dst)
                 found.setdefault(
                     (hop.left.dst, hop.left.dport), Packet(family, number, 0, dst, 0, hop.left.dport)

@@ -296,7 +296,7 @@ def _failed(
 
 
 def _by_ipvs(path: Path, node: str) -> bool:
-    return any(s.table == "ipvs" for hop in path.hops if hop.node == node for s in hop.steps)
+    return any(s.table == "ipvs" for hop in path.hops if hop.is_of(node) for s in hop.steps)
 
 
 def _stays(

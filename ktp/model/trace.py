@@ -127,6 +127,15 @@ class Hop:
     out_interface: str | None = None
     steps: tuple[Step, ...] = ()
 
+    @property
+    def place(self) -> str:
+        """Whose network namespace it is: the node's name, or the pod's with its node."""
+        return f"{self.pod} (pod on {self.node})" if self.pod else self.node
+
+    def is_of(self, node: str) -> bool:
+        """Whether it is in the node's own network namespace."""
+        return self.node == node and not self.pod
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecidedBy:
@@ -137,6 +146,11 @@ class DecidedBy:
     step: Step | None = None
     words: str = ""
     pod: str = ""  # in whose network namespace on the node, "" for the node itself
+
+    @property
+    def place(self) -> str:
+        """As of a hop."""
+        return f"{self.pod} (pod on {self.node})" if self.pod else self.node
 
     @property
     def rule(self) -> str:

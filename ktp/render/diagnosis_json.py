@@ -142,7 +142,7 @@ def _cell(c: Cell) -> dict[str, Any]:
 
 def decided_object(d: DecidedBy) -> dict[str, Any]:
     """What decided a fate."""
-    out: dict[str, Any] = {"node": d.node, "kind": d.kind.value}
+    out: dict[str, Any] = {"node": d.node, **({"pod": d.pod} if d.pod else {}), "kind": d.kind.value}
     if d.table:
         out |= {"table": d.table, "chain": d.chain}
     out["rule"] = d.rule

@@ -215,7 +215,7 @@ def _way(w: Way) -> str:
     boxes.append('<div class="arrow">→</div>')
     end = _e(w.symptom.value.replace("_", " "))
     boxes.append(f'<div class="end {"ok" if good else "bad"}">{end}</div>')
-    nodes = " → ".join(h.node for h in answer)
+    nodes = " → ".join(h.place for h in answer)
     back = f'<p class="dim">The answer: {_e(nodes)} → {_e(w.client)}</p>' if answer else ""
     title = f"<h3>{_e(w.frontend)} on {_e(w.node)}</h3>"
     return f'{title}<div class="way">{"".join(boxes)}</div><p>{_e(w.reason)}</p>{back}'
@@ -234,7 +234,7 @@ def _hop(hop: Hop, *, last: bool) -> str:
     start = len(steps) - len(shown) + 1
     left = f'<span class="dim">left as {_header(hop.left)}</span>'
     return (
-        f'<div class="hop"><b>{_e(hop.node)}</b><span class="dim">{_header(hop.arrived)}</span>'
+        f'<div class="hop"><b>{_e(hop.place)}</b><span class="dim">{_header(hop.arrived)}</span>'
         f'<ol start="{start}">{items}</ol>{"" if last else left}</div>'
     )
 

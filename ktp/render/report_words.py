@@ -80,7 +80,9 @@ def _cured_words(c: Cures) -> str:
 
 def named_verdict(d: ServiceDiagnosis) -> str:
     """The verdict, with the Service that it is about."""
-    return d.verdict if d.key in d.verdict.partition(";")[0] else f"{d.key}: {d.verdict}"
+    # What was dialled, or what is wrong with it everywhere, names it; a cause may name a pod of the same name.
+    head = d.verdict.partition(". Cause")[0].partition(";")[0]
+    return d.verdict if d.key in head else f"{d.key}: {d.verdict}"
 
 
 def policies_of(d: ServiceDiagnosis) -> str:

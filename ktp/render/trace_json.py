@@ -103,6 +103,7 @@ def _decided_by(d: DecidedBy | None) -> dict[str, Any] | None:
         return None
     return {
         "node": d.node,
+        **({"pod": d.pod} if d.pod else {}),
         "kind": d.kind.value,
         "hook": d.hook or None,
         "backend": d.backend or None,
@@ -142,6 +143,7 @@ def _path(p: Path, pods: Container[str] | None) -> dict[str, Any]:
 def _hop(h: Hop) -> dict[str, Any]:
     return {
         "node": h.node,
+        **({"pod": h.pod} if h.pod else {}),
         "direction": h.direction,
         "in_interface": h.in_interface,
         "out_interface": h.out_interface,

@@ -102,7 +102,7 @@ class _Report:
         self._answer = answer
         self._layout = layout
         self._out: list[Line] = []
-        backends = {(h.node, s.backend) for p in answer.paths for h in p.hops for s in h.steps if s.backend}
+        backends = {(h.place, s.backend) for p in answer.paths for h in p.hops for s in h.steps if s.backend}
         nodes = [node for node, _ in backends]
         self._several = {node for node in nodes if nodes.count(node) > 1}  # rules of both back ends apply
 
@@ -198,11 +198,11 @@ class _Report:
     def _sources(self) -> None:
         """Where the line numbers can be looked up."""
         shown = {
-            (h.node, s.backend): None
+            (h.place, s.backend): None
             for p in self._answer.paths
             for h in p.hops
             for s in h.steps
-            if s.line and (h.node, s.backend) in self._layout.sources
+            if s.line and (h.place, s.backend) in self._layout.sources
         }
         if not shown:
             return
@@ -265,7 +265,7 @@ class _Report:
         self._put()
         self._put((f"{_DIRECTIONS[hops[0].direction]}, in short", "strong"))
         for hop in hops:
-            self._wrap(f"{hop.node}{_interfaces(hop)}: {_flow_of(hop.arrived)}", "  ", "      ")
+            self._wrap(f"{hop.place}{_interfaces(hop)}: {_flow_of(hop.arrived)}", "  ", "      ")
             for step in hop.steps:
                 if step.kind is StepKind.NAT:
                     self._wrap(step_words(step), "    ", "      ")
@@ -282,17 +282,17 @@ class _Report:
     ) -> None:
         self._put()
         if goes_on:
-            self._put((hop.node, "strong"), (" goes on", "strong"))
+            self._put((hop.place, "strong"), (" goes on", "strong"))
         else:
             self._put(
-                (hop.node, "strong"), (f"  {_DIRECTIONS[hop.direction]}{_interfaces(hop, open_end)}", "")
+                (hop.place, "strong"), (f"  {_DIRECTIONS[hop.direction]}{_interfaces(hop, open_end)}", "")
             )
             self._put((f"  {_flow_of(hop.arrived)}", ""))
         for hook, group in groupby(steps, key=lambda s: s.hook):
             if hook:
                 self._put((f"  {hook}", "faint"))
             for step in group:
-                self._step(step, hop.node, decided)
+                self._step(step, hop.place, decided)
         if not open_end and _differs(hop):
             self._put((f"  leaves as {_flow_of(hop.left)}", ""))
 
@@ -354,7 +354,7 @@ def merged_ways(paths: Sequence[Path]) -> list[tuple[Path, float]]:
 
 
 def _shape(path: Path) -> tuple[object, ...]:
-    return tuple((h.node, h.direction, h.in_interface, h.out_interface, h.left) for h in path.hops)
+    return tuple((h.place, h.direction, h.in_interface, h.out_interface, h.left) for h in path.hops)
 
 
 def _grouped(paths: Sequence[tuple[Path, float]], verbose: bool) -> list[list[tuple[Path, float]]]:
@@ -369,7 +369,7 @@ def _grouped(paths: Sequence[tuple[Path, float]], verbose: bool) -> list[list[tu
             if path.symptom is Symptom.CONNECTS or d is None
             else (d.node, d.kind, d.table, d.line, d.hook)
         )
-        route = tuple((h.node, h.direction) for h in path.hops)
+        route = tuple((h.place, h.direction) for h in path.hops)
         key = (path.disposition, path.symptom, path.source_seen, cause, route)
         groups.setdefault(key, []).append((path, chance))
     return list(groups.values())
@@ -384,7 +384,7 @@ def _common(paths: Iterable[Path]) -> tuple[int, int]:
         first = hops[0]
         if all(h == first for h in hops) and number + 1 < shortest and first.direction == "request":
             continue
-        heads = {(h.node, h.direction, h.in_interface, h.arrived) for h in hops}
+        heads = {(h.place, h.direction, h.in_interface, h.arrived) for h in hops}
         if len(heads) > 1 or first.direction != "request":
             return number, 0
         steps = 0
@@ -404,7 +404,7 @@ def _ends_on_the_way_back(path: Path) -> bool:
 
 
 def _is_decision(step: Step, node: str, d: DecidedBy) -> bool:
-    return node == d.node and step == d.step
+    return node == d.place and step == d.step
 
 
 def _differs(hop: Hop) -> bool:

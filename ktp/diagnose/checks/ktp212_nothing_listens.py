@@ -60,6 +60,8 @@ def run(case: Case) -> Iterable[Finding]:
         for path in fact.paths if fact is not None else ():
             if path.disposition is not Disposition.NO_LISTENER or path.endpoint_ip is None:
                 continue
+            if any(t for h in path.hops if h.pod for s in h.steps for t in s.translations):
+                continue  # the pod's own rules have led it to another port: KTP213
             ends = ((e.ip, e.port, e) for e in selection_of(case, entry).listed)
             end = next(
                 (e for ip, port, e in ends if (ip, port) == (path.endpoint_ip, path.endpoint_port)), None

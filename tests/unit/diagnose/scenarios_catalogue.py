@@ -227,6 +227,12 @@ def _without_backends(text: str) -> str:
     return json.dumps({k: v for k, v in json.loads(text).items() if k.endswith("(0)")})
 
 
+_TO_SIDECAR = """\
+*nat
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -p tcp -j REDIRECT --to-ports 15006
+COMMIT
+"""
 DEADPORT, DEADPORT_SOCKETS = "edge/deadport-local", "pods/edge_deadport-0/ss.txt"
 POLICY, LEFT_OVER = "cilium-1.19.4-policy", "cilium-1.19.4-tunnel-leftover-kube-proxy"
 
@@ -244,6 +250,20 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
     "KTP212": (
         edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8080 *:*\n")), base=recorded),
         edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8081 *:*\n")), base=recorded),
+    ),
+    "KTP213": (
+        edited(
+            DEADPORT,
+            ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8081 *:*\n")),
+            ("node-a", "pods/edge_deadport-0/iptables-nft-save.txt", replaced(_TO_SIDECAR)),
+            base=recorded,
+        ),
+        edited(
+            DEADPORT,
+            ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8081 *:*\ntcp LISTEN 0 5 *:15006 *:*\n")),
+            ("node-a", "pods/edge_deadport-0/iptables-nft-save.txt", replaced(_TO_SIDECAR)),
+            base=recorded,
+        ),
     ),
     "KTP304": (of_case(POLICY, LOCAL), of_case(LEFT_OVER, LOCAL)),
     "KTP413": (
