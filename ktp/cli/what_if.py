@@ -11,6 +11,12 @@ from ktp.errors import UsageError
 @click.command("what-if", short_help="The matrix before and after a change, without changing anything.")
 @click.argument("name", metavar="[NAMESPACE/]NAME")
 @click.option("--policy", metavar="Cluster|Local", help="Another externalTrafficPolicy.")
+@click.option(
+    "--target-port",
+    metavar="[PORT=]N",
+    multiple=True,
+    help="Another targetPort (of a port, by name or number).",
+)
 @click.option("--drain", metavar="NODE", multiple=True, help="A node drained of its pods.")
 @click.option("--cordon", metavar="NODE", multiple=True, help="A node that takes no new pods.")
 @click.option("--scale", metavar="N", help="So many pods behind the Service.")
@@ -21,14 +27,24 @@ from ktp.errors import UsageError
 def command(name: str, **asked: object) -> int:
     """Shows what a change would do to a Service, by the same engine that diagnoses. Nothing is changed.
 
-    Several changes are made in the order: policy, drain, cordon, delete-pod, scale, pod-on, forward-policy.
+    Several changes are made in the order: policy, target-port, drain, cordon, delete-pod, scale, pod-on,
+    forward-policy.
     Exit status: 0 no client loses anything, 1 some client that gets through now would not.
     """
     from ktp.app.what_if import what_if_service
     from ktp.diagnose.whatif import Change
 
     changes = []
-    for kind in ("policy", "drain", "cordon", "delete-pod", "scale", "pod-on", "forward-policy"):
+    for kind in (
+        "policy",
+        "target-port",
+        "drain",
+        "cordon",
+        "delete-pod",
+        "scale",
+        "pod-on",
+        "forward-policy",
+    ):
         given = asked[kind.replace("-", "_")]
         for value in given if isinstance(given, tuple) else (given,):
             if value is not None:

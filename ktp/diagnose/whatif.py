@@ -16,9 +16,10 @@ from ktp.kubeproxy.changes import (
     with_policy,
     with_ready_pod_on,
     with_scaled,
+    with_target_port,
     without_pod,
 )
-from ktp.model.cluster import Service
+from ktp.model.cluster import Service, ServicePort
 from ktp.model.diagnosis import Cell, ServiceDiagnosis
 from ktp.model.host import IPAddress
 from ktp.model.snapshot import Snapshot
@@ -27,7 +28,10 @@ from ktp.model.trace import Symptom
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One change. `kind`: policy, drain, cordon, scale, pod-on, delete-pod, forward-policy; `value` its argument."""
+    """One change, of one of these kinds, and its argument.
+
+    policy, target-port ("N", or "PORT=N" of several ports), drain, cordon, scale, pod-on, delete-pod, forward-policy.
+    """
 
     kind: str
     value: str
@@ -37,6 +41,8 @@ class Change:
         """The change in words."""
         return {
             "policy": f"externalTrafficPolicy: {self.value}",
+            "target-port": f"targetPort {self.value.rpartition('=')[2]}"
+            + (f" of port {self.value.partition('=')[0]}" if "=" in self.value else ""),
             "drain": f"node {self.value} drained",
             "cordon": f"node {self.value} cordoned",
             "scale": f"{self.value} pods behind the Service",
@@ -124,6 +130,9 @@ def _apply(snapshot: Snapshot, service: Service, change: Change) -> tuple[Snapsh
             if change.value not in ("Cluster", "Local"):
                 raise UsageError(f"--policy {change.value!r}: externalTrafficPolicy is Cluster or Local")
             changed = replace(snapshot, cluster=with_policy(cluster, key, change.value))
+        elif change.kind == "target-port":
+            port, number = _target_port(service, change.value)
+            changed = replace(snapshot, cluster=with_target_port(cluster, key, port, number))
         elif change.kind == "drain":
             changed = replace(snapshot, cluster=drained(cluster, change.value))
             notes.append(
@@ -153,6 +162,23 @@ def _apply(snapshot: Snapshot, service: Service, change: Change) -> tuple[Snapsh
         raise UsageError(f"{change.words} cannot be made up: {e}") from None
     before_rules = replace(changed, cluster=cluster)
     return reprogrammed(before_rules, changed.cluster, key), notes
+
+
+def _target_port(service: Service, text: str) -> tuple[ServicePort, int]:
+    """The service port that --target-port means, and the number."""
+    which, _, number = text.rpartition("=")
+    if not (number.isascii() and number.isdigit() and 0 < int(number) < 65536):
+        raise UsageError(f"--target-port {text!r}: it is a port's number, or PORT=NUMBER")
+    ports = [p for p in service.ports if not which or which in (p.name, str(p.port))]
+    if not ports:
+        raise NotFoundError(f"{service.key} has no port {which!r}")
+    if len(ports) > 1:
+        names = ", ".join(p.name or str(p.port) for p in ports)
+        raise UsageError(
+            f"--target-port {text!r}: {service.key} has the ports {names}",
+            hint="say which: --target-port PORT=NUMBER",
+        )
+    return ports[0], int(number)
 
 
 def _known_node(snapshot: Snapshot, name: str) -> None:

@@ -20,6 +20,7 @@ from tests.unit.diagnose.worlds import (
     of_service,
     policy,
     programmed,
+    recorded,
     service_with,
 )
 
@@ -113,11 +114,29 @@ def test_both_families_of_a_service_are_compared_each_with_itself() -> None:
         ([("pod-on", "node-x")], NotFoundError),
         ([("drain", "node-x")], NotFoundError),
         ([("delete-pod", "nobody")], NotFoundError),
+        ([("target-port", "0")], UsageError),
+        ([("target-port", "http")], UsageError),
+        ([("target-port", "no-such-port=80")], NotFoundError),
     ],
 )
 def test_what_makes_no_sense(changes: list[tuple[str, str]], error: type[Exception]) -> None:
     with pytest.raises(error):
         asked(LOCAL, *changes)
+
+
+@pytest.mark.parametrize(("number", "connects"), [("8080", True), ("80=8080", True), ("8082", False)])
+def test_another_target_port(number: str, connects: bool) -> None:
+    """Nothing listens on 8081, where the Service leads; the pod listens on 8080."""
+    sockets = {("node-a", "pods/edge_deadport-0/ss.txt"): lambda _: "tcp LISTEN 0 5 *:8080 *:*\n"}
+    w = asked("edge/deadport-local", ("target-port", number), world=recorded(sockets))
+    before, after = outside(w)["node-a"]
+    assert (before, after) == (Symptom.REFUSED, Symptom.CONNECTS if connects else Symptom.REFUSED)
+
+
+def test_one_more_pod_runs_the_same_program() -> None:
+    sockets = {("node-a", "pods/edge_deadport-0/ss.txt"): lambda _: "tcp LISTEN 0 5 *:8080 *:*\n"}
+    w = asked("edge/deadport-local", ("pod-on", "node-b"), world=recorded(sockets))
+    assert outside(w)["node-b"][1] is Symptom.REFUSED
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
