@@ -59,12 +59,14 @@ from ktp.dataplane.state import (
     StepRecord,
     Verdict,
 )
+from ktp.dataplane.tunnel import device_of, far_end
 from ktp.dataplane.xtables import translate_destination, translation
 from ktp.model.assumption import PROGRAM_LISTENS, Assumption, EvidenceKind
 from ktp.model.cilium import HOST_DEVICE, CiliumEndpoint
-from ktp.model.effect import Drop, Effect, Forbid, Nat, Note, Refuse, Setting, Unmodelled
+from ktp.model.effect import Drop, Effect, Forbid, Nat, Note, Refuse, Setting, Unmodelled, Untunnelled
 from ktp.model.host import Interface, InterfaceAddress, IPNetwork, NextHop, NodeState, Route
 from ktp.model.trace import Disposition, Flow, StepKind, Symptom
+from ktp.model.tunnel import IPAddress, TunnelDevice, TunnelFault
 
 _MAX_HOPS = 12
 _MAX_HOLDERS = 8  # nodes asked whether an address is theirs
@@ -157,6 +159,7 @@ class Walker:
         self.topology = topology
         self._hosts: dict[str, Host | None] = {}
         self._insides: dict[str, Host | None] = {}
+        self._outer: dict[tuple[str, str, str], list[Leaf]] = {}
         self._hooks: dict[tuple[str, int], HookTable] = {}
         self._leaves: list[Leaf] = []
         self._family = 4
@@ -1063,11 +1066,22 @@ class Walker:
     def _to_node(self, state: State, host: Host, name: str, dev: str, next_ip: int) -> None:
         target = self._walkable(name)
         p = state.packet
+        tunnel = (host.state.tunnels or {}).get(dev)
+        end: IPAddress | None = None
+        if tunnel is not None and not tunnel.is_external:
+            found = far_end(host.state, tunnel, p.family, next_ip)
+            if isinstance(found, TunnelFault):
+                self._untunnelled(state, host, tunnel, found, to_text(p.family, next_ip))
+                return
+            end = found
         if target is None:
             self._through_unknown_node(state, host, name)
             return
         if not target.has_network:
             self._enter(state, target, "?", None)
+            return
+        if tunnel is not None and not tunnel.is_external:
+            self._tunnelled(state, host, target, tunnel, end)
             return
         holder = target.interface_of(p.family, next_ip) or target.interface_of(p.family, p.dst)
         if holder != dev and dev in target.interfaces:
@@ -1085,6 +1099,70 @@ class Walker:
             back, _ = self._interface_toward(target, p.family, p.src)
             holder = back or "?"
         self._enter(state, target, holder, None)
+
+    def _tunnelled(
+        self, state: State, host: Host, target: Host, tunnel: TunnelDevice, end: IPAddress | None
+    ) -> None:
+        """What a route sends into a tunnel becomes a packet of this node to the far end's, which rules may stop."""
+        own = [a for a, n in self._owners.items() if n == target.name]
+        key: tuple[int, int] | None
+        if end is not None:
+            key = (end.version, int(end))
+            name = self._owners.get(key)
+            other = self._walkable(name) if name is not None else None
+            if name is None and self.topology.nodes_known and not self.topology.unread:
+                self._untunnelled(state, host, tunnel, TunnelFault.NO_SUCH_PEER, str(end))
+                return
+            target = other or target
+        else:
+            underlay = tunnel.local.version if tunnel.local is not None else 4
+            key = next((a for a in own if a[0] == underlay and a in self.topology.node_addresses), None)
+        device, fault = device_of(target.state, tunnel)
+        if fault is not None:
+            self._untunnelled(state, host, tunnel, fault, target.name)
+            return
+        if key is not None and tunnel.port and not self._outer_passes(state, host, tunnel, to_text(*key)):
+            return
+        self._enter(state, target, device or tunnel.name, None)
+
+    def _untunnelled(
+        self, state: State, host: Host, tunnel: TunnelDevice, fault: TunnelFault, about: str
+    ) -> None:
+        words = f"the tunnel {tunnel.name} of {host.name} does not carry it: {fault.value} ({about})"
+        step = state.note(StepKind.ROUTE, Untunnelled(fault, words), hook="TUNNEL")
+        self._lost(state, host, words, "route", step)
+
+    def _outer_passes(self, state: State, host: Host, tunnel: TunnelDevice, to: str) -> bool:
+        """Whether the rules of both nodes let the tunnel's own packets through; else the packet's end is noted."""
+        key = (host.name, tunnel.name, to)
+        leaves = self._outer.get(key)
+        if leaves is None:
+            walker = Walker(self.topology)
+            walker._hosts, walker._hooks = self._hosts, self._hooks
+            flow = Flow(
+                dst=to, port=tunnel.port or 0, protocol="udp", from_node=host.name,
+                src=str(tunnel.local) if tunnel.local is not None else None,
+            )  # fmt: skip
+            leaves = self._outer[key] = walker.walk(flow)
+        stopped = [
+            leaf for leaf in leaves if leaf.state.direction == "request" and leaf.state.delivery is None
+        ]
+        stopped += [leaf for leaf in leaves if leaf.disposition is Disposition.REJECTED]
+        if not stopped:
+            return True
+        leaf = stopped[0]
+        if len(stopped) < len(leaves) or leaf.disposition is Disposition.UNDETERMINED:
+            why = f"whether the tunnel's own packets (UDP {tunnel.port} to {to}) get through: {leaf.reason}"
+            self._end_unknown(state, host.name, why)
+            return False
+        reason = f"the tunnel's own packets (UDP {tunnel.port} to {to}) do not get through: {leaf.reason}"
+        disposition = leaf.disposition if state.direction == "request" else Disposition.LOST
+        if state.steps is not None:
+            self._close_hop(state, host)
+        self._leaves.append(
+            Leaf(state, disposition, Symptom.TIMES_OUT, reason, leaf.step, leaf.node, leaf.kind)
+        )
+        return False
 
     def _through_unknown_node(self, state: State, host: Host, name: str) -> None:
         p = state.packet

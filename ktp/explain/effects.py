@@ -23,6 +23,7 @@ from ktp.model.effect import (
     Steal,
     Translate,
     Unmodelled,
+    Untunnelled,
 )
 from ktp.model.trace import Step
 
@@ -69,7 +70,7 @@ def _effect_words(effect: Effect, step: Step) -> str:
             return by or "counted"
         case Leave():
             return "then no match"
-        case Note(words) | Forbid(_, words):
+        case Note(words) | Forbid(_, words) | Untunnelled(_, words):
             return words
 
 

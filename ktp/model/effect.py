@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ktp.model.tunnel import TunnelFault
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -169,6 +171,14 @@ class Forbid:
 
 
 @dataclass(frozen=True, slots=True)
+class Untunnelled:
+    """A tunnel does not carry the packet. `words` is for people alone."""
+
+    fault: TunnelFault
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Not a rule's doing: routing, a socket, conntrack. `words` is for people alone."""
 
@@ -192,6 +202,7 @@ Effect = (
     | Leave
     | Unmodelled
     | Forbid
+    | Untunnelled
     | Note
 )
 """Everything that a step can be."""

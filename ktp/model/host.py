@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ktp.model.cilium import CiliumState
     from ktp.model.ipvs import IpvsTable
     from ktp.model.nftables import NftRuleset
-    from ktp.model.ruleset import Ruleset
+    from ktp.model.tunnel import ForwardingEntry, Neighbour, TunnelDevice
+from ktp.model.ruleset import Ruleset
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -190,6 +191,9 @@ class NodeState:
     supposed: frozenset[EvidenceKind] = frozenset()  # what is here without having been read
     supposed_sysctls: tuple[str, ...] = ()  # keys that are here without having been read, where others were
     files: frozenset[str] = frozenset()  # names of the files that were read, without the node's folder
+    tunnels: Mapping[str, TunnelDevice] | None = None
+    neighbours: tuple[Neighbour, ...] | None = None
+    forwarding: tuple[ForwardingEntry, ...] | None = None  # bridge -j fdb: of tunnels
     # Network namespaces of pods ("namespace/name"); their `rulesets` are empty where no rules of theirs were read.
     pods: Mapping[str, NodeState] = field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from ktp.model.assumption import Assumption
-from ktp.model.effect import Effect, Forbid, Goto, Jump, Note, Refuse, Setting, Translate
+from ktp.model.effect import Effect, Forbid, Goto, Jump, Note, Refuse, Setting, Translate, Untunnelled
 from ktp.model.ruleset import Rule
 
 if TYPE_CHECKING:  # some ninety dataclasses, which most runs do not need
@@ -100,7 +100,9 @@ class Step:
     @property
     def said(self) -> str:
         """What it is to be shown as: its text, or the note that it is."""
-        return self.text or next((e.words for e in self.effects if isinstance(e, Note | Forbid)), "")
+        return self.text or next(
+            (e.words for e in self.effects if isinstance(e, Note | Forbid | Untunnelled)), ""
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

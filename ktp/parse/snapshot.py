@@ -28,6 +28,7 @@ from ktp.parse.kubernetes import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVIC
 from ktp.parse.ss import parse_sockets
 from ktp.parse.sysctl import parse_sysctls
 from ktp.parse.text import SHAPE_ERRORS, decode_text, gc_paused, load_json
+from ktp.parse.tunnel import parse_forwarding, parse_neighbours, parse_tunnels
 
 if TYPE_CHECKING:
     from ktp.model.cluster import Cluster
@@ -269,6 +270,9 @@ class _NodeFiles:
             ipvs=ipvs,
             ipvs_unread=runs_ipvs and ipvs is None,
             kube_proxy=config,
+            tunnels=self._parse("ip-link.json", parse_tunnels),
+            neighbours=self._parse("ip-neigh.json", parse_neighbours),
+            forwarding=self._parse("bridge-fdb.json", parse_forwarding),
             files=frozenset(self._read),
             pods=_PodNamespaces(self._capture, self._node, self._files_in("pods/")),
         )
