@@ -80,6 +80,12 @@ CILIUM_READS = (
     ("policy-get.json", "policy get -o json", False),
     ("identity-list.json", "identity list -o json", False),
 )
+# Tunnel devices, and who is behind them.
+TUNNEL_READS = (
+    ("ip-link.json", "ip -j -d link"),
+    ("ip-neigh.json", "ip -j neigh"),
+    ("bridge-fdb.json", "bridge -j fdb"),
+)
 SINGLE_SYSCTLS = (
     "net.ipv4.ip_forward",
     "net.ipv4.ip_local_port_range",
@@ -391,6 +397,7 @@ class _NodeReader:
             partial(self._command, "ip-route.json", "node-routes", "ip -j route show table all"),
             partial(self._ipv6, "ip6-route.json", "ip -6 -j route show table all"),
             partial(self._command, "ss.txt", "node-sockets", "ss -lntuH"),
+            *(partial(self._optional, file, line) for file, line in TUNNEL_READS),
             self._sysctls,
             self._pods,
         ]
@@ -416,6 +423,12 @@ class _NodeReader:
             remedy = f"see what `{line}` says on the node" if self.is_root else self._as_root
             return self._gap(kind, f"`{line}` failed: {said}", remedy)
         return _Part(files={file: answer.stdout if answer.stdout.strip() else _nothing(file)})
+
+    def _optional(self, file: str, line: str) -> _Part:
+        """What is used where it is there, and not missed where not."""
+        if self._blind or not self._runner.has_command(line.split(maxsplit=1)[0]):
+            return _Part()
+        return _Part(files=self._command(file, "node-tunnels", line).files)
 
     def _ipv6(self, file: str, line: str) -> _Part:
         """A command about IPv6 routing, which fails on a kernel booted with ipv6.disable=1."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
@@ -113,6 +113,9 @@ _CILIUM_SETTING = re.compile(
     r"(?:EnablePolicy|PolicyEnforcement|BPFSocketLBHostnsOnly|ServiceNoBackendResponse|RoutingMode|Tunnel"
     r"|EnableHostLegacyRouting|DisableExternalIPMitigation|KubeProxyReplacement)\s*:"
 )
+_TUNNEL = ("id", "local", "local6", "remote", "remote6", "group", "port", "external", "learning")
+_NEIGHBOUR = ("dst", "dev", "lladdr", "state")
+_FORWARDING = ("mac", "ifname", "dst")
 _WORD = re.compile(r"[A-Za-z][\w-]*(?:\.[\w-]+)*")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _IMAGE = re.compile(r"(?P<path>(?:[^/@\s]+/)*)(?P<name>[^/:@\s]+)(?::(?P<tag>[\w.-]+))?(?P<digest>@\S+)?")
@@ -265,6 +268,9 @@ class _Redactor:
             return text_files[file](content.decode(errors="replace")).encode()
         readers: dict[str, Callable[[Any], Any]] = {
             "ip-addr.json": self._links,
+            "ip-link.json": self._tunnels,
+            "ip-neigh.json": lambda entries: [self._kept(entry, _NEIGHBOUR) for entry in entries],
+            "bridge-fdb.json": lambda entries: [self._kept(entry, _FORWARDING) for entry in entries],
             "ip-route.json": lambda entries: [self._fields(entry, ROUTE) for entry in entries],
             "ip6-route.json": lambda entries: [self._fields(entry, ROUTE) for entry in entries],
             "ip-rule.json": lambda entries: [self._routing_rule(entry) for entry in entries],
@@ -797,6 +803,24 @@ class _Redactor:
         return self._interface(self._scrub(text))
 
     # --------------------------------------------------------------------------------------- the rest of a node
+
+    def _tunnels(self, links: Any) -> list[Any]:
+        """Of each device its kind and, of a tunnel, where it leads."""
+        return [
+            {
+                **self._kept(link, ("ifname", "flags")),
+                "linkinfo": {
+                    "info_kind": (info := link.get("linkinfo") or {}).get("info_kind"),
+                    "info_data": self._kept(info.get("info_data") or {}, _TUNNEL),
+                },
+            }
+            for link in links
+        ]
+
+    def _kept(self, entry: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+        """Some fields of an entry, with other addresses and names of devices."""
+        kept = {key: entry[key] for key in keys if key in entry}
+        return {k: self._interface(self._scrub(v)) if isinstance(v, str) else v for k, v in kept.items()}
 
     def _links(self, links: Any) -> list[Any]:
         if self.learning:

@@ -45,7 +45,8 @@ _TIMED_OUT = 124  # timeout(1)
 _SUDO = "sudo -n -l"
 
 COMMANDS = (
-    "ip", "ss", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "timeout", "awk", "sudo", "cilium-dbg", "cilium",
+    "ip", "ss", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "bridge", "timeout", "awk", "sudo",
+    "cilium-dbg", "cilium",
     *(f"{family}{kind}{save}" for family in ("iptables", "ip6tables") for kind in ("", "-nft", "-legacy")
       for save in ("", "-save")),
 )  # fmt: skip
@@ -127,6 +128,8 @@ if has ip; then
   if [ -e /proc/sys/net/ipv6 ]; then run ip -6 -j rule; run ip -6 -j route show table all; fi
 fi
 has ss && run ss -lntuH
+has ip && { run ip -j -d link; run ip -j neigh; }
+has bridge && run bridge -j fdb
 line 'begin sysctls'
 grep '' /dev/null @SYSCTL_GLOBS@ >&3 2>/dev/null
 line 'end 0'; line done

@@ -37,7 +37,10 @@ WITHOUT: dict[EvidenceKind, Without] = {
         "`ip-rule.json`, `ip6-rule.json`", "the usual three rules: local, main, default"
     ),
     EvidenceKind.LINKS: Without("`ip-addr.json`", "the kind of a device by its addresses and routes"),
-    EvidenceKind.NEIGHBOURS: Without("not read", "a neighbour is who has the address"),
+    EvidenceKind.NEIGHBOURS: Without(
+        "of tunnels `ip-neigh.json`, `bridge-fdb.json`",
+        "a neighbour is who has the address, and a tunnel leads to the node that the route means",
+    ),
     EvidenceKind.SOCKETS: Without(
         "`ss.txt`", "no process of the node listens on the port, save host-network pods that the API tells"
     ),

@@ -222,6 +222,21 @@ def in_ipvs(key: str, *edits: tuple[str, str, Edit]) -> Ask:
     return of_case("ipvs-1.36-legacy", key, *edits)
 
 
+def tunnelled(neighbours: str) -> Ask:
+    """Node-b reaches the pods of node-a through a vxlan that learns nothing, with these entries."""
+
+    def routes(text: str) -> str:
+        far = {"dst": "10.244.1.0/24", "gateway": "10.244.1.0", "dev": "flannel.1", "flags": ["onlink"]}
+        return json.dumps([*(r for r in json.loads(text) if not r["dst"].startswith("10.244.1.")), far])
+
+    said = {"id": 1, "local": "10.0.0.10", "port": 8472, "learning": False}
+    link = [{"ifname": "flannel.1", "flags": ["UP"], "linkinfo": {"info_kind": "vxlan", "info_data": said}}]
+    return edited(
+        CLUSTER, ("node-b", "ip-route.json", routes), ("node-b", "ip-link.json", replaced(json.dumps(link))),
+        ("node-b", "ip-neigh.json", replaced(neighbours)), ("node-b", "ip-addr.json", with_device("flannel.1")),
+    )  # fmt: skip
+
+
 def _without_backends(text: str) -> str:
     """The maps of an agent that has not heard of the Services' pods."""
     return json.dumps({k: v for k, v in json.loads(text).items() if k.endswith("(0)")})
@@ -265,6 +280,7 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
             base=recorded,
         ),
     ),
+    "KTP214": (tunnelled("[]"), tunnelled('[{"dst":"10.244.1.0","dev":"flannel.1","lladdr":"0a:00:00:00:00:01"}]')),
     "KTP304": (of_case(POLICY, LOCAL), of_case(LEFT_OVER, LOCAL)),
     "KTP413": (
         of_case(LEFT_OVER, CLUSTER, ("node-a", "cilium/bpf-lb-list.json", _without_backends)),

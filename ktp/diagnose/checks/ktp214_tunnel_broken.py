@@ -1,0 +1,83 @@
+"""A tunnel between nodes does not carry what the routes send into it.
+
+# What it means
+Pods of other nodes are reached through a tunnel device (flannel's, Calico's), and the entries that say where its
+packets go, or the device at the far end, are missing or wrong.
+
+# Why traffic fails
+The packet enters the tunnel and never comes out. With policy Cluster only connections that draw a pod of the dialled
+node itself succeed: it looks like policy Local.
+
+# Evidence
+The tunnel devices, the neighbour table and the forwarding database of the nodes (`ip-link.json`, `ip-neigh.json`,
+`bridge-fdb.json`). A firewall that drops the tunnel's own packets is KTP301, with its rule.
+
+# Confirm by hand
+    ip -d link show type vxlan
+    ip neigh show
+    ip route get POD-IP
+
+# Fix
+Restart the network plugin's agent on the node: it writes these entries. Where the far end's address is no node's, see
+which interface the agent chose (flannel: annotation flannel.alpha.coreos.com/public-ip).
+
+# Example
+flannel on a machine with two networks announces the address of the wrong one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+
+from ktp.diagnose.case import Case, Entry
+from ktp.diagnose.changes import with_state
+from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.effect import Untunnelled
+from ktp.model.snapshot import Snapshot
+from ktp.model.trace import Path, Symptom
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires for each node whose tunnel loses a failing cell's packets."""
+    found: dict[str, dict[Entry, Path]] = {}
+    for entry in case.failing():
+        fact = entry.asked.fact
+        for path in fact.paths if fact is not None else ():
+            decided = path.decided_by
+            if path.symptom is Symptom.CONNECTS or decided is None or decided.step is None:
+                continue
+            if any(isinstance(effect, Untunnelled) for effect in decided.step.effects):
+                found.setdefault(decided.node, {}).setdefault(entry, path)
+    for node, paths in found.items():
+        mended = case.mended(paths, f"tunnels of {node} carry", partial(_carrying, case.snapshot, node))
+        if not mended:
+            continue
+        first = mended[0]
+        decided = paths[first].decided_by
+        yield CHECK.finding(
+            paths[first].reason,
+            node=node,
+            evidence=[
+                Evidence(kind="route", source=node, text=decided.rule if decided is not None else ""),
+                counterfactual(f"with a tunnel that carries, {first.title} on {first.node} connects"),
+            ],
+            fixes=[
+                Fix(
+                    summary=f"restart the network plugin's agent on {node}, and see which interface it uses",
+                    cost="none",
+                    cures=mended.cures(),
+                )
+            ],
+            cells=mended,
+        )
+
+
+def _carrying(snapshot: Snapshot, node: str) -> Snapshot:
+    """The node with tunnels of which nothing is known: taken to carry."""
+    return with_state(snapshot, replace(snapshot.nodes[node], tunnels=None))
+
+
+CHECK = Check(code="KTP214", name="TunnelBroken", severity=Severity.ERROR, page=__doc__ or "", run=run)
