@@ -362,3 +362,15 @@ def test_what_it_was_taken_for_is_one_line() -> None:
     assert taken_for(posted(text)) == (
         "taken for rules of iptables-save without their tables' names (quoted); 1 line not understood (2)"
     )
+
+
+def test_filter_alone_of_a_node_in_ipvs_mode_lacks_nat() -> None:
+    """There filter has no chain of the name KUBE-SERVICES; without nat nobody knows what is masqueraded."""
+    folder = Path(__file__).resolve().parents[2] / "data" / "cases" / "ipvs-1.36-legacy"
+    whole = (folder / "nodes/node-b/iptables-legacy-save.txt").read_text()
+    start = whole.index("*filter")
+    alone = whole[start : whole.index("COMMIT\n", start) + len("COMMIT\n")]
+    ruleset = open_ruleset(alone.encode(), source="filter alone")
+    assert ruleset.reading("nat").reading is Reading.NOT_READ
+    assert not ruleset.reading("nat").assumed
+    assert open_ruleset(whole.encode(), source="whole").reading("nat").reading is Reading.WHOLE
