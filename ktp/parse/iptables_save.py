@@ -86,8 +86,8 @@ _XTABLES = frozenset(("filter", "nat", "mangle", "raw", "security"))
 # kube-proxy's chains of which each rule with a protocol names a port: as it has been written since 1.0.
 _INCOMPATIBLE = re.compile(r"^# Table `(\w+)' is incompatible", re.MULTILINE)
 _OTHER_BACKEND = re.compile(rb"^# Warning: ip6?tables-(legacy|nft) tables present", re.MULTILINE)
-# Chains by which kubelet or kube-proxy tell that they keep rules in nat and filter both: most are in either (canaries in
-# mangle, too); in IPVS mode filter has KUBE-FORWARD alone of those that every version makes.
+# Chains by which kubelet or kube-proxy tell that they keep rules in nat and filter both: most are in either (canaries
+# in mangle, too); in IPVS mode filter has KUBE-FORWARD alone of those that every version makes.
 _IN_BOTH_TABLES = ("KUBE-SERVICES", "KUBE-PROXY-CANARY", "KUBE-KUBELET-CANARY", "KUBE-FORWARD")
 _LARGE = 3_000_000  # bytes; below, one pass over the text is cheaper than being clever
 _CHUNK = 1 << 16  # bytes; what is copied stays in the processor's cache
