@@ -744,7 +744,11 @@ class _NodeReader:
             if not one.files:
                 pod = folder.replace("_", "/", 1)
                 why = f"the network namespace of pod {pod} could not be read"
-                one = self._gap("pod-namespace", why, f"see whether {pod} still runs there")
+                one = self._gap(
+                    "pod-namespace",
+                    why,
+                    "it may have ended, or nsenter may not be run there as root; --pods none does not try",
+                )
             part.files |= one.files
             part.gaps += one.gaps
         return part

@@ -8,8 +8,8 @@ from ktp.dataplane.packet import to_text
 from ktp.model.host import NodeState
 from ktp.model.tunnel import IPAddress, TunnelDevice, TunnelFault
 
-# Layer 3: the route's next hop is the far end's own address.
-_BY_NEXT_HOP = frozenset(("ipip", "gre", "sit", "ip6tnl"))
+# IPv4 in IPv4 without a fixed far end: the route's next hop is its address (ip_tunnel_xmit).
+_BY_NEXT_HOP = frozenset(("ipip", "gre"))
 
 
 def far_end(
@@ -19,7 +19,7 @@ def far_end(
     if tunnel.remote is not None:
         return tunnel.remote
     next_hop = ip_address(to_text(family, next_ip))
-    if tunnel.kind in _BY_NEXT_HOP:
+    if tunnel.kind in _BY_NEXT_HOP and family == 4:
         return next_hop
     if tunnel.kind != "vxlan" or state.neighbours is None:
         return None

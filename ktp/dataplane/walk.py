@@ -64,7 +64,15 @@ from ktp.dataplane.xtables import translate_destination, translation
 from ktp.model.assumption import PROGRAM_LISTENS, Assumption, EvidenceKind
 from ktp.model.cilium import HOST_DEVICE, CiliumEndpoint
 from ktp.model.effect import Drop, Effect, Forbid, Nat, Note, Refuse, Setting, Unmodelled, Untunnelled
-from ktp.model.host import Interface, InterfaceAddress, IPNetwork, NextHop, NodeState, Route
+from ktp.model.host import (
+    Interface,
+    InterfaceAddress,
+    IPNetwork,
+    ListeningSocket,
+    NextHop,
+    NodeState,
+    Route,
+)
 from ktp.model.trace import Disposition, Flow, StepKind, Symptom
 from ktp.model.tunnel import IPAddress, TunnelDevice, TunnelFault
 
@@ -160,6 +168,9 @@ class Walker:
         self._hosts: dict[str, Host | None] = {}
         self._insides: dict[str, Host | None] = {}
         self._outer: dict[tuple[str, str, str], list[Leaf]] = {}
+        self._outer_walker: Walker | None = None
+        self._one_way = False  # what becomes of an answer is not asked: of tunnels' own packets
+        self._addresses_of: dict[str, list[tuple[int, int]]] | None = None
         self._hooks: dict[tuple[str, int], HookTable] = {}
         self._leaves: list[Leaf] = []
         self._family = 4
@@ -187,11 +198,19 @@ class Walker:
         if attached.name not in self._insides:
             node = self.topology.nodes.get(attached.node)
             state = node.pods.get(attached.name) if node is not None else None
-            own = [key for key, a in self.topology.attached.items() if a.name == attached.name]
+            own = self._own_addresses(attached.name)
             self._insides[attached.name] = (
                 Host(completed(state, own), node=attached.node) if state is not None else None
             )
         return self._insides[attached.name]
+
+    def _own_addresses(self, name: str) -> list[tuple[int, int]]:
+        """The addresses of what is attached by this name."""
+        if self._addresses_of is None:
+            self._addresses_of = {}
+            for key, attached in self.topology.attached.items():
+                self._addresses_of.setdefault(attached.name, []).append(key)
+        return self._addresses_of.get(name, [])
 
     def may_hold(self, address: str) -> tuple[str, ...]:
         """The nodes of which an address may be that nobody is known to have: in their network, and not read.
@@ -1109,27 +1128,45 @@ class Walker:
         if end is not None:
             key = (end.version, int(end))
             name = self._owners.get(key)
-            other = self._walkable(name) if name is not None else None
-            if name is None and self.topology.nodes_known and not self.topology.unread:
+            if name is None and self._is_of_no_node(key):
                 self._untunnelled(state, host, tunnel, TunnelFault.NO_SUCH_PEER, str(end))
                 return
-            target = other or target
+            if name is not None and name != target.name:
+                other = self._walkable(name)
+                if other is None:
+                    self._through_unknown_node(state, host, name)
+                    return
+                target = other
         else:
             underlay = tunnel.local.version if tunnel.local is not None else 4
             key = next((a for a in own if a[0] == underlay and a in self.topology.node_addresses), None)
+            words = f"the tunnel {tunnel.name} leads to the node's address that the API tells"
+            state.assume(Assumption(words, EvidenceKind.NEIGHBOURS, host.name))
         device, fault = device_of(target.state, tunnel)
         if fault is not None:
-            self._untunnelled(state, host, tunnel, fault, target.name)
+            self._untunnelled(state, host, tunnel, fault, target.name, far=target.name)
             return
         if key is not None and tunnel.port and not self._outer_passes(state, host, tunnel, to_text(*key)):
             return
         self._enter(state, target, device or tunnel.name, None)
 
+    def _is_of_no_node(self, address: tuple[int, int]) -> bool:
+        """Whether every node's addresses were read, and none has this one (several may)."""
+        if not self.topology.nodes_known or self.topology.unread:
+            return False
+        states = (self.topology.nodes.get(name) for name in {*self._owners.values(), *self.topology.nodes})
+        return all(
+            s is not None
+            and s.interfaces is not None
+            and address not in {(a.ip.version, int(a.ip)) for i in s.interfaces for a in i.addresses}
+            for s in states
+        )
+
     def _untunnelled(
-        self, state: State, host: Host, tunnel: TunnelDevice, fault: TunnelFault, about: str
+        self, state: State, host: Host, tunnel: TunnelDevice, fault: TunnelFault, about: str, far: str = ""
     ) -> None:
         words = f"the tunnel {tunnel.name} of {host.name} does not carry it: {fault.value} ({about})"
-        step = state.note(StepKind.ROUTE, Untunnelled(fault, words), hook="TUNNEL")
+        step = state.note(StepKind.ROUTE, Untunnelled(fault, far, words), hook="TUNNEL")
         self._lost(state, host, words, "route", step)
 
     def _outer_passes(self, state: State, host: Host, tunnel: TunnelDevice, to: str) -> bool:
@@ -1137,21 +1174,23 @@ class Walker:
         key = (host.name, tunnel.name, to)
         leaves = self._outer.get(key)
         if leaves is None:
-            walker = Walker(self.topology)
-            walker._hosts, walker._hooks = self._hosts, self._hooks
+            walker = self._outer_walker
+            if walker is None:
+                walker = self._outer_walker = Walker(self.topology)
+                walker._hosts, walker._hooks, walker._one_way = self._hosts, self._hooks, True
             flow = Flow(
                 dst=to, port=tunnel.port or 0, protocol="udp", from_node=host.name,
                 src=str(tunnel.local) if tunnel.local is not None else None,
             )  # fmt: skip
             leaves = self._outer[key] = walker.walk(flow)
-        stopped = [
-            leaf for leaf in leaves if leaf.state.direction == "request" and leaf.state.delivery is None
-        ]
-        stopped += [leaf for leaf in leaves if leaf.disposition is Disposition.REJECTED]
+        for assumption in dict.fromkeys(a for leaf in leaves for a in leaf.state.assumptions):
+            state.assume(assumption)
+        stopped = [leaf for leaf in leaves if leaf.disposition is not Disposition.DELIVERED]
         if not stopped:
             return True
-        leaf = stopped[0]
-        if len(stopped) < len(leaves) or leaf.disposition is Disposition.UNDETERMINED:
+        unknown = [leaf for leaf in stopped if leaf.disposition is Disposition.UNDETERMINED]
+        leaf = (unknown or stopped)[0]
+        if unknown or len(stopped) < len(leaves):
             why = f"whether the tunnel's own packets (UDP {tunnel.port} to {to}) get through: {leaf.reason}"
             self._end_unknown(state, host.name, why)
             return False
@@ -1622,17 +1661,15 @@ class Walker:
     def _out_of_namespace(self, state: State, host: Host) -> None:
         """What a pod sends leaves its network namespace, and comes to its node by the device that leads to the pod."""
         p = state.packet
-        p.ct, p.ctstate = None, pk.INVALID
-        self._close_hop(state, host)
-        own = [k for k, a in self.topology.attached.items() if a.name == host.name and k[0] == p.family]
+        own = [key for key in self._own_addresses(host.name) if key[0] == p.family]
         key = (p.family, p.src) if (p.family, p.src) in own else own[0]
         if p.oif != host.interface_of(*key):
-            self._leaf(
-                state, Disposition.LOST, Symptom.TIMES_OUT,
-                f"the answer leaves {host.name} by {p.oif}, and not by {host.interface_of(*key)} as the request came",
-                host, "route",
-            )  # fmt: skip
+            what = "the packet" if state.direction == "request" else "the answer"
+            way = f"by {p.oif}, and not by {host.interface_of(*key)} as the request came"
+            self._lost(state, host, f"{what} leaves {host.name} {way}", "route")
             return
+        p.ct, p.ctstate = None, pk.INVALID
+        self._close_hop(state, host)
         self._out_to_node(state, self._walkable(host.node), self.topology.attached[key])
 
     def _out_to_node(self, state: State, host: Host | None, attached: Attached) -> None:
@@ -1692,6 +1729,9 @@ class Walker:
                     state, Disposition.LOST, Symptom.TIMES_OUT,
                     f"the answer ends at {host.name}, which knows no connection it belongs to", host, "conntrack",
                 )  # fmt: skip
+            return
+        if self._one_way:
+            self._leaf(state, Disposition.DELIVERED, Symptom.CONNECTS, f"it comes to {host.name}", host, "")
             return
         name = self.topology.processes.get((host.name, p.proto, _number(p.dport)))
         socket = host.listener(p.family, p.proto, p.dst, p.dport, p.iif)
@@ -1811,6 +1851,9 @@ class Walker:
     @staticmethod
     def _chooses(host: Host, p: Packet, found: Lookup) -> bool:
         """Whether a datagram goes another way while its socket, bound to no address, has not chosen the source yet."""
+        socket = host.listener(p.family, p.proto, p.src, p.sport, None)
+        if isinstance(socket, ListeningSocket) and socket.ip is not None:
+            return False
         unbound = p.copy()
         unbound.src = 0
         return host.route(unbound, iif="lo").hops != found.hops

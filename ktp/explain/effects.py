@@ -70,7 +70,7 @@ def _effect_words(effect: Effect, step: Step) -> str:
             return by or "counted"
         case Leave():
             return "then no match"
-        case Note(words) | Forbid(_, words) | Untunnelled(_, words):
+        case Note(words) | Forbid(_, words) | Untunnelled(_, _, words):
             return words
 
 

@@ -333,6 +333,8 @@ def why_not_reprogrammed(snapshot: Snapshot, name: str) -> str:
         return ""
     if ProxyMode.IPVS in node.modes and state.ipvs is not None and state.ipvs.services:
         return ""
+    if node.modes == (ProxyMode.IPVS,) and state.ipvs is None:
+        return f"kube-proxy runs in ipvs mode on {name}, and its virtual servers were not read"
     return f"the rules of {name} hold nothing that kube-proxy wrote"
 
 

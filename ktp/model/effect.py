@@ -172,9 +172,10 @@ class Forbid:
 
 @dataclass(frozen=True, slots=True)
 class Untunnelled:
-    """A tunnel does not carry the packet. `words` is for people alone."""
+    """A tunnel does not carry the packet; `far` is the node where that is, "" for this one. `words` is for people."""
 
     fault: TunnelFault
+    far: str
     words: str
 
 

@@ -367,7 +367,7 @@ def _grouped(paths: Sequence[tuple[Path, float]], verbose: bool) -> list[list[tu
         cause = (
             None
             if path.symptom is Symptom.CONNECTS or d is None
-            else (d.node, d.kind, d.table, d.line, d.hook)
+            else (d.place, d.kind, d.table, d.line, d.hook)
         )
         route = tuple((h.place, h.direction) for h in path.hops)
         key = (path.disposition, path.symptom, path.source_seen, cause, route)

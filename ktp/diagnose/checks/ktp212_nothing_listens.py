@@ -70,8 +70,9 @@ def run(case: Case) -> Iterable[Finding]:
                 continue
             state = case.state(end.node_name)
             inside = state.pods.get(end.pod) if state is not None else None
-            of_node = inside is None
-            inside = inside or state
+            own = {a.ip for i in (state.interfaces if state is not None else None) or () for a in i.addresses}
+            of_node = inside is None and end.address in own
+            inside = state if of_node else inside
             if inside is None or inside.sockets is None:
                 continue
             key = (entry.port.protocol, entry.port.port, end.port)
@@ -94,7 +95,7 @@ def _finding(case: Case, deaf: _Deaf) -> Finding:
         if s.port == number and s.protocol == protocol
     ]
     heard = case.mended(
-        cells, f"listening on {number}/{protocol}",
+        cells, f"listening on {deaf.port.port} {number}/{protocol}",
         partial(listening, case.snapshot, tuple(deaf.programs), number, protocol),
     )  # fmt: skip
     of_node = all(is_of_node for _, _, is_of_node in deaf.programs)
@@ -102,7 +103,9 @@ def _finding(case: Case, deaf: _Deaf) -> Finding:
     what = f"nothing in {where} listens on the target port {number}/{protocol}"
     if same:
         addresses = listed(dict.fromkeys(_place(s) for s in same))
-        what = f"{listed(pods)} listens on {addresses} only, where no other host can connect"
+        what = f"{listed(pods)} listens on {addresses} only, which takes no connection to its address"
+        if all(s.ip is not None and s.ip.is_loopback for s in same):
+            what = f"{listed(pods)} listens on {addresses} only, which no other host can reach"
     evidence = [
         Evidence(kind="socket", source=f"{node} {pod}", text=_listening(sockets, protocol))
         for (node, pod, _), sockets in deaf.programs.items()

@@ -57,6 +57,8 @@ def run(case: Case) -> Iterable[Finding]:
             continue
         first = mended[0]
         decided = paths[first].decided_by
+        effects = decided.step.effects if decided is not None and decided.step is not None else ()
+        where = next((e.far for e in effects if isinstance(e, Untunnelled)), "") or node
         yield CHECK.finding(
             paths[first].reason,
             node=node,
@@ -66,7 +68,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"restart the network plugin's agent on {node}, and see which interface it uses",
+                    summary=f"restart the network plugin's agent on {where}, and see which interface it uses",
                     cost="none",
                     cures=mended.cures(),
                 )

@@ -158,7 +158,11 @@ def _virtual_server(entry: Entry) -> list[Evidence]:
         return []
     node, step = steps[0]
     servers = sorted({host_port(t.after.ip, t.after.port or 0) for _, s in steps for t in s.translations})
-    behind = f"leads to {listed(servers)}, on other nodes" if servers else "has no real server"
+    behind = (
+        f"leads to {listed(servers)}, on other nodes"
+        if servers
+        else "has no real server that takes connections"
+    )
     return [Evidence(kind="rule", source=f"{node} ipvs", text=f"{step.text}: {behind}")]
 
 
