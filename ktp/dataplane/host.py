@@ -10,7 +10,7 @@ from ktp.dataplane.ipset import Tester, compile_set
 from ktp.dataplane.ipvs import VirtualServers
 from ktp.dataplane.packet import LOCAL_PORTS, PROTOCOL_NAMES, Packet, Port
 from ktp.dataplane.routing import LOCAL, Fib, Lookup
-from ktp.model.assumption import Assumption, EvidenceKind
+from ktp.model.assumption import POD_AS_MADE, Assumption, EvidenceKind
 from ktp.model.host import Interface, InterfaceAddress, ListeningSocket, NodeState, Route
 
 _SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254, "nowhere": 255}
@@ -82,14 +82,17 @@ class Host:
             for address in interface.addresses:
                 self._addresses.setdefault((address.ip.version, int(address.ip)), (interface, address))
         self._sysctls: Mapping[str, str] = state.sysctls or {}
-        every = [
-            Assumption(words, kind, state.name) for kind, words in _TAKEN.items() if kind in state.supposed
-        ]
-        self.taken = {4: list(every), 6: every}
+        supposed = state.supposed if node is None else ()
+        every = [Assumption(words, kind, state.name) for kind, words in _TAKEN.items() if kind in supposed]
+        self.taken = {4: list(every), 6: list(every)}
         for key in state.supposed_sysctls:
             words = f"{key} is {self._sysctls[key]}, which sysctl.txt does not have"
             family = 6 if key.startswith("net.ipv6.") else 4
             self.taken[family].append(Assumption(words, EvidenceKind.SYSCTLS, state.name))
+        if node is not None:
+            for family, taken in self.taken.items():
+                if state.supposed or not state.knows_rules_of(family):
+                    taken.append(POD_AS_MADE)
         self._sets: dict[str, Tester | None] = {}
         self._conf: dict[tuple[str, str], int] = {}
         self._types: dict[tuple[int, int, str | None], str | None] = {}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from ktp.dataplane.packet import to_text
+from ktp.model.assumption import EvidenceKind
 from ktp.model.host import UPLINK, Interface, InterfaceAddress, NextHop, NodeState, Route
 
 
@@ -15,6 +16,8 @@ def completed(state: NodeState, own: Iterable[tuple[int, int]]) -> NodeState:
 
     `own` are the pod's addresses by the API, (family, number): one device has them, and leads everywhere.
     """
+    lacking = {EvidenceKind.ADDRESSES: state.interfaces, EvidenceKind.ROUTES: state.routes}
+    state = replace(state, supposed=frozenset(kind for kind, read in lacking.items() if read is None))
     interfaces = state.interfaces
     if interfaces is None:
         addresses = [ip_address(to_text(*key)) for key in own]

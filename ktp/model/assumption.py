@@ -50,7 +50,13 @@ class Assumption:
 
 
 PROGRAM_LISTENS = Assumption(
-    "the program in the pod listens and answers (the pod's network namespace was not read)",
+    "the program in the pod listens and answers (that was not looked at)",
     EvidenceKind.POD_NAMESPACE,
 )
 """Of every answer that is delivered to a pod of which no socket was read."""
+
+POD_AS_MADE = Assumption(
+    "pods' network namespaces are as Kubernetes makes them: no rules, one way out (not all of that was read)",
+    EvidenceKind.POD_NAMESPACE,
+)
+"""Of every packet in a pod of which addresses, routes or rules were not read."""

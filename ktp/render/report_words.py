@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ktp.model.assumption import EvidenceKind
+from ktp.model.assumption import POD_AS_MADE, PROGRAM_LISTENS, EvidenceKind
 from ktp.model.diagnosis import Cell, Cures, Finding, Fix, FrontEndMatrix, LoadShare, ServiceDiagnosis
 from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import Symptom
@@ -117,8 +117,10 @@ def assumed_of(cells: Iterable[Cell]) -> list[str]:
 
 def unread_pods(d: ServiceDiagnosis) -> str:
     """What ends the line of evidence where no program of an endpoint was looked at, else ""."""
-    kinds = {a.evidence for c in cells_of(d.frontends) for a in c.assumptions}
-    return "; pods' sockets not read" if EvidenceKind.POD_NAMESPACE in kinds else ""
+    assumed = {a for c in cells_of(d.frontends) for a in c.assumptions}
+    if PROGRAM_LISTENS in assumed:
+        return "; pods' sockets not read"
+    return "; pods' own rules not read" if POD_AS_MADE in assumed else ""
 
 
 _SEEN = {

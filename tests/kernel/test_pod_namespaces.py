@@ -4,6 +4,7 @@ read by the node's own programs, and left as they were."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,8 +21,16 @@ from ktp.parse.snapshot import parse_snapshot
 
 pytestmark = pytest.mark.kernel
 
-# Addresses of documentation: no interface of the machine itself has them.
-PODS = {"198.51.100.11": "test_web-0", "2001:db8::11": "test_web-0", "198.51.100.12": "test_web-1"}
+# Addresses of documentation: no interface of the machine itself has them. Each of pytest's processes has its own, since
+# pods are found by address.
+_OWN = 10 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+ONE, ONE6, OTHER, GONE = (
+    f"198.51.100.{_OWN + 1}",
+    f"2001:db8::{_OWN + 1}",
+    f"198.51.100.{_OWN + 2}",
+    f"198.51.100.{_OWN + 3}",
+)
+PODS = {ONE: "test_web-0", ONE6: "test_web-0", OTHER: "test_web-1"}
 LISTEN = """
 import socket, sys, time
 s = socket.socket(); s.bind((sys.argv[1], 8080)); s.listen(); print("ready", flush=True); time.sleep(600)
@@ -33,8 +42,8 @@ def pods(make_netns: Callable[[str], str]) -> Iterator[dict[str, str]]:
     """Two pods that run: the namespaces' names by their folders."""
     made, running = {}, []
     for folder, own, listens in (
-        ("test_web-0", ("198.51.100.11/32", "2001:db8::11/128"), "0.0.0.0"),
-        ("test_web-1", ("198.51.100.12/32",), "127.0.0.1"),
+        ("test_web-0", (f"{ONE}/32", f"{ONE6}/128"), "0.0.0.0"),
+        ("test_web-1", (f"{OTHER}/32",), "127.0.0.1"),
     ):
         made[folder] = name = make_netns("pod")
         subprocess.run(
@@ -89,7 +98,7 @@ def test_pods_are_read_on_their_node(collect: Callable[[], MemoryCapture], pods:
     assert [(str(s.ip), s.port) for s in other.sockets or ()] == [("127.0.0.1", 8080)]
     assert [(s.ip, s.port) for s in one.sockets or ()] == [(None, 8080)]
     own = {str(a.ip) for i in one.interfaces or () for a in i.addresses}
-    assert {"198.51.100.11", "2001:db8::11"} <= own
+    assert {ONE, ONE6} <= own
     assert one.routes
     assert one.sysctls is not None
     assert one.sysctls["net.ipv4.ip_forward"] == "0"
@@ -103,7 +112,7 @@ def test_a_pod_that_has_ended_is_a_gap(
     collect: Callable[[], MemoryCapture], pods: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert pods
-    monkeypatch.setitem(PODS, "198.51.100.99", "test_gone-0")
+    monkeypatch.setitem(PODS, GONE, "test_gone-0")
     capture = collect()
     gaps = [gap for gap in capture.gaps if gap.kind == "pod-namespace"]
     assert [gap.message for gap in gaps] == [

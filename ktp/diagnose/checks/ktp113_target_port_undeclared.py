@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, field, listed
 from ktp.diagnose.checks.endpoints_common import of_port, selected_pods
-from ktp.model.assumption import EvidenceKind
+from ktp.model.assumption import PROGRAM_LISTENS
 from ktp.model.cluster import ServicePort
 from ktp.model.diagnosis import Finding, Fix, Severity
 
@@ -45,7 +45,7 @@ def run(case: Case) -> Iterable[Finding]:
         if number in {declared_number for declared_number, _ in declared}:
             continue  # of UDP ports the protocol is often forgotten
         cells = of_port(case.entries, port)
-        if not any(a.evidence is EvidenceKind.POD_NAMESPACE for e in cells for a in e.cell.assumptions):
+        if not any(PROGRAM_LISTENS in e.cell.assumptions for e in cells):
             continue
         ports = listed([f"{n}/{protocol}" for n, protocol in sorted(declared)], 6)
         yield CHECK.finding(
