@@ -75,8 +75,11 @@ def parse_snapshot(capture: Capture, *, nodes: Collection[str] | None = None) ->
         if nodes is not None and _size_beside(capture, nodes) > _MOST_BESIDE:
             names = tuple(name for name in names if name in nodes)
         beside = _Gaps([])  # what lacks of nodes that were not asked for is not told
+        inner = _files_in_folders(capture)
         states = {
-            name: _NodeFiles(capture, name, gaps if nodes is None or name in nodes else beside).parse()
+            name: _NodeFiles(
+                capture, name, gaps if nodes is None or name in nodes else beside, inner.get(name, ())
+            ).parse()
             for name in names
         }
     _add_missing_rules(cluster, states, nodes, gaps)
@@ -192,6 +195,16 @@ def _is_kube_proxy_in(nft: NftRuleset) -> bool:
     return any(t.name == "kube-proxy" or "KUBE-SERVICES" in t.chains for t in nft.tables)
 
 
+def _files_in_folders(capture: Capture) -> dict[str, list[str]]:
+    """Of each node the files in folders of its folder: `cilium/FILE`, `pods/POD/FILE`."""
+    found: dict[str, list[str]] = {}
+    for name in capture.names():
+        parts = name.split("/", 2)
+        if len(parts) == 3 and parts[0] == "nodes" and "/" in parts[2]:
+            found.setdefault(parts[1], []).append(parts[2])
+    return found
+
+
 class _PodNamespaces(Mapping[str, NodeState]):
     """The pods' network namespaces of one node, parsed as they are asked for: a node may have hundreds.
 
@@ -223,10 +236,11 @@ class _PodNamespaces(Mapping[str, NodeState]):
 class _NodeFiles:
     """The files of one node's folder; remembers which were read."""
 
-    def __init__(self, capture: Capture, node: str, gaps: _Gaps) -> None:
+    def __init__(self, capture: Capture, node: str, gaps: _Gaps, inner: Collection[str] = ()) -> None:
         self._capture = capture
         self._node = node
         self._gaps = gaps
+        self._inner = inner
         self._read: set[str] = set()
         self._unreadable: set[str] = set()
 
@@ -288,8 +302,7 @@ class _NodeFiles:
         return config is None or config.mode == "nftables"
 
     def _files_in(self, folder: str) -> list[str]:
-        prefix = self._name(folder)
-        return [name[len(prefix) :] for name in self._capture.names() if name.startswith(prefix)]
+        return [name.removeprefix(folder) for name in self._inner if name.startswith(folder)]
 
     def _parse_in(self, folder: str) -> Callable[..., Any]:
         return lambda file, parse: self._parse(f"{folder}{file}", parse)
