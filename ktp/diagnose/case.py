@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from ktp.diagnose.alike import Alike
 from ktp.diagnose.examine import Asked, Examiner
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.outcome import Vantage
@@ -66,43 +67,66 @@ class Mended(list[Entry]):
         better: Iterable[Entry],
         cured: Iterable[Entry],
         harmed: Callable[[], Iterable[Entry]] = tuple,
+        alike: Callable[[str], Iterable[str]] = lambda node: (node,),
     ) -> None:
-        """`harmed` asks which cells connect today and no longer would: it is called where a fix is offered."""
+        """`harmed` asks which cells connect today and no longer would: it is called where a fix is offered.
+
+        `alike` names the nodes for which a cell of one stands.
+        """
         super().__init__(better)
         self.cured = tuple(cured)
         self._harmed = harmed
+        self._alike = alike
 
     def also(self, other: Mended) -> Mended:
         """With what another change mends."""
         both = (self._harmed, other._harmed)
         return Mended(
-            [*self, *other], [*self.cured, *other.cured], lambda: [e for harmed in both for e in harmed()]
+            [*self, *other],
+            [*self.cured, *other.cured],
+            lambda: [e for harmed in both for e in harmed()],
+            self._alike,
         )
 
     def cures(self, tried: Iterable[Entry] | None = None) -> Cures:
         """What the change does to the cells that it was `tried` on; without, to these."""
         every = list(self if tried is None else tried)
-        cured = [e for e in every if e in self.cured]
+        cured = self._everywhere(e for e in every if e in self.cured)
+        left = self._everywhere(e for e in every if e not in self.cured)
         return Cures(
-            tried=len(every),
+            tried=len(cured) + len(left),
             cured=len(cured),
-            better=sum(e in self and e not in self.cured for e in every),
-            left=tuple(e.key for e in every if e not in self.cured),
-            lost=tuple(dict.fromkeys(e.key for e in self._harmed())),
+            better=len(self._everywhere(e for e in every if e in self and e not in self.cured)),
+            left=left,
+            lost=tuple(dict.fromkeys(self._everywhere(self._harmed()))),
         )
+
+    def _everywhere(self, entries: Iterable[Entry]) -> tuple[tuple[str, str, str], ...]:
+        return tuple((e.title, node, e.vantage.value) for e in entries for node in self._alike(e.node))
 
 
 class Case:
     """What the checks look at."""
 
     def __init__(
-        self, examiner: Examiner, service: Service, entries: Iterable[Entry], nodes: Iterable[str]
+        self,
+        examiner: Examiner,
+        service: Service,
+        entries: Iterable[Entry],
+        nodes: Iterable[str],
+        alike: Alike | None = None,
     ) -> None:
-        """`nodes` are those that the diagnosis is about."""
+        """`nodes` are those that the diagnosis is about, and `entries` their cells.
+
+        Of nodes alike `entries` and `nodes` hold two, which a check examines; `whole` and `every_node` hold all.
+        """
         self.examiner = examiner
         self.service = service
-        self.entries = tuple(entries)
-        self.nodes = tuple(nodes)
+        self.alike = alike or Alike()
+        self.whole = tuple(entries)
+        self.every_node = tuple(nodes)
+        self.entries = tuple(e for e in self.whole if e.node not in self.alike.twin_of)
+        self.nodes = tuple(n for n in self.every_node if n not in self.alike.twin_of)
         self.unhealthy: frozenset[str] | None = None  # nodes on which the health check is stopped, once asked
         self._by_node: dict[str, tuple[Entry, ...]] | None = None
         self._worlds: dict[str, Examiner | None] = {}
@@ -180,11 +204,21 @@ class Case:
         before, after = entry.cell.decided_by, self.ask_again(entry, label, make).decided_by
         return before is not None and after is not None and _place(before) != _place(after)
 
-    def mended(self, entries: Iterable[Entry], label: str, make: Callable[[], Snapshot]) -> Mended:
-        """Those of the cells that connect (more often) in the changed snapshot."""
+    def mended(
+        self, entries: Iterable[Entry], label: str, make: Callable[[], Snapshot], changed: str = ""
+    ) -> Mended:
+        """Those of the cells that connect (more often) in the changed snapshot.
+
+        `changed` names the node that was changed, where it is one.
+        """
         after = {e: self.ask_again(e, label, make) for e in entries}
         better = [e for e, cell in after.items() if is_better(e.cell, cell)]
-        return Mended(better, [e for e in better if share(after[e]) >= 1], lambda: self._harmed(label, make))
+        return Mended(
+            better,
+            [e for e in better if share(after[e]) >= 1],
+            lambda: self._harmed(label, make),
+            lambda node: self.alike.of(node, changed),
+        )
 
     def _harmed(self, label: str, make: Callable[[], Snapshot]) -> list[Entry]:
         """The ways in, for any client, that connect today and in the changed snapshot do not, or not always."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from heapq import nsmallest
 
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
@@ -15,6 +16,7 @@ from ktp.diagnose.questions import (
     has_default_route,
     near_client,
     node_addresses,
+    taken_addresses,
     with_supposed_pods,
 )
 from ktp.diagnose.topology import topology_of
@@ -23,7 +25,7 @@ from ktp.kubeproxy.endpoints import SliceIndex, index_slices
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, FrontEnds, front_ends
 from ktp.kubeproxy.intent import Intent, PortOnNode
 from ktp.kubeproxy.node import ALL_MODES, ProxyMode, ProxyNode, default_mode, detect_modes, proxy_node
-from ktp.kubeproxy.outcome import Client, IntendedEndpoint, Vantage
+from ktp.kubeproxy.outcome import HERE, Client, IntendedEndpoint, Vantage
 from ktp.kubeproxy.synthesis import reprogram
 from ktp.kubeproxy.version import proxy_version
 from ktp.model.assumption import PROGRAM_LISTENS, Assumption, EvidenceKind
@@ -78,6 +80,10 @@ class Examiner:
         self._names = tuple(names)
         self.index: SliceIndex = index_slices(snapshot.cluster)
         self._near: dict[tuple[str, int], IPAddress | None] = {}
+        self._addresses: dict[str, tuple[IPAddress, ...]] = {}
+        self._taken_addresses: frozenset[IPAddress] | None = None
+        self._homes: dict[tuple[str, str], list[str]] = {}
+        self._avoided: dict[str, frozenset[str]] = {}
         self._walker: Walker | None = None
         self._meant: dict[tuple[str, str] | None, Walker] = {}
         self._proxies: dict[str, ProxyNode] = {}
@@ -140,6 +146,13 @@ class Examiner:
         found = (self.index.slices or {}).get(key) or (self.index.endpoints or {}).get(key) or ()
         return tuple(found)
 
+    def addresses(self, node: str) -> tuple[IPAddress, ...]:
+        """The addresses of a node that a client would dial."""
+        found = self._addresses.get(node)
+        if found is None:
+            found = self._addresses[node] = node_addresses(self.snapshot, node)
+        return found
+
     def has_rules(self, node: str, version: int = 4) -> bool:
         """Whether the node's rules (of IPv4 or 6) were read."""
         state = self.snapshot.nodes.get(node)
@@ -150,9 +163,7 @@ class Examiner:
     def questions(self, service: Service, front_end: FrontEnd, node: str) -> list[Question]:
         """The questions of one row of the matrix."""
         if front_end.kind is FrontEndKind.NODE_PORT:
-            address = next(
-                (a for a in node_addresses(self.snapshot, node) if a.version == front_end.ip_version), None
-            )
+            address = next((a for a in self.addresses(node) if a.version == front_end.ip_version), None)
             if address is None:
                 return []
             vantages = _NODE_PORT_VANTAGES
@@ -175,7 +186,7 @@ class Examiner:
         name = ""
         ip: IPAddress | None
         if vantage is Vantage.EXTERNAL:
-            ip = external_client(self.snapshot, service, front_end, node, self.client)
+            ip = external_client(self.snapshot, service, front_end, node, self.client, self._taken)
             flow = replace(flow, src=str(ip), via=node)
             name = f"a client at {ip}"
         elif vantage is Vantage.NODE:
@@ -199,7 +210,7 @@ class Examiner:
             home = self._other_node(service, node)
             if home is None:
                 return None
-            ip = next((a for a in node_addresses(self.snapshot, home) if a.version == family), None)
+            ip = next((a for a in self.addresses(home) if a.version == family), None)
             if ip is None:
                 return None
             flow = replace(flow, from_node=home)
@@ -244,7 +255,7 @@ class Examiner:
             if not self.has_rules(home, family):
                 continue
             if vantage is Vantage.OTHER_NODE:
-                ip = next((a for a in node_addresses(self.snapshot, home) if a.version == family), None)
+                ip = next((a for a in self.addresses(home) if a.version == family), None)
                 if ip is not None:
                     flow = replace(question.flow, from_node=home, src=None)
                     found.append((f"processes of {home}", _asked_by(question, ip, flow)))
@@ -268,30 +279,39 @@ class Examiner:
     def _near_client(self, node: str, family: int) -> IPAddress | None:
         key = (node, family)
         if key not in self._near:
-            self._near[key] = near_client(self.snapshot, node, family)
+            self._near[key] = near_client(self.snapshot, node, family, self._taken())
         return self._near[key]
+
+    def _taken(self) -> frozenset[IPAddress]:
+        if self._taken_addresses is None:
+            self._taken_addresses = frozenset(taken_addresses(self.snapshot))
+        return self._taken_addresses
 
     def _other_node(self, service: Service, node: str) -> str | None:
         """Another node to ask from: one with rules read and without endpoints of the Service, if possible."""
-        holders = {
-            e.node_name for s in self.slices_of(service) for e in s.endpoints if e.node_name is not None
-        }
-        best: tuple[bool, bool, str] | None = None
-        for name in self.node_names():
-            if name == node or not node_addresses(self.snapshot, name):
-                continue
-            rank = (not self.has_rules(name), name in holders, name)
-            if best is None or rank < best:
-                best = rank
-                if not rank[0] and not rank[1]:
-                    break
-        return best[2] if best is not None else None
+        key = (service.namespace, service.name)
+        found = self._homes.get(key)
+        if found is None:
+            holders = {
+                e.node_name for s in self.slices_of(service) for e in s.endpoints if e.node_name is not None
+            }
+            ranked = [
+                (not self.has_rules(name), name in holders, name)
+                for name in self._names
+                if self.addresses(name)
+            ]
+            found = self._homes[key] = [name for _, _, name in nsmallest(2, ranked)]
+        return next((name for name in found if name != node), None)
 
     def _pod_of(self, node: str, family: int, service: Service) -> tuple[str, IPAddress] | None:
         supposed = (self.supposed4 if family == 4 else self.supposed6).get(node)
         if supposed is not None:
             return f"a pod on {node}", supposed
-        avoid = (a for s in self.slices_of(service) for e in s.endpoints for a in e.addresses)
+        avoid = self._avoided.get(service.key)
+        if avoid is None:
+            avoid = self._avoided[service.key] = frozenset(
+                a for s in self.slices_of(service) for e in s.endpoints for a in e.addresses
+            )
         found = self.pods.client(node, family, avoid)
         return (f"pod {found[0]}", found[1]) if found is not None else None
 
@@ -332,9 +352,9 @@ class Examiner:
             return intent
         if not state.data_plane_unread:
             return self._meant_by_cilium(service, intent, flow)
-        why = f"{plane} serves Services on {node}, and its tables were not read"
+        why = f"{plane} serves Services on {HERE}, and its tables were not read"
         return replace(
-            intent, symptom=Symptom.UNKNOWN, disposition=Disposition.UNDETERMINED, decided_by=why, endpoints=(),
+            intent, symptom=Symptom.UNKNOWN, disposition=Disposition.UNDETERMINED, because=why, endpoints=(),
             source_kept=None, assumptions=(), depends_on=(), should=intent,
         )  # fmt: skip
 
@@ -365,7 +385,7 @@ class Examiner:
             if p.endpoint_ip is not None
         )  # fmt: skip
         return replace(
-            intent, symptom=answer.symptom, disposition=answer.disposition, decided_by=answer.reason,
+            intent, symptom=answer.symptom, disposition=answer.disposition, because=answer.reason,
             endpoints=endpoints, source_kept=answer.source_preserved,
             passes=answer.disposition is Disposition.LOST and not endpoints, depends_on=(),
             assumptions=answer.assumptions,
@@ -418,19 +438,9 @@ class Examiner:
             vantage=question.vantage.value,
             symptom=intent.symptom,
             disposition=intent.disposition,
-            reason=_intent_reason(intent),
+            reason=reason_of(intent),
             basis="api" if intent.symptom is not Symptom.UNKNOWN else "none",
-            endpoints=tuple(
-                CellEndpoint(
-                    ip=e.ip,
-                    port=e.port,
-                    name=e.pod,
-                    node=e.node,
-                    probability=e.probability,
-                    symptom=e.symptom,
-                )
-                for e in intent.endpoints
-            ),
+            endpoints=endpoints_of(intent),
             source_kept=intent.source_kept,
             client=question.client_name,
             intended=(intent.should or intent).symptom,
@@ -485,12 +495,23 @@ def _asked_by(question: Question, ip: IPAddress, flow: Flow) -> Question:
     return replace(question, client=client, flow=flow, client_name=f"a client at {ip}")
 
 
-def _intent_reason(intent: Intent) -> str:
+def reason_of(intent: Intent) -> str:
+    """Why it is so, in words."""
     if intent.symptom is Symptom.CONNECTS:
         return intent.decided_by
     if intent.disposition is Disposition.UNDETERMINED and intent.depends_on:
         return "it depends on " + " and on ".join(intent.depends_on)
     return intent.decided_by
+
+
+def endpoints_of(intent: Intent) -> tuple[CellEndpoint, ...]:
+    """The endpoints of a cell of which the API objects alone tell."""
+    return tuple(
+        CellEndpoint(
+            ip=e.ip, port=e.port, name=e.pod, node=e.node, probability=e.probability, symptom=e.symptom
+        )
+        for e in intent.endpoints
+    )
 
 
 def _fact_endpoints(fact: FlowAnswer) -> tuple[CellEndpoint, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import ip_address, ip_network
 
 from ktp.kubeproxy.changes import with_pods_of_cilium
@@ -49,10 +50,9 @@ def node_addresses(snapshot: Snapshot, name: str) -> tuple[IPAddress, ...]:
     return tuple(found)
 
 
-def near_client(snapshot: Snapshot, name: str, family: int) -> IPAddress | None:
-    """A client on the node's own network: an address of its subnet that nobody in the snapshot has."""
+def near_client(snapshot: Snapshot, name: str, family: int, taken: Collection[IPAddress]) -> IPAddress | None:
+    """A client on the node's own network: an address of its subnet that is not taken."""
     state = snapshot.nodes.get(name)
-    taken = taken_addresses(snapshot)
     for address in node_addresses(snapshot, name):
         if address.version != family:
             continue
@@ -89,23 +89,29 @@ def taken_addresses(snapshot: Snapshot) -> set[IPAddress]:
 
 
 def external_client(
-    snapshot: Snapshot, service: Service, front_end: FrontEnd, node: str, wanted: IPAddress | None = None
+    snapshot: Snapshot,
+    service: Service,
+    front_end: FrontEnd,
+    node: str,
+    wanted: IPAddress | None = None,
+    taken: Callable[[], Collection[IPAddress]] | None = None,
 ) -> IPAddress:
     """The client outside that stands for all: the one asked for; one that the Service's source ranges let in; else
-    one far away, or a neighbour where the node has no default route."""
+    one far away, or a neighbour where the node has no default route. `taken` says which addresses others have."""
     family = front_end.ip_version
+    taken = taken or partial(taken_addresses, snapshot)
     if wanted is not None and wanted.version == family:
         return wanted
-    if front_end.kind is FrontEndKind.LOAD_BALANCER:
-        inside = client_within(service.load_balancer_source_ranges, family, taken_addresses(snapshot))
+    if front_end.kind is FrontEndKind.LOAD_BALANCER and service.load_balancer_source_ranges:
+        inside = client_within(service.load_balancer_source_ranges, family, taken())
         if inside is not None:
             return inside
     if has_default_route(snapshot.nodes.get(node), family):
         return FAR_CLIENTS[family]
-    return near_client(snapshot, node, family) or FAR_CLIENTS[family]
+    return near_client(snapshot, node, family, taken()) or FAR_CLIENTS[family]
 
 
-def client_within(ranges: Iterable[str], family: int, taken: set[IPAddress]) -> IPAddress | None:
+def client_within(ranges: Iterable[str], family: int, taken: Collection[IPAddress]) -> IPAddress | None:
     """An address inside one of the CIDRs, free if possible; None where none is of the family."""
     for text in ranges:
         try:
@@ -162,7 +168,7 @@ class PodsByNode:
 
     def client(self, node: str, family: int, avoid: Iterable[str] = ()) -> tuple[str, IPAddress] | None:
         """A pod of the node that can ask, rather none of the addresses to avoid: (namespace/name, address)."""
-        avoided = set(avoid)
+        avoided = avoid if isinstance(avoid, frozenset) else frozenset(avoid)
         best: tuple[bool, str, IPAddress] | None = None
         for pod in self._pods.get(node, ()):
             for text in pod.pod_ips:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from ktp.diagnose.alike import Twin
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks.ktp902_probe_disagrees import CHECK as DISAGREES
 from ktp.diagnose.questions import node_addresses
@@ -45,8 +46,10 @@ def health_targets(snapshot: Snapshot, service: Service, nodes: Sequence[str] = 
 def reconcile(case: Case, health: Mapping[str, HealthAnswer]) -> list[WitnessRow]:
     """A row for each service port, family and node; `health` holds the answers by node, where they were asked for."""
     out = []
-    for entry in _asked(case.entries):
-        place = case.examiner.port_on(case.service, entry.port, entry.node)
+    for entry in _asked(case.whole):
+        twin = Twin(case.alike, entry.node) if entry.node in case.alike.twin_of else None
+        examined = twin.twin if twin is not None else entry.node
+        place = case.examiner.port_on(case.service, entry.port, examined)
         family = entry.front_end.ip_version
         selection = place.selection(ip_version=family)
         is_local = external_policy_local(
@@ -65,9 +68,13 @@ def reconcile(case: Case, health: Mapping[str, HealthAnswer]) -> list[WitnessRow
         out.append(
             _row(
                 entry,
-                slices=frozenset(host_port(e.ip, e.port) for e in chosen) if known else None,
+                slices=frozenset(
+                    host_port(e.ip if twin is None else twin.address(e.ip), e.port) for e in chosen
+                )
+                if known
+                else None,
                 rules=_led_to(entry.asked.fact),
-                local_ready=_local_ready(case, entry, family) if known else None,
+                local_ready=_local_ready(case, examined, family) if known else None,
                 falls_back=is_local and selection.local_is_terminating,
                 health=answer,
             )
@@ -84,10 +91,10 @@ def _asked(entries: Iterable[Entry]) -> list[Entry]:
     return list(found.values())
 
 
-def _local_ready(case: Case, entry: Entry, family: int) -> int:
+def _local_ready(case: Case, node: str, family: int) -> int:
     """What the health check counts: distinct addresses of ready endpoints on the node, over all ports."""
     selections: list[EndpointSelection] = [
-        case.examiner.port_on(case.service, port, entry.node).selection(ip_version=family)
+        case.examiner.port_on(case.service, port, node).selection(ip_version=family)
         for port in case.service.ports
     ]
     return len({e.ip for s in selections for e in s.listed if e.is_local and e.ready and not e.terminating})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
+from ktp.diagnose.alike import FEW, Alike, Twin, alike_nodes
 from ktp.diagnose.case import EXTERNAL_KINDS, Case, Entry
 from ktp.diagnose.checks import ALL_CHECKS
+from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.diagnose.checks.ktp901_unexplained import CHECK as UNEXPLAINED
 from ktp.diagnose.examine import Examiner
-from ktp.diagnose.questions import Question, node_addresses
+from ktp.diagnose.questions import Question
 from ktp.diagnose.reconcile import health_findings, reconcile
 from ktp.diagnose.share import load_shares
 from ktp.diagnose.verdict import headline_of, verdict_of
@@ -50,27 +53,37 @@ def diagnose_service(
     nodes: Collection[str] = (),
     client: IPAddress | None = None,
     health: Mapping[str, HealthAnswer] | None = None,
+    few: int = FEW,
 ) -> ServiceDiagnosis:
     """Everything that ktp can say about one Service.
 
     `nodes` restricts the rows (default: all); `client` is the outside client to ask for (default: one far away);
-    `health` holds what the nodes' healthCheckNodePorts said, where they were asked.
+    `health` holds what the nodes' healthCheckNodePorts said, where they were asked. Of more than `few` nodes alike
+    two are examined for all.
     """
     examiner = Examiner(snapshot, client=client)
     names = [n for n in examiner.node_names() if not nodes or n in nodes]
     reason = ignored_reason(service)
-    entries: list[Entry] = []
+    asked_for: list[tuple[ServicePort, FrontEnd]] = []
     if not reason:
-        for port in service.ports:
+        asked_for = [
+            (port, front_end)
+            for port in service.ports
             for front_end in sorted(
                 examiner.front_ends(service, port).programmed,
                 key=lambda f: (_ORDER.index(f.kind), f.ip_version),
-            ):
-                entries += _entries(examiner, service, port, front_end, names)
-    case = Case(examiner, service, entries, names)
+            )
+        ]
+    questions = {
+        name: [examiner.questions(service, front_end, name) for _, front_end in asked_for] for name in names
+    }
+    alike = alike_nodes(examiner, service, {name: [*chain(*rows)] for name, rows in questions.items()}, few)
+    entries = _entries(examiner, service, asked_for, questions, alike)
+    case = Case(examiner, service, entries, names, alike)
     witnesses = reconcile(case, health or {})
     findings = [*_findings(case), *health_findings(witnesses)]
     findings, causes = _assign(case, findings)
+    findings, causes = _everywhere(alike, findings, causes)
     matrices = _matrices(case, names, causes)
     headline = headline_of(case, causes)
     undetermined = any(e.cell.symptom is Symptom.UNKNOWN for e in entries) or (
@@ -140,16 +153,9 @@ def _shares(case: Case) -> list[LoadShare]:
         return out
     for port in case.service.ports:
         entries = [
-            e for e in case.entries if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL
+            e for e in case.whole if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL
         ]
-        counts = {
-            e.node: len(
-                case.examiner.port_on(case.service, port, e.node)
-                .selection(ip_version=e.front_end.ip_version)
-                .local
-            )
-            for e in entries
-        }
+        counts = {e.node: len(selection_of(case, e).local) for e in entries}
         if case.service.external_traffic_policy != "Local":
             counts = {e.node: 1 for e in entries}  # every node serves all endpoints alike
         out += load_shares(entries, case.service.external_traffic_policy, counts)
@@ -157,19 +163,54 @@ def _shares(case: Case) -> list[LoadShare]:
 
 
 def _entries(
-    examiner: Examiner, service: Service, port: ServicePort, front_end: FrontEnd, names: Iterable[str]
+    examiner: Examiner,
+    service: Service,
+    asked_for: Iterable[tuple[ServicePort, FrontEnd]],
+    questions: Mapping[str, Sequence[Sequence[Question]]],
+    alike: Alike,
 ) -> list[Entry]:
+    """The cells of all nodes, those of twins from the nodes that were asked."""
+    twins = {name: Twin(alike, name) for name in alike.twin_of}
     out = []
-    for node in names:
-        for question in examiner.questions(service, front_end, node):
-            asked = examiner.ask(service, port, question)
-            cell = examiner.cell(asked)
-            if asked.fact is not None and front_end.kind is not FrontEndKind.CLUSTER_IP:
-                cell = replace(cell, others=_others(examiner, service, port, question, cell))
-            out.append(
-                Entry(port=port, front_end=front_end, title=_title(front_end, port), asked=asked, cell=cell)
-            )
+    for place, (port, front_end) in enumerate(asked_for):
+        title = _title(front_end, port)
+        answers: dict[str, list[Entry]] = {}
+        for node in [*(n for n in questions if n not in twins), *twins]:
+            found = answers[node] = []
+            for at, question in enumerate(questions[node][place]):
+                if node in twins:
+                    first = answers[alike.twin_of[node]][at]
+                    asked = twins[node].asked(first.asked, question)
+                    cell = twins[node].cell(first.cell, first.asked.intent, asked)
+                else:
+                    asked = examiner.ask(service, port, question)
+                    cell = examiner.cell(asked)
+                    if asked.fact is not None and front_end.kind is not FrontEndKind.CLUSTER_IP:
+                        cell = replace(cell, others=_others(examiner, service, port, question, cell))
+                found.append(Entry(port=port, front_end=front_end, title=title, asked=asked, cell=cell))
+        out += [entry for node in questions for entry in answers[node]]
     return out
+
+
+def _everywhere(
+    alike: Alike, findings: Iterable[Finding], causes: Mapping[tuple[str, str, str], str]
+) -> tuple[list[Finding], dict[tuple[str, str, str], str]]:
+    """What was found of the examined nodes, of those alike too."""
+
+    def of_all(cells: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+        return [(title, node, vantage) for title, found_on, vantage in cells for node in alike.of(found_on)]
+
+    if not alike.twin_of:
+        return list(findings), dict(causes)
+    return [
+        replace(
+            f,
+            nodes=(nodes := tuple(alike.everywhere(f.nodes))),
+            alike=tuple(n for n in nodes if n not in f.nodes) if f.node is not None else (),
+            cells=tuple(of_all(f.cells)),
+        )
+        for f in findings
+    ], {cell: code for key, code in causes.items() for cell in of_all([key])}
 
 
 def _others(
@@ -274,7 +315,7 @@ def _vantages(entries: Iterable[Entry]) -> str:
 def _matrices(case: Case, names: list[str], causes: dict[tuple[str, str, str], str]) -> list[FrontEndMatrix]:
     grouped: dict[str, dict[str, list[Entry]]] = {}
     heads: dict[str, FrontEndMatrix] = {}
-    for entry in case.entries:
+    for entry in case.whole:
         heads.setdefault(entry.title, _matrix_head(entry.front_end, entry.port))
         grouped.setdefault(entry.title, {}).setdefault(entry.node, []).append(entry)
     out = []
@@ -286,17 +327,14 @@ def _matrices(case: Case, names: list[str], causes: dict[tuple[str, str, str], s
                 continue
             cells = {e.vantage.value: replace(e.cell, cause=causes.get(e.key)) for e in entries}
             first = entries[0]
-            selection = case.examiner.port_on(case.service, first.port, node).selection(
-                ip_version=first.front_end.ip_version
-            )
             addresses = [
-                str(a) for a in node_addresses(case.snapshot, node) if a.version == first.front_end.ip_version
+                str(a) for a in case.examiner.addresses(node) if a.version == first.front_end.ip_version
             ]
             rows.append(
                 NodeRow(
                     node=node,
                     addresses=tuple(addresses),
-                    local_endpoints=_local_count(selection)
+                    local_endpoints=_local_count(selection_of(case, first))
                     if case.examiner.index.knows(case.service)
                     else None,
                     cells=cells,

@@ -16,6 +16,7 @@ from ktp.model.host import IPAddress
 from ktp.model.trace import Symptom
 
 _MOST_FRONT_ENDS = 3
+_MOST_NAMED = 8
 # A second client from far away, for where the first is one of those let in.
 _OTHER_CLIENTS = {4: ip_address("198.51.100.77"), 6: ip_address("2001:db8:ffff::77")}
 # What clients get, as it is and as it should be.
@@ -38,8 +39,8 @@ _CAUSES = {
 def headline_of(case: Case, causes: dict[tuple[str, str, str], str]) -> list[HeadlineGroup]:
     """The failing cells of outside clients, by front end, symptom and cause."""
     nodes: dict[tuple[str, Symptom, str], list[str]] = {}
-    for e in case.failing():
-        if e.is_external and e.vantage is Vantage.EXTERNAL:
+    for e in case.whole:
+        if e.fails and e.is_external and e.vantage is Vantage.EXTERNAL:
             nodes.setdefault((e.title, e.cell.symptom, causes[e.key]), []).append(e.node)
     return [
         HeadlineGroup(
@@ -54,20 +55,29 @@ def verdict_of(case: Case, findings: list[Finding], headline: list[HeadlineGroup
     service = case.service
     if ignored:
         return f"{service.key} has no front end for kube-proxy: {ignored}"
-    external = [e for e in case.entries if e.is_external and e.vantage is Vantage.EXTERNAL]
+    external = [e for e in case.whole if e.is_external and e.vantage is Vantage.EXTERNAL]
     if not external:
         return _inside_alone(case)
     designed = {
         (group.frontend, node) for group in headline for node in group.nodes if is_designed(findings, group)
     }
-    parts = [
-        _title_verdict(case, title, [e for e in external if e.title == title], designed)
-        for title in dict.fromkeys(e.title for e in external)
-    ]
-    more = f"; and {len(parts) - _MOST_FRONT_ENDS} more front ends" if len(parts) > _MOST_FRONT_ENDS else ""
-    said = "; ".join(parts[:_MOST_FRONT_ENDS])
+    by_title: dict[str, list[Entry]] = {}
+    for e in external:
+        by_title.setdefault(e.title, []).append(e)
+    alike: dict[str, list[str]] = {}
+    for title, entries in by_title.items():
+        alike.setdefault(_title_verdict(case, title, entries, designed), []).append(title)
+    parts = []
+    for of_one, titles in list(alike.items())[:_MOST_FRONT_ENDS]:
+        words = of_one
+        if len(titles) > 1:
+            words = _title_verdict(case, titles[0], by_title[titles[0]], designed, several=True)
+        parts.append(listed(titles) + words)
+    left = sum(len(titles) for titles in list(alike.values())[_MOST_FRONT_ENDS:])
+    more = f"; and {left} more front end{'s' * (left > 1)}" if left else ""
+    said = "; ".join(parts)
     planes: dict[str, list[str]] = {}
-    for node in case.nodes:
+    for node in case.every_node:
         state = case.state(node)
         if state is not None and state.data_plane_unread and (name := state.data_plane):
             planes.setdefault(name, []).append(node)
@@ -76,7 +86,7 @@ def verdict_of(case: Case, findings: list[Finding], headline: list[HeadlineGroup
         return f"{said}. KTP403 {who}, and its tables were not read"
     faults = [g for g in headline if not designed.issuperset((g.frontend, node) for node in g.nodes)]
     if faults:
-        return said + more + _causes_words(findings, faults)
+        return said + more + _causes_words(case, findings, faults)
     # An error may concern other clients, or the load balancer's health check, while outside clients get through.
     main = next((f for f in findings if f.severity is Severity.ERROR), None)
     return said + more + (f". But: {main.code} {_cause_words(main)}" if main is not None else "")
@@ -97,7 +107,10 @@ def _inside_alone(case: Case) -> str:
     )
 
 
-def _title_verdict(case: Case, title: str, entries: list[Entry], designed: set[tuple[str, str]]) -> str:
+def _title_verdict(
+    case: Case, title: str, entries: list[Entry], designed: set[tuple[str, str]], *, several: bool = False
+) -> str:
+    """What becomes of outside clients of a front end, as the rest of a sentence that it (or `several`) begins."""
     good = [e for e in entries if e.cell.symptom is Symptom.CONNECTS and not e.is_swallowed]
     taken = [e.node for e in entries if e.is_swallowed]
     silent = [e.node for e in entries if (title, e.node) in designed]
@@ -105,8 +118,9 @@ def _title_verdict(case: Case, title: str, entries: list[Entry], designed: set[t
     unknown = [e.node for e in entries if e.cell.symptom is Symptom.UNKNOWN]
     whom, others = _clients(case, entries[0], good)
     if len(unknown) == len(entries):
-        return f"{title}: what {whom} get is not known"
+        return f": what {whom} get is not known"
     should = all(e.cell.basis == "api" for e in entries if e.node not in unknown)
+    bare = should or several  # the verbs without their -s
     said = []
     if good:
         kept = {e.cell.source_kept for e in good}
@@ -116,20 +130,23 @@ def _title_verdict(case: Case, title: str, entries: list[Entry], designed: set[t
             if len(good) == len(entries) and len(kept - {None}) == 1
             else ""
         )
-        said.append(f"{'answer' if should else 'answers'} {whom} on {_where(good, entries)}{how}{others}")
+        said.append(f"{'answer' if bare else 'answers'} {whom} on {_where(good, entries)}{how}{others}")
     by_symptom: dict[Symptom, list[Entry]] = {}
     for e in bad:
         by_symptom.setdefault(e.cell.symptom, []).append(e)
     for symptom, those in by_symptom.items():
         is_now, should_be = _VERBS.get(symptom, ("fails", "fail"))
         toward = "" if good or whom == _OUTSIDE else f" for {whom}"
-        said.append(f"{should_be if should else is_now}{toward} on {_where(those, entries)}")
+        said.append(f"{should_be if bare else is_now}{toward} on {_where(those, entries)}")
     if silent:
-        said.append(f"{'be' if should else 'is'} silent by design on {_some(silent)} (KTP501)")
+        be = "be" if should else "are" if several else "is"
+        said.append(f"{be} silent by design on {_some(silent, len(entries))} (KTP501)")
     if taken:
-        said.append(f"{'end' if should else 'ends'} at a socket of the node itself on {_some(taken)}")
-    words = f"{title} {'should ' if should else ''}{', '.join(said)}"
-    return words + (f", is not known on {_some(unknown)}" if unknown else "")
+        said.append(
+            f"{'end' if bare else 'ends'} at a socket of the node itself on {_some(taken, len(entries))}"
+        )
+    words = f" {'should ' if should else ''}{', '.join(said)}"
+    return words + (f", is not known on {_some(unknown, len(entries))}" if unknown else "")
 
 
 _OUTSIDE = "outside clients"
@@ -176,10 +193,12 @@ def _is_within(ip: IPAddress, ranges: Iterable[str]) -> bool:
 
 def _where(those: list[Entry], entries: list[Entry]) -> str:
     every = len(those) == len(entries) > 1
-    return f"all {len(entries)} nodes" if every else _some([e.node for e in those])
+    return f"all {len(entries)} nodes" if every else _some([e.node for e in those], len(entries))
 
 
-def _some(names: list[str]) -> str:
+def _some(names: list[str], of: int) -> str:
+    if len(names) > _MOST_NAMED:
+        return f"{len(names)} of {of} nodes"
     if len(names) > 4:
         return f"{', '.join(names[:3])} and {len(names) - 3} more nodes"
     return ", ".join(names)
@@ -195,7 +214,7 @@ def _cause_of(findings: list[Finding], groups: Iterable[HeadlineGroup]) -> Findi
     return next((f for f in findings if f.code in codes and not cells.isdisjoint(f.cells)), None)
 
 
-def _causes_words(findings: list[Finding], headline: list[HeadlineGroup]) -> str:
+def _causes_words(case: Case, findings: list[Finding], headline: list[HeadlineGroup]) -> str:
     """ ". Cause: …", with the nodes of each where there are several."""
     by_code: dict[str, list[HeadlineGroup]] = {}
     for group in headline:
@@ -205,7 +224,8 @@ def _causes_words(findings: list[Finding], headline: list[HeadlineGroup]) -> str
         finding = _cause_of(findings, groups)
         words = f"{code} {_cause_words(finding)}" if finding is not None else code
         if len(by_code) > 1:
-            words = f"{_some(list(dict.fromkeys(n for g in groups for n in g.nodes)))}: {words}"
+            nodes = list(dict.fromkeys(n for g in groups for n in g.nodes))
+            words = f"{_some(nodes, len(case.every_node))}: {words}"
         said.append(words)
     return (". Causes: " if len(said) > 1 else ". Cause: ") + "; ".join(said)
 

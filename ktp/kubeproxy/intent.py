@@ -20,6 +20,8 @@ from ktp.kubeproxy.ipvs_mode import ipvs_outcome
 from ktp.kubeproxy.nftables_mode import nftables_outcome
 from ktp.kubeproxy.node import IPNetwork, ProxyMode, ProxyNode
 from ktp.kubeproxy.outcome import (
+    HERE,
+    KNOWN_AS,
     ON_THE_NODE,
     PODS,
     Client,
@@ -74,11 +76,17 @@ class Intent:
     disposition: Disposition
     endpoints: tuple[IntendedEndpoint, ...] = ()
     source_kept: bool | None = None
-    decided_by: str = ""
+    because: str = ""  # with HERE and KNOWN_AS in the place of the node's names
+    known_as: str = ""
     passes: bool = False
     depends_on: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     should: Intent | None = None  # what kube-proxy would do where another data plane decides
+
+    @property
+    def decided_by(self) -> str:
+        """What decides, in words."""
+        return self.because.replace(HERE, self.node).replace(KNOWN_AS, self.known_as or self.node)
 
 
 class PortOnNode:
@@ -129,7 +137,8 @@ class PortOnNode:
             disposition=outcome.disposition,
             endpoints=outcome.endpoints,
             source_kept=outcome.source_kept,
-            decided_by=outcome.decided_by,
+            because=outcome.decided_by,
+            known_as=self.node.known_as,
             passes=outcome.passes,
             depends_on=depends_on,
             assumptions=outcome.assumptions,
@@ -215,7 +224,7 @@ class PortOnNode:
 
         Ranges of the other family only do not restrict this one (all versions).
         """
-        ranges = _networks(self.service.load_balancer_source_ranges, front_end.ip_version)
+        ranges = networks_of(self.service.load_balancer_source_ranges, front_end.ip_version)
         if front_end.kind is not FrontEndKind.LOAD_BALANCER or not ranges:
             return (True,)
         source = client.ip
@@ -239,14 +248,15 @@ def intended_outcome(
     return asked.outcome(front_end, client, pods_masqueraded=pods_masqueraded)
 
 
-def _networks(cidrs: Iterable[str], ip_version: int) -> tuple[IPNetwork, ...]:
+def networks_of(cidrs: Iterable[str], ip_version: int | None = None) -> tuple[IPNetwork, ...]:
+    """The networks, of one family or of both; what is none is left out, as kube-proxy does."""
     found = []
     for text in cidrs:
         try:
             network = ip_network(text.strip(), strict=False)
         except ValueError:
             continue
-        if network.version == ip_version:
+        if ip_version in (None, network.version):
             found.append(network)
     return tuple(found)
 

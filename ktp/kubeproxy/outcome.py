@@ -30,6 +30,9 @@ class Vantage(str, Enum):
     OTHER_NODE = "otherNode"
 
 
+HERE, KNOWN_AS = "{here}", "{known as}"
+"""In an Outcome's words the node's name and the one that its kube-proxy goes by: nodes alike have equal Outcomes."""
+
 PODS = frozenset({Vantage.POD_SAME_NODE, Vantage.POD_OTHER_NODE})
 ON_THE_NODE = frozenset({Vantage.NODE, Vantage.LOCALHOST})
 
@@ -182,7 +185,7 @@ def endpoint_words(q: Question, endpoints: tuple[ProxyEndpoint, ...], *, local: 
     """What is drawn from, in words."""
     terminating = q.selection.local_is_terminating if local else q.selection.cluster_is_terminating
     state = "serving, terminating" if terminating else "ready"
-    where = f" with nodeName={q.node.known_as}" if local else ""
+    where = f" with nodeName={KNOWN_AS}" if local else ""
     by = f" left by {q.selection.filtered_by}" if q.selection.filtered_by and not local else ""
     return f"{len(endpoints)} {state} endpoint{'' if len(endpoints) == 1 else 's'}{where}{by}"
 
@@ -193,7 +196,7 @@ def no_endpoint_words(q: Question) -> str:
     if not selection.listed:
         return f"no {selection.source} lists an endpoint for port {q.port.name or q.port.port}"
     if any(e.ready for e in selection.listed):  # up to 1.23: filtered by internalTrafficPolicy
-        return f"spec.internalTrafficPolicy=Local and no ready endpoint with nodeName={q.node.known_as}"
+        return f"spec.internalTrafficPolicy=Local and no ready endpoint with nodeName={KNOWN_AS}"
     count = len(selection.listed)
     words = (
         f"none of {count} listed endpoints is ready" if count > 1 else "the only listed endpoint is not ready"
@@ -206,7 +209,7 @@ def no_endpoint_words(q: Question) -> str:
 def no_local_words(q: Question, *, policy: str = "externalTrafficPolicy") -> str:
     """Why a Local policy leaves nothing on this node, in words."""
     usable = "ready or serving" if q.world.minor >= 26 else "ready"
-    return f"spec.{policy}=Local and no {usable} endpoint with nodeName={q.node.known_as}"
+    return f"spec.{policy}=Local and no {usable} endpoint with nodeName={KNOWN_AS}"
 
 
 # Fates
@@ -275,7 +278,7 @@ def delivered(q: Question, chosen: tuple[ProxyEndpoint, ...], *, rewritten: bool
             why += " (route_localnet=0)" if q.address.version == 4 else ""
         else:
             some = "" if dispositions == {Disposition.LOST} else " some of"
-            why += f"; but the source is kept and{some} the replies do not come back through {q.node.name}"
+            why += f"; but the source is kept and{some} the replies do not come back through {HERE}"
     assumptions: tuple[Assumption, ...] = ()
     if q.client.vantage is Vantage.LOCALHOST and q.address.version == 4 and q.node.route_localnet is None:
         assumptions = (

@@ -176,7 +176,8 @@ class Fix:
 class Finding:
     """A named cause with its proof.
 
-    `cells` lists (front end title, node, vantage) of what it explains.
+    `cells` lists (front end title, node, vantage) of what it explains. Of `nodes`, on which it holds, `alike` are those
+    that the message and the evidence do not name: they differ from `node` in nothing but their names and addresses.
     """
 
     code: str
@@ -185,6 +186,7 @@ class Finding:
     message: str
     node: str | None = None
     nodes: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     fixes: tuple[Fix, ...] = ()
     cells: tuple[tuple[str, str, str], ...] = ()

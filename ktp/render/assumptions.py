@@ -22,18 +22,26 @@ def assumptions_json(assumptions: Iterable[Assumption]) -> list[dict[str, str]]:
     ]
 
 
-def assumed_words(assumptions: Iterable[Assumption]) -> list[str]:
-    """Each once, with the nodes that it is about where there are several; what stands in for evidence first."""
+def assumed_words(assumptions: Iterable[Assumption], every: int = 0) -> list[str]:
+    """Each once, with the nodes that it is about where there are several; what stands in for evidence first.
+
+    `every` is how many nodes there are: of all nothing more is said where they are many.
+    """
     given = sorted(assumptions, key=lambda a: a.evidence is None)
     several = len({a.node for a in given if a.node}) > 1
-    nodes: dict[str, list[str]] = {}
+    nodes: dict[str, dict[str, None]] = {}
     for a in given:
-        where = nodes.setdefault(a.taken, [])
-        if a.node and a.node not in where:
-            where.append(a.node)
+        where = nodes.setdefault(a.taken, {})
+        if a.node:
+            where.setdefault(a.node)
     return [
-        taken + (f" ({some_nodes(where)})" if where and several else "") for taken, where in nodes.items()
+        taken + (f" ({_where(list(where), every)})" if where and several else "")
+        for taken, where in nodes.items()
     ]
+
+
+def _where(names: Sequence[str], every: int) -> str:
+    return f"all {every} nodes" if len(names) == every > _MOST_NAMES else some_nodes(names)
 
 
 def some_nodes(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ktp.model.capture import EvidenceGap
-from ktp.model.diagnosis import Cell, Evidence, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis, Severity
+from ktp.model.diagnosis import Cell, Evidence, Finding, FrontEndMatrix, ServiceDiagnosis, Severity
 from ktp.model.trace import Disposition, FlowAnswer, Symptom
 from ktp.render.probe_tables import print_rows, print_witnesses
 from ktp.render.report_words import (
@@ -25,6 +25,8 @@ from ktp.render.report_words import (
     policies_of,
     unread_pods,
 )
+from ktp.render.tables import Row, short_names, tables_of
+from ktp.render.tables import Table as Matrices
 from ktp.render.terminal import write
 
 _HEADINGS = {
@@ -43,6 +45,7 @@ _WORDS = {
 }
 _SEVERITY = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}
 _MAX_ROWS = 40
+_MOST_NAMED = 6
 
 
 def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = False) -> None:
@@ -124,15 +127,23 @@ def _head(group: list[Finding]) -> Text:
 
 def _message(group: list[Finding]) -> str:
     first = group[0]
-    others = [n for n in nodes_of(group) if n not in (first.node, *first.nodes)]
+    named = {first.node, *first.nodes} - {*first.alike}
+    others = [n for n in nodes_of(group) if n not in named]
+    if len(others) > _MOST_NAMED:  # the head has some of their names
+        return f"{first.message} (the same on {len(others)} more nodes)"
     return first.message + (f" (the same on {_some(others)})" if others else "")
 
 
 def print_matrices(d: ServiceDiagnosis, console: Console, *, verbose: bool = False) -> None:
     """The matrices of the front ends worth a table, and the legend."""
-    for matrix in _shown(d, verbose):
+    named: set[tuple[str, tuple[str, ...]]] = set()
+    for table in tables_of(_shown(d, verbose), every=verbose):
         console.print()
-        _print_matrix(matrix, console)
+        _print_table(table, console, verbose=verbose)
+        for label, those in table.joined():
+            if (label, those) not in named:
+                write(console, Text(f"{label}: {', '.join(those[:3])}, … (-v lists them)", style="dim"), 0, 2)
+            named.add((label, those))
     shown_cells = any(
         c.source_kept is not None for m in d.frontends for r in m.nodes for c in r.cells.values()
     )
@@ -151,7 +162,7 @@ def _print_reasons(d: ServiceDiagnosis, console: Console, *, verbose: bool) -> N
     for words in others_of(_shown(d, verbose)):
         write(console, Text(words, style="yellow"), 0, 2)
     said = [("unknown", c.reason) for c in cells if c.symptom is Symptom.UNKNOWN]
-    said += [("assumed", words) for words in assumed_of(cells)]
+    said += [("assumed", words) for words in assumed_of(cells, len(d.evidence_nodes))]
     if verbose:
         said += [("assumed", a.detail) for c in cells for a in c.assumptions if a.detail]
     lines = list(dict.fromkeys(said))
@@ -177,7 +188,7 @@ def _evidence(d: ServiceDiagnosis) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    if len(names) > 6:
+    if len(names) > _MOST_NAMED:
         return f"{len(names)} nodes ({', '.join(names[:3])}, …)"
     return ", ".join(names)
 
@@ -198,7 +209,8 @@ def _shown(d: ServiceDiagnosis, verbose: bool) -> list[FrontEndMatrix]:
     ]
 
 
-def _print_matrix(m: FrontEndMatrix, console: Console) -> None:
+def _print_table(shown: Matrices, console: Console, *, verbose: bool) -> None:
+    m = shown.matrix
     vantages = [v for v in _HEADINGS if any(v in r.cells for r in m.nodes)]
     table = Table(
         box=None,
@@ -206,35 +218,48 @@ def _print_matrix(m: FrontEndMatrix, console: Console) -> None:
         padding=(0, 2, 0, 0),
         expand=False,
     )
-    table.add_column(Text("node"), overflow="fold", min_width=6)
+    table.add_column(Text("node"), no_wrap=True, min_width=6)
     table.add_column(Text("pods"), justify="right", min_width=4)
     for vantage in vantages:
-        loopback = vantage == "localhost" and m.ip_version == 6
-        table.add_column(Text("::1" if loopback else _HEADINGS[vantage]), no_wrap=True)
-    rows = list(m.nodes) if len(m.nodes) <= _MAX_ROWS else _worst(m)
-    for row in rows:
-        address = f" {row.addresses[0]}" if row.addresses and console.width >= 100 else ""
-        count = "?" if row.local_endpoints is None else str(row.local_endpoints)
+        table.add_column(Text(_heading(m, vantage)), no_wrap=True)
+    rows = list(shown.rows) if verbose or len(shown.rows) <= _MAX_ROWS else _worst(shown)
+    cells = [[_cell_text(row.first.cells.get(v)) for v in vantages] for row in rows]
+    widths = [
+        max(len(line) for line in (*_heading(m, v).splitlines(), *(r[at].plain for r in cells)))
+        for at, v in enumerate(vantages)
+    ]
+    addressed = console.width >= 100 and all(len(row.nodes) == 1 for row in rows)
+    addresses = {row.label: row.first.addresses[0] for row in rows if addressed and row.first.addresses}
+    room = console.width - 6 - sum(w + 2 for w in widths)
+    room -= max((len(a) + 1 for a in addresses.values()), default=0)
+    names = short_names([row.label for row in rows], max(room, 8))
+    for row, found in zip(rows, cells, strict=True):
+        address = f" {addresses[row.label]}" if row.label in addresses else ""
         table.add_row(
-            Text(row.node + address),
-            Text(count, style="dim" if count == "0" else ""),
-            *(_cell_text(row.cells.get(v)) for v in vantages),
+            Text(names[row.label] + address),
+            Text(row.pods, style="dim" if row.pods == "0" else ""),
+            *found,
         )
-    console.print(
-        Text(m.title, style="bold")
-    )  # not as the table's title, which is folded to the table's width
+    write(console, Text(shown.title, style="bold"))  # not the table's title, which is folded to its width
     with console.capture() as capture:
         console.print(table)
     for line in capture.get().splitlines():
         console.out(line.rstrip(), highlight=False)
-    if len(m.nodes) > len(rows):
-        console.print(Text(f"and {len(m.nodes) - len(rows)} more nodes (-o json has all)", style="dim"))
+    if len(shown.rows) > len(rows):
+        left = sum(len(row.nodes) for row in shown.rows) - sum(len(row.nodes) for row in rows)
+        console.print(Text(f"and {left} more nodes (-v lists them)", style="dim"))
 
 
-def _worst(m: FrontEndMatrix) -> list[NodeRow]:
-    ranked = sorted(m.nodes, key=lambda r: sum(c.symptom is Symptom.CONNECTS for c in r.cells.values()))
-    keep = {r.node for r in ranked[:_MAX_ROWS]}
-    return [r for r in m.nodes if r.node in keep]
+def _heading(m: FrontEndMatrix, vantage: str) -> str:
+    return "::1" if vantage == "localhost" and m.ip_version == 6 else _HEADINGS[vantage]
+
+
+def _worst(table: Matrices) -> list[Row]:
+    ranked = sorted(
+        table.rows, key=lambda r: sum(c.symptom is Symptom.CONNECTS for c in r.first.cells.values())
+    )
+    keep = {id(r) for r in ranked[:_MAX_ROWS]}
+    return [r for r in table.rows if id(r) in keep]
 
 
 def _cell_text(cell: Cell | None) -> Text:
@@ -312,7 +337,7 @@ def _print_gaps(d: ServiceDiagnosis, console: Console, *, verbose: bool) -> None
     for g in gaps:
         by_kind.setdefault(g.kind, []).append(g)
     for group in by_kind.values():
-        messages = _merged_messages(group)
+        messages = _merged_messages(group, len(d.evidence_nodes))
         shown = messages if verbose else messages[:3]
         for words in shown:
             write(console, Text(words), 2)
@@ -322,9 +347,12 @@ def _print_gaps(d: ServiceDiagnosis, console: Console, *, verbose: bool) -> None
             write(console, Text(f"to know it: {group[0].remedy}", style="dim"), 2)
 
 
-def _merged_messages(gaps: Iterable[EvidenceGap]) -> list[str]:
-    """What is said alike of several nodes is said once, of all of them."""
+def _merged_messages(gaps: Iterable[EvidenceGap], every: int) -> list[str]:
+    """What is said alike of several nodes is said once, of all of them; `every` is how many there are."""
     nodes: dict[str, list[str]] = {}
     for g in gaps:
         nodes.setdefault(g.message.replace(g.subject, "\0") if g.subject else g.message, []).append(g.subject)
-    return [words.replace("\0", _some(names)) for words, names in nodes.items()]
+    return [
+        words.replace("\0", f"all {every} nodes" if len(names) == every > _MOST_NAMED else _some(names))
+        for words, names in nodes.items()
+    ]

@@ -15,7 +15,6 @@ from ktp.model.diagnosis import (
     Evidence,
     Finding,
     Fix,
-    FrontEndMatrix,
     LoadShare,
     ServiceDiagnosis,
     Severity,
@@ -44,6 +43,7 @@ from ktp.render.report_words import (
     vantages_of,
     witness_rows,
 )
+from ktp.render.tables import Table, tables_of
 
 _STYLE = """
 :root { --ok:#1a7f37; --bad:#b42318; --warn:#9a6700; --line:#d0d7de; --soft:#f6f8fa; --ink:#1f2328; --dim:#59636e }
@@ -98,13 +98,13 @@ def _service(d: ServiceDiagnosis) -> str:
         f"<h1>{_e(d.verdict)}</h1>",
         f'<p class="dim">{_e(d.key)}, type {_e(policies_of(d))}. Evidence: {_e(evidence + unread_pods(d))}.</p>',
     ]
-    parts += [_matrix(m) for m in shown_matrices(d)]
+    parts += [_matrix(table) for table in tables_of(shown_matrices(d))]
     if d.frontends:
         parts.append(f'<p class="dim">{_e(KEPT_LEGEND)}</p>')
     cells = cells_of(shown_matrices(d))
     if any(c.rests_on for c in cells):
         parts.append(f'<p class="dim">{_e(ASSUMED_LEGEND)}</p><h2>Assumed</h2><ul>')
-        parts += [f"<li>{_e(words)}.</li>" for words in assumed_of(cells)]
+        parts += [f"<li>{_e(words)}.</li>" for words in assumed_of(cells, len(d.evidence_nodes))]
         parts.append("</ul>")
     groups = grouped(d.findings)
     causes = [g for g in groups if g[0].severity is not Severity.INFO]
@@ -151,17 +151,20 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _matrix(m: FrontEndMatrix) -> str:
-    vantages = vantages_of(m)
+def _matrix(table: Table) -> str:
+    vantages = vantages_of(table.matrix)
     head = "".join(f"<th>{_e(VANTAGE_WORDS[v])}</th>" for v in vantages)
     rows = []
-    for row in m.nodes:
-        count = "?" if row.local_endpoints is None else str(row.local_endpoints)
-        cells = "".join(_cell(row.cells.get(v)) for v in vantages)
-        rows.append(f'<tr><td>{_e(row.node)}</td><td class="n">{count}</td>{cells}</tr>')
+    for row in table.rows:
+        cells = "".join(_cell(row.first.cells.get(v)) for v in vantages)
+        rows.append(f'<tr><td>{_e(row.label)}</td><td class="n">{row.pods}</td>{cells}</tr>')
+    joined = "".join(
+        f'<details><summary>{_e(label)}</summary><p class="dim">{_e(", ".join(names))}</p></details>'
+        for label, names in table.joined()
+    )
     return (
-        f'<h2>{_e(m.title)}</h2><div class="scroll"><table><tr><th>node</th><th>pods</th>{head}</tr>'
-        f"{''.join(rows)}</table></div>"
+        f'<h2>{_e(", ".join(table.titles))}</h2><div class="scroll"><table><tr><th>node</th><th>pods</th>{head}</tr>'
+        f"{''.join(rows)}</table></div>{joined}"
     )
 
 

@@ -28,27 +28,29 @@ from ktp.render.report_words import (
     vantages_of,
     witness_rows,
 )
+from ktp.render.tables import tables_of
 
 
 def markdown_report(d: ServiceDiagnosis) -> str:
     """The report of one Service."""
     out = [f"## {_text(d.key)}", "", f"**{_text(d.verdict)}**", ""]
     out.append(f"Type {_text(policies_of(d))}. Evidence: {_text(_evidence(d) + unread_pods(d))}.")
-    for m in shown_matrices(d):
-        vantages = vantages_of(m)
-        out += ["", f"### {_text(m.title)}", ""]
+    for table in tables_of(shown_matrices(d)):
+        vantages = vantages_of(table.matrix)
+        out += ["", f"### {_text(', '.join(table.titles))}", ""]
         out.append("| node | pods | " + " | ".join(VANTAGE_WORDS[v] for v in vantages) + " |")
         out.append("|---|---:|" + "---|" * len(vantages))
-        for row in m.nodes:
-            count = "?" if row.local_endpoints is None else str(row.local_endpoints)
-            cells = " | ".join(cell_words(row.cells.get(v)) for v in vantages)
-            out.append(f"| {_text(row.node)} | {count} | {cells} |")
+        for row in table.rows:
+            cells = " | ".join(cell_words(row.first.cells.get(v)) for v in vantages)
+            out.append(f"| {_text(row.label)} | {row.pods} | {cells} |")
+        for label, names in table.joined():
+            out += ["", f"{label}: {_text(', '.join(names))}"]
     if d.frontends:
         out += ["", f"_{KEPT_LEGEND}_"]
     all_cells = cells_of(shown_matrices(d))
     if any(c.rests_on for c in all_cells):
         out += ["", f"_{_text(ASSUMED_LEGEND)}_", "", "### Assumed", ""]
-        out += [f"- {_text(words)}." for words in assumed_of(all_cells)]
+        out += [f"- {_text(words)}." for words in assumed_of(all_cells, len(d.evidence_nodes))]
     groups = grouped(d.findings)
     for group in groups:
         if group[0].severity is not Severity.INFO:

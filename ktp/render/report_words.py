@@ -104,15 +104,19 @@ def cells_of(matrices: Iterable[FrontEndMatrix]) -> list[Cell]:
     return [c for m in matrices for r in m.nodes for c in r.cells.values()]
 
 
-def assumed_of(cells: Iterable[Cell]) -> list[str]:
-    """What the answers of cells take for granted, in words; of pods' programs `unread_pods` tells."""
-    return assumed_words(
+def assumed_of(cells: Iterable[Cell], nodes: int = 0) -> list[str]:
+    """What the answers of cells take for granted, in words; of pods' programs `unread_pods` tells.
+
+    `nodes` is how many the report is about.
+    """
+    found = (
         a
         for c in cells
         if c.symptom is not Symptom.UNKNOWN
         for a in c.assumptions
         if a.evidence is not EvidenceKind.POD_NAMESPACE
     )
+    return assumed_words(found, nodes)
 
 
 def unread_pods(d: ServiceDiagnosis) -> str:

@@ -18,8 +18,9 @@ def honours_local(case: Case, entry: Entry) -> bool:
 
 
 def selection_of(case: Case, entry: Entry) -> EndpointSelection:
-    """The endpoints that the dialled node's kube-proxy uses for the entry's port."""
-    on_node = case.examiner.port_on(case.service, entry.port, entry.node)
+    """The endpoints that the dialled node's kube-proxy uses for the entry's port, or those of a node alike."""
+    node = case.alike.twin_of.get(entry.node, entry.node)
+    on_node = case.examiner.port_on(case.service, entry.port, node)
     return on_node.selection(ip_version=entry.front_end.ip_version)
 
 

@@ -53,7 +53,7 @@ def run(case: Case) -> Iterable[Finding]:
         return  # KTP103, KTP102
     service = case.service
     node = entries[0].node
-    mended = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node))
+    mended = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node), node)
     evidence = [
         field(f"EndpointSlices of {service.key}", "no endpoint with ready, or serving and terminating")
     ]

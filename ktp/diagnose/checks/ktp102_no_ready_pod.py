@@ -46,7 +46,7 @@ def run(case: Case) -> Iterable[Finding]:
         return
     service = case.service
     home = next((p.node_name for p in pods if p.node_name), entries[0].node)
-    mended = case.mended(entries, f"pod on {home}", lambda: pod_added(case, home))
+    mended = case.mended(entries, f"pod on {home}", lambda: pod_added(case, home), home)
     evidence: list[Evidence] = [
         field(f"Pod {p.key} on {p.node_name or 'no node'}", why_not_ready(p)) for p in pods[:5]
     ]

@@ -45,7 +45,7 @@ def run(case: Case) -> Iterable[Finding]:
         pod, missing = near
         evidence.append(field(f"Pod {pod.key}", f"comes nearest; it lacks {missing}"))
     node = entries[0].node
-    mended = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node))
+    mended = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node), node)
     if mended:
         evidence.append(
             counterfactual(

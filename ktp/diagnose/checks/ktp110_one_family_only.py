@@ -40,7 +40,9 @@ def run(case: Case) -> Iterable[Finding]:
         return
     cells = [e for e in without_endpoints(case) if e.front_end.ip_version == version]
     node = cells[0].node if cells else ""
-    mended = case.mended(cells, f"pod on {node}", lambda: pod_added(case, node)) if cells else Mended((), ())
+    mended = (
+        case.mended(cells, f"pod on {node}", lambda: pod_added(case, node), node) if cells else Mended((), ())
+    )
     service = case.service
     pods = selected_pods(case) or []
     evidence = [

@@ -69,7 +69,7 @@ _FIX = Fix(summary="get a ready pod running: find out why no new one is", cost="
 def _unused(case: Case, cells: list[Entry]) -> Iterable[Finding]:
     first = cells[0]
     endpoints = leaving_endpoints(case, first)
-    mended = case.mended(cells, f"pod on {first.node}", lambda: pod_added(case, first.node))
+    mended = case.mended(cells, f"pod on {first.node}", lambda: pod_added(case, first.node), first.node)
     if not mended:
         return
     names = listed(e.target_name or e.addresses[0] for e in endpoints)

@@ -48,11 +48,12 @@ def run(case: Case) -> Iterable[Finding]:
         taken.add(pod.key)
         yield _finding(pod, port, rule, mended)
     ports = {(p.node_port, p.protocol.upper()) for p in case.service.ports if p.node_port}
+    nodes = frozenset(case.every_node)
     for pod in case.snapshot.cluster.pods or ():
         if (
             pod.key in taken
             or pod.host_network
-            or pod.node_name not in case.nodes
+            or pod.node_name not in nodes
             or pod.phase in ("Succeeded", "Failed")
         ):
             continue

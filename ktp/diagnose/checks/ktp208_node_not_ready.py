@@ -35,7 +35,7 @@ def run(case: Case) -> Iterable[Finding]:
     known = case.snapshot.cluster.nodes or {}
     holders = {e.node_name for s in case.examiner.slices_of(case.service) for e in s.endpoints if e.node_name}
     bad = {}
-    for name in dict.fromkeys((*case.nodes, *sorted(holders))):
+    for name in dict.fromkeys((*case.every_node, *sorted(holders))):
         node = known.get(name)
         ready = next((c for c in node.conditions if c.type == "Ready"), None) if node is not None else None
         if ready is not None and ready.status != "True":

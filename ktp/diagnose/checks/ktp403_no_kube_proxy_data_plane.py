@@ -40,7 +40,7 @@ from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 def run(case: Case) -> Iterable[Finding]:
     """Fires once for all nodes on which the same other implementation serves Services."""
     found: dict[str, list[str]] = {}
-    for node in case.nodes:
+    for node in case.every_node:
         name = case.examiner.data_plane(node)
         if name:
             found.setdefault(name, []).append(node)

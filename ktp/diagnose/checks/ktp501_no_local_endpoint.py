@@ -75,7 +75,7 @@ def _is_misnamed(case: Case, entry: Entry) -> bool:
 def _explain(case: Case, node: str, entries: list[Entry], *, designed: bool) -> Iterable[Finding]:
     service = case.service
     by_policy = case.mended(entries, "policy Cluster", lambda: policy_changed(case, "Cluster"))
-    by_pod = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node))
+    by_pod = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node), node)
     cells = [e for e in entries if e in by_policy or e in by_pod]
     # Where something else would stop the packet next, the drop is still what stops it now.
     further = {e.key: how for e in entries if e not in cells and (how := _gets_further(case, e, node))}
@@ -221,7 +221,7 @@ def _not_ready_here(selection: EndpointSelection, name: str) -> str:
 def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod: Mended) -> list[Fix]:
     service = case.service
     titles = {e.title for e in cells}
-    asked = [e for e in case.entries if e.title in titles and e.vantage is Vantage.EXTERNAL]
+    asked = [e for e in case.whole if e.title in titles and e.vantage is Vantage.EXTERNAL]
     # Nodes on which clients outside connect at every one of the front ends that fail here.
     good = sorted({e.node for e in asked} - {e.node for e in asked if e.cell.symptom is not Symptom.CONNECTS})
     fixes = []

@@ -43,7 +43,7 @@ def run(case: Case) -> Iterable[Finding]:
         ]
         if not entries:
             continue
-        mended = case.mended(entries, f"pod on {node}", partial(pod_added, case, node))
+        mended = case.mended(entries, f"pod on {node}", partial(pod_added, case, node), node)
         if not mended:
             continue
         first = mended[0]

@@ -43,7 +43,7 @@ def run(case: Case) -> Iterable[Finding]:
     seen: set[tuple[str, int]] = set()
     for port in case.service.ports:
         entries = [
-            e for e in case.entries if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL
+            e for e in case.whole if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL
         ]
         counts = {e.node: len(selection_of(case, e).local) for e in entries}
         worst = max(

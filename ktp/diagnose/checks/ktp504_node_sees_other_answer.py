@@ -47,8 +47,8 @@ def run(case: Case) -> Iterable[Finding]:
     for title, nodes in by_title.items():
         what = a_try(next(e for e in case.entries if e.title == title))
         yield CHECK.finding(
-            f"on {listed(nodes)} {what} on the node itself to {title} connects and the outside does not: "
-            "a try on the node proves nothing",
+            f"on {listed(case.alike.everywhere(nodes))} {what} on the node itself to {title} connects and the "
+            "outside does not: a try on the node proves nothing",
             nodes=nodes,
             evidence=[
                 Evidence(

@@ -231,7 +231,7 @@ def test_a_healthy_service_has_no_finding() -> None:
     diagnosis = Asked(demo(), CLUSTER).diagnosis()
     assert diagnosis.findings == ()
     assert not diagnosis.undetermined
-    assert "answers outside clients on all 3 nodes" in diagnosis.verdict
+    assert "answer outside clients on all 3 nodes" in diagnosis.verdict
     assert [row.cells["external"].source_kept for row in diagnosis.frontends[0].nodes] == [False] * 3
 
 
