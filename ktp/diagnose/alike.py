@@ -7,10 +7,11 @@ examined: two, since a change may concern one of them, and the other then stands
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from ktp.diagnose.examine import Asked, Examiner, endpoints_of, reason_of
+from ktp.diagnose.examine import Asked, Examiner, reason_of
 from ktp.diagnose.questions import Question
 from ktp.kubeproxy.frontends import FrontEndKind
 from ktp.kubeproxy.intent import Intent, networks_of
@@ -18,8 +19,10 @@ from ktp.kubeproxy.node import ProxyNode
 from ktp.kubeproxy.outcome import IntendedEndpoint, Vantage
 from ktp.model.assumption import Assumption
 from ktp.model.cluster import Endpoint, EndpointSlice, Service, ip_of
-from ktp.model.diagnosis import Cell
+from ktp.model.diagnosis import Cell, CellEndpoint
 from ktp.model.host import IPAddress, IPNetwork, NodeState
+
+E = TypeVar("E", IntendedEndpoint, CellEndpoint)
 
 FEW = 8
 """Classes up to this size are examined node by node: there is nothing to gain."""
@@ -49,7 +52,18 @@ class Alike:
         """Of each class the first two are examined, and the first stands for those after them."""
         self.held = held or {}
         self.twin_of = {name: those[0] for those in classes for name in those[_EXAMINED:]}
+        self._places: dict[int, tuple[object, Mapping[str, Sequence[int]]]] = {}
         self._classes = {name: those for those in classes for name in those[:_EXAMINED]}
+
+    def places(self, endpoints: tuple[E, ...]) -> Mapping[str, Sequence[int]]:
+        """Where each address stands among the endpoints of an answer, which many twins share."""
+        found = self._places.get(id(endpoints))
+        if found is None:
+            where: dict[str, list[int]] = {}
+            for place, endpoint in enumerate(endpoints):
+                where.setdefault(endpoint.ip, []).append(place)
+            found = self._places[id(endpoints)] = (endpoints, where)
+        return found[1]
 
     def everywhere(self, names: Iterable[str]) -> list[str]:
         """These nodes and those that they stand for."""
@@ -211,25 +225,28 @@ class Twin:
         """`name` is a node that `alike` has a twin of."""
         self.name = name
         self.twin = alike.twin_of[name]
-        theirs, mine = alike.held.get(self.twin, ()), alike.held.get(name, ())
-        self._to = {a.ip: (name, b) for a, b in zip(theirs, mine, strict=True)}
-        self._to |= {b.ip: (self.twin, a) for a, b in zip(theirs, mine, strict=True)}
+        self._alike = alike
+        self._pairs = tuple(zip(alike.held.get(self.twin, ()), alike.held.get(name, ()), strict=True))
 
     def asked(self, theirs: Asked, question: Question) -> Asked:
         """The answers to the twin's question as those to this node's own."""
         return Asked(question=question, intent=self._intent(theirs.intent, question), fact=None)
 
+    def exchanges(self, ips: Collection[str]) -> bool:
+        """Whether a set of endpoints is another one after the exchange."""
+        return any((a.ip in ips) != (b.ip in ips) for a, b in self._pairs)
+
     def address(self, ip: str) -> str:
         """The address of the endpoint that is here what `ip` is on the twin."""
-        return self._to[ip][1].ip if ip in self._to else ip
+        return next((b.ip if ip == a.ip else a.ip for a, b in self._pairs if ip in (a.ip, b.ip)), ip)
 
-    def cell(self, theirs: Cell, first: Intent, asked: Asked) -> Cell:
-        """The twin's cell, made of its intent `first`, as this node's own, of which `asked` has the answers."""
+    def cell(self, theirs: Cell, asked: Asked) -> Cell:
+        """The twin's cell as this node's own, of which `asked` has the answers."""
         intent = asked.intent
         return replace(
             theirs,
             reason=reason_of(intent),
-            endpoints=theirs.endpoints if intent.endpoints is first.endpoints else endpoints_of(intent),
+            endpoints=self._exchanged(theirs.endpoints, _as_cell_endpoint),
             client=asked.question.client_name,
             intended_by=(intent.should or intent).decided_by,
             assumptions=tuple(self._assumption(a) for a in theirs.assumptions),
@@ -241,7 +258,7 @@ class Twin:
             node=self.name,
             known_as=self.name if intent.known_as == self.twin else intent.known_as,
             front_end=question.front_end,
-            endpoints=self._endpoints(intent.endpoints),
+            endpoints=self._exchanged(intent.endpoints, _as_endpoint),
             assumptions=tuple(self._assumption(a) for a in intent.assumptions),
             should=None if intent.should is None else self._intent(intent.should, question),
         )
@@ -249,17 +266,31 @@ class Twin:
     def _assumption(self, assumption: Assumption) -> Assumption:
         return replace(assumption, node=self.name) if assumption.node == self.twin else assumption
 
-    def _endpoints(self, endpoints: tuple[IntendedEndpoint, ...]) -> tuple[IntendedEndpoint, ...]:
-        """With the endpoints of the two nodes exchanged; the very same where that makes no difference."""
-        if not self._to:
+    def _exchanged(self, endpoints: tuple[E, ...], named: Callable[[E, str, Held], E]) -> tuple[E, ...]:
+        """With the endpoints of the two nodes exchanged, in order; the very same where that makes no difference."""
+        if not self._pairs or not endpoints:
             return endpoints
-        exchanged = tuple(self._exchanged(e) for e in endpoints)
-        in_order = tuple(sorted(exchanged, key=lambda e: (e.ip, e.port)))
-        return endpoints if in_order == endpoints else in_order
+        places = self._alike.places(endpoints)
+        changed: dict[int, E] = {}
+        moved = False
+        for theirs, mine in self._pairs:
+            at, to = places.get(theirs.ip, ()), places.get(mine.ip, ())
+            moved |= len(at) != len(to)
+            for n, place in enumerate(at):
+                changed[to[n] if n < len(to) else place] = named(endpoints[place], self.name, mine)
+            for n, place in enumerate(to):
+                changed[at[n] if n < len(at) else place] = named(endpoints[place], self.twin, theirs)
+        if all(endpoints[place] == endpoint for place, endpoint in changed.items()):
+            return endpoints
+        out = list(endpoints)
+        for place, endpoint in changed.items():
+            out[place] = endpoint
+        return tuple(sorted(out, key=lambda e: (e.ip, e.port)) if moved else out)
 
-    def _exchanged(self, endpoint: IntendedEndpoint) -> IntendedEndpoint:
-        found = self._to.get(endpoint.ip)
-        if found is None:
-            return endpoint
-        node, other = found
-        return replace(endpoint, ip=other.ip, node=node, pod=other.pod)
+
+def _as_endpoint(endpoint: IntendedEndpoint, node: str, held: Held) -> IntendedEndpoint:
+    return replace(endpoint, ip=held.ip, node=node, pod=held.pod)
+
+
+def _as_cell_endpoint(endpoint: CellEndpoint, node: str, held: Held) -> CellEndpoint:
+    return replace(endpoint, ip=held.ip, node=node, name=held.pod)

@@ -12,7 +12,7 @@ from ktp.diagnose.alike import Twin
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks.ktp902_probe_disagrees import CHECK as DISAGREES
 from ktp.diagnose.questions import node_addresses
-from ktp.kubeproxy.endpoints import EndpointSelection, external_policy_local
+from ktp.kubeproxy.endpoints import EndpointSelection, ProxyEndpoint, external_policy_local
 from ktp.kubeproxy.frontends import FrontEndKind, ip_versions_of
 from ktp.kubeproxy.ipvs_mode import destinations
 from ktp.kubeproxy.names import host_port, is_kube_proxys
@@ -46,6 +46,8 @@ def health_targets(snapshot: Snapshot, service: Service, nodes: Sequence[str] = 
 def reconcile(case: Case, health: Mapping[str, HealthAnswer]) -> list[WitnessRow]:
     """A row for each service port, family and node; `health` holds the answers by node, where they were asked for."""
     out = []
+    chosen_ones: dict[int, _Chosen] = {}
+    ready: dict[tuple[str, int], int] = {}
     for entry in _asked(case.whole):
         twin = Twin(case.alike, entry.node) if entry.node in case.alike.twin_of else None
         examined = twin.twin if twin is not None else entry.node
@@ -64,22 +66,37 @@ def reconcile(case: Case, health: Mapping[str, HealthAnswer]) -> list[WitnessRow
             # There Local without a local endpoint is every endpoint, from 1.24 on.
             kind, minor = entry.front_end.kind, place.node.versions.minors()[-1]
             chosen, _ = destinations(selection, kind, local=is_local, minor=minor)
+        if id(chosen) not in chosen_ones:
+            chosen_ones[id(chosen)] = _Chosen(chosen)
+        if (examined, family) not in ready:
+            ready[examined, family] = _local_ready(case, examined, family)
         answer = health.get(entry.node) if family == ip_versions_of(case.service)[0] else None
         out.append(
             _row(
                 entry,
-                slices=frozenset(
-                    host_port(e.ip if twin is None else twin.address(e.ip), e.port) for e in chosen
-                )
-                if known
-                else None,
+                slices=chosen_ones[id(chosen)].of(twin) if known else None,
                 rules=_led_to(entry.asked.fact),
-                local_ready=_local_ready(case, examined, family) if known else None,
+                local_ready=ready[examined, family] if known else None,
                 falls_back=is_local and selection.local_is_terminating,
                 health=answer,
             )
         )
     return out
+
+
+class _Chosen:
+    """The endpoints that a node's kube-proxy chooses from, as witnesses name them; many nodes choose from the same."""
+
+    def __init__(self, chosen: tuple[ProxyEndpoint, ...]) -> None:
+        self.chosen = chosen
+        self._ips = frozenset(e.ip for e in chosen)
+        self._names = tuple(sorted({host_port(e.ip, e.port) for e in chosen}))
+
+    def of(self, twin: Twin | None) -> tuple[str, ...]:
+        """Those of a node, or of a twin of it."""
+        if twin is None or not twin.exchanges(self._ips):
+            return self._names
+        return tuple(sorted({host_port(twin.address(e.ip), e.port) for e in self.chosen}))
 
 
 def _asked(entries: Iterable[Entry]) -> list[Entry]:
@@ -125,17 +142,18 @@ def _led_to(fact: FlowAnswer | None) -> frozenset[str] | None:
 def _row(
     entry: Entry,
     *,
-    slices: frozenset[str] | None,
+    slices: tuple[str, ...] | None,
     rules: frozenset[str] | None,
     local_ready: int | None,
     falls_back: bool,
     health: HealthAnswer | None,
 ) -> WitnessRow:
-    odd, words = _compare(slices, rules, local_ready, falls_back=falls_back, health=health)
+    named = None if slices is None or rules is None else frozenset(slices)  # alone they disagree with nobody
+    odd, words = _compare(named, rules, local_ready, falls_back=falls_back, health=health)
     return WitnessRow(
         frontend=entry.title,
         node=entry.node,
-        slices=None if slices is None else tuple(sorted(slices)),
+        slices=slices,
         rules=None if rules is None else tuple(sorted(rules)),
         local_ready=local_ready,
         health=health,

@@ -181,7 +181,7 @@ def _entries(
                 if node in twins:
                     first = answers[alike.twin_of[node]][at]
                     asked = twins[node].asked(first.asked, question)
-                    cell = twins[node].cell(first.cell, first.asked.intent, asked)
+                    cell = twins[node].cell(first.cell, asked)
                 else:
                     asked = examiner.ask(service, port, question)
                     cell = examiner.cell(asked)

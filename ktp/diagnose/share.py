@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ktp.diagnose.case import Entry
 from ktp.kubeproxy.outcome import Vantage
-from ktp.model.diagnosis import Cell, LoadShare, PodShare
+from ktp.model.diagnosis import Cell, CellEndpoint, LoadShare, PodShare
 from ktp.model.trace import Symptom
 
 BALANCERS = ("all-nodes", "nodes-with-pods", "by-pods")
@@ -53,13 +53,18 @@ def _spread(
     share: dict[str, float] = {}
     home: dict[str, str | None] = {}
     arrived = 0.0
-    for cell in cells.values():  # endpoints that some node knows count, also where they get nothing
-        for e in cell.endpoints:
+    # Nodes that choose among the same endpoints are counted together: there may be thousands of each.
+    choices: dict[int, tuple[tuple[CellEndpoint, ...], float]] = {}
+    for node, cell in cells.items():
+        _, weight = choices.get(id(cell.endpoints), (cell.endpoints, 0.0))
+        choices[id(cell.endpoints)] = cell.endpoints, weight + weights.get(node, 0.0)
+    for endpoints, _ in choices.values():  # those that some node knows count, also where they get nothing
+        for e in endpoints:
             name = e.name or f"{e.ip}:{e.port}"
             share.setdefault(name, 0.0)
             home[name] = e.node
-    for node, weight in weights.items():
-        for e in cells[node].endpoints:
+    for endpoints, weight in choices.values():
+        for e in endpoints if weight else ():
             if e.symptom is Symptom.CONNECTS and e.probability is not None:
                 share[e.name or f"{e.ip}:{e.port}"] += weight * e.probability
                 arrived += weight * e.probability

@@ -7,7 +7,7 @@ where all end alike the answer stands, where they differ it is UNKNOWN and says 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from itertools import product
@@ -160,6 +160,7 @@ class PortOnNode:
         worlds = self._worlds(front_end, client, pods_masqueraded)
         if not worlds:
             return unknown(f"kube-proxy {self.node.versions} has no nftables mode"), ()
+        fates: dict[Hashable, tuple[IntendedEndpoint, ...]] = {}
         outcomes = [
             (
                 world,
@@ -171,6 +172,7 @@ class PortOnNode:
                         front_end=front_end,
                         client=client,
                         world=world,
+                        fates=fates,
                         selection=self.selection(
                             world.minor, ip_version=front_end.ip_version, unready_count=world.unready_count
                         ),
@@ -278,7 +280,8 @@ def _merge(outcomes: Sequence[tuple[World, Outcome]]) -> tuple[Outcome, tuple[st
     endpoints = newest.endpoints
     if any(outcome.endpoints != endpoints for _, outcome in outcomes):
         endpoints = _merge_endpoints([outcome for _, outcome in outcomes])
-        depends_on = depends_on or _depends_on(outcomes, lambda o: str(o.endpoints), values=False)
+        alike = {each: str(n) for n, each in enumerate({o.endpoints: None for _, o in outcomes})}
+        depends_on = depends_on or _depends_on(outcomes, lambda o: alike[o.endpoints], values=False)
     merged = replace(
         newest,
         disposition=disposition or Disposition.UNDETERMINED,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from ktp.kubeproxy.endpoints import (
@@ -103,6 +104,8 @@ class Question:
     client: Client
     world: World
     selection: EndpointSelection
+    # What became of endpoints in other worlds of the same question: most worlds treat them alike.
+    fates: dict[Hashable, tuple[IntendedEndpoint, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def address(self) -> IPAddress:
@@ -260,7 +263,11 @@ def passes(q: Question, why: str) -> Outcome:
 
 def delivered(q: Question, chosen: tuple[ProxyEndpoint, ...], *, rewritten: bool, why: str) -> Outcome:
     """The packet goes to one of `chosen`, its source replaced by an address of this node where `rewritten`."""
-    endpoints = tuple(_fate(q, endpoint, 1 / len(chosen), rewritten=rewritten) for endpoint in chosen)
+    key = (id(chosen), rewritten, q.world.pods_masqueraded, _masquerades_every_hairpin(q))
+    endpoints = q.fates.get(key)
+    if endpoints is None:
+        endpoints = tuple(_fate(q, endpoint, 1 / len(chosen), rewritten=rewritten) for endpoint in chosen)
+        q.fates[key] = endpoints
     symptoms = {e.symptom for e in endpoints}
     dispositions = {e.disposition for e in endpoints}
     kept = {e.source_kept for e in endpoints}
@@ -339,9 +346,12 @@ def _hairpin_is_masqueraded(q: Question, endpoint: ProxyEndpoint) -> bool:
     iptables: always (`-s endpoint -j KUBE-MARK-MASQ`); nftables up to 1.35 likewise; nftables 1.36
     (`hairpin-connections`) and ipvs (`KUBE-LOOP-BACK`) know only the endpoints on this node.
     """
-    if q.world.mode is ProxyMode.IPTABLES or (q.world.mode is ProxyMode.NFTABLES and q.world.minor <= 35):
-        return True
-    return endpoint.is_local
+    return _masquerades_every_hairpin(q) or endpoint.is_local
+
+
+def _masquerades_every_hairpin(q: Question) -> bool:
+    mode, minor = q.world.mode, q.world.minor
+    return mode is ProxyMode.IPTABLES or (mode is ProxyMode.NFTABLES and minor <= 35)
 
 
 def _cni_masquerades(q: Question, address: IPAddress) -> bool:
