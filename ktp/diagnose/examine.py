@@ -82,6 +82,7 @@ class Examiner:
         self._near: dict[tuple[str, int], IPAddress | None] = {}
         self._addresses: dict[str, tuple[IPAddress, ...]] = {}
         self._taken_addresses: frozenset[IPAddress] | None = None
+        self._clients: dict[tuple[str, str, int], tuple[str, IPAddress] | None] = {}
         self._homes: dict[tuple[str, str], list[str]] = {}
         self._avoided: dict[str, frozenset[str]] = {}
         self._walker: Walker | None = None
@@ -182,22 +183,20 @@ class Examiner:
     ) -> Question | None:
         family = front_end.ip_version
         dialled = front_end
-        flow = Flow(dst=str(front_end.ip), port=front_end.port, protocol=front_end.protocol.lower())
-        name = ""
+        source: str | None = None
+        home: str | None = None
         ip: IPAddress | None
         if vantage is Vantage.EXTERNAL:
             ip = external_client(self.snapshot, service, front_end, node, self.client, self._taken)
-            flow = replace(flow, src=str(ip), via=node)
-            name = f"a client at {ip}"
+            source = str(ip)
+            name = f"a client at {source}"
         elif vantage is Vantage.NODE:
-            ip = None
-            flow = replace(flow, from_node=node)
+            ip, home = None, node
             name = f"a process on {node}"
         elif vantage is Vantage.LOCALHOST:
             ip = ip_of(_LOOPBACK[family])
             assert ip is not None
-            dialled = front_end.on(ip)
-            flow = replace(flow, dst=str(ip), from_node=node)
+            dialled, home = front_end.on(ip), node
             name = f"a process on {node} by {ip}"
         elif vantage in (Vantage.POD_SAME_NODE, Vantage.POD_OTHER_NODE):
             home = node if vantage is Vantage.POD_SAME_NODE else self._other_node(service, node)
@@ -205,7 +204,7 @@ class Examiner:
             if pod is None or home is None:
                 return None
             name, ip = pod
-            flow = replace(flow, src=str(ip), from_node=home)
+            source = str(ip)
         else:
             home = self._other_node(service, node)
             if home is None:
@@ -213,16 +212,22 @@ class Examiner:
             ip = next((a for a in self.addresses(home) if a.version == family), None)
             if ip is None:
                 return None
-            flow = replace(flow, from_node=home)
             if not self.has_rules(home, family):
-                flow = replace(flow, src=str(ip))
+                source = str(ip)
             name = f"a process on {home}"
         return Question(
             front_end=dialled,
             node=node,
             vantage=vantage,
             client=Client(vantage=vantage, ip=ip),
-            flow=flow,
+            flow=Flow(
+                src=source,
+                dst=str(dialled.ip),
+                port=front_end.port,
+                protocol=front_end.protocol.lower(),
+                from_node=home,
+                via=node if vantage is Vantage.EXTERNAL else None,
+            ),
             client_name=name,
         )
 
@@ -304,6 +309,12 @@ class Examiner:
         return next((name for name in found if name != node), None)
 
     def _pod_of(self, node: str, family: int, service: Service) -> tuple[str, IPAddress] | None:
+        key = (service.key, node, family)
+        if key not in self._clients:
+            self._clients[key] = self._chosen_pod(node, family, service)
+        return self._clients[key]
+
+    def _chosen_pod(self, node: str, family: int, service: Service) -> tuple[str, IPAddress] | None:
         supposed = (self.supposed4 if family == 4 else self.supposed6).get(node)
         if supposed is not None:
             return f"a pod on {node}", supposed

@@ -169,15 +169,13 @@ class PodsByNode:
     def client(self, node: str, family: int, avoid: Iterable[str] = ()) -> tuple[str, IPAddress] | None:
         """A pod of the node that can ask, rather none of the addresses to avoid: (namespace/name, address)."""
         avoided = avoid if isinstance(avoid, frozenset) else frozenset(avoid)
-        best: tuple[bool, str, IPAddress] | None = None
-        for pod in self._pods.get(node, ()):
-            for text in pod.pod_ips:
-                ip = ip_of(text)
-                if ip is not None and ip.version == family:
-                    rank = (text in avoided, pod.key, ip)
-                    if best is None or rank[:2] < best[:2]:
-                        best = rank
-        return (best[1], best[2]) if best is not None else None
+        ranked = sorted(
+            (text in avoided, pod.key, n, text)
+            for pod in self._pods.get(node, ())
+            for n, text in enumerate(pod.pod_ips)
+            if (":" in text) == (family == 6)
+        )
+        return next(((key, ip) for _, key, _, text in ranked if (ip := ip_of(text)) is not None), None)
 
 
 def supposed_pod(cluster: Cluster, node: str, family: int, used: set[str]) -> IPAddress | None:

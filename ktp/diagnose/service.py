@@ -325,7 +325,12 @@ def _matrices(case: Case, names: list[str], causes: dict[tuple[str, str, str], s
             entries = by_node.get(node)
             if not entries:
                 continue
-            cells = {e.vantage.value: replace(e.cell, cause=causes.get(e.key)) for e in entries}
+            cells = {
+                e.vantage.value: e.cell
+                if (cause := causes.get(e.key)) is None
+                else replace(e.cell, cause=cause)
+                for e in entries
+            }
             first = entries[0]
             addresses = [
                 str(a) for a in case.examiner.addresses(node) if a.version == first.front_end.ip_version

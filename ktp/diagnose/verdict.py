@@ -59,7 +59,7 @@ def verdict_of(case: Case, findings: list[Finding], headline: list[HeadlineGroup
     if not external:
         return _inside_alone(case)
     designed = {
-        (group.frontend, node) for group in headline for node in group.nodes if is_designed(findings, group)
+        (group.frontend, node) for group in headline if is_designed(findings, group) for node in group.nodes
     }
     by_title: dict[str, list[Entry]] = {}
     for e in external:
