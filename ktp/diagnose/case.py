@@ -130,6 +130,7 @@ class Case:
         self.unhealthy: frozenset[str] | None = None  # nodes on which the health check is stopped, once asked
         self._by_node: dict[str, tuple[Entry, ...]] | None = None
         self._worlds: dict[str, Examiner | None] = {}
+        self._harm: dict[str, list[Entry]] = {}
         self._answers: dict[tuple[str, tuple[str, str, str]], tuple[Asked, Cell]] = {}
 
     @property
@@ -222,8 +223,12 @@ class Case:
 
     def _harmed(self, label: str, make: Callable[[], Snapshot]) -> list[Entry]:
         """The ways in, for any client, that connect today and in the changed snapshot do not, or not always."""
-        today = [e for e in self.entries if e.is_external and share(e.cell) >= 1]
-        return [e for e in today if share(after := self.ask_again(e, label, make)) < 1 and is_known(after)]
+        if label not in self._harm:
+            today = (e for e in self.entries if e.is_external and share(e.cell) >= 1)
+            self._harm[label] = [
+                e for e in today if share(after := self.ask_again(e, label, make)) < 1 and is_known(after)
+            ]
+        return self._harm[label]
 
 
 def _place(decided: DecidedBy | None) -> object:

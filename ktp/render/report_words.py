@@ -10,7 +10,7 @@ from ktp.model.assumption import POD_AS_MADE, PROGRAM_LISTENS, EvidenceKind
 from ktp.model.diagnosis import Cell, Cures, Finding, Fix, FrontEndMatrix, LoadShare, ServiceDiagnosis
 from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import Symptom
-from ktp.render.assumptions import assumed_words
+from ktp.render.assumptions import assumed_words, some_nodes
 
 VANTAGE_WORDS = {
     "external": "outside",
@@ -59,7 +59,7 @@ def _lost_words(c: Cures) -> str:
     """Who connects today, and then does not, or not always."""
     if not c.lost:
         return ""
-    nodes = ", ".join(dict.fromkeys(node for _, node, _ in c.lost))
+    nodes = some_nodes(list(dict.fromkeys(node for _, node, _ in c.lost)))
     lost = {vantage for _, _, vantage in c.lost}
     if lost <= {vantage for _, _, vantage in c.left}:
         return f" (on {nodes} too, where they do today)"

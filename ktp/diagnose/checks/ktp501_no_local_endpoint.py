@@ -31,7 +31,9 @@ One pod on node-a, node port 31015: node-a answers, node-b and node-c time out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from functools import partial
 
 from ktp.diagnose.case import Case, Entry, Mended, decided_evidence
 from ktp.diagnose.changes import pod_added, policy_changed
@@ -47,11 +49,17 @@ from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
 from ktp.model.trace import DecidedBy, Symptom
 
+_MOST_TRIED = 3
+"""On so many nodes that fail alike a pod is tried: each costs a walk from everywhere."""
+
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each port and node on which both counterfactuals, or one of them, mend a failing cell."""
     if case.service.external_traffic_policy != "Local" or not case.examiner.index.knows(case.service):
         return
+    # Of nodes that fail alike: on how many a pod was tried, and whether it ever mended what the policy does not.
+    tried: Counter[Hashable] = Counter()
+    needed: set[Hashable] = set()
     for node in case.nodes:
         kept_off = is_kept_off(case, node)
         by_port: dict[tuple[str, int, bool], list[Entry]] = {}
@@ -63,7 +71,24 @@ def run(case: Case) -> Iterable[Finding]:
                     designed = kept_off and entry.front_end.kind is not FrontEndKind.EXTERNAL_IP
                     by_port.setdefault((entry.port.protocol, entry.port.port, designed), []).append(entry)
         for (_, _, designed), entries in by_port.items():
-            yield from _explain(case, node, entries, designed=designed)
+            face = tuple(_face(e) for e in entries)
+            by_policy = case.mended(entries, "policy Cluster", lambda: policy_changed(case, "Cluster"))
+            by_pod = None
+            if tried[face] < _MOST_TRIED or face in needed or not by_policy:
+                by_pod = case.mended(entries, f"pod on {node}", partial(pod_added, case, node), node)
+                tried[face] += 1
+                if any(e not in by_policy for e in by_pod):
+                    needed.add(face)
+            yield from _explain(case, node, entries, by_policy, by_pod, designed=designed)
+
+
+def _face(entry: Entry) -> Hashable:
+    """What a failing cell has in common with that of another node."""
+    decided = entry.cell.decided_by
+    return (
+        entry.title, entry.vantage, entry.cell.symptom,
+        decided and (decided.backend, decided.table, decided.chain, decided.rule),
+    )  # fmt: skip
 
 
 def _is_misnamed(case: Case, entry: Entry) -> bool:
@@ -72,13 +97,18 @@ def _is_misnamed(case: Case, entry: Entry) -> bool:
     return name != entry.node and any(e.node_name == entry.node for e in selection_of(case, entry).usable)
 
 
-def _explain(case: Case, node: str, entries: list[Entry], *, designed: bool) -> Iterable[Finding]:
+def _explain(
+    case: Case, node: str, entries: list[Entry], by_policy: Mended, by_pod: Mended | None, *, designed: bool
+) -> Iterable[Finding]:
+    """The finding of one node, where another policy mends it or a pod there; None for what was not tried."""
     service = case.service
-    by_policy = case.mended(entries, "policy Cluster", lambda: policy_changed(case, "Cluster"))
-    by_pod = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node), node)
-    cells = [e for e in entries if e in by_policy or e in by_pod]
+    cells = [e for e in entries if e in by_policy or e in (by_pod or ())]
     # Where something else would stop the packet next, the drop is still what stops it now.
-    further = {e.key: how for e in entries if e not in cells and (how := _gets_further(case, e, node))}
+    further = {
+        e.key: how
+        for e in entries
+        if e not in cells and (how := _gets_further(case, e, node, try_pod=by_pod is not None))
+    }
     cells += [e for e in entries if e.key in further]
     if not cells:
         return
@@ -170,15 +200,14 @@ def _with_pod(case: Case, entry: Entry, node: str) -> Cell:
     return case.ask_again(entry, f"pod on {node}", lambda: pod_added(case, node))
 
 
-def _gets_further(case: Case, entry: Entry, node: str) -> tuple[str, str] | None:
+def _gets_further(case: Case, entry: Entry, node: str, *, try_pod: bool) -> tuple[str, str] | None:
     """With which change something else ends the packet than kube-proxy's drop (or Cilium's), and why; None for none."""
     before = entry.cell.decided_by
     if before is None or before.node != node:
         return None
     if not is_kube_proxys(before.table, before.chain) and not is_front_end(before):
         return None
-    after = _with_pod(case, entry, node)
-    if _is_other(after.decided_by, before):
+    if try_pod and _is_other((after := _with_pod(case, entry, node)).decided_by, before):
         return f"a ready pod on {node}", after.reason
     after = case.ask_again(entry, "policy Cluster", lambda: policy_changed(case, "Cluster"))
     if _is_other(after.decided_by, before):
@@ -218,7 +247,7 @@ def _not_ready_here(selection: EndpointSelection, name: str) -> str:
     return f" ({len(here)} there not ready)" if here else ""
 
 
-def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod: Mended) -> list[Fix]:
+def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod: Mended | None) -> list[Fix]:
     service = case.service
     titles = {e.title for e in cells}
     asked = [e for e in case.whole if e.title in titles and e.vantage is Vantage.EXTERNAL]
@@ -245,8 +274,12 @@ def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod:
             summary=f"run a ready pod on {node} (a DaemonSet, or topologySpreadConstraints over the hostname)",
             cost="pods on more nodes; the client's address stays",
             # A new pod meets what the policies that select it say, and its rules cannot be foretold.
-            cures=None if policies else by_pod.cures(cells),
-            outcome=f"NetworkPolicy {listed(policies)} would select the new pod as well" if policies else "",
+            cures=None if policies or by_pod is None else by_pod.cures(cells),
+            outcome=f"NetworkPolicy {listed(policies)} would select the new pod as well"
+            if policies
+            else "tried on other nodes that answer alike"
+            if by_pod is None
+            else "",
         )
     )
     fixes.append(
