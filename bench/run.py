@@ -315,12 +315,37 @@ def bench_diagnose(report: Report, times: int, _folder: Path) -> None:
     report.figure("resident memory", f"{answer.megabytes:.0f} MB")
 
 
+def bench_nodes(report: Report, times: int, folder: Path) -> None:
+    """One Service on ever more nodes: by the API objects alone, and with the rules of all of them."""
+    here = Path(__file__).parent
+    report.title(f"diagnose svc NAME, policy Local, best of {min(times, 3)}")
+    for words, sizes, script, name in (
+        ("by the API alone", (100, 300, 1_000), "large_cluster.py", "team-80/app-00080"),
+        ("with all rules", (30, 100), "many_nodes.py", "test/nginx-externaltrafficpolicy"),
+    ):
+        took: list[float] = []
+        for nodes in sizes:
+            out = folder / f"{script}-{nodes}"
+            size = (str(out), "--nodes", str(nodes), "--services", "200", "--endpoints", "1000")
+            more = size if script == "large_cluster.py" else (str(out), str(nodes))
+            subprocess.run([sys.executable, str(here / script), *more], env=ENVIRONMENT, check=True)
+            answer = best(min(times, 3), (*KTP, "diagnose", "svc", name, "--snapshot", str(out)))[0]
+            report.figure(f"{nodes} nodes, {words}", f"{answer.seconds:.2f} s {answer.megabytes:.0f} MB")
+            took.append(answer.seconds)
+        report.limited(
+            f"{sizes[-1] / sizes[-2]:.1f} times the nodes take so many times as long",
+            took[-1] / took[-2],
+            1.3 * sizes[-1] / sizes[-2],
+        )
+
+
 MEASURES: dict[str, Callable[[Report, int, Path], None]] = {
     "rules": bench_rules,
     "legacy": bench_legacy,
     "nft": bench_nft,
     "batch": bench_batch,
     "diagnose": bench_diagnose,
+    "nodes": bench_nodes,
 }
 # Measured only where it is asked for by name.
 LONG: dict[str, Callable[[Report, int, Path], None]] = {"million": bench_million}

@@ -122,14 +122,15 @@ def _sentence(group: list[Finding]) -> Text:
 def _head(group: list[Finding]) -> Text:
     first, nodes = group[0], nodes_of(group)
     head = Text(f"{first.code} {first.severity.value}", style=_SEVERITY[first.severity])
-    return head.append(f"  {_some(nodes)}", style="bold") if nodes else head
+    words = f"{len(nodes)} nodes" if len(nodes) > _MOST_NAMED else ", ".join(nodes)
+    return head.append(f"  {words}", style="bold") if nodes else head
 
 
 def _message(group: list[Finding]) -> str:
     first = group[0]
     named = {first.node, *first.nodes} - {*first.alike}
     others = [n for n in nodes_of(group) if n not in named]
-    if len(others) > _MOST_NAMED:  # the head has some of their names
+    if len(others) > _MOST_NAMED:  # below a matrix are some of their names, with -v all
         return f"{first.message} (the same on {len(others)} more nodes)"
     return first.message + (f" (the same on {_some(others)})" if others else "")
 
@@ -291,6 +292,8 @@ def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> 
     first = group[0]
     console.print(_head(group))
     write(console, Text(_message(group)), 2)
+    if verbose and len(nodes_of(group)) > _MOST_NAMED:
+        write(console, _labelled("nodes:", ", ".join(nodes_of(group))), 2, 4)
     if first.severity is Severity.INFO and not verbose:
         return  # good to know, and no more: the proof is in -v and in the data
     for e in first.evidence if verbose else _proof(first):

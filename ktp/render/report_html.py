@@ -21,6 +21,7 @@ from ktp.model.diagnosis import (
     Way,
 )
 from ktp.model.trace import Header, Hop, Step, StepKind, Symptom
+from ktp.render.assumptions import some_nodes
 from ktp.render.report_words import (
     ASSUMED_LEGEND,
     BALANCER_WORDS,
@@ -181,7 +182,7 @@ def _cell(cell: Cell | None) -> str:
 def _finding(group: list[Finding]) -> str:
     f = group[0]
     nodes = nodes_of(group)
-    where = f": {_e(', '.join(nodes[:12]))}" if nodes else ""
+    where = f": {_e(some_nodes(nodes))}" if nodes else ""
     evidence = "".join(f"<li>{_evidence(e)} <code>{_e(e.text)}</code></li>" for e in f.evidence)
     fixes = "".join(_fix(x) for x in f.fixes)
     return (

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ktp.model.diagnosis import Finding, ServiceDiagnosis, Severity
+from ktp.render.assumptions import some_nodes
 from ktp.render.report_words import (
     ASSUMED_LEGEND,
     BALANCER_WORDS,
@@ -91,7 +92,7 @@ def _evidence(d: ServiceDiagnosis) -> str:
 def _finding(group: list[Finding]) -> list[str]:
     f = group[0]
     nodes = nodes_of(group)
-    where = f": {_text(', '.join(nodes[:8]))}" if nodes else ""
+    where = f": {_text(some_nodes(nodes))}" if nodes else ""
     out = ["", f"### {_text(f.code)} {_text(f.name)} ({f.severity.value}){where}", ""]
     out.append(_text(f.message) + ".")
     if f.evidence:

@@ -214,7 +214,10 @@ def _merged(findings: Iterable[Finding]) -> list[Finding]:
         first = group[0]
         titles = list(dict.fromkeys(t for f in group for t in _TITLE.findall(f.message)))
         if len(group) > 1 and len(titles) > 1:
-            words = f"{', '.join(titles[:-1])} and {titles[-1]}"
+            last = titles[-1]
+            if len(titles) > _MOST_TITLES:
+                titles, last = titles[:_MOST_TITLES], f"{len(titles) - _MOST_TITLES + 1} more front ends"
+            words = f"{', '.join(titles[:-1])} and {last}"
             found = _TITLE.search(first.message)
             assert found is not None
             message = first.message[: found.start()] + words + first.message[found.end() :]
@@ -223,6 +226,9 @@ def _merged(findings: Iterable[Finding]) -> list[Finding]:
         else:
             out += group
     return out
+
+
+_MOST_TITLES = 4
 
 
 def nodes_of(group: Sequence[Finding]) -> list[str]:
