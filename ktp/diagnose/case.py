@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from ktp.diagnose.alike import Alike
 from ktp.diagnose.examine import Asked, Examiner
@@ -154,6 +155,15 @@ class Case:
                 found.setdefault(entry.node, []).append(entry)
             self._by_node = {name: tuple(entries) for name, entries in found.items()}
         return self._by_node.get(node, ())
+
+    @cached_property
+    def outside(self) -> dict[tuple[str, int, str], list[Entry]]:
+        """The cells of outside clients of all nodes, by the service port's protocol, number and name."""
+        found: dict[tuple[str, int, str], list[Entry]] = {}
+        for e in self.whole:
+            if e.is_external and e.vantage is Vantage.EXTERNAL:
+                found.setdefault((e.port.protocol, e.port.port, e.port.name), []).append(e)
+        return found
 
     def involved_nodes(self) -> list[str]:
         """Nodes whose state can explain a failing cell: those dialled, those of clients, those of endpoints."""

@@ -152,9 +152,7 @@ def _shares(case: Case) -> list[LoadShare]:
     if not case.examiner.index.knows(case.service):
         return out
     for port in case.service.ports:
-        entries = [
-            e for e in case.whole if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL
-        ]
+        entries = case.outside.get((port.protocol, port.port, port.name), [])
         counts = {e.node: len(selection_of(case, e).local) for e in entries}
         if case.service.external_traffic_policy != "Local":
             counts = {e.node: 1 for e in entries}  # every node serves all endpoints alike

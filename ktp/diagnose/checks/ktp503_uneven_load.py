@@ -30,7 +30,6 @@ from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, field
 from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.diagnose.share import load_shares, moves_to_even
-from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Finding, Fix, Severity
 
 _WORTH_SAYING = 1.5
@@ -42,9 +41,7 @@ def run(case: Case) -> Iterable[Finding]:
         return
     seen: set[tuple[str, int]] = set()
     for port in case.service.ports:
-        entries = [
-            e for e in case.whole if e.port == port and e.is_external and e.vantage is Vantage.EXTERNAL
-        ]
+        entries = case.outside.get((port.protocol, port.port, port.name), [])
         counts = {e.node: len(selection_of(case, e).local) for e in entries}
         worst = max(
             (
