@@ -98,12 +98,12 @@ def test_data_has_every_node_and_every_port(tmp_path: Path, capsys: pytest.Captu
     outside = [f for f in data["frontends"] if f["kind"] == "nodePort"]
     assert [len(f["nodes"]) for f in outside] == [40] * 3
     causes = [row["external"]["cause"] for f in outside for row in f["nodes"]]
-    assert causes.count("KTP501") == 3 * 39
+    assert causes.count("KTP501") == 3 * 36
     assert {n for g in data["headline"]["groups"] for n in g["nodes"]} == {
         row["node"] for row in outside[0]["nodes"] if row["external"]["symptom"] != "connects"
     }
     named = {n for f in data["findings"] if f["code"] == "KTP501" for n in f["nodes"]}
-    assert len(named) == 39
+    assert len(named) == 36
 
 
 def test_every_node_is_listed_where_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
