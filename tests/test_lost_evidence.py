@@ -19,9 +19,11 @@ import pytest
 
 from ktp.app.trace import FlowBatch
 from ktp.collect.snapshot import open_snapshot
+from ktp.diagnose.service import diagnose_service
 from ktp.errors import KtpError
 from ktp.model.assumption import EvidenceKind as Kind
 from ktp.model.capture import Capture, EvidenceGap
+from ktp.model.trace import Symptom
 from ktp.parse.snapshot import parse_snapshot
 
 PACKAGED = Path(__file__).resolve().parent / "data" / "cases"
@@ -148,3 +150,32 @@ def test_no_answer_becomes_another(case: str, seed: int) -> None:
             after,
             sorted(k.value for k in kinds),
         )
+
+
+LOST_TOGETHER = (
+    ("pods.json", "ip-route.json", "ip-addr.json"),
+    ("pods.json", "nodes.json", "ss.txt"),
+    ("pods.json", "ip-route.json", "sysctl.txt", "kube-proxy-config.json"),
+)
+
+
+@pytest.mark.parametrize("lost", LOST_TOGETHER, ids="+".join)
+@pytest.mark.parametrize("case", [c for c in CASES if c.startswith("core-")])
+def test_a_diagnosis_of_less_says_nothing_else(case: str, lost: tuple[str, ...]) -> None:
+    """`diagnose` invents clients, and so has more of the API than was read: that must not count as read."""
+    whole = open_snapshot(PACKAGED / case)
+    gone = {n for n in whole.names() if n.rpartition("/")[2] in lost}
+    snapshot, less = parse_snapshot(whole), parse_snapshot(Part(whole, gone, {}))
+    dialled = sorted(key for key, s in snapshot.cluster.services.items() if s.type != "ClusterIP")
+    for key in dialled[::3]:
+        wanted, found = (
+            {
+                (m.title, row.node): row.cells["external"].symptom
+                for m in diagnose_service(s, s.cluster.services[key]).frontends
+                for row in m.nodes
+                if "external" in row.cells
+            }
+            for s in (snapshot, less)
+        )
+        for place, symptom in found.items():
+            assert symptom in (wanted.get(place, symptom), Symptom.UNKNOWN), (key, place)

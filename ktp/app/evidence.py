@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ktp.app.settings import Settings, offline, open_offline, split_name
-from ktp.errors import EvidenceError, NotFoundError
+from ktp.errors import EvidenceError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi
@@ -110,6 +110,8 @@ def with_nodes(
         wanted = pods_to_read(capture, every=which == "all") if which != "none" else {}
         if settings.node_access == "ssh":
             read = _nodes_by_ssh(settings, capture, reach, wanted)
+        elif settings.node_access == "shell":
+            read = _nodes_by_shell(settings, capture, reach, wanted)
         elif settings.node_access == "agent":
             read = _nodes_by_kube_proxy(settings, capture, api, reach)
         else:
@@ -152,7 +154,10 @@ def _this_node(settings: Settings, capture: Capture, reach: Reach | None, pods: 
             if name is not None
             else f"this machine is no node of the question, and so the rules of {count} were not read"
         )
-        remedy = "--node-access ssh reads them by SSH, --node-access agent through the agents' pods"
+        remedy = (
+            "--node-access ssh reads them by SSH, --node-access agent through the agents' pods, --node-shell by a "
+            "command of yours"
+        )
         gaps.append(EvidenceGap(kind="node-access", subject="nodes", message=message, remedy=remedy))
     unread = MemoryCapture(files={}, gaps=tuple(gaps), source=capture.source)
     if name is None:
@@ -175,6 +180,36 @@ def _nodes_by_ssh(settings: Settings, capture: Capture, reach: Reach | None, pod
     if not nodes:
         return _no_node_known(capture)
     return collect_over_ssh(capture, nodes, ssh, reach=reach, pods=pods, on_progress=settings.progress)
+
+
+_MOST_UNASKED = 10
+"""On so many nodes something is created without that they were named."""
+
+
+def _nodes_by_shell(settings: Settings, capture: Capture, reach: Reach | None, pods: _Pods) -> Capture:
+    from ktp.collect.node_shell import NodeShell, collect_by_shell
+    from ktp.collect.ssh import all_nodes
+
+    shell = NodeShell(
+        command=settings.node_shell or "",
+        sudo=settings.sudo,
+        parallel=settings.parallel,
+        timeout=settings.timeout,
+    )
+    nodes = all_nodes(capture, settings.nodes)
+    if not nodes:
+        return _no_node_known(capture)
+    if shell.preset.makes:
+        if len(nodes) > _MOST_UNASKED and not settings.nodes:
+            raise UsageError(
+                f"--node-shell {shell.command} makes {shell.preset.makes}, and the cluster has {len(nodes)} nodes",
+                hint="say with --node which of them are read",
+            )
+        settings.warn(
+            f"--node-shell {shell.command} makes {shell.preset.makes} ({shell.preset.command}); ktp has it removed "
+            f"afterwards ({shell.preset.cleaning})"
+        )
+    return collect_by_shell(nodes, shell, reach=reach, pods=pods, on_progress=settings.progress)
 
 
 def _nodes_by_kube_proxy(

@@ -28,6 +28,7 @@ class Settings:
     color: str = "auto"
     verbose: bool = False
     fail_on: str = "warning"
+    node_shell: str | None = None
     ssh_user: str | None = None
     ssh_options: tuple[str, ...] = ()
     sudo: bool = False
@@ -36,6 +37,8 @@ class Settings:
     timeout: float = 120.0
     # Told (nodes done, nodes in all, node) while nodes are read.
     progress: Callable[[int, int, str], None] | None = None
+    # Told what is done beyond reading, before it is.
+    warn: Callable[[str], None] = lambda _: None
 
 
 def demo_path() -> Path:

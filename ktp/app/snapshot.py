@@ -80,10 +80,10 @@ def take_snapshot(
         capture = strip_capture(with_nodes(asked, cluster, api=api, pods="all"), nodes=settings.nodes or None)
     if redact:
         progress("replacing names and addresses")
-        capture = _redacted(capture, redact_map)
+        capture = redacted_capture(capture, redact_map)
     progress(f"writing {out}")
     write_snapshot(capture, out)
-    return _taken(out, capture, redacted=redact)
+    return taken(out, capture, redacted=redact)
 
 
 def _cluster_capture(settings: Settings) -> tuple[KubeApi, Capture]:
@@ -122,7 +122,7 @@ def _take_into_folder(
     left = [name for name in wanted if name not in done]
     for name in left:
         folder.write_node(name, files)
-    remote = settings.node_access in {"ssh", "agent"}
+    remote = settings.node_access in {"ssh", "shell", "agent"}
     batches = (
         [left] if not remote else [left[i : i + _NODES_AT_ONCE] for i in range(0, len(left), _NODES_AT_ONCE)]
     )
@@ -144,7 +144,7 @@ def _take_into_folder(
         gaps += [gap for gap in read.gaps if gap not in gaps]
         folder.write_gaps(gaps)
     folder.write_gaps(gaps)
-    return _taken(out, open_snapshot(out), resumed=len(done.intersection(wanted)))
+    return taken(out, open_snapshot(out), resumed=len(done.intersection(wanted)))
 
 
 def _node_objects(files: Mapping[str, bytes]) -> set[str]:
@@ -153,7 +153,8 @@ def _node_objects(files: Mapping[str, bytes]) -> set[str]:
     return {item["metadata"]["name"] for item in json.loads(files["cluster/nodes.json"])["items"]}
 
 
-def _taken(out: str, capture: Capture, *, redacted: bool = False, resumed: int = 0) -> Taken:
+def taken(out: str, capture: Capture, *, redacted: bool = False, resumed: int = 0) -> Taken:
+    """What was written at `out`."""
     nodes = capture.node_names()
     rules = {name.split("/")[1] for name in capture.names() if "tables" in name or "nft-ruleset" in name}
     services = (
@@ -172,7 +173,7 @@ def _taken(out: str, capture: Capture, *, redacted: bool = False, resumed: int =
     )
 
 
-def _redacted(capture: Capture, redact_map: str | None) -> Capture:
+def redacted_capture(capture: Capture, redact_map: str | None) -> Capture:
     """The capture with pseudonyms; those of an existing `redact_map` are used again."""
     import secrets
 

@@ -29,6 +29,7 @@ _COMMANDS = {
     "what-if": ("ktp.cli.what_if", "The matrix before and after a change, without changing anything."),
     "probe": ("ktp.cli.probe", "Dial the front ends for real, and see whether it goes as predicted."),
     "snapshot": ("ktp.cli.snapshot", "Collect everything into a folder or archive."),
+    "node-script": ("ktp.cli.node_script", "The script that reads a node, to be run by somebody else."),
     "auth": ("ktp.cli.auth", "What the current user may read, and the manifest that adds the rest."),
     "codes": ("ktp.cli.codes", "The findings, and the page of one."),
 }

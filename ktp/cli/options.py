@@ -44,6 +44,12 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         type=click.Choice(["auto", "none", "local", "ssh", "agent", "kube-proxy"]),
         help="How to read the nodes' rules (default: auto); agent: through the pods of kube-proxy or Cilium.",
     ),
+    _option(
+        "--node-shell",
+        metavar="COMMAND",
+        help="Read the nodes by a command that gives a shell there, as 'docker exec -i {node} sh', or one of "
+        "docker (kind, k3d), podman, debug (makes a privileged pod a node), gcloud, tsh.",
+    ),
     _option("--ssh-user", metavar="USER", help="The user to log in as with --node-access ssh."),
     _option(
         "--ssh-option",
@@ -91,10 +97,17 @@ def settings() -> Settings:
     context = click.get_current_context()
     kept = context.find_root().ensure_object(dict)
     _require_form(context, kept.get("output", "text"))
-    for name, option in (("ssh_user", "--ssh-user"), ("ssh_options", "--ssh-option"), ("sudo", "--sudo")):
-        if kept.get(name) and kept.get("node_access") != "ssh":
-            raise UsageError(f"{option} is about logging in to nodes", hint="add --node-access ssh")
     access = str(kept.get("node_access") or "auto")
+    if kept.get("node_shell"):
+        if access != "auto":
+            raise UsageError(
+                f"--node-shell and --node-access {access} are two ways to the nodes", hint="give one"
+            )
+        access = "shell"
+    for name, option in (("ssh_user", "--ssh-user"), ("ssh_options", "--ssh-option"), ("sudo", "--sudo")):
+        by_sudo = name == "sudo" and (access == "shell" or context.info_name == "node-script")
+        if kept.get(name) and access != "ssh" and not by_sudo:
+            raise UsageError(f"{option} is about logging in to nodes", hint="add --node-access ssh")
     return Settings(
         snapshot=kept.get("snapshot"),
         demo=kept.get("demo", False),
@@ -107,6 +120,7 @@ def settings() -> Settings:
         color=kept.get("color", "auto"),
         verbose=kept.get("verbose", False),
         fail_on=kept.get("fail_on", "warning"),
+        node_shell=kept.get("node_shell"),
         ssh_user=kept.get("ssh_user"),
         ssh_options=tuple(kept.get("ssh_options", ())),
         sudo=kept.get("sudo", False),
@@ -114,6 +128,7 @@ def settings() -> Settings:
         parallel=kept.get("parallel", 16),
         timeout=kept.get("timeout", 120.0),
         progress=_node_progress(),
+        warn=lambda words: click.echo(f"ktp: {words}", err=True),
     )
 
 
@@ -127,6 +142,7 @@ _FORMS = {
     "what-if": (*_DATA, "markdown", "html"),
     "codes": (*_DATA, "markdown"),
     "snapshot": _DATA,
+    "node-script": ("text",),
     "probe": _DATA,
     "auth": _DATA,
 }
@@ -135,9 +151,8 @@ _FORMS = {
 def _require_form(context: click.Context, output: str) -> None:
     forms = _FORMS.get(context.info_name or "")
     if forms is not None and output not in forms:
-        raise UsageError(
-            f"ktp {context.info_name} has no {output} form", hint=f"-o {', '.join(forms[:-1])} or {forms[-1]}"
-        )
+        has = f"-o {', '.join(forms[:-1])} or {forms[-1]}" if forms[1:] else f"it is {forms[0]}"
+        raise UsageError(f"ktp {context.info_name} has no {output} form", hint=has)
 
 
 def _node_progress() -> Callable[[int, int, str], None] | None:

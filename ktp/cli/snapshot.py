@@ -10,15 +10,16 @@ from typing import Any
 
 import click
 
+from ktp.app.settings import Settings
 from ktp.app.snapshot import Taken, take_snapshot
 from ktp.cli.options import common_options, settings
-from ktp.errors import ExitCode
+from ktp.errors import ExitCode, UsageError
 
 _GAPS_SHOWN = 10
 
 
 @click.command("snapshot", short_help="Collect everything into a folder or archive.")
-@click.argument("out")
+@click.argument("arguments", nargs=-1, required=True, metavar="OUT | import SOURCE... OUT")
 @click.option(
     "--resume", is_flag=True, help="Go on with a folder: nodes that are in it already are not read again."
 )
@@ -27,20 +28,33 @@ _GAPS_SHOWN = 10
     "--redact-map", metavar="FILE", help="Keep the pseudonyms in FILE; an existing one is used again."
 )
 @common_options
-def command(out: str, resume: bool, redact: bool, redact_map: str | None) -> int:
+def command(arguments: tuple[str, ...], resume: bool, redact: bool, redact_map: str | None) -> int:
     """Writes what ktp can read of a cluster to OUT: a folder, or an archive if OUT ends in .tar.gz.
 
     \b
       ktp snapshot cluster.tar.gz --node-access ssh        everything, all nodes
       ktp snapshot cluster/ -n shop --node worker-3        one namespace, one node
       ktp --snapshot cluster/ snapshot public.tar.gz --redact
+      ktp snapshot import must-gather/ node-b.ktp cluster/     from what others collected
 
     Secrets, environment variables, command lines and copies of manifests are never in it. OUT can be read by
     its owner only. What could not be had is listed at the end and in OUT.
 
+    import takes files, folders and archives: objects as kubectl prints them (one file or hundreds: cluster-info dump,
+    must-gather, support bundles), the answer of `ktp node-script`, and what commands on nodes printed (iptables-save,
+    nft, ipset, ip -j), where a folder or file is called after the node.
+
     Exit status: 0 written, 3 nothing could be had.
     """
     chosen = settings()
+    if arguments[0] == "import" and len(arguments) > 1:
+        return _import(chosen, arguments[1:], redact=redact, redact_map=redact_map)
+    if len(arguments) != 1:
+        raise UsageError(
+            f"ktp snapshot writes to one place, and {len(arguments)} were given",
+            hint="ktp snapshot OUT, or ktp snapshot import SOURCE... OUT",
+        )
+    out = arguments[0]
     try:
         with _progress() as progress:
             taken = take_snapshot(
@@ -56,6 +70,39 @@ def command(out: str, resume: bool, redact: bool, redact_map: str | None) -> int
         from ktp.render.structured import dump
 
         dump(_document(taken), chosen.output, sys.stdout)
+    return int(ExitCode.OK)
+
+
+def _import(chosen: Settings, paths: tuple[str, ...], *, redact: bool, redact_map: str | None) -> int:
+    from ktp.app.importing import import_evidence
+
+    *sources, out = paths
+    if not sources:
+        raise UsageError(
+            f"what is to be imported into {out}?",
+            hint="ktp snapshot import SOURCE... OUT: files, folders, archives",
+        )
+    done = import_evidence(tuple(sources), out, redact=redact, redact_map=redact_map)
+    if chosen.output != "text":
+        from ktp.render.structured import dump
+
+        imported: dict[str, Any] = {
+            "objects": done.objects,
+            "files": done.from_nodes,
+            "ofNoNode": list(done.homeless),
+            "unused": done.unused,
+        }
+        dump({**_document(done.written), "imported": imported}, chosen.output, sys.stdout)
+        return int(ExitCode.OK)
+    for line in _lines(done.written, verbose=chosen.verbose):
+        click.echo(line)
+    click.echo("  Taken: " + ", ".join(f"{number} {kind}" for kind, number in done.objects.items()))
+    for source, file in done.from_nodes.items():
+        click.echo(f"  - {file} from {source}")
+    for name in done.homeless[:_GAPS_SHOWN]:
+        click.echo(f"  Not taken: {name}: of which node? Put it in a folder that is called after the Node.")
+    if done.unused:
+        click.echo(f"  {_count(done.unused, 'file')} of no use to ktp")
     return int(ExitCode.OK)
 
 

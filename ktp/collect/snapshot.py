@@ -283,7 +283,10 @@ class _BoundedReader:
         return chunk
 
 
-def _open_archive(path: Path, max_bytes: int, max_members: int) -> MemoryCapture:
+def archive_members(
+    path: Path, max_bytes: int = MAX_ARCHIVE_BYTES, max_members: int = MAX_ARCHIVE_MEMBERS
+) -> dict[str, bytes]:
+    """The plain files of a `.tar` or `.tar.gz`, by name. Raises SnapshotError."""
     try:
         with path.open("rb") as raw:
             compressed = raw.read(2) == _GZIP_MAGIC
@@ -292,7 +295,7 @@ def _open_archive(path: Path, max_bytes: int, max_members: int) -> MemoryCapture
                 plain = cast(
                     "IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=raw)) if compressed else raw
                 )
-                files = _read_members(_BoundedReader(plain, max_bytes, path), path, max_members)
+                return _read_members(_BoundedReader(plain, max_bytes, path), path, max_members)
     # tarfile follows headers that extend each other by recursion, and reads numbers in them as it finds them.
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, RecursionError, ValueError) as error:
         raise SnapshotError(
@@ -302,7 +305,10 @@ def _open_archive(path: Path, max_bytes: int, max_members: int) -> MemoryCapture
         ) from None
     except OSError as error:
         raise _unreadable(f"the snapshot {path}", error) from None
-    files = _without_top_folder(files)
+
+
+def _open_archive(path: Path, max_bytes: int, max_members: int) -> MemoryCapture:
+    files = _without_top_folder(archive_members(path, max_bytes, max_members))
     _require_services(files, path)
     gaps = _parse_gaps(files[GAPS_FILE], path) if GAPS_FILE in files else ()
     kept = {name: content for name, content in files.items() if name != GAPS_FILE and _is_snapshot_name(name)}

@@ -30,7 +30,7 @@ PARALLEL = 16
 TIMEOUT = 120.0
 CONNECT_TIMEOUT = 10
 # The part of a node's time that connecting may take; the commands on the node have the rest.
-_CONNECT_SHARE = 5.0
+CONNECT_SHARE = 5.0
 _CONFIG_TIMEOUT = 10.0
 
 # (nodes done, nodes in all, the node just done); called from several threads, one at a time.
@@ -105,12 +105,30 @@ def collect_over_ssh(
     """
     addresses = node_addresses(capture)
     visitor = Visitor(settings, reach, pods)
+    return read_each(
+        nodes,
+        lambda node: visitor.visit(node, addresses.get(node, ())),
+        parallel=settings.parallel,
+        on_progress=on_progress,
+        how="by ssh",
+    )
+
+
+def read_each(
+    nodes: Sequence[str],
+    visit: Callable[[str], MemoryCapture],
+    *,
+    parallel: int,
+    on_progress: OnProgress | None,
+    how: str,
+) -> MemoryCapture:
+    """What `visit` reads of each node, several at once, and told to `on_progress`."""
     done = 0
     lock = threading.Lock()
 
-    def visit(node: str) -> MemoryCapture:
+    def told(node: str) -> MemoryCapture:
         nonlocal done
-        result = visitor.visit(node, addresses.get(node, ()))
+        result = visit(node)
         with lock:
             done += 1
             if on_progress is not None:
@@ -120,11 +138,9 @@ def collect_over_ssh(
     with ending_children():
         if on_progress is not None:
             on_progress(0, len(nodes), "")
-        captures = run_in_parallel(
-            [partial(visit, node) for node in nodes], workers=max(1, settings.parallel)
-        )
+        captures = run_in_parallel([partial(told, node) for node in nodes], workers=max(1, parallel))
     count = f"{len(nodes)} nodes" if len(nodes) != 1 else f"node {nodes[0]}"
-    return merge_captures(*captures, source=f"{count} by ssh")
+    return merge_captures(*captures, source=f"{count} {how}")
 
 
 def node_addresses(capture: Capture) -> dict[str, tuple[str, ...]]:
@@ -177,7 +193,7 @@ class Visitor:
         script = build_script(
             sudo=settings.sudo,
             reach=self._reach,
-            command_timeout=max(1.0, settings.timeout - min(_CONNECT_SHARE, settings.timeout / 2)),
+            command_timeout=max(1.0, settings.timeout - min(CONNECT_SHARE, settings.timeout / 2)),
             pods=self._pods.get(node, ()),
         )
         done = self._run((*self._arguments, "--", destination, "sh -s"), settings.timeout, script.text)

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from ktp.kubeproxy.changes import with_pods_of_cilium
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.outcome import Client, Vantage
-from ktp.model.cluster import Cluster, Pod, Service, ip_of
+from ktp.model.cluster import Cluster, Pod, Scope, Service, ip_of
 from ktp.model.host import Interface, IPAddress, NextHop, NodeState, Route
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow
@@ -223,7 +223,14 @@ def with_supposed_pods(
         return snapshot, supposed
     states = with_pods_of_cilium(states, {ip: name for name, ip in supposed.items()})
     return replace(
-        snapshot, cluster=replace(cluster, pods=(*(cluster.pods or ()), *pods)), nodes=states
+        snapshot,
+        cluster=replace(
+            cluster,
+            pods=(*(cluster.pods or ()), *pods),
+            # Where none was read, these are not all that there are.
+            partial=cluster.partial if cluster.pods is not None else {**cluster.partial, "pods": Scope.SOME},
+        ),
+        nodes=states,
     ), supposed
 
 

@@ -209,7 +209,11 @@ def _routes(cluster: Cluster, state: NodeState) -> Iterator[Route]:
                 pods = ip_network(text, strict=False)
                 if pods.version == version:
                     yield _unicast(pods, tunnel or device, pods.network_address if tunnel else theirs)
-        for pod in cluster.pods or ():
+        if not cluster.has_all("pods"):
+            for net in _pod_networks(node):
+                if net.version == version and not any(r.dst == net for r in connected):
+                    yield _unicast(net, PODS, None)
+        for pod in _pods(cluster):
             if pod.host_network or pod.node_name is None or pod.phase in ("Succeeded", "Failed"):
                 continue
             for text in pod.pod_ips:
@@ -226,6 +230,27 @@ def _routes(cluster: Cluster, state: NodeState) -> Iterator[Route]:
                     gateway = next((a for a in _node_addresses(other) if a.version == version), None)
                     if gateway is not None:
                         yield _unicast(ip_network(ip), tunnel or device, gateway)
+
+
+def _pods(cluster: Cluster) -> Iterator[Pod]:
+    """The pods as they were read; where not all were, those too that Endpoints and EndpointSlices name."""
+    yield from cluster.pods or ()
+    if cluster.has_all("pods"):
+        return
+    known = {ip for pod in cluster.pods or () for ip in pod.pod_ips}
+    known |= {address for node in (cluster.nodes or {}).values() for _, address in node.addresses}
+    for part in (*(cluster.slices or ()), *(cluster.endpoints or ())):
+        for endpoint in part.endpoints:
+            for address in endpoint.addresses:
+                if endpoint.node_name is not None and address not in known:
+                    known.add(address)
+                    yield Pod(
+                        namespace=endpoint.target_namespace or part.namespace,
+                        name=endpoint.target_name or part.service_name,
+                        node_name=endpoint.node_name,
+                        phase="Running",
+                        pod_ips=(address,),
+                    )
 
 
 def _pod_networks(node: Node | None) -> list[IPNetwork]:

@@ -30,6 +30,16 @@ def topology_of(snapshot: Snapshot, read: Cluster | None = None) -> Topology:
                 key = _key(address)
                 if key is not None:
                     node_addresses[key] = node.name
+    # Whose address it is, the node itself says where the API does not.
+    owners = {
+        (address.ip.version, int(address.ip)): state.name
+        for state in snapshot.nodes.values()
+        if EvidenceKind.ADDRESSES not in state.supposed
+        for interface in state.interfaces or ()
+        if not interface.is_loopback and interface.name != "kube-ipvs0"
+        for address in interface.addresses
+        if address.scope == "global"
+    } | node_addresses
     for pod in cluster.pods or ():
         if pod.node_name is None or pod.phase in ("Succeeded", "Failed"):
             continue
@@ -54,16 +64,14 @@ def topology_of(snapshot: Snapshot, read: Cluster | None = None) -> Topology:
                     if endpoint.target_name
                     else f"{part.namespace}/{part.service_name}"
                 )
-                owner = node_addresses.get(key)
+                owner = owners.get(key)
                 if owner is not None:
                     for ep_port in part.ports:
                         number = PROTOCOLS.get(ep_port.protocol.lower())
                         if number is not None and ep_port.port is not None:
                             processes.setdefault((owner, number, ep_port.port), name)
                 elif (
-                    endpoint.target_kind == "Pod"
-                    and cluster.pods is not None
-                    and endpoint.node_name is not None
+                    endpoint.target_kind == "Pod" and read.pods is not None and endpoint.node_name is not None
                 ):
                     # A slice still lists a pod that is gone: nothing answers at its address.
                     continue

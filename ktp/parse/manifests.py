@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ktp.errors import EvidenceError
@@ -68,6 +68,51 @@ def with_lists(capture: Capture) -> Capture:
     if partial:
         kept[PARTIAL] = json.dumps(dict.fromkeys(sorted(partial), "some")).encode()
     return MemoryCapture(files={**kept, **lists}, gaps=capture.gaps, source=capture.source)
+
+
+def gathered(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, int], list[str]]:
+    """The lists of a snapshot from many files of objects, as collectors leave them: one a namespace, or one an object.
+
+    Returns them with `PARTIAL`, how many objects of each kind they hold, and the names of files that were of no use.
+    Of a kind that came as one List, all of it is there; of one that came as several, all of the namespaces'; of one of
+    which some objects came alone, some are.
+    """
+    found: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    lists: dict[str, set[str]] = {}
+    listed: dict[str, set[tuple[str, str]]] = {}
+    useless: list[str] = []
+    for name, data in files.items():
+        try:
+            items = [
+                (item, is_listed) for item, is_listed in _objects(data, name) if item.get("kind") in _FILES
+            ]
+        except EvidenceError:
+            items = []
+        if not items:
+            useless.append(name)
+        for item, is_listed in items:
+            metadata = item.get("metadata")
+            if not isinstance(metadata, dict):
+                continue
+            file = _FILES[str(item["kind"])]
+            key = (str(metadata.get("namespace") or ""), str(metadata.get("name") or ""))
+            found.setdefault(file, {}).setdefault(key, item)
+            if is_listed:
+                lists.setdefault(file, set()).add(name)
+                listed.setdefault(file, set()).add(key)
+    out = {
+        file: json.dumps({"kind": "List", "items": list(items.values())}, default=str).encode()
+        for file, items in found.items()
+    }
+    partial = {
+        file: "some" if set(items) - listed.get(file, set()) else "namespace"
+        for file, items in found.items()
+        if len(lists.get(file, ())) != 1 or set(items) - listed.get(file, set())
+    }
+    if partial:
+        out[PARTIAL] = json.dumps(dict(sorted(partial.items()))).encode()
+    kinds = {kind: len(found[file]) for kind, file in _FILES.items() if file in found}
+    return out, kinds, useless
 
 
 def _is_loose(capture: Capture, name: str) -> bool:

@@ -1,0 +1,187 @@
+"""`ktp snapshot import`: archives as other collectors lay them out, the answer of `ktp node-script`, and what lacks."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktp.cli import run
+from ktp.collect.importing import place, sort_out
+
+DEMO = Path(__file__).parents[3] / "ktp" / "demo" / "article"
+RULES = (DEMO / "nodes" / "node-b" / "iptables-legacy-save.txt").read_bytes()
+
+
+def items(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((DEMO / "cluster" / name).read_text())["items"]
+    return found
+
+
+def by_namespace(name: str) -> dict[str, list[dict[str, Any]]]:
+    out: dict[str, list[dict[str, Any]]] = {}
+    for item in items(name):
+        out.setdefault(item["metadata"]["namespace"], []).append(item)
+    return out
+
+
+def cluster_info_dump(folder: Path) -> None:
+    """kubectl cluster-info dump --output-directory: nodes.json, and a folder a namespace (kubectl/pkg/cmd/clusterinfo)."""
+    folder.mkdir()
+    (folder / "nodes.json").write_text(json.dumps({"kind": "NodeList", "items": items("nodes.json")}))
+    for kind, name in (("ServiceList", "services.json"), ("PodList", "pods.json")):
+        for namespace, found in by_namespace(name).items():
+            (folder / namespace).mkdir(exist_ok=True)
+            (folder / namespace / name).write_text(json.dumps({"kind": kind, "items": found}))
+    (folder / "test" / "nginx-log-1").mkdir(exist_ok=True)
+    (folder / "test" / "nginx-log-1" / "logs.txt").write_text("==== START logs ====\n")
+
+
+def must_gather(folder: Path) -> None:
+    """oc adm inspect: lists below namespaces/NS/GROUP/, one file a Node (openshift/oc, pkg/cli/admin/inspect)."""
+    nodes = folder / "quay-io-sha256" / "cluster-scoped-resources" / "core" / "nodes"
+    nodes.mkdir(parents=True)
+    for node in items("nodes.json"):
+        text = json.dumps({"apiVersion": "v1", "kind": "Node", **node})
+        (nodes / f"{node['metadata']['name']}.yaml").write_text(text)
+    for group, kind, name in (
+        ("core", "ServiceList", "services"), ("core", "PodList", "pods"),
+        ("discovery.k8s.io", "EndpointSliceList", "endpointslices"),
+    ):  # fmt: skip
+        for namespace, found in by_namespace(f"{name}.json").items():
+            at = folder / "quay-io-sha256" / "namespaces" / namespace / group
+            at.mkdir(parents=True, exist_ok=True)
+            (at / f"{name}.yaml").write_text(json.dumps({"kind": kind, "items": found}))
+
+
+def imported(capsys: pytest.CaptureFixture[str], *arguments: str | Path, status: int = 0) -> dict[str, Any]:
+    assert run(["snapshot", "import", *map(str, arguments), "-o", "json"]) == status
+    done: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return done
+
+
+def verdict(capsys: pytest.CaptureFixture[str], snapshot: Path) -> str:
+    run(["--snapshot", str(snapshot), "diagnose", "svc", "test/nginx-externaltrafficpolicy"])
+    return capsys.readouterr().out
+
+
+def test_a_cluster_info_dump_has_no_endpoints_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster_info_dump(tmp_path / "dump")
+    done = imported(capsys, tmp_path / "dump", tmp_path / "out")
+    assert done["imported"]["objects"] == {"Service": 5, "Pod": len(items("pods.json")), "Node": 3}
+    assert done["imported"]["unused"] == 1
+    assert not (tmp_path / "out" / "cluster" / "endpointslices.json").exists()
+    assert "not known" in verdict(capsys, tmp_path / "out")
+
+
+def test_a_must_gather_answers_as_the_cluster_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    must_gather(tmp_path / "gather")
+    done = imported(capsys, tmp_path / "gather", tmp_path / "out")
+    assert done["imported"]["objects"]["EndpointSlice"] == len(items("endpointslices.json"))
+    assert "answer outside clients on node-a, time out on node-b, node-c" in " ".join(
+        verdict(capsys, tmp_path / "out").split()
+    )
+
+
+def test_an_archive_and_rules_by_the_name_of_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "bundle.tar.gz", "w:gz") as archive:
+        for name, content in {
+            **{
+                f"bundle/{n}.json": (DEMO / "cluster" / f"{n}.json").read_bytes()
+                for n in ("services", "nodes")
+            },
+            "bundle/sosreport-node-b-2026-11-27/iptables.log": RULES,
+            "bundle/somewhere/rules.txt": RULES,
+            "bundle/notes.md": b"# notes\n",
+        }.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    done = imported(capsys, tmp_path / "bundle.tar.gz", tmp_path / "out")
+    assert done["imported"]["ofNoNode"] == ["bundle.tar.gz/bundle/somewhere/rules.txt"]
+    assert done["imported"]["unused"] == 1
+    (file,) = (tmp_path / "out" / "nodes" / "node-b").iterdir()
+    assert file.read_bytes() == RULES
+
+
+def test_a_list_of_each_kind_is_whole_and_lists_of_namespaces_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("services", "pods", "nodes"):
+        (tmp_path / f"{name}.json").write_bytes((DEMO / "cluster" / f"{name}.json").read_bytes())
+    imported(capsys, *(tmp_path / f"{n}.json" for n in ("services", "pods", "nodes")), tmp_path / "whole")
+    assert not (tmp_path / "whole" / "cluster" / "partial.json").exists()
+    two = by_namespace("pods.json")
+    (tmp_path / "two").mkdir()
+    for namespace, found in {**two, "other": []}.items():
+        pods = {"kind": "PodList", "items": found or [{"metadata": {"namespace": "other", "name": "x"}}]}
+        (tmp_path / "two" / f"{namespace}.json").write_text(json.dumps(pods))
+    imported(capsys, tmp_path / "services.json", tmp_path / "two", tmp_path / "parts")
+    assert json.loads((tmp_path / "parts" / "cluster" / "partial.json").read_text()) == {
+        "cluster/pods.json": "namespace"
+    }
+
+
+def test_nothing_that_is_evidence_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("hello\n")
+    assert run(["snapshot", "import", str(tmp_path / "notes.txt"), str(tmp_path / "out")]) == 3
+    said = capsys.readouterr().err
+    assert "there is no Service in" in said
+    assert "kubectl get services" in said
+    assert run(["snapshot", "import", str(tmp_path / "none"), str(tmp_path / "out")]) == 3
+    assert run(["snapshot", "import", str(tmp_path / "out")]) == 2
+    assert run(["snapshot", "a", "b"]) == 2
+
+
+def test_the_head_tells_which_program_saved_the_rules() -> None:
+    heads = {
+        "# Generated by iptables-save v1.8.9 (nf_tables) on Fri": "iptables-nft-save.txt",
+        "# Generated by iptables-save v1.8.9 (legacy) on Fri": "iptables-legacy-save.txt",
+        "# Generated by iptables-nft-save v1.8.9 on Fri": "iptables-nft-save.txt",
+        "# Generated by ip6tables-save v1.6.1 on Fri": "ip6tables-save.txt",
+        '{"nftables": [': "nft-ruleset.json",
+        "table ip nat {": "nft-ruleset.txt",
+        "create KUBE-X hash:ip,port": "ipset-save.txt",
+    }
+    for head, file in heads.items():
+        files = {"node-b/output": f"{head}\n".encode()}
+        found = sort_out(files)
+        place(found, files, ["node-a", "node-b"])
+        assert list(found.nodes) == [f"nodes/node-b/{file}"], head
+
+
+def test_names_that_only_begin_alike_are_other_nodes() -> None:
+    files = {"node-10/x": RULES, "mynode-1.txt": RULES}
+    found = sort_out(files)
+    place(found, files, ["node-1"])
+    assert found.nodes == {}
+    assert len(found.homeless) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_answer_of_the_script_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["node-script"]) == 0
+    (tmp_path / "read.sh").write_text(capsys.readouterr().out)
+    inside = "ip link set lo up; ip link add eth0 type veth peer name p; ip addr add 10.0.0.10/24 dev eth0; exec sh read.sh"
+    answer = subprocess.run(
+        ["unshare", "-n", "sh", "-c", inside], cwd=tmp_path, capture_output=True, check=True
+    )
+    (tmp_path / "node-b.ktp").write_bytes(answer.stdout)
+    imported(capsys, DEMO / "cluster", tmp_path / "node-b.ktp", tmp_path / "out")
+    addresses = json.loads((tmp_path / "out" / "nodes" / "node-b" / "ip-addr.json").read_text())
+    assert "10.0.0.10" in [a["local"] for i in addresses for a in i["addr_info"]]
+    (tmp_path / "node-b.ktp").write_bytes(answer.stdout[: len(answer.stdout) // 2])
+    done = imported(capsys, DEMO / "cluster", tmp_path / "node-b.ktp", tmp_path / "cut")
+    assert any("breaks off" in gap["message"] for gap in done["gaps"])
