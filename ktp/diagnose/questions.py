@@ -149,7 +149,9 @@ class PodsByNode:
         self._by_namespace: dict[str, list[Pod]] = {}
         self._proxies: dict[str, list[Pod]] = {}
         self.addresses: set[str] = set()
-        for pod in cluster.pods or ():
+        # Where no pod was read, those that Endpoints name can ask; without Nodes they may be processes of hosts.
+        known = cluster.known_pods() if cluster.pods is None and cluster.nodes is not None else cluster.pods
+        for pod in known or ():
             self.addresses.update(pod.pod_ips)
             self._by_namespace.setdefault(pod.namespace, []).append(pod)
             if pod.node_name is not None and "kube-proxy" in pod.name:

@@ -60,7 +60,10 @@ def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
     node = (snapshot.cluster.nodes or {}).get(state.name)
     if state.interfaces is None:
         supposed.add(EvidenceKind.ADDRESSES)
-        filled = replace(filled, interfaces=tuple(_interfaces(state.routes, node)))
+        listed = _node_addresses(node) or _told_by_pods(snapshot.cluster, state.name)
+        if state.routes is None and not listed:
+            return state  # nothing tells a single address of it: what happens there is not known
+        filled = replace(filled, interfaces=tuple(_interfaces(state.routes, node, listed)))
     if state.routes is None:
         supposed.add(EvidenceKind.ROUTES)
         filled = replace(filled, routes=tuple(_routes(snapshot.cluster, filled)))
@@ -79,12 +82,13 @@ def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
 # ------------------------------------------------------------------------------------------------------ addresses
 
 
-def _interfaces(routes: tuple[Route, ...] | None, node: Node | None) -> Iterator[Interface]:
-    """The devices as the routes tell them; without routes lo and one that holds what Node.status lists."""
+def _interfaces(
+    routes: tuple[Route, ...] | None, node: Node | None, listed: list[IPAddress]
+) -> Iterator[Interface]:
+    """The devices as the routes tell them; without routes lo and one that holds what the API lists."""
     own = [r for r in routes or () if r.type == "local" and r.dst.prefixlen == r.dst.max_prefixlen and r.dev]
     if not any(not ip.dst.network_address.is_loopback for ip in own):
         yield _LOOPBACK
-        listed = _node_addresses(node)
         device = _uplink_of(routes or (), listed)
         yield Interface(
             name=device,
@@ -163,6 +167,12 @@ def _node_addresses(node: Node | None) -> list[IPAddress]:
     return internal or [ip for text in node.addresses_of("ExternalIP") if (ip := ip_of(text)) is not None]
 
 
+def _told_by_pods(cluster: Cluster, name: str) -> list[IPAddress]:
+    """The addresses of a node that its pods name (status.hostIP)."""
+    found = dict.fromkeys(pod.host_ip for pod in cluster.pods or () if pod.node_name == name and pod.host_ip)
+    return [ip for text in found if text is not None and (ip := ip_of(text)) is not None]
+
+
 # --------------------------------------------------------------------------------------------------------- routes
 
 
@@ -213,7 +223,7 @@ def _routes(cluster: Cluster, state: NodeState) -> Iterator[Route]:
             for net in _pod_networks(node):
                 if net.version == version and not any(r.dst == net for r in connected):
                     yield _unicast(net, PODS, None)
-        for pod in _pods(cluster):
+        for pod in cluster.known_pods():
             if pod.host_network or pod.node_name is None or pod.phase in ("Succeeded", "Failed"):
                 continue
             for text in pod.pod_ips:
@@ -230,27 +240,6 @@ def _routes(cluster: Cluster, state: NodeState) -> Iterator[Route]:
                     gateway = next((a for a in _node_addresses(other) if a.version == version), None)
                     if gateway is not None:
                         yield _unicast(ip_network(ip), tunnel or device, gateway)
-
-
-def _pods(cluster: Cluster) -> Iterator[Pod]:
-    """The pods as they were read; where not all were, those too that Endpoints and EndpointSlices name."""
-    yield from cluster.pods or ()
-    if cluster.has_all("pods"):
-        return
-    known = {ip for pod in cluster.pods or () for ip in pod.pod_ips}
-    known |= {address for node in (cluster.nodes or {}).values() for _, address in node.addresses}
-    for part in (*(cluster.slices or ()), *(cluster.endpoints or ())):
-        for endpoint in part.endpoints:
-            for address in endpoint.addresses:
-                if endpoint.node_name is not None and address not in known:
-                    known.add(address)
-                    yield Pod(
-                        namespace=endpoint.target_namespace or part.namespace,
-                        name=endpoint.target_name or part.service_name,
-                        node_name=endpoint.node_name,
-                        phase="Running",
-                        pod_ips=(address,),
-                    )
 
 
 def _pod_networks(node: Node | None) -> list[IPNetwork]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -256,6 +256,26 @@ class Cluster:
     partial: Mapping[str, Scope] = field(
         default_factory=dict
     )  # lists that are not whole, by the field's name
+
+    def known_pods(self) -> Iterator[Pod]:
+        """The pods as they were read; where not all were, those too that Endpoints and EndpointSlices name."""
+        yield from self.pods or ()
+        if self.has_all("pods"):
+            return
+        known = {ip for pod in self.pods or () for ip in pod.pod_ips}
+        known |= {address for node in (self.nodes or {}).values() for _, address in node.addresses}
+        for part in (*(self.slices or ()), *(self.endpoints or ())):
+            for endpoint in part.endpoints:
+                for address in endpoint.addresses:
+                    if endpoint.node_name is not None and address not in known:
+                        known.add(address)
+                        yield Pod(
+                            namespace=endpoint.target_namespace or part.namespace,
+                            name=endpoint.target_name or part.service_name,
+                            node_name=endpoint.node_name,
+                            phase="Running",
+                            pod_ips=(address,),
+                        )
 
     def has_all(self, name: str) -> bool:
         """Whether the list of that field was read, and whole."""
