@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ktp.cli.complete import codes
 from ktp.cli.options import common_options, settings
 from ktp.cli.terminal import use_color, width
 
@@ -19,7 +20,7 @@ _COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 @click.command("codes", short_help="The findings, and the page of one.")
-@click.argument("code", required=False, metavar="[CODE]")
+@click.argument("code", required=False, metavar="[CODE]", shell_complete=codes)
 @common_options
 def command(code: str | None) -> int:
     """List the findings, or show the page of one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ktp.cli.complete import services
 from ktp.cli.options import common_options, settings, store
 from ktp.cli.probe import probe_options, probing
 from ktp.errors import UsageError
@@ -65,7 +66,7 @@ def what(words: tuple[str, ...], client: str | None) -> int:
 
 
 @command.command("svc")
-@click.argument("names", nargs=-1, metavar="[NAMESPACE/]NAME…")
+@click.argument("names", nargs=-1, metavar="[NAMESPACE/]NAME…", shell_complete=services)
 @click.option("-A", "--all-namespaces", is_flag=True, help="Every Service with an external front end.")
 @click.option(
     "--fail-on",

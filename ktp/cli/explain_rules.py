@@ -7,12 +7,13 @@ import sys
 
 import click
 
+from ktp.cli.complete import services
 from ktp.cli.options import common_options, settings
 from ktp.errors import UsageError
 
 
 @click.command("explain-rules", short_help="The rules that a Service's packets meet, each in plain words.")
-@click.argument("name", metavar="[NAMESPACE/]NAME", required=False)
+@click.argument("name", metavar="[NAMESPACE/]NAME", required=False, shell_complete=services)
 @click.option("--node-port", metavar="N[/udp]", help="Explain this node port.")
 @click.option("--chain", metavar="CHAIN", help="Explain this chain, e.g. KUBE-MARK-MASQ or masquerading.")
 @click.option(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from ktp.app.settings import Settings
+from ktp.cli import complete
 from ktp.errors import UsageError
 from ktp.render.reports import FORMS
 
@@ -37,8 +38,21 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     _option("--demo", is_flag=True, help="Answer from the snapshot that ktp brings along."),
     _option("--kubeconfig", metavar="FILE", help="The kubeconfig file to use."),
     _option("--context", metavar="NAME", help="The kubeconfig context to use."),
-    _option("-n", "--namespace", metavar="NS", help="The namespace of the Service."),
-    _option("--node", "nodes", metavar="NODE", multiple=True, help="Only this node (may be repeated)."),
+    _option(
+        "-n",
+        "--namespace",
+        metavar="NS",
+        help="The namespace of the Service.",
+        shell_complete=complete.namespaces,
+    ),
+    _option(
+        "--node",
+        "nodes",
+        metavar="NODE",
+        multiple=True,
+        help="Only this node (may be repeated).",
+        shell_complete=complete.nodes,
+    ),
     _option(
         "--node-access",
         type=click.Choice(["auto", "none", "local", "ssh", "agent", "kube-proxy"]),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from ktp.app.probe import Probing
+from ktp.cli.complete import services
 from ktp.cli.options import common_options, settings
 from ktp.errors import UsageError
 
@@ -85,7 +86,7 @@ def _progress() -> Callable[[int, int, str], None] | None:
 
 
 @click.command("probe", short_help="Dial the front ends for real, and see whether it goes as predicted.")
-@click.argument("name", metavar="[NAMESPACE/]NAME")
+@click.argument("name", metavar="[NAMESPACE/]NAME", shell_complete=services)
 @probe_options
 @click.option("--health", is_flag=True, help="Ask the healthCheckNodePort of each node too.")
 @click.option("--counters", is_flag=True, help="On a node: show the rules whose counters moved meanwhile.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from ktp.cli.complete import services
 from ktp.cli.options import common_options, settings
 from ktp.errors import UsageError
 
 
 @click.command("what-if", short_help="The matrix before and after a change, without changing anything.")
-@click.argument("name", metavar="[NAMESPACE/]NAME")
+@click.argument("name", metavar="[NAMESPACE/]NAME", shell_complete=services)
 @click.option("--policy", metavar="Cluster|Local", help="Another externalTrafficPolicy.")
 @click.option(
     "--target-port",

@@ -380,6 +380,10 @@ class Walker:
             return
         if src is None:
             src = self._source_for(host, p, found)
+            if src is None and not host.has_network:
+                words = f"neither addresses nor routes of node {host.name} were read"
+                self._end_unknown(state, host.name, words)
+                return
             if src is None:
                 self._leaf(
                     state,

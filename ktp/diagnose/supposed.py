@@ -12,6 +12,7 @@ from dataclasses import replace
 from hashlib import sha1
 from ipaddress import ip_interface, ip_network
 
+from ktp.kubeproxy.names import IPVS_INTERFACE
 from ktp.kubeproxy.node import ProxyMode, proxy_node
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Cluster, Node, Pod, ip_of
@@ -63,7 +64,8 @@ def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
         listed = _node_addresses(node) or _told_by_pods(snapshot.cluster, state.name)
         if state.routes is None and not listed:
             return state  # nothing tells a single address of it: what happens there is not known
-        filled = replace(filled, interfaces=tuple(_interfaces(state.routes, node, listed)))
+        interfaces = (*_interfaces(state.routes, node, listed), *_ipvs_device(state, listed))
+        filled = replace(filled, interfaces=interfaces)
     if state.routes is None:
         supposed.add(EvidenceKind.ROUTES)
         filled = replace(filled, routes=tuple(_routes(snapshot.cluster, filled)))
@@ -165,6 +167,20 @@ def _node_addresses(node: Node | None) -> list[IPAddress]:
         return []
     internal = [ip for text in node.addresses_of("InternalIP") if (ip := ip_of(text)) is not None]
     return internal or [ip for text in node.addresses_of("ExternalIP") if (ip := ip_of(text)) is not None]
+
+
+def _ipvs_device(state: NodeState, listed: list[IPAddress]) -> Iterator[Interface]:
+    """kube-ipvs0, to which kube-proxy binds the virtual servers' addresses (ipvs/proxier.go, EnsureAddressBind)."""
+    if state.ipvs is None or state.routes is not None:
+        return
+    bound = dict.fromkeys(
+        s.ip for s in state.ipvs.services if s.ip is not None and not s.ip.is_loopback and s.ip not in listed
+    )
+    if bound:
+        addresses = tuple(_address(ip, ip.max_prefixlen) for ip in bound)
+        yield Interface(
+            name=IPVS_INTERFACE, index=3, flags=frozenset(("NOARP",)), kind="dummy", addresses=addresses
+        )
 
 
 def _told_by_pods(cluster: Cluster, name: str) -> list[IPAddress]:
