@@ -169,7 +169,7 @@ def test_a_diagnosis_of_less_says_nothing_else(case: str, lost: tuple[str, ...])
     gone = {n for n in whole.names() if n.rpartition("/")[2] in lost}
     snapshot, less = parse_snapshot(whole), parse_snapshot(Part(whole, gone, {}))
     dialled = sorted(key for key, s in snapshot.cluster.services.items() if s.type != "ClusterIP")
-    for key in dialled[::3]:
+    for key in dialled[::3] if len(dialled) < 12 else dialled[1::4]:  # one on the host's network among them
         wanted, found = (
             {
                 (m.title, row.node, vantage): row.cells[vantage].symptom
