@@ -38,16 +38,14 @@ class Held:
 
     ip: str
     pod: str | None
-    kind: tuple[
-        Hashable, ...
-    ]  # what it has in common with the endpoint of another node that it can be exchanged with
+    kind: Hashable  # equal for endpoints that can be exchanged
 
 
 class Alike:
     """`twin_of` names for each node that is not examined the one whose answers it has; `held` each node's endpoints."""
 
     def __init__(
-        self, classes: Iterable[Sequence[str]] = (), held: Mapping[str, tuple[Held, ...]] | None = None
+        self, classes: Sequence[Sequence[str]] = (), held: Mapping[str, tuple[Held, ...]] | None = None
     ) -> None:
         """Of each class the first two are examined, and the first stands for those after them."""
         self.held = held or {}
