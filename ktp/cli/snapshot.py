@@ -47,7 +47,7 @@ def command(arguments: tuple[str, ...], resume: bool, redact: bool, redact_map: 
     Exit status: 0 written, 3 nothing could be had.
     """
     chosen = settings()
-    if arguments[0] == "import" and len(arguments) > 1:
+    if arguments[0] == "import":
         return _import(chosen, arguments[1:], redact=redact, redact_map=redact_map)
     if len(arguments) != 1:
         raise UsageError(
@@ -76,12 +76,17 @@ def command(arguments: tuple[str, ...], resume: bool, redact: bool, redact_map: 
 def _import(chosen: Settings, paths: tuple[str, ...], *, redact: bool, redact_map: str | None) -> int:
     from ktp.app.importing import import_evidence
 
-    *sources, out = paths
-    if not sources:
+    if len(paths) < 2:
         raise UsageError(
-            f"what is to be imported into {out}?",
-            hint="ktp snapshot import SOURCE... OUT: files, folders, archives",
+            "what is to be imported, and where to?",
+            hint="ktp snapshot import SOURCE... OUT: files, folders, archives (a folder called import is ./import)",
         )
+    if chosen.snapshot is not None or chosen.demo or chosen.nodes or chosen.node_access != "auto":
+        raise UsageError(
+            "import takes what the sources hold, and asks nothing else",
+            hint="leave out --snapshot, --demo, --node and the ways to the nodes",
+        )
+    *sources, out = paths
     done = import_evidence(tuple(sources), out, redact=redact, redact_map=redact_map)
     if chosen.output != "text":
         from ktp.render.structured import dump

@@ -142,6 +142,8 @@ def test_nothing_that_is_evidence_is_an_error(tmp_path: Path, capsys: pytest.Cap
     assert "kubectl get services" in said
     assert run(["snapshot", "import", str(tmp_path / "none"), str(tmp_path / "out")]) == 3
     assert run(["snapshot", "import", str(tmp_path / "out")]) == 2
+    assert run(["snapshot", "import"]) == 2
+    assert run(["--demo", "snapshot", "import", str(tmp_path), str(tmp_path / "out")]) == 2
     assert run(["snapshot", "a", "b"]) == 2
 
 
