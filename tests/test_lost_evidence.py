@@ -162,7 +162,7 @@ LOST_TOGETHER = (
 
 
 @pytest.mark.parametrize("lost", LOST_TOGETHER, ids="+".join)
-@pytest.mark.parametrize("case", [c for c in CASES if c.startswith(("core-", "ipvs-"))])
+@pytest.mark.parametrize("case", [c for c in CASES if c.startswith(("core-", "ipvs-", "cilium-"))])
 def test_a_diagnosis_of_less_says_nothing_else(case: str, lost: tuple[str, ...]) -> None:
     """`diagnose` invents clients, and so has more of the API than was read: that must not count as read."""
     whole = open_snapshot(PACKAGED / case)

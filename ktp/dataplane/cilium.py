@@ -28,6 +28,7 @@ from ktp.model.cilium import (
     NodePortMode,
     PolicyEntry,
 )
+from ktp.model.host import UNNAMED_DEVICES, UPLINK
 
 _TCP = 6
 _LOOPBACK_SOURCE = int(ip_address("169.254.42.1"))  # bpf/node_config.h, IPV4_LOOPBACK
@@ -163,6 +164,10 @@ class Programs:
         """Whether packets that come in by `device` from outside meet the load balancer (bpf_host, from-netdev)."""
         if device is None or device in OWN_DEVICES or not self.config.replaces:
             return False
+        if (
+            device in UNNAMED_DEVICES
+        ):  # nobody read its name: Cilium attaches to those that hold the node's addresses
+            return device == UPLINK
         return device in self.config.devices if self.config.devices else not device.startswith(("lxc", "lo"))
 
     def at_socket(self, p: Packet, *, of_node: bool) -> Balance | None:

@@ -983,7 +983,10 @@ class Walker:
             and attached.node == host.name
             and not attached.host_network
         ):
-            self._arrive_attached(state, host, attached)
+            if host.cilium is not None and host.cilium.pod(p.family, p.dst) is not None:
+                self._to_pod(state, host)  # its program sits at the pod's device, whichever route leads there
+            else:
+                self._arrive_attached(state, host, attached)
             return
         if p.reply and not client.pod and client.node is None and p.dst == client.ip:
             owner = self._owners.get((p.family, next_ip)) if hop.gateway is not None else None
