@@ -963,6 +963,10 @@ class Walker:
         if host.cilium is not None and p.oif == HOST_DEVICE:
             self._into_cilium(state, host)
             return
+        to_device = host.has_network and not bridge and state.hop.gateway is None
+        if host.cilium is not None and to_device and host.cilium.pod(p.family, p.dst) is not None:
+            self._to_pod(state, host)  # its program sits at the pod's device, whichever route leads there
+            return
         self._close_hop(state, host)
         dst_key = (p.family, p.dst)
         if not host.has_network:
@@ -983,10 +987,7 @@ class Walker:
             and attached.node == host.name
             and not attached.host_network
         ):
-            if host.cilium is not None and host.cilium.pod(p.family, p.dst) is not None:
-                self._to_pod(state, host)  # its program sits at the pod's device, whichever route leads there
-            else:
-                self._arrive_attached(state, host, attached)
+            self._arrive_attached(state, host, attached)
             return
         if p.reply and not client.pod and client.node is None and p.dst == client.ip:
             owner = self._owners.get((p.family, next_ip)) if hop.gateway is not None else None
