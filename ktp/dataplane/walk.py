@@ -1239,6 +1239,12 @@ class Walker:
             self._answer_arrives(state, host)
             return
         attached = self.topology.attached.get((p.family, p.dst))
+        if attached is None and (p.dst, p.dport) == (self._client.dst, self._client.dport):
+            # No rule chose a destination: who has the address that was dialled, nothing here tells.
+            unread = f"neither addresses nor routes of {host.name} were read"
+            words = f"who has {to_text(p.family, p.dst)} is not known: {unread}"
+            self._end_unknown(state, host.name, words)
+            return
         state.assume(
             Assumption(
                 "the packet reaches its destination from here (routes of the node were not read)",

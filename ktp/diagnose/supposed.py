@@ -223,6 +223,8 @@ def _routes(cluster: Cluster, state: NodeState) -> Iterator[Route]:
         router = net.network_address + (2 if net.network_address + 1 == address.ip else 1)
         yield _unicast(ip_network("0.0.0.0/0" if version == 4 else "::/0"), device, router)
         tunnel = next((i.name for i in interfaces if _is_tunnel(i, _pod_networks(node), version)), None)
+        if state.cilium is not None and state.cilium.config.tunnel is False:
+            tunnel = None  # cilium_host looks like one, and leads to this node's pods alone
         for other in (cluster.nodes or {}).values():
             if other.name == name:
                 continue
