@@ -207,7 +207,7 @@ def _nodes_by_shell(settings: Settings, capture: Capture, reach: Reach | None, p
             )
         settings.warn(
             f"--node-shell {shell.command} makes {shell.preset.makes} ({shell.preset.command}); ktp has it removed "
-            f"afterwards ({shell.preset.cleaning})"
+            f"afterwards ({shell.preset.cleaning}), unless it is interrupted"
         )
     return collect_by_shell(nodes, shell, reach=reach, pods=pods, on_progress=settings.progress)
 

@@ -37,7 +37,11 @@ def import_evidence(sources: tuple[str, ...], out: str, *, redact: bool, redact_
     nodes = list(parse_nodes(lists[NODES])) if NODES in lists else []
     place(found, files, nodes)
     if SERVICES not in lists:
-        kept = f"objects of other kinds ({', '.join(kinds)})" if kinds else f"{len(files)} files"
+        kept = (
+            f"objects of other kinds ({', '.join(kinds)})"
+            if kinds
+            else f"files without objects ({len(files)})"
+        )
         raise EvidenceError(
             f"there is no Service in {', '.join(sources)}, only {kept}",
             hint="add the objects: kubectl get services,endpointslices,pods,nodes -A -o yaml > objects.yaml",

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ktp.collect.children import ChildResult, run_child
@@ -127,11 +127,11 @@ def _visit(node: str, shell: NodeShell, reach: Reach | None, pods: PodAddresses 
     )
     words = shell.words(node)
     done = _run(words, shell.timeout, script.text)
-    _clean(shell.preset, done)
+    left = _clean(node, shell.preset, done)
     recording = parse_stream(done.stdout, script.mark)
     has_terminal = re.search(rb"\n" + script.mark.encode() + rb"[^\n]*\r\n", done.stdout) is not None
     if has_terminal or not recording.started:
-        return _gap(node, *_problem(node, shell, words, done, has_terminal=has_terminal))
+        return _with_gaps(_gap(node, *_problem(node, shell, words, done, has_terminal=has_terminal)), left)
     why = (
         "is larger than ktp takes"
         if done.overflowed
@@ -139,7 +139,7 @@ def _visit(node: str, shell: NodeShell, reach: Reach | None, pods: PodAddresses 
         if done.status is None
         else "broke off"
     )
-    return collect_recorded(
+    read = collect_recorded(
         node,
         recording,
         reach=reach,
@@ -148,6 +148,11 @@ def _visit(node: str, shell: NodeShell, reach: Reach | None, pods: PodAddresses 
         why_cut=why,
         pods=pods,
     )
+    return _with_gaps(read, left)
+
+
+def _with_gaps(capture: MemoryCapture, gaps: tuple[EvidenceGap, ...]) -> MemoryCapture:
+    return replace(capture, gaps=(*capture.gaps, *gaps)) if gaps else capture
 
 
 def _run(words: Sequence[str], timeout: float, stdin: bytes) -> ChildResult:
@@ -162,13 +167,26 @@ def _run(words: Sequence[str], timeout: float, stdin: bytes) -> ChildResult:
         ) from None
 
 
-def _clean(preset: Preset, done: ChildResult) -> None:
-    """Take away what the command said that it made."""
+def _clean(node: str, preset: Preset, done: ChildResult) -> tuple[EvidenceGap, ...]:
+    """Take away what the command said that it made; a gap for what is still there."""
     if not preset.made:
-        return
+        return ()
+    left = []
     said = (done.stdout[:4096] + b"\n" + done.stderr[:4096]).decode(errors="replace")
     for name in re.findall(preset.made, said):
-        _run([w.replace("{made}", name) for w in shlex.split(preset.cleaning)], _CLEANING_TIMEOUT, b"")
+        words = [w.replace("{made}", name) for w in shlex.split(preset.cleaning)]
+        cleaned = _run(words, _CLEANING_TIMEOUT, b"")
+        if cleaned.status != 0:
+            why = _short(cleaned.stderr.decode(errors="replace")) or "no answer"
+            left.append(
+                EvidenceGap(
+                    kind="node-access",
+                    subject=node,
+                    message=f"{name}, which reading node {node} made, is still there: {why}",
+                    remedy=shlex.join(words),
+                )
+            )
+    return tuple(left)
 
 
 def _problem(

@@ -21,7 +21,7 @@ CLUSTER_KINDS: Mapping[str, str] = {
     "cluster/nodes.json": "Node",
 }
 _VERSION = "cluster/version.json"
-_NODE_FILE = re.compile(
+NODE_FILE = re.compile(
     r"(?:pods/[^/]+/(?=[^/]+$))?(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
     r"|ip-addr\.json|ip-link\.json|ip-neigh\.json|bridge-fdb\.json|ip6?-(?:rule|route)\.json|ss\.txt|sysctl\.txt|kube-proxy-config\.(?:yaml|json)"
     r"|cilium/(?:bpf-[a-z-]+\.json|status\.json|config\.(?:txt|json)|version\.txt|(?:service|identity)-list\.json"
@@ -57,7 +57,7 @@ def strip_capture(
             files[name] = capture.read(name)
         elif parts[0] == "nodes" and _is_of_other(parts, namespace):
             continue
-        elif parts[0] == "nodes" and _NODE_FILE.fullmatch("/".join(parts[2:])):
+        elif parts[0] == "nodes" and NODE_FILE.fullmatch("/".join(parts[2:])):
             content = capture.read(name)
             files[name] = _without_kubeconfig(content) if "kube-proxy-config" in name else content
         else:

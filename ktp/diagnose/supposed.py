@@ -59,14 +59,17 @@ def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
     filled = state
     supposed: set[EvidenceKind] = set()
     node = (snapshot.cluster.nodes or {}).get(state.name)
+    listed: list[IPAddress] = []
+    tells = True
     if state.interfaces is None:
-        supposed.add(EvidenceKind.ADDRESSES)
         listed = _node_addresses(node) or _told_by_pods(snapshot.cluster, state.name)
-        if state.routes is None and not listed:
-            return state  # nothing tells a single address of it: what happens there is not known
+        tells = state.routes is not None or bool(listed)
+    # Without a single address or route nothing is filled in: where a packet goes there is not known.
+    if state.interfaces is None and tells:
+        supposed.add(EvidenceKind.ADDRESSES)
         interfaces = (*_interfaces(state.routes, node, listed), *_ipvs_device(state, listed))
         filled = replace(filled, interfaces=interfaces)
-    if state.routes is None:
+    if state.routes is None and tells:
         supposed.add(EvidenceKind.ROUTES)
         filled = replace(filled, routes=tuple(_routes(snapshot.cluster, filled)))
     if state.rules4 is None:

@@ -114,6 +114,21 @@ def test_what_a_preset_makes_is_taken_away_again(tmp_path: Path, monkeypatch: py
     assert deleted == "delete pod node-debugger-node-b-x7k2p --wait=false"
 
 
+def test_what_could_not_be_taken_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(
+        tmp_path,
+        "kubectl",
+        '[ "$1" = debug ] || { echo "Error: forbidden" >&2; exit 1; }\n'
+        'echo "Creating debugging pod node-debugger-node-b-x7k2p with container debugger on node node-b."\n'
+        "exec unshare -n sh",
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (gap,) = [g for g in read("debug").gaps if g.kind == "node-access"]
+    assert "node-debugger-node-b-x7k2p" in gap.message
+    assert "forbidden" in gap.message
+    assert gap.remedy == "kubectl delete pod node-debugger-node-b-x7k2p --wait=false"
+
+
 def test_every_preset_names_the_node_and_says_what_it_makes() -> None:
     for name, preset in PRESETS.items():
         assert NodeShell(command=name).words("node-b") != NodeShell(command=name).words("node-c")
