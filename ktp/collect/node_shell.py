@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ktp.collect.children import ChildResult, run_child
-from ktp.collect.remote_script import Recording, build_script, collect_recorded, parse_stream
-from ktp.collect.ssh import CONNECT_SHARE, PARALLEL, TIMEOUT, OnProgress, is_host, read_each
+from ktp.collect.remote_script import Recording, build_script, collect_recorded, parse_stream, why_cut
+from ktp.collect.ssh import CONNECT_SHARE, PARALLEL, TIMEOUT, OnProgress, is_host, read_each, short
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import EvidenceGap, MemoryCapture
 
@@ -132,20 +132,13 @@ def _visit(node: str, shell: NodeShell, reach: Reach | None, pods: PodAddresses 
     has_terminal = re.search(rb"\n" + script.mark.encode() + rb"[^\n]*\r\n", done.stdout) is not None
     if has_terminal or not recording.started:
         return _with_gaps(_gap(node, *_problem(node, shell, words, done, has_terminal=has_terminal)), left)
-    why = (
-        "is larger than ktp takes"
-        if done.overflowed
-        else f"took longer than {shell.timeout:g} s"
-        if done.status is None
-        else "broke off"
-    )
     read = collect_recorded(
         node,
         recording,
         reach=reach,
         source=f"node {node} ({words[0]})",
         not_root=_not_root(node, recording),
-        why_cut=why,
+        why_cut=why_cut(done, shell.timeout),
         pods=pods,
     )
     return _with_gaps(read, left)
@@ -177,7 +170,7 @@ def _clean(node: str, preset: Preset, done: ChildResult) -> tuple[EvidenceGap, .
         words = [w.replace("{made}", name) for w in shlex.split(preset.cleaning)]
         cleaned = _run(words, _CLEANING_TIMEOUT, b"")
         if cleaned.status != 0:
-            why = _short(cleaned.stderr.decode(errors="replace")) or "no answer"
+            why = short(cleaned.stderr.decode(errors="replace")) or "no answer"
             left.append(
                 EvidenceGap(
                     kind="node-access",
@@ -204,7 +197,7 @@ def _problem(
             f"node {node} did not answer within {shell.timeout:g} s to `{command}`",
             "see whether the command asks for something; --timeout gives it longer",
         )
-    last = _short((done.stderr or done.stdout).decode(errors="replace").strip().rpartition("\n")[2])
+    last = short((done.stderr or done.stdout).decode(errors="replace").strip().rpartition("\n")[2])
     return (
         f"`{command}` ran no shell script (exit status {done.status}: {last or 'no output'})",
         f"see what `echo id | {command}` says",
@@ -219,11 +212,7 @@ def _not_root(node: str, recording: Recording) -> tuple[str, str]:
             f"the shell of --node-shell is not root's, {lost}",
             "give --sudo, or a command that ends in `sudo sh`",
         )
-    return f"sudo on node {node} refuses ({_short(said)}), {lost}", "give a command that ends in root's shell"
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")[:200]
+    return f"sudo on node {node} refuses ({short(said)}), {lost}", "give a command that ends in root's shell"
 
 
 def _gap(node: str, message: str, remedy: str) -> MemoryCapture:

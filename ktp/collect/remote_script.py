@@ -40,6 +40,8 @@ from ktp.model.capture import EvidenceGap, GapCause, MemoryCapture
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ktp.collect.children import ChildResult
+
 _CUT = b"the connection ended before its output was complete"
 _TIMED_OUT = 124  # timeout(1)
 _SUDO = "sudo -n -l"
@@ -578,6 +580,13 @@ class RecordedRunner:
     def is_root(self) -> bool:
         """Whether what root alone may read could be read."""
         return self._recording.facts.get("uid", b"").strip() == b"0"
+
+
+def why_cut(done: ChildResult, timeout: float) -> str:
+    """Why an answer did not come to its end, behind "the answer of node X"."""
+    if done.overflowed:
+        return "is larger than ktp takes"
+    return f"took longer than {timeout:g} s" if done.status is None else "broke off"
 
 
 def collect_recorded(

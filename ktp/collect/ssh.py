@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ktp.collect.children import ChildResult, ending_children, run_child
 from ktp.collect.parallel import run_in_parallel
-from ktp.collect.remote_script import Recording, build_script, collect_recorded, parse_stream
+from ktp.collect.remote_script import Recording, build_script, collect_recorded, parse_stream, why_cut
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture, merge_captures
 
@@ -279,19 +279,13 @@ class Visitor:
 
     def _read(self, node: str, destination: str, recording: Recording, done: ChildResult) -> MemoryCapture:
         """The node's files, and a gap for what a broken connection or a missing right cost."""
-        if done.overflowed:
-            why = "is larger than ktp takes"
-        elif done.status is None:
-            why = f"took longer than {self._settings.timeout:g} s"
-        else:
-            why = "broke off"
         return collect_recorded(
             node,
             recording,
             reach=self._reach,
             source=f"node {node} (ssh {destination})",
             not_root=self._not_root(node, recording),
-            why_cut=why,
+            why_cut=why_cut(done, self._settings.timeout),
             pods=self._pods.get(node),
         )
 
@@ -309,7 +303,7 @@ class Visitor:
         if re.search(r"not found|No such file", said):
             return f"there is no sudo on node {node}, {lost}", "give --ssh-user root"
         return (
-            f"sudo on node {node} refuses ({_short(said)}), {lost}",
+            f"sudo on node {node} refuses ({short(said)}), {lost}",
             "ask for the right, or give --ssh-user root",
         )
 
@@ -326,10 +320,10 @@ class Visitor:
                 f"{where} did not answer within {self._settings.timeout:g} s over ssh",
                 f"{by_hand}; --timeout gives it longer",
             )
-        last = _short(said.strip().rpartition("\n")[2])
+        last = short(said.strip().rpartition("\n")[2])
         if done.status == 255:
             return f"ssh to {where} failed: {last or 'it says no reason'}", by_hand
-        printed = _short(done.stdout.decode(errors="replace").strip().partition("\n")[0])
+        printed = short(done.stdout.decode(errors="replace").strip().partition("\n")[0])
         return (
             f"{where} lets ssh in but runs no shell script "
             f"(exit status {done.status}: {last or printed or 'no output'})",
@@ -405,7 +399,8 @@ def _is_address(text: str) -> bool:
     return "%" not in text
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """What a program said, as part of a sentence."""
     return " ".join(text.split()).rstrip(".")[:200]
 
 
