@@ -28,6 +28,10 @@ _COMMANDS = {
     "trace": ("ktp.cli.trace", "One packet's way through the nodes, every step."),
     "what-if": ("ktp.cli.what_if", "The matrix before and after a change, without changing anything."),
     "probe": ("ktp.cli.probe", "Dial the front ends for real, and see whether it goes as predicted."),
+    "check": (
+        "ktp.cli.check",
+        "This node by its own evidence, for monitors: once, repeatedly, as a server of metrics.",
+    ),
     "snapshot": ("ktp.cli.snapshot", "Collect everything into a folder or archive."),
     "node-script": ("ktp.cli.node_script", "The script that reads a node, to be run by somebody else."),
     "auth": ("ktp.cli.auth", "What the current user may read, and the manifest that adds the rest."),

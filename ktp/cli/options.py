@@ -156,6 +156,7 @@ _FORMS = {
     "what-if": (*_DATA, "markdown", "html"),
     "codes": (*_DATA, "markdown"),
     "snapshot": _DATA,
+    "check": _DATA,
     "node-script": ("text",),
     "probe": _DATA,
     "auth": _DATA,

@@ -36,8 +36,8 @@ KUBE_PROXY_SELECTOR = "k8s-app=kube-proxy"
 
 
 @dataclass(slots=True)
-class _Part:
-    """What one of the parallel reads adds to a capture."""
+class Part:
+    """What one of several reads adds to a capture."""
 
     lists: dict[str, ObjectList] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
@@ -65,11 +65,11 @@ def collect_service(api: KubeApi, namespace: str, name: str) -> MemoryCapture:
         keys=(f"{namespace}/{name}",), items=(json.dumps(service, ensure_ascii=False).encode(),)
     )
     selector = (service.get("spec") or {}).get("selector") or {}
-    reads: list[Callable[[], _Part]] = [
+    reads: list[Callable[[], Part]] = [
         partial(_endpoints_of, api, namespace, name),
-        partial(_nodes, api),
-        partial(_version, api),
-        partial(_kube_proxy_config, api),
+        partial(nodes_of, api),
+        partial(version, api),
+        partial(kube_proxy_config, api),
         partial(_kube_proxy_pods, api),
     ]
     if selector:
@@ -84,13 +84,13 @@ def collect_services(api: KubeApi, namespace: str | None) -> MemoryCapture:
     Errors as in `collect_service`; NotFoundError if there is no such namespace.
     """
     scope = f"/namespaces/{_segment(namespace)}" if namespace is not None else ""
-    reads: list[Callable[[], _Part]] = [
+    reads: list[Callable[[], Part]] = [
         partial(_services, api, f"/api/v1{scope}/services"),
         partial(_all_endpoints, api, scope),
-        partial(_nodes, api),
+        partial(nodes_of, api),
         partial(_pods, api, f"/api/v1{scope}/pods", {}),
-        partial(_version, api),
-        partial(_kube_proxy_config, api),
+        partial(version, api),
+        partial(kube_proxy_config, api),
     ]
     if namespace not in {None, "kube-system"}:
         reads.append(partial(_kube_proxy_pods, api))
@@ -106,7 +106,7 @@ def _segment(name: str) -> str:
     return quote(name, safe="")
 
 
-def _join(api: KubeApi, services: ObjectList, parts: Iterable[_Part], *, scope: str) -> MemoryCapture:
+def _join(api: KubeApi, services: ObjectList, parts: Iterable[Part], *, scope: str) -> MemoryCapture:
     """One capture of all parts; `scope` names whose objects the lists have, "" for all of the cluster's."""
     lists = {SERVICES: services}
     files: dict[str, bytes] = {}
@@ -132,11 +132,11 @@ def _join(api: KubeApi, services: ObjectList, parts: Iterable[_Part], *, scope: 
 # ------------------------------------------------------------------------------------------------ single reads
 
 
-def _services(api: KubeApi, path: str) -> _Part:
-    return _Part(lists={SERVICES: api.list_pages(path)})
+def _services(api: KubeApi, path: str) -> Part:
+    return Part(lists={SERVICES: api.list_pages(path)})
 
 
-def _endpoints_of(api: KubeApi, namespace: str, name: str) -> _Part:
+def _endpoints_of(api: KubeApi, namespace: str, name: str) -> Part:
     """The EndpointSlices of one Service; its Endpoints where the server has no EndpointSlices of it."""
     selector = {"labelSelector": f"kubernetes.io/service-name={name}"}
     part = _slices(api, f"/namespaces/{_segment(namespace)}", selector)
@@ -155,7 +155,7 @@ def _endpoints_of(api: KubeApi, namespace: str, name: str) -> _Part:
     return part
 
 
-def _all_endpoints(api: KubeApi, scope: str) -> _Part:
+def _all_endpoints(api: KubeApi, scope: str) -> Part:
     part = _slices(api, scope, {})
     if part.lists.get(ENDPOINT_SLICES, EMPTY_LIST).items:
         return part
@@ -166,9 +166,9 @@ def _all_endpoints(api: KubeApi, scope: str) -> _Part:
     return part
 
 
-def _slices(api: KubeApi, scope: str, params: Mapping[str, str]) -> _Part:
+def _slices(api: KubeApi, scope: str, params: Mapping[str, str]) -> Part:
     """EndpointSlices; a server before 1.21 has no discovery.k8s.io/v1 (404), its Endpoints say the same."""
-    part = _Part()
+    part = Part()
     try:
         part.lists[ENDPOINT_SLICES] = api.list_pages(
             f"/apis/discovery.k8s.io/v1{scope}/endpointslices", params
@@ -181,28 +181,41 @@ def _slices(api: KubeApi, scope: str, params: Mapping[str, str]) -> _Part:
     return part
 
 
-def _nodes(api: KubeApi) -> _Part:
+def nodes_of(api: KubeApi) -> Part:
+    """Every Node object; a gap where they cannot be read."""
     try:
-        return _Part(lists={NODES: api.list_pages("/api/v1/nodes")})
+        return Part(lists={NODES: api.list_pages("/api/v1/nodes")})
     except ApiError as error:
-        return _Part(gaps=[_gap("nodes", "nodes", error, "the nodes and their addresses are not known")])
+        return Part(gaps=[_gap("nodes", "nodes", error, "the nodes and their addresses are not known")])
 
 
-def _pods(api: KubeApi, path: str, params: Mapping[str, str]) -> _Part:
+def _pods(api: KubeApi, path: str, params: Mapping[str, str]) -> Part:
     try:
-        return _Part(lists={PODS: api.list_pages(path, params)})
+        return Part(lists={PODS: api.list_pages(path, params)})
     except ApiError as error:
-        return _Part(gaps=[_gap("pods", "pods", error, "why a pod is not an endpoint cannot be told")])
+        return Part(gaps=[_gap("pods", "pods", error, "why a pod is not an endpoint cannot be told")])
 
 
-def _version(api: KubeApi) -> _Part:
+def node_object(api: KubeApi, name: str) -> Part:
+    """One Node object; a gap where it cannot be read."""
     try:
-        return _Part(files={VERSION: json.dumps(api.get("/version")).encode()})
+        node = api.get(f"/api/v1/nodes/{_segment(name)}")
     except ApiError as error:
-        return _Part(gaps=[_gap("version", "version", error, "the version of the API server is not known")])
+        return Part(gaps=[_gap("nodes", f"nodes/{name}", error, "what the Node object says is not known")])
+    (node.get("metadata") or {}).pop("managedFields", None)
+    return Part(lists={NODES: ObjectList(keys=(f"/{name}",), items=(json.dumps(node).encode(),))})
 
 
-def _kube_proxy_config(api: KubeApi) -> _Part:
+def version(api: KubeApi) -> Part:
+    """The API server's version; a gap where it cannot be read."""
+    try:
+        return Part(files={VERSION: json.dumps(api.get("/version")).encode()})
+    except ApiError as error:
+        return Part(gaps=[_gap("version", "version", error, "the version of the API server is not known")])
+
+
+def kube_proxy_config(api: KubeApi) -> Part:
+    """kube-proxy's configuration from the ConfigMap that kubeadm or EKS keeps it in; a gap where there is none."""
     problem: ApiError | None = None
     for config_map, key in KUBE_PROXY_CONFIG_MAPS:
         try:
@@ -214,22 +227,22 @@ def _kube_proxy_config(api: KubeApi) -> _Part:
             continue
         content = (found.get("data") or {}).get(key)
         if isinstance(content, str):
-            return _Part(kube_proxy_config=content.encode())
+            return Part(kube_proxy_config=content.encode())
     lost = "kube-proxy's mode and settings are inferred from the rules, or taken to be its defaults"
     subject = "kube-system/kube-proxy"
     if problem is not None:
-        return _Part(gaps=[_gap("kube-proxy-config", subject, problem, lost)])
+        return Part(gaps=[_gap("kube-proxy-config", subject, problem, lost)])
     message = f"kube-system has no ConfigMap with kube-proxy's configuration; {lost}"
-    return _Part(gaps=[EvidenceGap(kind="kube-proxy-config", subject=subject, message=message)])
+    return Part(gaps=[EvidenceGap(kind="kube-proxy-config", subject=subject, message=message)])
 
 
-def _kube_proxy_pods(api: KubeApi) -> _Part:
+def _kube_proxy_pods(api: KubeApi) -> Part:
     params = {"labelSelector": KUBE_PROXY_SELECTOR}
     try:
-        return _Part(lists={PODS: api.list_pages("/api/v1/namespaces/kube-system/pods", params)})
+        return Part(lists={PODS: api.list_pages("/api/v1/namespaces/kube-system/pods", params)})
     except ApiError as error:
         lost = "kube-proxy's version is not known and taken to be the API server's"
-        return _Part(gaps=[_gap("kube-proxy-pods", "kube-system/kube-proxy", error, lost)])
+        return Part(gaps=[_gap("kube-proxy-pods", "kube-system/kube-proxy", error, lost)])
 
 
 def _gap(kind: str, subject: str, error: ApiError, lost: str) -> EvidenceGap:

@@ -41,6 +41,7 @@ MAX_ATTEMPTS = 4
 MAX_UNANSWERED_ATTEMPTS = 2
 MAX_LIST_RESTARTS = 3
 MAX_RETRY_WAIT = 10.0
+WATCH_GRACE = 10.0  # seconds that a server may take to end a watch
 FIRST_RETRY_WAIT = 0.25
 
 # Validity of an X.509 certificate, DER: a SEQUENCE of two times (RFC 5280, 4.1.2.5); the second is notAfter.
@@ -65,6 +66,7 @@ class ObjectList:
 
     keys: tuple[str, ...]
     items: tuple[bytes, ...]
+    resource_version: str = ""  # of the whole list, for a watch to begin at
 
     def to_json(self) -> bytes:
         """A v1 List, as `kubectl get -o json` prints one."""
@@ -159,18 +161,26 @@ class KubeApi:
         return self._request(path, {}, json.dumps(question).encode())
 
     def list_pages(
-        self, path: str, params: Mapping[str, str] | None = None, *, limit: int = PAGE_SIZE
+        self,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        limit: int = PAGE_SIZE,
+        pack: Callable[[str, dict[str, Any], bytes], bytes | None] = lambda _key, _object, item: item,
     ) -> ObjectList:
         """Every object of a collection, read `limit` at a time, as one state of the collection.
 
         A continue token lives some minutes; where it expired (410) the list is begun again, and the last time
         without pages, as client-go's pager does. Items are completed with the `apiVersion` and `kind` that a
-        list leaves out, and stripped of `managedFields`, as kubectl does.
+        list leaves out, and stripped of `managedFields`, as kubectl does. `pack` makes of an object (its key, itself,
+        its text) what is kept of it, None for nothing: so a long list is never in memory whole.
         """
         for restart in range(MAX_LIST_RESTARTS + 1):
             try:
-                return self._read_pages(path, dict(params or {}), limit if restart < MAX_LIST_RESTARTS else 0)
-            except _ExpiredError:
+                return self._read_pages(
+                    path, dict(params or {}), limit if restart < MAX_LIST_RESTARTS else 0, pack
+                )
+            except ExpiredError:
                 continue
         raise ApiAnswerError(
             f"the list {path} of {self.host} expired again and again while it was read",
@@ -178,7 +188,13 @@ class KubeApi:
             status=410,
         )
 
-    def _read_pages(self, path: str, params: dict[str, str], limit: int) -> ObjectList:
+    def _read_pages(
+        self,
+        path: str,
+        params: dict[str, str],
+        limit: int,
+        pack: Callable[[str, dict[str, Any], bytes], bytes | None],
+    ) -> ObjectList:
         if limit:
             params["limit"] = str(limit)
         keys: list[str] = []
@@ -198,11 +214,14 @@ class KubeApi:
                         f"the list {path} of {self.host} holds what is no API object", hint=_NO_API_SERVER
                     )
                 key, item = _item(fragment, kind, api_version)
-                keys.append(key)
-                items.append(item)
-            token = page.get("metadata", {}).get("continue")
+                if (packed := pack(key, fragment, item)) is not None:
+                    keys.append(key)
+                    items.append(packed)
+            metadata = page.get("metadata", {})
+            token = metadata.get("continue")
             if not token:
-                return ObjectList(keys=tuple(keys), items=tuple(items))
+                version = str(metadata.get("resourceVersion", ""))
+                return ObjectList(keys=tuple(keys), items=tuple(items), resource_version=version)
             if token in seen:
                 raise ApiAnswerError(
                     f"the list {path} of {self.host} does not end: a page came twice", hint=_NO_API_SERVER
@@ -227,7 +246,53 @@ class KubeApi:
                 wait = FIRST_RETRY_WAIT * 2 ** (failures - 1) if error.wait is None else error.wait
                 self._sleep(min(wait, MAX_RETRY_WAIT))
 
+    def watch(self, path: str, resource_version: str, *, seconds: int) -> Iterator[WatchEvent]:
+        """What becomes of a collection after `resource_version`, as it happens, for about `seconds`.
+
+        Bookmarks are among the events: they say how far the server is, where nothing happens. The iterator ends when
+        the server ends the watch. Raises ExpiredError where the server no longer knows what came after that version.
+        """
+        import urllib3
+
+        params = {
+            "watch": "1",
+            "resourceVersion": resource_version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(seconds),
+        }
+        try:
+            response = self._send(
+                f"{self.host}{path}?{urlencode(params)}",
+                path,
+                True,
+                timeout=seconds + WATCH_GRACE,
+                stream=True,
+            )
+        except _RetryableError as error:
+            raise error.reason from None
+        try:
+            for line in _lines(response):
+                yield _event(line, self.host, path)
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            reason = self._connection_error(error)
+            raise reason.reason if isinstance(reason, _RetryableError) else reason from None
+        finally:
+            response.close()
+
     def _answer(self, url: str, path: str, continued: bool, body: bytes | None = None) -> dict[str, Any]:
+        return self._decode(self._send(url, path, continued, body), path)
+
+    def _send(
+        self,
+        url: str,
+        path: str,
+        continued: bool,
+        body: bytes | None = None,
+        *,
+        timeout: float | None = None,
+        stream: bool = False,
+    ) -> Any:
+        """The answer to one request, its body unread with `stream`. Raises as `_connection_error` says."""
         import urllib3
 
         headers = {"Accept": "application/json", "User-Agent": "ktp"}
@@ -241,15 +306,16 @@ class KubeApi:
                 url,
                 body=body,
                 headers=headers,
-                timeout=urllib3.Timeout(connect=self._connect_timeout, read=self._read_timeout),
+                timeout=urllib3.Timeout(connect=self._connect_timeout, read=timeout or self._read_timeout),
                 retries=False,
                 redirect=False,
+                preload_content=not stream,
             )
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise self._connection_error(error) from None
         if response.status != 200 and not (body is not None and response.status == 201):
             raise self._status_error(response, path, continued)
-        return self._decode(response, path)
+        return response
 
     def _decode(self, response: Any, path: str) -> dict[str, Any]:
         content_type = response.headers.get("Content-Type", "")
@@ -372,7 +438,7 @@ class KubeApi:
         if status == 404:
             return ApiNotFoundError(f"the API server {self.host} has no {path}{suffix}", hint=_NO_API_SERVER)
         if status == 410 and continued:
-            return _ExpiredError()
+            return ExpiredError()
         reason = ApiAnswerError(
             f"the API server {self.host} answers {path} with HTTP {status}{suffix}",
             hint="check the server address in the kubeconfig" if status < 429 else "try again later",
@@ -446,8 +512,54 @@ class _RetryableError(Exception):
         self.wait = wait
 
 
-class _ExpiredError(Exception):
-    """A continue token is older than the history that etcd keeps (410 Gone)."""
+class ExpiredError(Exception):
+    """A continue token or resourceVersion is older than the history that the server keeps (410 Gone)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """One line of a watch. `type` is ADDED, MODIFIED, DELETED or BOOKMARK, `line` all of it as it came."""
+
+    type: str
+    object: dict[str, Any]
+    line: bytes
+
+    @property
+    def key(self) -> str:
+        """`NAMESPACE/NAME` of the object."""
+        metadata = self.object.get("metadata") or {}
+        return f"{metadata.get('namespace', '')}/{metadata.get('name', '')}"
+
+    @property
+    def resource_version(self) -> str:
+        """The version of the collection with this event in it."""
+        return str((self.object.get("metadata") or {}).get("resourceVersion", ""))
+
+
+def _lines(response: Any) -> Iterator[bytes]:
+    """The lines of a body as they arrive; what is left of a line that was cut off is none."""
+    rest = b""
+    for chunk in response.stream(None):
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line for line in whole if line.strip())
+
+
+def _event(line: bytes, host: str, path: str) -> WatchEvent:
+    """Raises ExpiredError for the event that says so, ApiAnswerError for another error, and for what is no event."""
+    try:
+        said = json.loads(line)
+        event = WatchEvent(said["type"], dict(said["object"]), line)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ApiAnswerError(f"what {host} sends of {path} is no watch event", hint=_NO_API_SERVER) from None
+    if event.type != "ERROR":
+        return event
+    if event.object.get("code") == 410:
+        raise ExpiredError
+    raise ApiAnswerError(
+        f"the watch of {path} at {host} ended: {event.object.get('message', 'no reason given')}",
+        hint="try again later",
+        status=event.object.get("code") if isinstance(event.object.get("code"), int) else None,
+    )
 
 
 def _item(fragment: dict[str, Any], kind: str, api_version: str) -> tuple[str, bytes]:

@@ -171,7 +171,7 @@ def _entries(
     twins = {name: Twin(alike, name) for name in alike.twin_of}
     out = []
     for place, (port, front_end) in enumerate(asked_for):
-        title = _title(front_end, port)
+        title = front_end_title(front_end, port)
         answers: dict[str, list[Entry]] = {}
         for node in [*(n for n in questions if n not in twins), *twins]:
             found = answers[node] = []
@@ -227,7 +227,8 @@ def _others(
     return tuple(found)
 
 
-def _title(front_end: FrontEnd, port: ServicePort) -> str:
+def front_end_title(front_end: FrontEnd, port: ServicePort) -> str:
+    """What a front end is called in reports: `nodePort 31015/TCP`, `loadBalancer 10.99.0.10:80/TCP`."""
     return _matrix_head(front_end, port).title
 
 

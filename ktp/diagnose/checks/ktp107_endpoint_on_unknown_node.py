@@ -37,7 +37,7 @@ from ktp.model.diagnosis import Finding, Fix, Severity
 def run(case: Case) -> Iterable[Finding]:
     """Fires where a usable endpoint's nodeName is no Node's."""
     nodes = case.snapshot.cluster.nodes
-    if not nodes:
+    if not nodes or not case.snapshot.cluster.has_all("nodes"):
         return
     ghosts = [
         e

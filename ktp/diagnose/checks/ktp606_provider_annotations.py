@@ -93,7 +93,7 @@ def _holders(case: Case) -> set[str]:
 def _selector(case: Case, annotation: Annotation, value: str) -> Iterable[Finding]:
     """A selector of nodes that matches none, or under Local leaves out some that hold endpoints."""
     known = case.snapshot.cluster.nodes
-    if not known or case.service.type != "LoadBalancer":
+    if not known or not case.snapshot.cluster.has_all("nodes") or case.service.type != "LoadBalancer":
         return
     answers = {name: selects(value, node.labels) for name, node in known.items()}
     if any(a is None for a in answers.values()):

@@ -1,0 +1,342 @@
+"""`ktp check`: one node judged by its own evidence, once, again and again, or as a server of metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ktp.app.evidence import did_you_mean, reach_of
+from ktp.app.settings import Settings, offline, open_offline
+from ktp.errors import EvidenceError, ExitCode, KtpError, NotFoundError, UsageError
+from ktp.model.node_check import FrontEndState, NodeCheck
+
+if TYPE_CHECKING:
+    from ktp.app.serving import Page
+    from ktp.collect.kube_api import KubeApi
+    from ktp.collect.watching import ClusterWatch
+    from ktp.diagnose.node_check import NodeChecker
+    from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
+
+INTERVAL = 60.0
+# An API server that has said nothing for so long is told of: it sends a bookmark about every minute.
+_SILENCE = 300.0
+# What differs from one reading to the next though nothing has changed: dates, counters, how many flows are tracked.
+_FICKLE = re.compile(
+    rb'^#.*$|\[\d+:\d+\]|"packets": ?\d+, ?"bytes": ?\d+|^net\.netfilter\.nf_conntrack_count.*$', re.MULTILINE
+)
+
+
+@dataclass(slots=True)
+class Looker:
+    """Looks at one node again and again; what has not changed since the last look is not asked anew.
+
+    `errors` counts the looks that failed. Not for several threads at once.
+    """
+
+    node: str
+    objects: Callable[[tuple[str, ...]], Capture]
+    reading: Callable[[Capture], Capture]
+    revision: Callable[[], object] = lambda: None
+    heard_at: Callable[[], float] = time.time
+    problem: Callable[[], KtpError | None] = lambda: None
+    errors: int = 0
+    last: NodeCheck | None = None
+    _before: object = None
+    _node_before: bytes = b""
+    _strangers: tuple[str, ...] = ()
+    _checker: NodeChecker | None = field(default=None)
+
+    def look(self) -> NodeCheck:
+        """The node as it is now. Raises KtpError where it cannot be read."""
+        from ktp.diagnose.node_check import NodeChecker
+        from ktp.model.capture import merge_captures
+        from ktp.parse.snapshot import parse_snapshot
+
+        begun = time.monotonic()
+        if self._checker is None:
+            self._checker = NodeChecker(self.node)
+        checker = self._checker
+        revision = self.revision()
+        objects = self.objects(self._strangers)
+        node = self.reading(objects)
+        at = time.time()
+        digest = _digest(node, self.node)
+        same_node = digest == self._node_before and bool(digest)
+        if self.last is not None and same_node and revision is not None and revision == self._before:
+            found = self.last
+        else:
+            snapshot = parse_snapshot(merge_captures(objects, node), nodes=(self.node,))
+            if self.node not in snapshot.nodes:
+                raise EvidenceError(f"nothing of node {self.node} could be read", hint=_why(node))
+            found = checker.check(snapshot, same_node=same_node)
+            strangers = tuple(sorted(checker.strangers))
+            if strangers and strangers != self._strangers:
+                objects = self.objects(strangers)
+                snapshot = parse_snapshot(merge_captures(objects, node), nodes=(self.node,))
+                found = checker.check(snapshot, same_node=True)
+            self._strangers = strangers
+        self._before, self._node_before = revision, digest
+        found = replace(
+            found,
+            at=at,
+            objects_at=self.heard_at() or at,
+            seconds=time.monotonic() - begun,
+            gaps=(*(g for g in found.gaps if g.kind != "api-away"), *self._away(at)),
+        )
+        self.last = found
+        return found
+
+    def _away(self, now: float) -> Iterator[EvidenceGap]:
+        """A gap where the API server does not speak: the objects are those that it last told of."""
+        from ktp.model.capture import EvidenceGap
+
+        problem, age = self.problem(), now - self.heard_at()
+        if problem is None and age < _SILENCE:
+            return
+        why = problem.message if problem is not None else "the API server has sent nothing"
+        yield EvidenceGap(
+            kind="api-away",
+            subject="api-server",
+            message=f"{why}; the objects are those of {max(0, round(age))} s ago",
+            remedy=problem.hint if problem is not None else None,
+        )
+
+
+def _digest(capture: Capture, node: str) -> bytes:
+    """What tells whether the node's evidence has changed."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in capture.names():
+        if name.startswith(f"nodes/{node}/"):
+            found.update(name.encode() + b"\0" + _FICKLE.sub(b"", capture.read(name)) + b"\0")
+    for gap in capture.gaps:
+        found.update(f"{gap.kind} {gap.subject} {gap.message}\0".encode())
+    return found.digest()
+
+
+def _why(capture: Capture) -> str | None:
+    return next((gap.message for gap in capture.gaps), None)
+
+
+# ------------------------------------------------------------------------------------------- where it looks
+
+
+@contextlib.contextmanager
+def looking(settings: Settings, *, watch: bool) -> Iterator[Looker]:
+    """What looks at this machine, or at the node of a snapshot."""
+    if offline(settings):
+        yield _of_snapshot(settings)
+        return
+    from ktp.collect.kube_api import connect
+    from ktp.collect.watching import ClusterWatch
+
+    if settings.node_access not in ("auto", "local"):
+        raise UsageError(
+            f"ktp check reads the node that it runs on, and not by --node-access {settings.node_access}",
+            hint="ktp diagnose svc -A --node NODE reads other nodes",
+        )
+    api = connect(settings.kubeconfig, settings.context)
+    node = _this_node(api, settings)
+    feed = ClusterWatch(api, node)
+    feed.start(watch=watch)
+    try:
+        yield _of_this_machine(feed, node)
+    finally:
+        feed.stop()
+
+
+def _of_this_machine(feed: ClusterWatch, node: str) -> Looker:
+    from ktp.collect.local_node import collect_local_node
+
+    def objects(strangers: tuple[str, ...]) -> MemoryCapture:
+        feed.refresh()
+        return feed.capture(strangers)
+
+    return Looker(
+        node=node,
+        objects=objects,
+        reading=lambda capture: collect_local_node(node, reach=reach_of(capture)),
+        revision=lambda: feed.revision,
+        heard_at=lambda: feed.heard_at,
+        problem=lambda: feed.problem,
+    )
+
+
+def _of_snapshot(settings: Settings) -> Looker:
+    from ktp.model.capture import MemoryCapture
+
+    capture = open_offline(settings)
+    names = capture.node_names()
+    chosen = settings.nodes or names
+    if len(chosen) != 1:
+        raise UsageError(
+            f"ktp check judges one node, and the snapshot has {len(names)}",
+            hint=f"say which with --node: {', '.join(names[:8])}",
+        )
+    if chosen[0] not in names:
+        raise NotFoundError(
+            f"there is nothing of a node {chosen[0]!r} in the snapshot" + did_you_mean(chosen[0], list(names))
+        )
+    return Looker(
+        node=chosen[0],
+        objects=lambda _strangers: capture,
+        reading=lambda _capture: MemoryCapture(files={}, source=capture.source),
+    )
+
+
+def _this_node(api: KubeApi, settings: Settings) -> str:
+    """The name of this machine's Node: as --node says, or the one Node that is this machine."""
+    if settings.nodes:
+        if len(settings.nodes) > 1:
+            raise UsageError("ktp check judges the node that it runs on; give one --node")
+        return settings.nodes[0]
+    from ktp.collect.cluster import node_object, nodes_of
+    from ktp.collect.local_node import local_node_name
+    from ktp.model.capture import MemoryCapture
+
+    for read in (partial(node_object, api, os.uname().nodename.lower()), partial(nodes_of, api)):
+        part = read()
+        capture = MemoryCapture(files={file: objects.to_json() for file, objects in part.lists.items()})
+        if (name := local_node_name(capture)) is not None:
+            return name
+    raise EvidenceError(
+        "this machine is none of the cluster's nodes",
+        hint="say which one it is with --node NAME, or run ktp check on the node",
+    )
+
+
+# -------------------------------------------------------------------------------------------- what it does
+
+
+def check_once(settings: Settings, metrics_file: str | None) -> ExitCode:
+    """Look once, and write the result."""
+    with looking(settings, watch=False) as looker:
+        found = looker.look()
+    _write(settings, found)
+    if metrics_file is not None:
+        write_metrics(metrics_file, looker)
+    return status_of(found)
+
+
+def check_again_and_again(
+    settings: Settings, interval: float, metrics_file: str | None, *, stop: threading.Event | None = None
+) -> ExitCode:
+    """Look every `interval` seconds until interrupted, and write what has changed since the last look."""
+    stop = stop or threading.Event()
+    said: object = None
+    with looking(settings, watch=True) as looker:
+        for found in _looks(looker, interval, stop, settings.warn):
+            now = (found.counts, found.not_well, found.gaps and [g.kind for g in found.gaps])
+            if now != said:
+                said = now
+                _write(settings, found)
+                sys.stdout.flush()
+            if metrics_file is not None:
+                write_metrics(metrics_file, looker)
+    return ExitCode.OK if looker.last is None else status_of(looker.last)
+
+
+def serve(
+    settings: Settings, address: tuple[str, int], interval: float, *, stop: threading.Event | None = None
+) -> ExitCode:
+    """Look every `interval` seconds, and answer /metrics, /healthz and /report until interrupted."""
+    from ktp.render.node_check import require_prometheus
+
+    require_prometheus()
+    from ktp.app.serving import serving
+
+    stop = stop or threading.Event()
+    with looking(settings, watch=True) as looker:
+
+        def page(path: str) -> Page | None:
+            return _page(looker, path, interval)
+
+        with serving(address, page) as at:
+            settings.warn(f"serving /metrics, /healthz and /report of {looker.node} on {at}")
+            for _ in _looks(looker, interval, stop, settings.warn):
+                pass
+    return ExitCode.OK
+
+
+def _looks(
+    looker: Looker, interval: float, stop: threading.Event, warn: Callable[[str], None]
+) -> Iterator[NodeCheck]:
+    """A look every `interval` seconds; one that fails is told and counted, and the next is tried."""
+    told = ""
+    while not stop.is_set():
+        due = time.monotonic() + interval
+        try:
+            found = looker.look()
+        except KtpError as error:
+            looker.errors += 1
+            if error.message != told:
+                told = error.message
+                warn(error.message)
+        else:
+            told = ""
+            yield found
+        stop.wait(max(0.0, due - time.monotonic()))
+
+
+def status_of(found: NodeCheck) -> ExitCode:
+    """FINDINGS where a front end fails or deviates, UNDETERMINED where one is not known."""
+    if found.count(FrontEndState.FAILS) or found.count(FrontEndState.DEVIATES):
+        return ExitCode.FINDINGS
+    return ExitCode.UNDETERMINED if found.count(FrontEndState.UNKNOWN) else ExitCode.OK
+
+
+def _write(settings: Settings, found: NodeCheck) -> None:
+    from ktp.render.node_check import check_object, print_check
+
+    if settings.output == "text":
+        from ktp.render.terminal import make_console
+
+        print_check(found, make_console(settings.color, sys.stdout), verbose=settings.verbose)
+        return
+    from ktp.render.structured import dump
+
+    dump(check_object(found), settings.output, sys.stdout)
+
+
+def write_metrics(path: str, looker: Looker) -> None:
+    """The metrics in a file for node_exporter's textfile collector, whole at every moment."""
+    from ktp.render.node_check import metrics_text
+
+    text = metrics_text(looker.last, looker.errors, time.time())
+    part = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        part.write_bytes(text)
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _page(looker: Looker, path: str, interval: float) -> Page | None:
+    """The answer to one path, None for a path that there is not."""
+    from ktp.app.serving import Page
+    from ktp.render.node_check import METRICS_TYPE, metrics_text, report_text
+
+    found, now = looker.last, time.time()
+    if path == "/metrics":
+        return Page(200, METRICS_TYPE, metrics_text(found, looker.errors, now))
+    if path == "/healthz":
+        late = found is None or now - found.at > 3 * interval
+        return Page(
+            503 if late else 200, "text/plain; charset=utf-8", b"no recent look\n" if late else b"ok\n"
+        )
+    if path == "/report":
+        if found is None:
+            return Page(503, "text/plain; charset=utf-8", b"not looked yet\n")
+        return Page(200, "application/json", report_text(found))
+    return None
