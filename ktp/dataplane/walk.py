@@ -293,10 +293,15 @@ class Walker:
             for (family, ip), a in self.topology.attached.items():
                 if a.node is None or a.node == name or a.host_network:
                     continue
-                found = host.fib[family].lookup(ip, iif="lo")
-                if found.route is not None and found.route.dst.prefixlen > 0:
+                if self._routes_pods(host, family, ip):
                     return True
         return False
+
+    @staticmethod
+    def _routes_pods(host: Host, family: int, ip: int) -> bool:
+        """Whether the node has a route of its own to a pod's address, and does not leave it to its default route."""
+        found = host.fib[family].lookup(ip, iif="lo")
+        return found.route is not None and found.route.dst.prefixlen > 0
 
     def _groups(self, host: Host, family: int, hook: str) -> tuple[Group, ...]:
         key = (host.name, family)
@@ -1007,6 +1012,17 @@ class Walker:
             if hop.gateway is None or not self._nodes_route_pods or supposed:
                 state.assume(
                     Assumption("the network between the nodes delivers packets for pods to the pods' nodes")
+                )
+                self._to_node(state, host, attached.node, hop.dev or "?", next_ip)
+                return
+            if not self.topology.nodes_known and self._routes_pods(host, *dst_key):
+                router = to_text(p.family, next_ip)
+                state.assume(
+                    Assumption(
+                        f"{router} is {attached.node}, or leads there (not all nodes were read)",
+                        EvidenceKind.NODES,
+                        attached.node,
+                    )
                 )
                 self._to_node(state, host, attached.node, hop.dev or "?", next_ip)
                 return

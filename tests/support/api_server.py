@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -96,6 +97,11 @@ class ApiServer:
         self.requests: list[Request] = []
         self._faults: list[tuple[re.Pattern[str], list[Fault]]] = []
         self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._events: list[tuple[int, str, str, dict[str, Any]]] = []  # version, resource, type, object
+        self._forgotten = 0
+        self.bookmark_every = 60.0
+        self.version_of_all = 1000
         handlers = (_Handler,) if execs is None else (_HandlerWithExec,)
         handler = type("Handler", handlers, {"owner": self, "exec_owner": execs})
         self._http = _QuietServer(("127.0.0.1", 0), handler)
@@ -112,6 +118,74 @@ class ApiServer:
     def misbehave(self, pattern: str, *faults: Fault) -> None:
         """Gives the next requests whose path and query match `pattern` one of `faults` each, in order."""
         self._faults.append((re.compile(pattern), list(faults)))
+
+    def behave(self) -> None:
+        """Forget the faults that are still to come."""
+        with self._lock:
+            self._faults.clear()
+
+    def put(self, resource: str, *objects: dict[str, Any]) -> None:
+        """Create or replace objects, as who watches is told."""
+        with self._changed:
+            for found in objects:
+                self._replace(resource, found, kept=found)
+            self._changed.notify_all()
+
+    def delete(self, resource: str, *objects: dict[str, Any]) -> None:
+        """Delete objects, as who watches is told."""
+        with self._changed:
+            for found in objects:
+                self._replace(resource, found, kept=None)
+            self._changed.notify_all()
+
+    def _replace(self, resource: str, found: dict[str, Any], *, kept: dict[str, Any] | None) -> None:
+        identity = _identity(found)
+        place = next(
+            (at for at, old in enumerate(self.objects[resource]) if _identity(old) == identity), None
+        )
+        self.version_of_all += 1
+        found["metadata"]["resourceVersion"] = str(self.version_of_all)
+        happened = "DELETED" if kept is None else "ADDED" if place is None else "MODIFIED"
+        if place is not None:
+            self.objects[resource][place : place + 1] = [] if kept is None else [kept]
+        elif kept is not None:
+            self.objects[resource].append(kept)
+        self._events.append((self.version_of_all, resource, happened, found))
+
+    def forget(self) -> None:
+        """Compact the history: a watch from an earlier version is answered with 410, and running watches end so."""
+        with self._changed:
+            self.version_of_all += 1
+            self._forgotten = self.version_of_all
+            self._changed.notify_all()
+
+    def watched(self, path: str, query: dict[str, str]) -> Iterator[dict[str, Any]]:
+        """The events of a watch: those after its resourceVersion, then others as they happen; bookmarks in between."""
+        resource = path.rpartition("/")[2]
+        prefix, kind, _ = RESOURCES[resource]
+        seen = int(query["resourceVersion"])
+        ends = time.monotonic() + float(query.get("timeoutSeconds", 3600))
+        bookmark = time.monotonic() + self.bookmark_every
+        while time.monotonic() < ends:
+            with self._changed:
+                if seen < self._forgotten:
+                    yield {"type": "ERROR", "object": _status(410, "Expired", "too old resource version")}
+                    return
+                news = self._events[bisect_right(self._events, seen, key=lambda each: each[0]) :]
+                if not news:
+                    self._changed.wait(min(0.05, self.bookmark_every))
+            for version, of, happened, found in news:
+                seen = version
+                if of == resource:
+                    yield {"type": happened, "object": found}
+            if time.monotonic() > bookmark:
+                bookmark = time.monotonic() + self.bookmark_every
+                version = prefix.removeprefix("/apis/").removeprefix("/api/")
+                metadata = {"resourceVersion": str(seen)}
+                yield {
+                    "type": "BOOKMARK",
+                    "object": {"kind": kind, "apiVersion": version, "metadata": metadata},
+                }
 
     def paths(self) -> list[str]:
         """The paths asked for so far."""
@@ -170,7 +244,7 @@ class ApiServer:
                 if not found:
                     return 404, _status(404, "NotFound", f'{resource} "{name}" not found')
                 return 200, found[0]
-            return 200, _page(found, kind, prefix, query)
+            return 200, _page(found, kind, prefix, query, self.version_of_all)
         return 404, _status(404, "NotFound", "the server could not find the requested resource")
 
     def review(self, path: str, question: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -186,7 +260,13 @@ class ApiServer:
         return 404, _status(404, "NotFound", "the server could not find the requested resource")
 
 
-def _page(items: list[dict[str, Any]], kind: str, prefix: str, query: dict[str, str]) -> dict[str, Any]:
+def _identity(found: dict[str, Any]) -> tuple[str | None, str]:
+    return found["metadata"].get("namespace"), found["metadata"]["name"]
+
+
+def _page(
+    items: list[dict[str, Any]], kind: str, prefix: str, query: dict[str, str], version_of_all: int
+) -> dict[str, Any]:
     for requirement in filter(None, query.get("labelSelector", "").split(",")):
         key, value = requirement.split("=")
         items = [item for item in items if item["metadata"].get("labels", {}).get(key) == value]
@@ -196,7 +276,7 @@ def _page(items: list[dict[str, Any]], kind: str, prefix: str, query: dict[str, 
         items = [item for item in items if item["metadata"]["name"] == value]
     start = int(base64.b64decode(query["continue"])) if "continue" in query else 0
     limit = int(query.get("limit", 0)) or len(items)
-    metadata: dict[str, Any] = {"resourceVersion": "1000"}
+    metadata: dict[str, Any] = {"resourceVersion": str(version_of_all)}
     if start + limit < len(items):
         metadata["continue"] = base64.b64encode(str(start + limit).encode()).decode()
         metadata["remainingItemCount"] = len(items) - start - limit
@@ -264,6 +344,9 @@ class _Handler(BaseHTTPRequestHandler):
         allowed = self.owner.token is None or request.client_name is not None
         if not allowed and request.authorization != f"Bearer {self.owner.token}":
             status, body = 401, _status(401, "Unauthorized", "Unauthorized")
+        elif "watch" in request.query and fault == Fault(delay=fault.delay):
+            self._stream(self.owner.watched(request.path, request.query))
+            return
         elif fault.status is not None or fault.body is not None:
             status = fault.status or 200
             body = _status(status, "Fault", f"made to answer {status}")
@@ -279,6 +362,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[: len(content) // 2] if fault.truncate else content)
         if fault.truncate:
             self.close_connection = True
+
+    def _stream(self, events: Iterator[dict[str, Any]]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for event in events:
+            line = json.dumps(event).encode() + b"\n"
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+        self.wfile.write(b"0\r\n\r\n")
 
     def _client_name(self) -> str | None:
         if not isinstance(self.connection, ssl.SSLSocket):

@@ -92,7 +92,5 @@ def _dump(chains: dict[tuple[str, str], list[str]]) -> Iterator[str]:
         yield from (f":{name} - [0:0]" for name in own if name not in built_in)
         for (at, name), rules in sorted(chains.items()):
             if at == table:
-                yield from (
-                    rule if rule.startswith("-A ") else f"-A {name} {rule}" for rule in rules
-                )
+                yield from (rule if rule.startswith("-A ") else f"-A {name} {rule}" for rule in rules)
         yield "COMMIT"
