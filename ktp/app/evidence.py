@@ -63,10 +63,10 @@ def _collect_one(settings: Settings, text: str) -> Capture:
     api = connect(settings.kubeconfig, settings.context)
     namespace, name = split_name(text, settings, api.default_namespace)
     capture = collect_service(api, namespace, name)
-    return with_nodes(settings, capture, api=api, reach=reach_of(capture), pods="asked")
+    return with_nodes(settings, capture, api=api, reach=_reach(capture), pods="asked")
 
 
-def reach_of(capture: Capture) -> Reach:
+def _reach(capture: Capture) -> Reach:
     """The rules that packets to the Services of `capture` can meet, and the chains that kube-proxy would give them."""
     from ktp.collect.nft_chains import Reach, service_destinations
     from ktp.kubeproxy.names import KUBE_MARK_DROP, KUBE_MARK_MASQ, service_chains, service_port_strings

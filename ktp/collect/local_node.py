@@ -22,7 +22,7 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -297,6 +297,44 @@ class _Part:
     gaps: list[EvidenceGap] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class NftReading:
+    """What was read of nf_tables, all of it, while its ruleset was of one `generation`."""
+
+    generation: int
+    files: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, capture: Capture, node: str, generation: int) -> NftReading:
+        """What of a reading of the node stays true as long as the generation is the same.
+
+        Sets that packets fill (`dynamic`) change without another generation, so tables with them are read each time;
+        so is everything where something could not be read.
+        """
+        files = {}
+        if not any(gap.kind in _OF_NFT for gap in capture.gaps):
+            for name in _NFT_FILES:
+                file = f"nodes/{node}/{name}"
+                if capture.has(file) and b'"dynamic"' not in (content := capture.read(file)):
+                    files[name] = content
+        return cls(generation, files)
+
+
+_NFT_FILES = ("iptables-nft-save.txt", "ip6tables-nft-save.txt", "nft-ruleset.json")
+_OF_NFT = frozenset(("node-rules", "nft", "iptables-nft"))
+
+
+def nft_generation() -> int | None:
+    """The number of this network namespace's nf_tables ruleset, another after each change; None where none is told."""
+    if not _kernel_has(LocalRunner(), "nf_tables", "nf_tables_newrule"):
+        return None
+    try:
+        with contextlib.closing(NfTables()) as kernel:
+            return kernel.generation()
+    except OSError:
+        return None
+
+
 # Reads the legacy tables of "iptables" or "ip6tables" without the command that prints them.
 LegacyReader = Callable[[str], CommandResult]
 KernelOpener = Callable[[], NfTables]
@@ -313,6 +351,7 @@ def collect_local_node(
     kernel: KernelOpener | None = None,
     blind: bool = False,
     pods: PodAddresses | None = None,
+    before: NftReading | None = None,
 ) -> MemoryCapture:
     """What a machine, without `runner` this one, says about itself, as `nodes/NODE/…` of design §4.
 
@@ -322,6 +361,7 @@ def collect_local_node(
     `not_root` is the sentence and the remedy where the commands did not run as root.
     `pods` are those whose network namespaces are read, too, as root.
     `blind` is a machine whose files cannot be looked at: nothing is run there that could make what it looks for.
+    `before` is what is known of nf_tables, where its generation is still the same; without a `reach` only.
     Nothing is raised for what cannot be read; each is a gap. The dumps are not taken at one instant.
     """
     if runner is None:
@@ -332,6 +372,7 @@ def collect_local_node(
             _AS_ROOT,
         )
     reader = _NodeReader(node, runner, reach, legacy_reader, not_root, kernel, blind=blind, pods=pods)
+    reader.known = dict(before.files) if before is not None else {}
     try:
         parts = run_in_parallel(reader.reads())
     finally:
@@ -344,6 +385,21 @@ def collect_local_node(
         gaps=tuple(gaps) if reader.is_root else reader.one_gap_for_root(gaps),
         source=source or f"node {node} (this machine)",
     )
+
+
+def _kernel_has(runner: CommandRunner, module: str, symbol: str) -> bool:
+    """Whether the kernel has a module, loaded or built in; True where that cannot be told.
+
+    A built-in module without parameters has no folder in /sys/module, but its functions are in
+    /proc/kallsyms. Without /proc/modules the kernel loads no modules, so asking cannot change it.
+    """
+    if runner.exists(f"/sys/module/{module}") or not runner.exists("/proc/modules"):
+        return True
+    try:
+        symbols = runner.read_file("/proc/kallsyms")
+    except OSError:
+        return True
+    return not symbols.strip() or re.search(rb" %s\b" % symbol.encode(), symbols) is not None
 
 
 def _read_with_iptc(family: str) -> CommandResult:
@@ -377,9 +433,10 @@ class _NodeReader:
         self._chain_readers: dict[str, ChainReader] = {}
         self._sizes: dict[str, bool] = {}
         self._lock = threading.Lock()
+        self.known: Mapping[str, bytes] = {}  # files that are as they were
         self.is_root = runner.is_root()
-        self._has_nf_tables = self._kernel_has("nf_tables", "nf_tables_newrule")
-        self._has_ip_set = self._kernel_has("ip_set", "ip_set_create")
+        self._has_nf_tables = _kernel_has(runner, "nf_tables", "nf_tables_newrule")
+        self._has_ip_set = _kernel_has(runner, "ip_set", "ip_set_create")
 
     def reads(self) -> list[Callable[[], _Part]]:
         """Every read, the slow ones first; they are independent of each other."""
@@ -505,6 +562,8 @@ class _NodeReader:
         return tuple(names.decode(errors="replace").split())
 
     def _nft_tables(self, command: str) -> _Part:
+        if (known := self.known.get(f"{command}.txt")) is not None:
+            return _Part(files={f"{command}.txt": known})
         if not self._runner.has_command(command):
             if not self._has_nf_tables:
                 return _Part()
@@ -565,6 +624,8 @@ class _NodeReader:
         return any(map(self._is_large, ("iptables-nft-save", "ip6tables-nft-save")))
 
     def _nft_ruleset(self) -> _Part:
+        if (known := self.known.get("nft-ruleset.json")) is not None:
+            return _Part(files={"nft-ruleset.json": known})
         if not self._has_nf_tables:
             return _Part(files={"nft-ruleset.json": b'{"nftables": []}\n'})
         if self._runner.has_command("nft") and self._is_large_node() and (part := self._own_nft_tables()):
@@ -622,20 +683,6 @@ class _NodeReader:
         return (
             _Part(files={"nft-hooks.txt": answer.stdout}) if answer.status == 0 and answer.stdout else _Part()
         )
-
-    def _kernel_has(self, module: str, symbol: str) -> bool:
-        """Whether the kernel has a module, loaded or built in; True where that cannot be told.
-
-        A built-in module without parameters has no folder in /sys/module, but its functions are in
-        /proc/kallsyms. Without /proc/modules the kernel loads no modules, so asking cannot change it.
-        """
-        if self._runner.exists(f"/sys/module/{module}") or not self._runner.exists("/proc/modules"):
-            return True
-        try:
-            symbols = self._runner.read_file("/proc/kallsyms")
-        except OSError:
-            return True
-        return not symbols.strip() or re.search(rb" %s\b" % symbol.encode(), symbols) is not None
 
     # --------------------------------------------------------------------------------------- ipset, ipvs, sysctl
 

@@ -37,6 +37,7 @@ WATCH_SECONDS = (120, 240)
 _FIRST_WAIT, _MOST_WAIT = 1.0, 30.0
 # How long what changes seldom is believed: this Node, kube-proxy's configuration, the server's version.
 _SELDOM = 600.0
+_SOON = 60.0  # where some of it could not be read
 _SERVICE_NAME = "kubernetes.io/service-name"
 
 # What becomes of an object: the Service ("NAMESPACE/NAME") that it belongs to, None for an object of no interest.
@@ -183,7 +184,8 @@ class ClusterWatch:
         self._endpoints = Mirror(api, slices, "EndpointSlice", "discovery.k8s.io/v1", _of_slice)
         self._endpoints_file = ENDPOINT_SLICES
         self._seldom: list[Part] = []
-        self._seldom_at = 0.0
+        self._seldom_due = 0.0
+        self._seldom_revision = 0
         self._stop = threading.Event()
 
     def start(self, *, watch: bool) -> None:
@@ -205,9 +207,9 @@ class ClusterWatch:
         self._stop.set()
 
     @property
-    def revision(self) -> tuple[int, int, float]:
+    def revision(self) -> tuple[int, int, int]:
         """Another one after every change."""
-        return self._services.revision, self._endpoints.revision, self._seldom_at
+        return self._services.revision, self._endpoints.revision, self._seldom_revision
 
     @property
     def heard_at(self) -> float:
@@ -226,12 +228,14 @@ class ClusterWatch:
 
     def refresh(self) -> None:
         """Read again what changes seldom, where it is old. Raises nothing: what cannot be read is a gap."""
-        if time.time() - self._seldom_at < _SELDOM and self._seldom_at <= time.time():
+        if time.monotonic() < self._seldom_due:
             return
         seldom = [node_object(self._api, self._node), version(self._api), kube_proxy_config(self._api)]
-        if not self._seldom or not any(part.gaps for part in seldom):
+        lacks = any(part.gaps for part in seldom)
+        if not self._seldom or not lacks:
+            self._seldom_revision += self._seldom != seldom
             self._seldom = seldom
-            self._seldom_at = time.time()
+        self._seldom_due = time.monotonic() + (_SOON if lacks else _SELDOM)
 
     def capture(self, strangers: Collection[str] = ()) -> MemoryCapture:
         """The objects as files of a snapshot: external Services and their endpoints.

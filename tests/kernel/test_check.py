@@ -23,10 +23,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ktp.app.check import Looker
+from ktp.app.check import Looker, ThisNode
 from ktp.collect import watching
 from ktp.collect.kube_api import KubeApi
-from ktp.collect.local_node import collect_local_node
 from ktp.collect.watching import ClusterWatch
 from ktp.kubeproxy.synthesis_iptables import LocalMatch, RuleKnobs
 from ktp.model.capture import MemoryCapture
@@ -327,16 +326,18 @@ def looker(server: ApiServer, kernel: None) -> Iterator[Looker]:
     feed = ClusterWatch(api, NODE)
     feed.start(watch=True)
 
-    def reading(_capture: object) -> MemoryCapture:
-        with inside(NETNS):
-            return collect_local_node(NODE)
+    this = ThisNode(NODE)
 
-    def objects(strangers: tuple[str, ...]) -> MemoryCapture:
+    def reading() -> MemoryCapture:
+        with inside(NETNS):
+            return this.read()
+
+    def revision() -> object:
         feed.refresh()
-        return feed.capture(strangers)
+        return feed.revision
 
     yield Looker(
-        node=NODE, objects=objects, reading=reading, revision=lambda: feed.revision, heard_at=lambda: feed.heard_at,
+        node=NODE, objects=feed.capture, reading=reading, revision=revision, heard_at=lambda: feed.heard_at,
         problem=lambda: feed.problem,
     )  # fmt: skip
     feed.stop()
