@@ -353,6 +353,19 @@ def write_metrics(path: str, looker: Looker) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
 
 
+def _code_page(path: str) -> Page | None:
+    """`/codes` lists the findings, `/codes/KTP501` is the page of one: where alerts lead."""
+    from ktp.app.serving import Page
+    from ktp.diagnose.codes import find_page, index_markdown, page_markdown
+
+    code = path.removeprefix("/codes").strip("/")
+    try:
+        text = page_markdown(find_page(code)) if code else index_markdown()
+    except NotFoundError:
+        return None
+    return Page(200, "text/markdown; charset=utf-8", text.encode())
+
+
 def _page(looker: Looker, path: str, interval: float) -> Page | None:
     """The answer to one path, None for a path that there is not."""
     from ktp.app.serving import Page
@@ -366,6 +379,8 @@ def _page(looker: Looker, path: str, interval: float) -> Page | None:
         return Page(
             503 if late else 200, "text/plain; charset=utf-8", b"no recent look\n" if late else b"ok\n"
         )
+    if path.startswith("/codes"):
+        return _code_page(path)
     if path == "/report":
         if found is None:
             return Page(503, "text/plain; charset=utf-8", b"not looked yet\n")

@@ -103,6 +103,10 @@ def with_nodes(
     from ktp.model.capture import merge_captures
 
     require_nodes(settings, capture)
+    if settings.node_access == "exporter":
+        raise UsageError(
+            "--node-access exporter is for ktp diagnose svc: the pods say how their nodes do, and not their rules"
+        )
     if settings.node_access == "none":
         return capture
     with ending_children():

@@ -32,6 +32,7 @@ _COMMANDS = {
         "ktp.cli.check",
         "This node by its own evidence, for monitors: once, repeatedly, as a server of metrics.",
     ),
+    "fleet": ("ktp.cli.fleet", "A DaemonSet of nodes that check themselves."),
     "snapshot": ("ktp.cli.snapshot", "Collect everything into a folder or archive."),
     "node-script": ("ktp.cli.node_script", "The script that reads a node, to be run by somebody else."),
     "auth": ("ktp.cli.auth", "What the current user may read, and the manifest that adds the rest."),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ktp.cli.complete import services
 from ktp.cli.options import common_options, settings, store
 from ktp.cli.probe import probe_options, probing
 from ktp.errors import UsageError
+
+if TYPE_CHECKING:
+    from ktp.app.settings import Settings
 
 
 class _What(click.Group):
@@ -110,6 +115,8 @@ def svc(
         raise UsageError("--dial-recorded says what --probe and --health dial; add one of them")
     if (probe or health) and not names:
         raise UsageError("--probe and --health dial; name the Services that they are for")
+    if chosen.node_access == "exporter":
+        return int(_ask_fleet(chosen, names, all_namespaces, client, probe or health))
     if names:
         return int(
             diagnose_services(
@@ -122,6 +129,22 @@ def svc(
             )
         )
     return int(survey_services(chosen, None if all_namespaces else chosen.namespace))
+
+
+def _ask_fleet(
+    chosen: Settings, names: tuple[str, ...], all_namespaces: bool, client: str | None, dials: bool
+) -> int:
+    from ktp.app.fleet import report_of_fleet
+
+    if chosen.snapshot is not None or chosen.demo:
+        raise UsageError("--node-access exporter asks live pods; a snapshot has none")
+    if client is not None or dials:
+        raise UsageError(
+            "the nodes judge what any outside client gets; leave --client, --probe and --health out"
+        )
+    if chosen.output not in ("text", "json", "yaml"):
+        raise UsageError(f"--node-access exporter has no {chosen.output} form", hint="-o text, json or yaml")
+    return report_of_fleet(chosen, names, None if all_namespaces else chosen.namespace)
 
 
 for _alias in ("service", "services"):

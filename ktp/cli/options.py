@@ -55,8 +55,9 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     ),
     _option(
         "--node-access",
-        type=click.Choice(["auto", "none", "local", "ssh", "agent", "kube-proxy"]),
-        help="How to read the nodes' rules (default: auto); agent: through the pods of kube-proxy or Cilium.",
+        type=click.Choice(["auto", "none", "local", "ssh", "agent", "kube-proxy", "exporter"]),
+        help="How to read the nodes' rules (default: auto); agent: through the pods of kube-proxy or Cilium; exporter: "
+        "by what each node's own ktp check says (diagnose svc).",
     ),
     _option(
         "--node-shell",
@@ -157,6 +158,7 @@ _FORMS = {
     "codes": (*_DATA, "markdown"),
     "snapshot": _DATA,
     "check": _DATA,
+    "manifest": ("text",),
     "node-script": ("text",),
     "probe": _DATA,
     "auth": _DATA,

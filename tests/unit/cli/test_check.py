@@ -163,6 +163,9 @@ def test_the_pages() -> None:
         assert get(at, "/metrics")[1].startswith("text/plain; version=0.0.4")
         assert get(at, "/metrics", "HEAD")[2] == ""
         assert get(at, "/else")[0] == 404
+        assert "KTP501" in get(at, "/codes/")[2]
+        assert get(at, "/codes/KTP501")[2].startswith("# KTP501")
+        assert get(at, "/codes/KTP999")[0] == 404
         assert get(at, "/", "POST")[0] == 501
         # A look that is three intervals old is told by /healthz, and the report is still there.
         one.last = replace(CHECK, at=time.time() - 181)
