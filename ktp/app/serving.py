@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET6
 from urllib.parse import urlsplit
 
 from ktp.errors import UsageError
@@ -57,11 +57,16 @@ def serving(address: tuple[str, int], page: Callable[[str], Page | None]) -> Ite
     class Server(ThreadingHTTPServer):
         daemon_threads = True
 
+        def server_bind(self) -> None:
+            if self.address_family == socket.AF_INET6 and not address[0]:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            super().server_bind()
+
         def handle_error(self, request: object, client_address: object) -> None:
             """A client that goes away is nothing to tell."""
 
-    if ":" in address[0]:
-        Server.address_family = AF_INET6
+    if ":" in address[0] or (not address[0] and socket.has_dualstack_ipv6()):
+        Server.address_family = socket.AF_INET6
     try:
         server = Server(address, Handler)
     except OSError as error:

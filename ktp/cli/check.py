@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from ipaddress import IPv6Address
 
 import click
 
@@ -12,7 +13,7 @@ from ktp.errors import UsageError
 
 
 class _Address(click.ParamType):  # type: ignore[type-arg]
-    """`:PORT`, `HOST:PORT` or `[IPv6]:PORT`."""
+    """`:PORT`, `HOST:PORT` or `[IPv6]:PORT`; a manifest has no brackets to put around an address of either family."""
 
     name = "[HOST]:PORT"
 
@@ -20,14 +21,18 @@ class _Address(click.ParamType):  # type: ignore[type-arg]
         self, value: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, int]:
         host, colon, port = str(value).rpartition(":")
-        if (
-            not colon
-            or not port.isdecimal()
-            or int(port) > 65535
-            or (":" in host and not host.startswith("["))
-        ):
-            self.fail(f"{value!r} is no address; write :9100 or HOST:9100", param, ctx)
-        return host.strip("[]"), int(port)
+        host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+        if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host and not _is_ipv6(host)):
+            self.fail(f"{value!r} is no address; write :9497 or HOST:9497", param, ctx)
+        return host, int(port)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 @click.command("check")

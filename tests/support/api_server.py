@@ -95,6 +95,7 @@ class ApiServer:
         self.tells_user = True
         self.unknown: set[str] = set()
         self.requests: list[Request] = []
+        self.pages: dict[str, dict[str, Any]] = {}  # what pods answer through the server's proxy, by path
         self._faults: list[tuple[re.Pattern[str], list[Fault]]] = []
         self._lock = threading.Lock()
         self._changed = threading.Condition()
@@ -217,6 +218,8 @@ class ApiServer:
         """Status and body of a request that nothing is wrong with."""
         if path == "/version":
             return 200, self.version
+        if path.partition("/proxy/")[1] and path in self.pages:
+            return 200, self.pages[path]
         for resource, (prefix, kind, _) in RESOURCES.items():
             match = re.fullmatch(
                 rf"{prefix}(?:/namespaces/(?P<namespace>[^/]+))?/{resource}(?:/(?P<name>[^/]+))?", path

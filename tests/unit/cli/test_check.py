@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from ktp.app import check
 from ktp.app.check import Looker, _page
-from ktp.app.serving import serving
+from ktp.app.serving import Page, serving
 from ktp.cli import run
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import EvidenceGap, MemoryCapture
@@ -90,7 +91,7 @@ def test_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) 
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("address", ["9497", "x:y", "::1:9497", ":70000"])
+@pytest.mark.parametrize("address", ["9497", "x:y", "a:b:9497", "[::1]9497", ":70000"])
 def test_no_address(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check", "--serve", address]) == 2
     assert "is no address" in " ".join(capsys.readouterr().err.split())
@@ -176,6 +177,14 @@ def test_the_pages() -> None:
             serving(("127.0.0.1", int(at.rpartition(":")[2])), lambda _: None),
         ):
             pass
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_no_host_is_every_address_of_both_families() -> None:
+    with serving(("", 0), lambda _: Page(200, "text/plain", b"here")) as at:
+        port = at.rpartition(":")[2]
+        assert get(f"127.0.0.1:{port}", "/")[2] == "here"
+        assert get(f"[::1]:{port}", "/")[2] == "here"
 
 
 def test_a_look_that_fails_is_told_once_counted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
