@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ktp.collect.watching import ClusterWatch
     from ktp.diagnose.node_check import NodeChecker
     from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
+    from ktp.model.host import NodeState
+    from ktp.model.snapshot import Snapshot
 
 INTERVAL = 60.0
 # An API server that has said nothing for so long is told of: it sends a bookmark about every minute.
@@ -52,7 +54,7 @@ class Looker:
     errors: int = 0
     last: NodeCheck | None = None
     _before: object = None
-    _node_before: object = None
+    _node: _Node | None = None
     _strangers: tuple[str, ...] = ()
     _checker: NodeChecker | None = field(default=None)
 
@@ -60,7 +62,6 @@ class Looker:
         """The node as it is now. Raises KtpError where it cannot be read."""
         from ktp.diagnose.node_check import NodeChecker
         from ktp.model.capture import merge_captures
-        from ktp.parse.snapshot import parse_snapshot
 
         begun = time.monotonic()
         if self._checker is None:
@@ -68,24 +69,19 @@ class Looker:
         checker = self._checker
         revision = self.revision()
         objects = self.objects(self._strangers)
-        node = self.reading()
+        read = self.reading()
         at = time.time()
-        state = _state(node, self.node)
-        same_node = state is not None and state == self._node_before
+        node = _understood(merge_captures(objects, read), self.node, self._node)
+        same_node = node is self._node
         if self.last is not None and same_node and revision is not None and revision == self._before:
             found = self.last
         else:
-            snapshot = parse_snapshot(merge_captures(objects, node), nodes=(self.node,))
-            if self.node not in snapshot.nodes:
-                raise EvidenceError(f"nothing of node {self.node} could be read", hint=_why(node))
-            found = checker.check(snapshot, same_node=same_node)
+            found = checker.check(_snapshot(objects, node, self.node), same_node=same_node)
             strangers = tuple(sorted(checker.strangers))
             if strangers and strangers != self._strangers:
-                objects = self.objects(strangers)
-                snapshot = parse_snapshot(merge_captures(objects, node), nodes=(self.node,))
-                found = checker.check(snapshot, same_node=True)
+                found = checker.check(_snapshot(self.objects(strangers), node, self.node), same_node=True)
             self._strangers = strangers
-        self._before, self._node_before = revision, state
+        self._before, self._node = revision, node
         found = replace(
             found,
             at=at,
@@ -112,30 +108,69 @@ class Looker:
         )
 
 
-def _state(capture: Capture, node: str) -> object:
-    """What tells whether the node's evidence has changed: its rules by a digest, all else as it is understood.
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """The node as it was understood: its state and gaps, and what tells whether either has changed.
 
-    None where nothing of the node was read: then it cannot be told.
+    `rules` has for each file with rules its text and a digest of it, `rest` what all other files say.
+    """
+
+    state: NodeState
+    gaps: tuple[EvidenceGap, ...]
+    rules: Mapping[str, tuple[bytes, bytes]]
+    rest: object
+
+
+def _understood(capture: Capture, node: str, before: _Node | None) -> _Node:
+    """The node by its files in `capture`; `before` itself where they say nothing else than then.
+
+    Raises EvidenceError where nothing of the node was read.
     """
     from ktp.model.capture import MemoryCapture
     from ktp.parse.snapshot import parse_snapshot
 
-    rules = hashlib.blake2b(digest_size=16)
-    others = {}
-    for name in capture.names():
-        content = capture.read(name)
-        if _RULES.fullmatch(name.rpartition("/")[2]):
-            rules.update(name.encode() + b"\0" + _FICKLE.sub(b"", content) + b"\0")
-        else:
-            others[name] = content
-    others["cluster/services.json"] = b'{"items": []}'
-    state = parse_snapshot(MemoryCapture(files=others)).nodes.get(node)
-    gaps = tuple((gap.kind, gap.subject, gap.message) for gap in capture.gaps)
-    return None if state is None else (rules.digest(), state, gaps)
+    files = {name: capture.read(name) for name in capture.names() if name.startswith(f"nodes/{node}/")}
+    rules = {
+        name: _digest(content, before.rules.get(name) if before is not None else None)
+        for name, content in files.items()
+        if _RULES.fullmatch(name.rpartition("/")[2])
+    }
+    gaps = tuple(gap for gap in capture.gaps if gap.subject.partition("/")[0] == node)
+    no_services = {"cluster/services.json": b'{"items": []}'}
+    others = {name: content for name, content in files.items() if name not in rules}
+    rest = parse_snapshot(MemoryCapture(files={**others, **no_services})).nodes.get(node), gaps
+    if (
+        before is not None
+        and rest == before.rest
+        and {name: digest for name, (_, digest) in rules.items()}
+        == {name: digest for name, (_, digest) in before.rules.items()}
+    ):
+        return before
+    parsed = parse_snapshot(MemoryCapture(files={**files, **no_services}, gaps=gaps), nodes=(node,))
+    if node not in parsed.nodes:
+        raise EvidenceError(
+            f"nothing of node {node} could be read", hint=next((gap.message for gap in capture.gaps), None)
+        )
+    of_node = tuple(gap for gap in parsed.gaps if gap.subject.partition("/")[0] == node)
+    return _Node(parsed.nodes[node], of_node, rules, rest)
 
 
-def _why(capture: Capture) -> str | None:
-    return next((gap.message for gap in capture.gaps), None)
+def _digest(content: bytes, before: tuple[bytes, bytes] | None) -> tuple[bytes, bytes]:
+    if before is not None and before[0] is content:
+        return before
+    return content, hashlib.blake2b(_FICKLE.sub(b"", content), digest_size=16).digest()
+
+
+def _snapshot(objects: Capture, node: _Node, name: str) -> Snapshot:
+    """The objects with the node. That no pods were read is as it should be, and no gap."""
+    from ktp.model.snapshot import Snapshot
+    from ktp.parse.kubernetes import parse_cluster_with_gaps
+
+    cluster, gaps = parse_cluster_with_gaps(objects)
+    others = tuple(gap for gap in objects.gaps if gap.subject.partition("/")[0] != name)
+    return Snapshot(
+        cluster=cluster, nodes={name: node.state}, gaps=(*others, *gaps, *node.gaps), source=objects.source
+    )
 
 
 # ------------------------------------------------------------------------------------------- where it looks
