@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -67,6 +69,22 @@ def _no_real_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     monkeypatch.setenv("KUBECONFIG", str(home / "no-kubeconfig"))
     for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _described_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever data a test makes ktp print follows the schema that ktp brings along."""
+    from ktp.render import structured
+    from tests.support.schema import validate
+
+    write = structured.dump
+
+    def dump(data: Any, fmt: str, stream: TextIO) -> None:
+        if isinstance(data, dict) and {"kind", "flow"} & data.keys():
+            validate(json.loads(json.dumps(data)))
+        write(data, fmt, stream)
+
+    monkeypatch.setattr(structured, "dump", dump)
 
 
 @pytest.fixture(scope="session")

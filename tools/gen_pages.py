@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes `docs/reference/findings/`, a page for each code, from the docstrings of the checks, and `evidence.md`.
+"""Writes `docs/reference/findings/`, a page for each code, `evidence.md` and the copy of the JSON Schema.
 
-`tools/gen_pages.py` writes, `tools/gen_pages.py --check` says what is stale (exit status 1). New codes are entered in
-`tests/data/codes.txt`, the list of every code ever given, so that no number gets a second meaning.
+The pages are the docstrings of the checks. `tools/gen_pages.py` writes, `tools/gen_pages.py --check` says what is stale
+(exit status 1). New codes are entered in `tests/data/codes.txt`, the list of every code ever given, so that no number gets
+a second meaning.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def wanted() -> dict[Path, str]:
     files = {PAGES / f"{page.code}.md": page_markdown(page) for page in pages()}
     files[PAGES / "README.md"] = index_markdown()
     files[PAGES.parent / "evidence.md"] = evidence_markdown()
+    files[PAGES.parent / "ktp.dev-v1.schema.json"] = (REPOSITORY / "ktp/schema/v1.json").read_text()
     files[EVER_GIVEN] = "".join(f"{code} {name}\n" for code, name in sorted(ever.items()))
     return files
 
