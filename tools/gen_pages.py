@@ -2,8 +2,8 @@
 """Writes `docs/reference/findings/`, a page for each code, `evidence.md` and the copy of the JSON Schema.
 
 The pages are the docstrings of the checks. `tools/gen_pages.py` writes, `tools/gen_pages.py --check` says what is stale
-(exit status 1). New codes are entered in `tests/data/codes.txt`, the list of every code ever given: no number gets a second
-meaning.
+(exit status 1). New codes are entered in `tests/data/codes.txt`, the list of every code ever given, so that no number
+gets a second meaning.
 """
 
 from __future__ import annotations
