@@ -20,9 +20,11 @@ USER_INSTALL := $(VENV)/.ktp-demo
 SOURCES = $(shell find ktp -type f -not -name '*.pyc')
 # Recordings of whole clusters, for `make test-cases`.
 CASES ?= ../shared/cases
+BUILDER ?= buildah
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ktp/__init__.py)
 DEMO_SERVICE := test/nginx-externaltrafficpolicy
 
-.PHONY: pages golden help demo test test-cases test-kernel lint type imports fmt bench check pyz clean system-packages
+.PHONY: pages golden help demo test test-cases test-kernel test-image image lint type imports fmt bench check pyz clean system-packages
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +46,13 @@ test-cases: $(DEV) ## the tests that ask recordings of whole clusters: CASES=FOL
 	@KTP_CASES=$(abspath $(CASES)) KTP_HEADLINES=$(abspath $(CASES)) KTP_LOST_EVIDENCE=100 $(BIN)/python -m pytest -n $(WORKERS) \
 		tests/test_recorded_clusters.py tests/test_headlines.py tests/test_lost_evidence.py tests/unit/diagnose \
 		tests/unit/kubeproxy tests/unit/parse $(PYTEST_ARGS)
+
+image: ## the container image ktp:VERSION (BUILDER=podman, IMAGE_ARGS='--build-arg BASE=…')
+	@$(BUILDER) build $(IMAGE_ARGS) -f Containerfile -t ktp:$(VERSION) .
+
+test-image: system-packages $(DEV) ## build the image from a root file system of its own, and run it as a pod does (as root)
+	@for p in buildah mmdebstrap; do command -v $$p >/dev/null || apt-get install -qy --no-install-recommends $$p; done
+	@KTP_REQUIRE_KERNEL=1 $(BIN)/python -m pytest -m slow tests/integration/test_image.py $(PYTEST_ARGS)
 
 check: lint type imports ## ruff, mypy and import-linter
 
