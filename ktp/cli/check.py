@@ -35,7 +35,7 @@ def _is_ipv6(text: str) -> bool:
     return True
 
 
-@click.command("check")
+@click.command("check", short_help="This node by its own evidence, for monitors.")
 @click.option("--metrics", metavar="FILE", help="Write Prometheus metrics to FILE too, for node_exporter.")
 @click.option("--watch", is_flag=True, help="Look again and again, and say what changes.")
 @click.option("--serve", type=_Address(), metavar="[HOST]:PORT", help="Serve /metrics, /healthz and /report.")
