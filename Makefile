@@ -24,7 +24,7 @@ BUILDER ?= buildah
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ktp/__init__.py)
 DEMO_SERVICE := test/nginx-externaltrafficpolicy
 
-.PHONY: pages golden help demo test test-cases test-kernel test-image image lint type imports fmt bench check pyz clean system-packages
+.PHONY: pages golden help demo test test-cases test-kernel test-image image lint type imports fmt bench check pyz dist sbom site clean system-packages
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,24 @@ bench: $(DEV) ## big dumps and timings, as ratios (BENCH_ARGS='--only batch'), t
 PYZ := build/pyz
 PYZ_PIP = $(PYZ)/tools/bin/python -m pip --disable-pip-version-check -q
 PYZ_INTO = install --target $(PYZ)/site --upgrade --no-deps --no-compile
+dist: ## wheel and source archive in dist/, checked
+	@rm -rf build/tools dist && mkdir -p build && $(PYTHON) -m venv build/tools
+	@build/tools/bin/pip install -q --disable-pip-version-check build twine check-wheel-contents
+	@build/tools/bin/python -m build --outdir dist . >/dev/null
+	@build/tools/bin/twine check --strict dist/ktp-* && build/tools/bin/check-wheel-contents --toplevel ktp --ignore W002 dist/*.whl
+
+sbom: ## dist/ktp.cdx.json: what ktp brings along, as CycloneDX
+	@rm -rf build/sbom && mkdir -p build dist && $(PYTHON) -m venv build/sbom/tools && $(PYTHON) -m venv build/sbom/ktp
+	@build/sbom/tools/bin/pip install -q --disable-pip-version-check cyclonedx-bom
+	@build/sbom/ktp/bin/pip install -q --disable-pip-version-check . && build/sbom/ktp/bin/pip uninstall -qy pip setuptools
+	@build/sbom/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --of JSON \
+		--output-reproducible -o dist/ktp.cdx.json build/sbom/ktp/bin/python && echo dist/ktp.cdx.json
+
+site: ## the documentation as a site in build/site; a broken link is an error
+	@rm -rf build/site && mkdir -p build && $(PYTHON) -m venv build/docs
+	@build/docs/bin/pip install -q --disable-pip-version-check 'zensical>=0.0.70'
+	@build/docs/bin/zensical build --strict -f mkdocs.yml
+
 pyz: $(BIN)/python ## one file dist/ktp.pyz that runs on every Python from 3.10 on
 	@rm -rf $(PYZ) && mkdir -p $(PYZ) dist
 	@$(BIN)/python -m venv $(PYZ)/tools

@@ -25,6 +25,9 @@ def test_they_are_fresh(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", sorted(path.name for path in PAGES.iterdir()))
 def test_roff_finds_no_fault(page: str) -> None:
     done = subprocess.run(
-        ["groff", "-Kutf8", "-man", "-Tutf8", "-ww", "-z", PAGES / page], capture_output=True, text=True, check=False
+        ["groff", "-Kutf8", "-man", "-Tutf8", "-ww", "-z", PAGES / page],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
