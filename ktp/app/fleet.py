@@ -77,8 +77,6 @@ def ask_fleet(
     from ktp.collect.exporters import ask_exporters
     from ktp.collect.kube_api import connect
     from ktp.diagnose.fleet import merge_reports
-    from ktp.model.capture import EvidenceGap
-    from ktp.model.fleet import NodeReport
     from ktp.parse.node_reports import parse_node_report
 
     api = connect(settings.kubeconfig, settings.context)
@@ -88,16 +86,11 @@ def ask_fleet(
         api.get(
             f"/api/v1/namespaces/{at}/services/{name}"
         )  # a wrong name is told before five thousand nodes are asked
-    answers = ask_exporters(api, settings.nodes, parallel=settings.parallel, on_progress=settings.progress)
+    answers = ask_exporters(
+        api, settings.nodes, parse_node_report, parallel=settings.parallel, on_progress=settings.progress
+    )
     gaps = [answer.gap for answer in answers if answer.gap is not None]
-    reports: list[NodeReport] = []
-    for answer in answers:
-        if answer.report is None:
-            continue
-        try:
-            reports.append(parse_node_report(answer.report, f"the pod of ktp on {answer.node}"))
-        except EvidenceError as error:
-            gaps.append(EvidenceGap(kind="node-report", subject=answer.node, message=error.message))
+    reports = [answer.report for answer in answers if answer.report is not None]
     if not reports:
         raise EvidenceError("no node told how it does", hint=gaps[0].message if gaps else None)
     fleet = merge_reports(

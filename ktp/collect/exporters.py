@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ktp.collect.parallel import run_in_parallel
 from ktp.errors import ApiError, EvidenceError
@@ -15,28 +15,31 @@ from ktp.model.capture import EvidenceGap
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi
 
+T = TypeVar("T")
 SELECTOR = "app.kubernetes.io/name=ktp"
 _PORT = "metrics"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Generic[T]):
     """What the pod of a node answered, or why there is no answer."""
 
     node: str
-    report: dict[str, Any] | None = None
+    report: T | None = None
     gap: EvidenceGap | None = None
 
 
 def ask_exporters(
     api: KubeApi,
     nodes: Collection[str],
+    take: Callable[[dict[str, Any], str], T],
     *,
     parallel: int,
     on_progress: Callable[[int, int, str], None] | None = None,
-) -> list[Answer]:
+) -> list[Answer[T]]:
     """The report of each of `nodes`, of every Node of the cluster where none is named.
 
+    `take` makes of a report, and of words for where it is from, what is kept of it (EvidenceError: it is none).
     A node without a pod that runs, and a pod that does not answer, is an answer with a gap. Raises ApiError where pods
     cannot be listed, EvidenceError where there is no pod of ktp at all.
     """
@@ -53,9 +56,9 @@ def ask_exporters(
     names = list(nodes) or [key.removeprefix("/") for key in api.list_pages("/api/v1/nodes").keys]
     done = 0
 
-    def ask(node: str) -> Answer:
+    def ask(node: str) -> Answer[T]:
         nonlocal done
-        answer = _ask(api, node, pods.get(node))
+        answer = _ask(api, node, pods.get(node), take)
         done += 1
         if on_progress is not None:
             on_progress(done, len(names), node)
@@ -76,15 +79,17 @@ def _report_of(pod: dict[str, Any]) -> str | None:
     return f"/api/v1/namespaces/{metadata.get('namespace')}/pods/{where}/proxy/report"
 
 
-def _ask(api: KubeApi, node: str, path: str | None) -> Answer:
+def _ask(api: KubeApi, node: str, path: str | None, take: Callable[[dict[str, Any], str], T]) -> Answer[T]:
     if path is None:
         return Answer(node=node, gap=_gap(node, f"no pod of ktp runs on {node}", None))
     try:
-        return Answer(node=node, report=api.get(path))
+        return Answer(node=node, report=take(api.get(path), f"the pod of ktp on {node}"))
     except ApiError as error:
         return Answer(
             node=node, gap=_gap(node, f"the pod of ktp on {node} gave no report: {error.message}", error.hint)
         )
+    except EvidenceError as error:
+        return Answer(node=node, gap=_gap(node, error.message, None))
 
 
 def _gap(node: str, message: str, remedy: str | None) -> EvidenceGap:
