@@ -42,17 +42,19 @@ _FICKLE = re.compile(rb'^#.*$|\[\d+:\d+\]|"packets": ?\d+, ?"bytes": ?\d+', re.M
 class Looker:
     """Looks at one node again and again; what has not changed since the last look is not asked anew.
 
-    `errors` counts the looks that failed. Not for several threads at once.
+    `heard` says when the API server was last heard of, `looked` is when the node was: by the monotonic clock, since that
+    of the day may jump. `errors` counts the looks that failed. Not for several threads at once.
     """
 
     node: str
     objects: Callable[[tuple[str, ...]], Capture]
     reading: Callable[[], Capture]
     revision: Callable[[], object] = lambda: None
-    heard_at: Callable[[], float] = time.time
+    heard: Callable[[], float] = time.monotonic
     problem: Callable[[], KtpError | None] = lambda: None
     errors: int = 0
     last: NodeCheck | None = None
+    looked: float = 0.0
     _before: object = None
     _node: _Node | None = None
     _strangers: tuple[str, ...] = ()
@@ -70,7 +72,7 @@ class Looker:
         revision = self.revision()
         objects = self.objects(self._strangers)
         read = self.reading()
-        at = time.time()
+        at, self.looked = time.time(), time.monotonic()
         node = _understood(merge_captures(objects, read), self.node, self._node)
         same_node = node is self._node
         if self.last is not None and same_node and revision is not None and revision == self._before:
@@ -85,25 +87,35 @@ class Looker:
         found = replace(
             found,
             at=at,
-            objects_at=self.heard_at() or at,
+            objects_at=at - self.objects_age,
             seconds=time.monotonic() - begun,
-            gaps=(*(g for g in found.gaps if g.kind != "api-away"), *self._away(at)),
+            gaps=(*(g for g in found.gaps if g.kind != "api-away"), *self._away()),
         )
         self.last = found
         return found
 
-    def _away(self, now: float) -> Iterator[EvidenceGap]:
+    @property
+    def age(self) -> float:
+        """Seconds since the last look."""
+        return time.monotonic() - self.looked
+
+    @property
+    def objects_age(self) -> float:
+        """Seconds since the API server was heard of."""
+        return max(0.0, time.monotonic() - self.heard())
+
+    def _away(self) -> Iterator[EvidenceGap]:
         """A gap where the API server does not speak: the objects are those that it last told of."""
         from ktp.model.capture import EvidenceGap
 
-        problem, age = self.problem(), now - self.heard_at()
+        problem, age = self.problem(), self.objects_age
         if problem is None and age < _SILENCE:
             return
         why = problem.message if problem is not None else "the API server has sent nothing"
         yield EvidenceGap(
             kind="api-away",
             subject="api-server",
-            message=f"{why}; the objects are those of {max(0, round(age))} s ago",
+            message=f"{why}; the objects are those of {round(age)} s ago",
             remedy=problem.hint if problem is not None else None,
         )
 
@@ -210,7 +222,7 @@ def _of_this_machine(feed: ClusterWatch, node: str) -> Looker:
         objects=feed.capture,
         reading=ThisNode(node).read,
         revision=revision,
-        heard_at=lambda: feed.heard_at,
+        heard=lambda: feed.heard,
         problem=lambda: feed.problem,
     )
 
@@ -377,7 +389,7 @@ def write_metrics(path: str, looker: Looker) -> None:
     """The metrics in a file for node_exporter's textfile collector, whole at every moment."""
     from ktp.render.node_check import metrics_text
 
-    text = metrics_text(looker.last, looker.errors, time.time())
+    text = metrics_text(looker.last, looker.errors, looker.age, looker.objects_age)
     part = Path(f"{path}.{os.getpid()}.tmp")
     try:
         part.write_bytes(text)
@@ -406,11 +418,11 @@ def _page(looker: Looker, path: str, interval: float) -> Page | None:
     from ktp.app.serving import Page
     from ktp.render.node_check import METRICS_TYPE, metrics_text, report_text
 
-    found, now = looker.last, time.time()
+    found = looker.last
     if path == "/metrics":
-        return Page(200, METRICS_TYPE, metrics_text(found, looker.errors, now))
+        return Page(200, METRICS_TYPE, metrics_text(found, looker.errors, looker.age, looker.objects_age))
     if path == "/healthz":
-        late = found is None or now - found.at > 3 * interval
+        late = found is None or looker.age > 3 * interval
         return Page(
             503 if late else 200, "text/plain; charset=utf-8", b"no recent look\n" if late else b"ok\n"
         )

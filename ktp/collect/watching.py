@@ -47,13 +47,13 @@ _Owner = Callable[[dict[str, Any]], "str | None"]
 class Mirror:
     """A copy of one collection of the API. Objects are kept as packed text: 100,000 endpoints are 4 MB so.
 
-    `heard_at` is when the server last said something of it (Unix time), `problem` why it says nothing now.
+    `heard` is when the server last said something of it (monotonic clock), `problem` why it says nothing now.
     """
 
     def __init__(self, api: KubeApi, path: str, kind: str, api_version: str, owner: _Owner) -> None:
         """`kind` and `api_version` are those of one object, `owner` says whose it is."""
         self.path = path
-        self.heard_at = 0.0
+        self.heard = 0.0
         self.problem: ApiError | None = None
         self.revision = 0
         self.lists = 0
@@ -139,7 +139,7 @@ class Mirror:
             return {self._owner_of[key] for key in found if key in self._owner_of}
 
     def _heard(self) -> None:
-        self.heard_at = time.time()
+        self.heard = time.monotonic()
         self.problem = None
 
     def _take(self, event: WatchEvent) -> None:
@@ -212,9 +212,9 @@ class ClusterWatch:
         return self._services.revision, self._endpoints.revision, self._seldom_revision
 
     @property
-    def heard_at(self) -> float:
-        """When the API server was last heard of, of what it has said least of (Unix time)."""
-        return min(self._services.heard_at, self._endpoints.heard_at)
+    def heard(self) -> float:
+        """When the API server was last heard of, of what it has said least of (monotonic clock)."""
+        return min(self._services.heard, self._endpoints.heard)
 
     @property
     def problem(self) -> ApiError | None:

@@ -163,22 +163,22 @@ def require_prometheus() -> None:
         ) from None
 
 
-def metrics_text(check: NodeCheck | None, errors: int, now: float) -> bytes:
-    """The metrics in Prometheus's text format."""
+def metrics_text(check: NodeCheck | None, errors: int, age: float, objects_age: float) -> bytes:
+    """The metrics in Prometheus's text format; `age` is the look's, `objects_age` that of the API's word (seconds)."""
     require_prometheus()
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.registry import Collector
 
     class Once(Collector):
         def collect(self) -> Iterable[Metric]:
-            return metrics(check, errors, now)
+            return metrics(check, errors, age, objects_age)
 
     registry = CollectorRegistry()
     registry.register(Once())
     return generate_latest(registry)
 
 
-def metrics(check: NodeCheck | None, errors: int, now: float) -> Iterable[Metric]:
+def metrics(check: NodeCheck | None, errors: int, age: float, objects_age: float) -> Iterable[Metric]:
     """The metrics of one look: no series for a Service that is well.
 
     `errors` counts the looks that failed; with None for `check`, none has succeeded yet.
@@ -208,12 +208,10 @@ def metrics(check: NodeCheck | None, errors: int, now: float) -> Iterable[Metric
         value=check.undiagnosed,
     )  # fmt: skip
     yield GaugeMetricFamily("ktp_evidence_gaps", "What could not be read.", value=len(check.gaps))
-    yield GaugeMetricFamily(
-        "ktp_evidence_age_seconds", "How old the node's evidence is.", value=max(0.0, now - check.at)
-    )
+    yield GaugeMetricFamily("ktp_evidence_age_seconds", "How old the node's evidence is.", value=age)
     yield GaugeMetricFamily(
         "ktp_objects_age_seconds", "How long ago the API server was heard of.",
-        value=max(0.0, now - check.objects_at),
+        value=objects_age,
     )  # fmt: skip
     yield GaugeMetricFamily(
         "ktp_check_seconds", "How long the last look took, reading and thinking.", value=check.seconds

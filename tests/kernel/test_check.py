@@ -337,7 +337,7 @@ def looker(server: ApiServer, kernel: None) -> Iterator[Looker]:
         return feed.revision
 
     yield Looker(
-        node=NODE, objects=feed.capture, reading=reading, revision=revision, heard_at=lambda: feed.heard_at,
+        node=NODE, objects=feed.capture, reading=reading, revision=revision, heard=lambda: feed.heard,
         problem=lambda: feed.problem,
     )  # fmt: skip
     feed.stop()

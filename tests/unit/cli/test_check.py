@@ -117,7 +117,7 @@ def test_metrics_without_their_package(
 
 
 def test_the_metrics_have_no_series_for_what_is_well_or_unknown() -> None:
-    text = metrics_text(CHECK, 2, 1030.0).decode()
+    text = metrics_text(CHECK, 2, 30.0, 40.0).decode()
     series = [line for line in text.splitlines() if line.startswith("ktp_finding")]
     assert series == [
         'ktp_finding{code="",namespace="shop",service="api",severity="error"} 1.0',
@@ -126,7 +126,7 @@ def test_the_metrics_have_no_series_for_what_is_well_or_unknown() -> None:
     assert "ktp_check_errors_total 2.0" in text
     assert "ktp_evidence_age_seconds 30.0" in text
     assert "ktp_objects_age_seconds 40.0" in text
-    assert "ktp_frontends" not in metrics_text(None, 1, 0.0).decode()
+    assert "ktp_frontends" not in metrics_text(None, 1, 0.0, 0.0).decode()
 
 
 def test_nothing_to_check() -> None:
@@ -157,7 +157,7 @@ def test_the_pages() -> None:
         assert get(at, "/healthz")[0] == 503
         assert get(at, "/report")[0] == 503
         assert "ktp_check_errors_total 0.0" in get(at, "/metrics")[2]
-        one.last = replace(CHECK, at=time.time())
+        one.last, one.looked = CHECK, time.monotonic()
         assert get(at, "/healthz") == (200, "text/plain; charset=utf-8", "ok\n")
         status, kind, text = get(at, "/report?x=1")
         assert (status, kind, json.loads(text)) == (200, "application/json", check_object(one.last))
@@ -169,7 +169,7 @@ def test_the_pages() -> None:
         assert get(at, "/codes/KTP999")[0] == 404
         assert get(at, "/", "POST")[0] == 501
         # A look that is three intervals old is told by /healthz, and the report is still there.
-        one.last = replace(CHECK, at=time.time() - 181)
+        one.looked = time.monotonic() - 181
         assert get(at, "/healthz")[0] == 503
         assert get(at, "/report")[0] == 200
         with (
@@ -215,11 +215,11 @@ def test_an_api_server_that_is_silent_is_a_gap_and_no_verdict() -> None:
         if path.is_file()
     }
     capture = MemoryCapture(files=files)
-    heard = time.time()
-    one = Looker(node="node-b", objects=lambda _: capture, reading=lambda: capture, heard_at=lambda: heard)
+    heard = time.monotonic()
+    one = Looker(node="node-b", objects=lambda _: capture, reading=lambda: capture, heard=lambda: heard)
     well = one.look()
     assert [g for g in well.gaps if g.kind == "api-away"] == []
-    heard = time.time() - 1000
+    heard = time.monotonic() - 1000
     later = one.look()
     assert [(g.kind, g.message) for g in later.gaps if g.kind == "api-away"] == [
         ("api-away", "the API server has sent nothing; the objects are those of 1000 s ago")
@@ -229,7 +229,18 @@ def test_an_api_server_that_is_silent_is_a_gap_and_no_verdict() -> None:
     (gap,) = [g for g in one.look().gaps if g.kind == "api-away"]
     assert isinstance(gap, EvidenceGap)
     assert gap.remedy == "look at the cable"
-    assert one.look().at >= later.at
+
+
+def test_a_clock_that_jumps_makes_nothing_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = looker()
+    one.last, one.looked = CHECK, time.monotonic()
+    jumped = time.time() + 7200
+    monkeypatch.setattr(time, "time", lambda: jumped)
+    page = _page(one, "/healthz", 60)
+    assert page is not None
+    assert page.status == 200
+    assert one.age < 60
+    assert not list(one._away())
 
 
 def test_nothing_of_the_node_is_an_error_and_no_clean_bill() -> None:

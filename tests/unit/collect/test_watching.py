@@ -137,9 +137,9 @@ def test_a_server_that_is_away_is_told_of_and_found_again(feed: ClusterWatch, se
     server.misbehave("watch=1", *[Fault(status=503)] * 12)
     server.forget()  # ends the watches that run
     until(lambda: feed.problem is not None)
-    heard = feed.heard_at
+    heard = feed.heard
     assert names(feed)  # what was known is known
-    until(lambda: feed.problem is None and feed.heard_at > heard)
+    until(lambda: feed.problem is None and feed.heard > heard)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_what_is_no_event_ends_the_watch_and_not_the_program(
 
 
 def test_bookmarks_tell_that_the_server_is_there(feed: ClusterWatch) -> None:
-    heard = feed.heard_at
-    until(lambda: feed.heard_at > heard)
+    heard = feed.heard
+    until(lambda: feed.heard > heard)
     before = feed.revision
     time.sleep(0.3)
     assert feed.revision == before
