@@ -40,7 +40,8 @@ test: system-packages $(DEV) ## everything CI runs: all checks, then the quick t
 	exit $$rc
 
 test-kernel: system-packages $(DEV) ## the tests that ask the Linux kernel (as root)
-	@KTP_REQUIRE_KERNEL=1 KTP_KERNEL_CASES=$${KTP_KERNEL_CASES:-200} $(BIN)/python -m pytest -m kernel $(PYTEST_ARGS)
+	@KTP_REQUIRE_KERNEL=1 KTP_KERNEL_CASES=$${KTP_KERNEL_CASES:-200} KTP_CHECK_SERVICES=1000 KTP_CHECK_LOOKS=200 \
+		$(BIN)/python -m pytest -m kernel $(PYTEST_ARGS)
 
 test-cases: $(DEV) ## the tests that ask recordings of whole clusters: CASES=FOLDER
 	@KTP_CASES=$(abspath $(CASES)) KTP_HEADLINES=$(abspath $(CASES)) KTP_LOST_EVIDENCE=100 $(BIN)/python -m pytest -n $(WORKERS) \

@@ -42,8 +42,8 @@ _FICKLE = re.compile(rb'^#.*$|\[\d+:\d+\]|"packets": ?\d+, ?"bytes": ?\d+', re.M
 class Looker:
     """Looks at one node again and again; what has not changed since the last look is not asked anew.
 
-    `heard` says when the API server was last heard of, `looked` is when the node was: by the monotonic clock, since that
-    of the day may jump. `errors` counts the looks that failed. Not for several threads at once.
+    `heard` says when the API server was last heard of, `looked` is when the node was: by the monotonic clock, since the
+    other may jump. `errors` counts the looks that failed. Not for several threads at once.
     """
 
     node: str

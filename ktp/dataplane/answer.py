@@ -205,7 +205,7 @@ def _combine(forked: list[tuple[list[Decision], Leaf]], unknowns: list[Unknown])
 
 def _unknown(decision: Decision) -> Unknown:
     node = decision.key[1] if decision.key[0] == "order" else decision.key[0]
-    return Unknown(node=node, what=decision.what, why=_why(decision), rule=decision.rule)
+    return Unknown(node=node, what=decision.what, why=_why(decision), rule=decision.rule, forks=True)
 
 
 def _why(decision: Decision) -> str:

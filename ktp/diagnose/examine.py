@@ -53,6 +53,11 @@ class Asked:
     intent: Intent
     fact: FlowAnswer | None
 
+    @property
+    def is_certain_of_endpoints(self) -> bool:
+        """Whether it is known where packets are sent to, though perhaps not what becomes of them there."""
+        return self.fact is not None and not any(unknown.forks for unknown in self.fact.unknowns)
+
 
 class Examiner:
     """Answers questions about one snapshot; keeps what it has computed."""

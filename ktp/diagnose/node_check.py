@@ -148,7 +148,7 @@ def _checked(
             asked = examiner.ask(service, port, question)
             cell = examiner.cell(asked)
             state = _state(examiner, service, port, front_end, asked, cell, node)
-            if state is FrontEndState.UNKNOWN:
+            if cell.symptom is Symptom.UNKNOWN:
                 meant = {e.ip for e in asked.intent.endpoints}
                 strangers += [e.ip for e in cell.endpoints if e.ip not in meant]
             checked.append(
@@ -176,6 +176,10 @@ def _state(
     node: str,
 ) -> FrontEndState:
     if cell.symptom is Symptom.UNKNOWN or asked.fact is None:
+        meant = {(e.ip, e.port) for e in asked.intent.endpoints}
+        astray = {(e.ip, e.port) for e in cell.endpoints} - meant
+        if astray and asked.is_certain_of_endpoints and asked.intent.symptom is not Symptom.UNKNOWN:
+            return FrontEndState.DEVIATES
         return FrontEndState.UNKNOWN
     if cell.symptom is Symptom.CONNECTS and cell.disposition is not Disposition.HOST_PROCESS:
         return FrontEndState.ANSWERS if _as_meant(asked, cell) else FrontEndState.DEVIATES

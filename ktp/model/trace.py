@@ -242,12 +242,16 @@ class PlacedRule(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
-    """What was not known and made the answer differ: the rule or fact, and why it could not be decided."""
+    """What was not known and made the answer differ: the rule or fact, and why it could not be decided.
+
+    `forks` tells that the ways part there; otherwise a way ends there, and is certain up to it.
+    """
 
     node: str
     what: str
     why: str
     rule: PlacedRule | None = None
+    forks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

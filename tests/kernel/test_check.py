@@ -1,4 +1,4 @@
-"""`ktp check` on a node with the rules of a thousand Services, while things break and are repaired there.
+"""`ktp check` on a node with many Services (`make test-kernel`: a thousand), while things break and are repaired there.
 
 The node is a network namespace with kube-proxy's rules in the kernel, the API server a small one that is watched. Each
 fault must show up at the next look, for the Services that it hits and no others, and be gone after its repair.
@@ -42,8 +42,8 @@ pytestmark = [
 
 NODE = "node-b"
 NETNS = f"ktp-chk{os.getpid() % 10000}"
-SERVICES = int(os.environ.get("KTP_CHECK_SERVICES", "1000"))
-LOOKS = int(os.environ.get("KTP_CHECK_LOOKS", "200"))
+SERVICES = int(os.environ.get("KTP_CHECK_SERVICES", "120"))
+LOOKS = int(os.environ.get("KTP_CHECK_LOOKS", "30"))
 KNOBS = RuleKnobs(local=LocalMatch("-s", "10.244.0.0/16"))
 
 
@@ -368,7 +368,7 @@ def test_each_fault_shows_at_the_next_look_and_is_gone_after_the_repair(
         expected = {f"shop/s{n}" for n in range(SERVICES) if fault.hits(n)} or {"shop/newcomer"}
         assert sick(found) == expected, (fault.name, sorted(sick(found) ^ expected)[:5])
         causes = {e.cause for e in found.not_well} - {None}
-        assert causes, fault.name
+        assert causes, (fault.name, found.not_well, found.undiagnosed, found.findings)
         if fault.cause is not None:
             assert causes == {fault.cause}, fault.name
         assert sick(look()) == expected
@@ -439,7 +439,7 @@ def test_serve_in_the_nodes_network(folder: Path, kernel: None, tmp_path: Path) 
                 assert "ktp_finding{" not in metrics
                 assert _page("/healthz", "ok") == "ok\n"
                 sh("sysctl -qw net.ipv4.ip_forward=0")
-                report = json.loads(_page("/report", '"fails": 6'))
+                report = json.loads(_page("/report", f'"fails": {external - silent}'))
                 assert {item["cause"] for item in report["items"]} >= {"KTP201"}
                 assert 'code="KTP201",namespace="shop",service="s0",severity="error"' in _page(
                     "/metrics", "ktp_finding{"

@@ -98,7 +98,7 @@ def changed_cells(case: Case, node: str) -> list[Entry]:
     if has_same_rules(case.snapshot.nodes[node], changed.nodes[node]):
         return []  # as on most nodes: nothing is to be asked again
     entries = [e for e in case.on(node) if e.asked.fact is not None]
-    return [e for e in entries if _differs(e.cell, renewed(case, e, node))]
+    return [e for e in entries if _differs(e, renewed(case, e, node))]
 
 
 def renewed(case: Case, entry: Entry, node: str) -> Cell:
@@ -106,12 +106,17 @@ def renewed(case: Case, entry: Entry, node: str) -> Cell:
     return case.ask_again(entry, f"rules of {node} renewed", partial(rules_renewed, case, node))
 
 
-def _differs(before: Cell, after: Cell) -> bool:
-    if Symptom.UNKNOWN in (before.symptom, after.symptom):
+def _differs(entry: Entry, after: Cell) -> bool:
+    before = entry.cell
+    if after.symptom is Symptom.UNKNOWN:
         return False
+    others = {(e.ip, e.port) for e in before.endpoints} - {(e.ip, e.port) for e in after.endpoints}
+    if before.symptom is Symptom.UNKNOWN:
+        # What becomes of the packet is not known, and yet it is sent where the API has no endpoint.
+        return bool(others) and entry.asked.is_certain_of_endpoints
     if before.symptom is not after.symptom:
         return True
-    return {(e.ip, e.port) for e in before.endpoints} != {(e.ip, e.port) for e in after.endpoints}
+    return bool(others) or len(before.endpoints) != len(after.endpoints)
 
 
 def answer_words(cell: Cell) -> str:
