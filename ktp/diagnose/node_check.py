@@ -176,8 +176,7 @@ def _state(
     node: str,
 ) -> FrontEndState:
     if cell.symptom is Symptom.UNKNOWN or asked.fact is None:
-        meant = {(e.ip, e.port) for e in asked.intent.endpoints}
-        astray = {(e.ip, e.port) for e in cell.endpoints} - meant
+        astray = {(e.ip, e.port) for e in cell.endpoints} - {(e.ip, e.port) for e in asked.intent.endpoints}
         if astray and asked.is_certain_of_endpoints and asked.intent.symptom is not Symptom.UNKNOWN:
             return FrontEndState.DEVIATES
         return FrontEndState.UNKNOWN
