@@ -28,7 +28,7 @@ from ktp.parse.snapshot import parse_snapshot
 
 PACKAGED = Path(__file__).resolve().parent / "data" / "cases"
 CASES = sorted(p.name for p in PACKAGED.glob("*/") if (p / "probes.json").is_file())
-DRAWS = int(os.environ.get("KTP_LOST_EVIDENCE", "6"))
+DRAWS = int(os.environ.get("KTP_LOST_EVIDENCE", "4"))
 FLOWS = 60
 
 TABLES = ("nat", "filter", "mangle", "raw")

@@ -343,6 +343,7 @@ def looker(server: ApiServer, kernel: None) -> Iterator[Looker]:
     feed.stop()
 
 
+@pytest.mark.slow
 def test_each_fault_shows_at_the_next_look_and_is_gone_after_the_repair(
     looker: Looker, server: ApiServer, rules: str
 ) -> None:
