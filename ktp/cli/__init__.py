@@ -12,7 +12,7 @@ import sys
 import click
 
 import ktp
-from ktp.cli.options import common_options
+from ktp.cli.options import Group, common_options
 from ktp.cli.terminal import degrade_gracefully
 from ktp.errors import ExitCode, KtpError
 
@@ -44,7 +44,7 @@ _COMMANDS = {
 _SIGNALS = 128
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """The commands, each imported when it is called; the list of them imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -69,7 +69,7 @@ class _Commands(click.Group):
     cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(ktp.__version__, "-V", "--version", prog_name="ktp")
-@common_options
+@common_options()
 def cli() -> None:
     """Tells why a NodePort or load-balancer port of a Kubernetes Service does not answer, and proves it.
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ktp.app.auth import Rights, ask_rights
-from ktp.cli.options import common_options, settings
+from ktp.cli.options import Section, common_options, settings
+from ktp.cli.options import command as ktp_command
 
 _MODES = {
     "api": "The API, which every run asks",
@@ -17,8 +18,8 @@ _MODES = {
 }
 
 
-@click.command("auth", short_help="What the current user may read, and the manifest that adds the rest.")
-@common_options
+@ktp_command("auth", short_help="What the current user may read, and the manifest that adds the rest.")
+@common_options("--kubeconfig", "--context", "--namespace", "--node-access", Section.OUTPUT)
 def command() -> int:
     """Asks the API server what these credentials may read, one line a right, and what ktp needs it for.
 

@@ -8,7 +8,8 @@ from ipaddress import IPv6Address
 
 import click
 
-from ktp.cli.options import common_options, settings
+from ktp.cli.options import Section, common_options, settings
+from ktp.cli.options import command as ktp_command
 from ktp.errors import UsageError
 
 
@@ -35,7 +36,7 @@ def _is_ipv6(text: str) -> bool:
     return True
 
 
-@click.command("check", short_help="This node by its own evidence, for monitors.")
+@ktp_command("check", short_help="This node by its own evidence, for monitors.")
 @click.option("--metrics", metavar="FILE", help="Write Prometheus metrics to FILE too, for node_exporter.")
 @click.option("--watch", is_flag=True, help="Look again and again, and say what changes.")
 @click.option("--serve", type=_Address(), metavar="[HOST]:PORT", help="Serve /metrics, /healthz and /report.")
@@ -45,7 +46,7 @@ def _is_ipv6(text: str) -> bool:
     metavar="SECONDS",
     help="Between two looks of --watch and --serve (default: 60).",
 )
-@common_options
+@common_options("--snapshot", "--demo", "--kubeconfig", "--context", "--node", Section.OUTPUT)
 def command(metrics: str | None, watch: bool, serve: tuple[str, int] | None, interval: float | None) -> int:
     """Judge this node by its own evidence: is every Service reachable here from outside, as the API objects call for?
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ktp.cli.complete import codes
-from ktp.cli.options import common_options, settings
+from ktp.cli.options import Section, common_options, settings
+from ktp.cli.options import command as ktp_command
 from ktp.cli.terminal import use_color, width
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 _COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
-@click.command("codes", short_help="The findings, and the page of one.")
+@ktp_command("codes", short_help="The findings, and the page of one.")
 @click.argument("code", required=False, metavar="[CODE]", shell_complete=codes)
-@common_options
+@common_options(Section.OUTPUT)
 def command(code: str | None) -> int:
     """List the findings, or show the page of one.
 

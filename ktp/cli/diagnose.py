@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ktp.cli.complete import services
-from ktp.cli.options import common_options, settings, store
+from ktp.cli.options import Group, common_options, settings, store
+from ktp.cli.options import command as ktp_command
 from ktp.cli.probe import probe_options, probing
 from ktp.errors import UsageError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ktp.app.settings import Settings
 
 
-class _What(click.Group):
+class _What(Group):
     """A group of which the first word may be what was dialled, and not the name of a command."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -37,7 +38,7 @@ class _What(click.Group):
     subcommand_metavar="svc NAME… | WHAT…",
     short_help="Is a Service reachable, on each node, from each kind of client; why not.",
 )
-@common_options
+@common_options()
 def command() -> None:
     """Is it reachable, on each node, from each kind of client; why not; what to do.
 
@@ -52,7 +53,7 @@ def command() -> None:
     """
 
 
-@click.command("what", hidden=True)
+@ktp_command("what", hidden=True)
 @click.argument("words", nargs=-1, required=True, metavar="WHAT…")
 @click.option("--client", metavar="IP", help="The outside client to ask for (default: one far away).")
 @click.option(
@@ -62,7 +63,7 @@ def command() -> None:
     callback=store,
     help="Exit with 1 from findings of this severity on (default: warning).",
 )
-@common_options
+@common_options()
 def what(words: tuple[str, ...], client: str | None) -> int:
     """Say what was dialled, and diagnose that."""
     from ktp.app.what import diagnose_what
@@ -84,7 +85,7 @@ def what(words: tuple[str, ...], client: str | None) -> int:
 @click.option("--probe", is_flag=True, help="Dial the front ends for real too, as ktp probe does.")
 @probe_options
 @click.option("--health", is_flag=True, help="Ask the healthCheckNodePort of each node too.")
-@common_options
+@common_options()
 def svc(
     names: tuple[str, ...],
     all_namespaces: bool,

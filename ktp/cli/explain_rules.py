@@ -8,11 +8,12 @@ import sys
 import click
 
 from ktp.cli.complete import services
+from ktp.cli.options import command as ktp_command
 from ktp.cli.options import common_options, settings
 from ktp.errors import UsageError
 
 
-@click.command("explain-rules", short_help="The rules that a Service's packets meet, each in plain words.")
+@ktp_command("explain-rules", short_help="The rules that a Service's packets meet, each in plain words.")
 @click.argument("name", metavar="[NAMESPACE/]NAME", required=False, shell_complete=services)
 @click.option("--node-port", metavar="N[/udp]", help="Explain this node port.")
 @click.option("--chain", metavar="CHAIN", help="Explain this chain, e.g. KUBE-MARK-MASQ or masquerading.")
@@ -29,7 +30,7 @@ from ktp.errors import UsageError
     default="external",
     help="Where the client is (default: external).",
 )
-@common_options
+@common_options()
 def command(
     name: str | None, node_port: str | None, chain: str | None, rules: str | None, vantage: str
 ) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from ktp.cli.options import common_options, settings
+from ktp.cli.options import Group, common_options, settings
 
 
-@click.group("fleet")
+@click.group("fleet", cls=Group)
 def command() -> None:
     """Nodes that judge themselves: a DaemonSet of ktp check --serve, and what it says.
 
@@ -24,7 +24,7 @@ def command() -> None:
 @click.option(
     "--monitoring", is_flag=True, help="Add a PodMonitor, alerts and a dashboard (Prometheus operator)."
 )
-@common_options
+@common_options("--help")
 def manifest(image: str | None, monitoring: bool) -> int:
     """Print the objects to apply. Nothing is created by ktp.
 

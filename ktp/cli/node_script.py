@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 
-import click
-
+from ktp.cli.options import command as ktp_command
 from ktp.cli.options import common_options, settings
 from ktp.errors import ExitCode
 
 
-@click.command("node-script", short_help="The script that reads a node, to be run by somebody else.")
-@common_options
+@ktp_command("node-script", short_help="The script that reads a node, to be run by somebody else.")
+@common_options("--sudo", "--timeout")
 def command() -> int:
     """Prints a POSIX shell script that reads a node and prints what it found.
 

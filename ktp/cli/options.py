@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeVar
 
 import click
@@ -25,20 +27,53 @@ def store(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     return value
 
 
-def _option(*names: str, **attributes: Any) -> Callable[[F], F]:
-    return click.option(*names, expose_value=False, callback=store, **attributes)
+class Section(str, Enum):
+    """A heading in --help, and the common options under it."""
+
+    EVIDENCE = "Evidence"
+    NODES = "Ways to the nodes"
+    OUTPUT = "Output"
 
 
-_COMMON: tuple[Callable[[Any], Any], ...] = (
+class _CommonOption(click.Option):
+    """An option that every command takes; its help stands in a section of its own."""
+
+    def __init__(self, *arguments: Any, section: Section, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.section = section
+
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What an option is made of, anew for each command."""
+
+    section: Section
+    names: tuple[str, ...]
+    attributes: dict[str, Any]
+
+    def added(self, function: F, *, hidden: bool) -> F:
+        return click.option(
+            *self.names, cls=_CommonOption, section=self.section, expose_value=False, callback=store,
+            **{**self.attributes, "hidden": hidden},
+        )(function)  # fmt: skip
+
+
+def _option(section: Section, *names: str, **attributes: Any) -> _Common:
+    return _Common(section, names, attributes)
+
+
+_COMMON: tuple[_Common, ...] = (
     _option(
+        Section.EVIDENCE,
         "--snapshot",
         metavar="PATH",
         help="Answer from a snapshot: a folder, a .tar.gz, or objects that kubectl printed (-o yaml).",
     ),
-    _option("--demo", is_flag=True, help="Answer from the snapshot that ktp brings along."),
-    _option("--kubeconfig", metavar="FILE", help="The kubeconfig file to use."),
-    _option("--context", metavar="NAME", help="The kubeconfig context to use."),
+    _option(Section.EVIDENCE, "--demo", is_flag=True, help="Answer from the snapshot that ktp brings along."),
+    _option(Section.EVIDENCE, "--kubeconfig", metavar="FILE", help="The kubeconfig file to use."),
+    _option(Section.EVIDENCE, "--context", metavar="NAME", help="The kubeconfig context to use."),
     _option(
+        Section.EVIDENCE,
         "-n",
         "--namespace",
         metavar="NS",
@@ -46,6 +81,7 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         shell_complete=complete.namespaces,
     ),
     _option(
+        Section.EVIDENCE,
         "--node",
         "nodes",
         metavar="NODE",
@@ -54,57 +90,126 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         shell_complete=complete.nodes,
     ),
     _option(
+        Section.NODES,
         "--node-access",
         type=click.Choice(["auto", "none", "local", "ssh", "agent", "kube-proxy", "exporter"]),
         help="How to read the nodes' rules (default: auto); agent: through the pods of kube-proxy or Cilium; exporter: "
         "by what each node's own ktp check says (diagnose svc).",
     ),
     _option(
+        Section.NODES,
         "--node-shell",
         metavar="COMMAND",
         help="Read the nodes by a command that gives a shell there, as 'docker exec -i {node} sh', or one of "
         "docker (kind, k3d), podman, debug (makes a privileged pod a node), gcloud, tsh.",
     ),
-    _option("--ssh-user", metavar="USER", help="The user to log in as with --node-access ssh."),
     _option(
+        Section.NODES, "--ssh-user", metavar="USER", help="The user to log in as with --node-access ssh."
+    ),
+    _option(
+        Section.NODES,
         "--ssh-option",
         "ssh_options",
         metavar="KEY=VALUE",
         multiple=True,
         help="An option of ssh, as for its -o (may be repeated).",
     ),
-    _option("--sudo", is_flag=True, help="On the nodes, read rules through sudo -n."),
+    _option(Section.NODES, "--sudo", is_flag=True, help="On the nodes, read rules through sudo -n."),
     _option(
+        Section.NODES,
         "--pods",
         type=click.Choice(["none", "asked", "all"]),
         help="Pods whose network namespaces are read on their nodes, as root (default: those of the asked Service; "
         "of a snapshot all, of -A none).",
     ),
     _option(
-        "--parallel", type=click.IntRange(1, 1000), metavar="N", help="Nodes read at once (default: 16)."
+        Section.NODES,
+        "--parallel",
+        type=click.IntRange(1, 1000),
+        metavar="N",
+        help="Nodes read at once (default: 16).",
     ),
     _option(
+        Section.NODES,
         "--timeout",
         type=click.FloatRange(1, 86400),
         metavar="SECONDS",
         help="How long reading one node may take (default: 120).",
     ),
     _option(
+        Section.OUTPUT,
         "-o",
         "--output",
         type=click.Choice(["text", *FORMS]),
         help="The form of the result (default: text); each command says which it has.",
     ),
-    _option("--color", type=click.Choice(["auto", "always", "never"]), help="Colour (default: auto)."),
-    _option("-v", "--verbose", is_flag=True, help="Say more about the evidence."),
+    _option(
+        Section.OUTPUT,
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        help="Colour (default: auto).",
+    ),
+    _option(Section.OUTPUT, "-v", "--verbose", is_flag=True, help="Say more about the evidence."),
 )
 
 
-def common_options(function: F) -> F:
-    """Add the options of design §5 to a command."""
-    for option in reversed(_COMMON):
-        function = option(function)
-    return function
+def common_options(*shown: Section | str) -> Callable[[F], F]:
+    """Add the options of design §5 to a command, which takes them all.
+
+    `shown` are the sections, and options by their long name, that mean something to it and stand in its help; all,
+    where none is named.
+    """
+
+    def add(function: F) -> F:
+        for option in reversed(_COMMON):
+            hidden = bool(shown) and option.section not in shown and not set(option.names) & set(shown)
+            function = option.added(function, hidden=hidden)
+        return function
+
+    return add
+
+
+class _Sections(click.Command):
+    """A command whose help has its own options first, then the common ones by section."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, and the commands of a group between both kinds."""
+        own: list[tuple[str, str]] = []
+        common: dict[Section, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None and parameter.name == "output":
+                forms = _FORMS.get(ctx.info_name or "", ("text", *FORMS))
+                record = f"-o, --output [{'|'.join(forms)}]", "The form of the result (default: text)."
+            if record is not None:
+                rows = (
+                    common.setdefault(parameter.section, []) if isinstance(parameter, _CommonOption) else own
+                )
+                rows.append(record)
+        if own:
+            with formatter.section("Options"):
+                formatter.write_dl(own)
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
+        for section in Section:
+            if section in common:
+                with formatter.section(section.value):
+                    formatter.write_dl(common[section])
+
+
+class Command(_Sections):
+    """A command of ktp."""
+
+
+class Group(_Sections, click.Group):
+    """Commands of ktp under one name."""
+
+    command_class = Command
+
+
+def command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Command]:
+    """As click.command, for a command of ktp."""
+    return click.command(name, cls=Command, **attributes)
 
 
 def settings() -> Settings:

@@ -10,6 +10,7 @@ import click
 
 from ktp.app.probe import Probing
 from ktp.cli.complete import services
+from ktp.cli.options import command as ktp_command
 from ktp.cli.options import common_options, settings
 from ktp.errors import UsageError
 
@@ -85,12 +86,12 @@ def _progress() -> Callable[[int, int, str], None] | None:
     return shown_progress("dialling")
 
 
-@click.command("probe", short_help="Dial the front ends for real, and see whether it goes as predicted.")
+@ktp_command("probe", short_help="Dial the front ends for real, and see whether it goes as predicted.")
 @click.argument("name", metavar="[NAMESPACE/]NAME", shell_complete=services)
 @probe_options
 @click.option("--health", is_flag=True, help="Ask the healthCheckNodePort of each node too.")
 @click.option("--counters", is_flag=True, help="On a node: show the rules whose counters moved meanwhile.")
-@common_options
+@common_options()
 def command(
     name: str,
     tries: int,

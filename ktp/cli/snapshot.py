@@ -12,13 +12,14 @@ import click
 
 from ktp.app.settings import Settings
 from ktp.app.snapshot import Taken, take_snapshot
+from ktp.cli.options import command as ktp_command
 from ktp.cli.options import common_options, settings
 from ktp.errors import ExitCode, UsageError
 
 _GAPS_SHOWN = 10
 
 
-@click.command("snapshot", short_help="Collect everything into a folder or archive.")
+@ktp_command("snapshot", short_help="Collect everything into a folder or archive.")
 @click.argument("arguments", nargs=-1, required=True, metavar="OUT | import SOURCE... OUT")
 @click.option(
     "--resume", is_flag=True, help="Go on with a folder: nodes that are in it already are not read again."
@@ -27,7 +28,7 @@ _GAPS_SHOWN = 10
 @click.option(
     "--redact-map", metavar="FILE", help="Keep the pseudonyms in FILE; an existing one is used again."
 )
-@common_options
+@common_options()
 def command(arguments: tuple[str, ...], resume: bool, redact: bool, redact_map: str | None) -> int:
     """Writes what ktp can read of a cluster to OUT: a folder, or an archive if OUT ends in .tar.gz.
 

@@ -11,11 +11,12 @@ import click
 from ktp.app.evidence import snapshot_for_all
 from ktp.app.settings import Settings
 from ktp.app.trace import FlowBatch, Traced, trace_flow
+from ktp.cli.options import command as ktp_command
 from ktp.cli.options import common_options, settings
 from ktp.errors import ExitCode, UsageError
 
 
-@click.command("trace", short_help="One packet's way through the nodes, every step.")
+@ktp_command("trace", short_help="One packet's way through the nodes, every step.")
 @click.option(
     "--from", "source", metavar="IP[@NODE]", help="The sender: IP, IP@NODE, @NODE or NAMESPACE/POD."
 )
@@ -24,7 +25,7 @@ from ktp.errors import ExitCode, UsageError
 )
 @click.option("--via", metavar="NODE", help="The node that an outside packet reaches first.")
 @click.option("--batch", metavar="FILE", help="Answer the flows in FILE (- is stdin), JSON Lines in and out.")
-@common_options
+@common_options()
 def command(source: str | None, target: str | None, via: str | None, batch: str | None) -> int:
     """Follows one packet through the nodes and shows every step: rules, routes, translations, the answer's way.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from ktp.cli.complete import services
+from ktp.cli.options import command as ktp_command
 from ktp.cli.options import common_options, settings
 from ktp.errors import UsageError
 
 
-@click.command("what-if", short_help="The matrix before and after a change, without changing anything.")
+@ktp_command("what-if", short_help="The matrix before and after a change, without changing anything.")
 @click.argument("name", metavar="[NAMESPACE/]NAME", shell_complete=services)
 @click.option("--policy", metavar="Cluster|Local", help="Another externalTrafficPolicy.")
 @click.option(
@@ -24,7 +25,7 @@ from ktp.errors import UsageError
 @click.option("--pod-on", metavar="NODE", multiple=True, help="One more ready pod on a node.")
 @click.option("--delete-pod", metavar="POD", multiple=True, help="A pod gone.")
 @click.option("--forward-policy", metavar="ACCEPT", help="Another policy of the FORWARD chains.")
-@common_options
+@common_options()
 def command(name: str, **asked: object) -> int:
     """Shows what a change would do to a Service, by the same engine that diagnoses. Nothing is changed.
 
