@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ktp.dataplane.packet import Packet, Port, to_text
+from ktp.dataplane.packet import Packet, Port, some, to_text
 from ktp.dataplane.state import ASKED, Decision, HopRecord, RuleOfNft, StepRecord
 from ktp.dataplane.walk import Attached, Delivery, Leaf, LimitExceededError, Walker
 from ktp.model.assumption import Assumption, EvidenceKind
@@ -59,7 +59,7 @@ def answer_flow(walker: Walker, flow: Flow, *, trace: bool = True) -> FlowAnswer
     if best.disposition is Disposition.UNDETERMINED:
         return answer
     taken = Assumption(
-        f"{flow.dst} is an address of one of {', '.join(holders)}, which would answer alike",
+        f"{flow.dst} is an address of one of {some(holders)}, which would answer alike",
         EvidenceKind.ADDRESSES,
     )
     return replace(

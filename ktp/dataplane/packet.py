@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
@@ -235,3 +236,9 @@ def endpoint_text(family: int, ip: int, port: Port) -> str:
         return text
     shown = str(port) if isinstance(port, int) else "*"
     return f"[{text}]:{shown}" if family == 6 else f"{text}:{shown}"
+
+
+def some(names: Sequence[str], most: int = 6) -> str:
+    """The names, of many the first and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

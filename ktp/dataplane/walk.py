@@ -37,6 +37,7 @@ from ktp.dataplane.packet import (
     Packet,
     Port,
     endpoint_text,
+    some,
     to_int,
     to_text,
 )
@@ -1088,7 +1089,7 @@ class Walker:
             self._end_unknown(
                 state,
                 host.name,
-                f"{target} may be an address of {', '.join(sorted(self.topology.unread))}, of which they were not read",
+                f"{target} may be an address of {some(sorted(self.topology.unread))}, of which they were not read",
             )
             return
         # Nobody answers the neighbour solicitation: after three seconds the node itself reports it (arp_error_report).

@@ -293,7 +293,10 @@ def decided_evidence(cell: Cell) -> tuple[Evidence, ...]:
     d = cell.decided_by
     if d is None or not d.rule:
         return ()
-    where = " ".join(part for part in (d.node, d.pod, *((d.backend, d.table) if d.table else ())) if part)
+    # IPVS and Cilium have one name for what answers and for its table.
+    where = " ".join(
+        part for part in dict.fromkeys((d.node, d.pod, *((d.backend, d.table) if d.table else ()))) if part
+    )
     if d.line:
         where += f" line {d.line}"
     return (Evidence(kind=d.kind.value, source=where, text=d.rule),)

@@ -237,3 +237,11 @@ def test_the_nodes_that_are_not_examined_are_named_all_the_same(tmp_path: Path, 
     assert {f.node for f in found} == {"node-1", "node-2"}
     groups = [g for g in diagnosis.headline if g.frontend == "nodePort 31000/TCP"]
     assert [(len(g.nodes), g.cause) for g in groups] == [(nodes - 1, "KTP501")]
+
+
+def test_many_nodes_are_not_all_named_in_a_reason() -> None:
+    from ktp.dataplane.packet import some
+
+    names = [f"node-{n}" for n in range(1000)]
+    assert some(names) == "node-0, node-1, node-2, node-3, node-4, node-5 and 994 more"
+    assert some(names[:2]) == "node-0, node-1"
