@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ktp.collect.cluster import METALLB_RESOURCES
 from ktp.collect.parallel import run_in_parallel
 from ktp.errors import ApiError, ApiForbiddenError, ApiNotFoundError
 
@@ -85,6 +86,13 @@ def permissions(namespace: str | None) -> tuple[Permission, ...]:
         ),
         Permission(verb="get", resource="namespaces", purpose="telling a misspelt namespace from an empty one"),
         Permission(verb="list", resource="namespaces", purpose="the names next to a misspelt namespace"),
+        *(
+            Permission(
+                verb="list", group="metallb.io", resource=resource,
+                purpose="whether MetalLB announces a load-balancer address",
+            )
+            for resource in METALLB_RESOURCES
+        ),
         kube_proxy(verb="list", resource="pods", purpose="finding kube-proxy's pod on each node"),
         kube_proxy(verb="get", resource="pods/exec", purpose="running iptables-save in it, over a WebSocket"),
         kube_proxy(verb="create", resource="pods/exec", purpose="the same, asked for by servers from 1.35 on"),

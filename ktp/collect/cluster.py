@@ -27,6 +27,9 @@ ENDPOINTS = "cluster/endpoints.json"
 NODES = "cluster/nodes.json"
 PODS = "cluster/pods.json"
 VERSION = "cluster/version.json"
+METALLB = "cluster/metallb.json"
+METALLB_RESOURCES = ("ipaddresspools", "l2advertisements", "bgpadvertisements", "servicel2statuses")
+_METALLB_GROUP = "metallb.io/v1beta1"
 
 SCOPED = {SERVICES, ENDPOINT_SLICES, ENDPOINTS, PODS}
 
@@ -72,6 +75,8 @@ def collect_service(api: KubeApi, namespace: str, name: str) -> MemoryCapture:
         partial(kube_proxy_config, api),
         partial(_kube_proxy_pods, api),
     ]
+    if (service.get("spec") or {}).get("type") == "LoadBalancer":
+        reads.append(partial(_metallb, api))
     if selector:
         words = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
         reads.insert(2, partial(_pods, api, f"{in_namespace}/pods", {"labelSelector": words}))
@@ -91,6 +96,7 @@ def collect_services(api: KubeApi, namespace: str | None) -> MemoryCapture:
         partial(_pods, api, f"/api/v1{scope}/pods", {}),
         partial(version, api),
         partial(kube_proxy_config, api),
+        partial(_metallb, api),
     ]
     if namespace not in {None, "kube-system"}:
         reads.append(partial(_kube_proxy_pods, api))
@@ -212,6 +218,28 @@ def version(api: KubeApi) -> Part:
         return Part(files={VERSION: json.dumps(api.get("/version")).encode()})
     except ApiError as error:
         return Part(gaps=[_gap("version", "version", error, "the version of the API server is not known")])
+
+
+def _metallb(api: KubeApi) -> Part:
+    """MetalLB's objects of all its kinds in one list; nothing, and no gap, where the cluster has no MetalLB."""
+    try:
+        served = api.get(f"/apis/{_METALLB_GROUP}").get("resources") or ()
+    except ApiError:
+        return Part()  # its absence is the usual case, and who may not ask for kinds may not read them
+    names = {entry.get("name") for entry in served if isinstance(entry, dict)}
+    objects, gaps = EMPTY_LIST, []
+    for resource in METALLB_RESOURCES:
+        if resource not in names:
+            continue
+        try:
+            found = api.list_pages(f"/apis/{_METALLB_GROUP}/{resource}")
+        except ApiError as error:
+            gaps.append(_gap("metallb", resource, error, "whether MetalLB announces an address is not known"))
+        else:
+            # Objects of several kinds may have one name.
+            keys = tuple(f"{resource} {key}" for key in found.keys)
+            objects += ObjectList(keys=keys, items=found.items)
+    return Part(lists={METALLB: objects} if not gaps else {}, gaps=gaps)
 
 
 def kube_proxy_config(api: KubeApi) -> Part:

@@ -20,6 +20,8 @@ CLUSTER_KINDS: Mapping[str, str] = {
     "cluster/pods.json": "Pod",
     "cluster/nodes.json": "Node",
 }
+# Objects of several kinds of which nothing is secret: addresses and names of nodes.
+_MIXED = "cluster/metallb.json"
 _VERSION = "cluster/version.json"
 NODE_FILE = re.compile(
     r"(?:pods/[^/]+/(?=[^/]+$))?(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
@@ -53,7 +55,7 @@ def strip_capture(
             continue
         if name in CLUSTER_KINDS:
             files[name] = _strip_list(name, capture.read(name), namespace)
-        elif name in {_VERSION, PARTIAL}:
+        elif name in {_VERSION, PARTIAL, _MIXED}:
             files[name] = capture.read(name)
         elif parts[0] == "nodes" and _is_of_other(parts, namespace):
             continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ktp.model.host import IPAddress
+from ktp.model.metallb import MetalLB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +254,7 @@ class Cluster:
     pods: tuple[Pod, ...] | None = None
     nodes: Mapping[str, Node] | None = None
     version: str | None = None  # gitVersion of the API server
+    metallb: MetalLB | None = None  # None: not read, or not there
     partial: Mapping[str, Scope] = field(
         default_factory=dict
     )  # lists that are not whole, by the field's name

@@ -29,6 +29,7 @@ from ktp.model.cluster import (
     ServicePort,
     Taint,
 )
+from ktp.parse.metallb import METALLB, parse_metallb
 from ktp.parse.text import (
     SHAPE_ERRORS,
     gc_paused,
@@ -104,6 +105,7 @@ def _parse_cluster(capture: Capture) -> tuple[Cluster, list[tuple[EvidenceError,
             pods=optional(PODS, parse_pods),
             nodes=optional(NODES, parse_nodes),
             version=optional(VERSION, parse_version),
+            metallb=optional(METALLB, parse_metallb),
             partial=optional(PARTIAL, parse_partial) or {},
         )
     return cluster, problems
@@ -158,6 +160,7 @@ _FIELDS = {
     ENDPOINTS: "endpoints",
     PODS: "pods",
     NODES: "nodes",
+    METALLB: "metallb",
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ktp.errors import EvidenceError
 from ktp.model.capture import PARTIAL, Capture, MemoryCapture
 from ktp.parse.kubernetes import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES, VERSION
+from ktp.parse.metallb import METALLB
 from ktp.parse.posted import undressed_text
 from ktp.parse.text import SHAPE_ERRORS, UTF16_MARKS, decode_text
 
@@ -23,6 +24,7 @@ _FILES = {
     "Endpoints": ENDPOINTS,
     "Pod": PODS,
     "Node": NODES,
+    **dict.fromkeys(("IPAddressPool", "L2Advertisement", "BGPAdvertisement", "ServiceL2Status"), METALLB),
 }
 _CANONICAL = frozenset((*_FILES.values(), VERSION, PARTIAL))
 _ENDINGS = (".json", ".yaml", ".yml", ".txt")

@@ -288,3 +288,68 @@ def test_no_secret_is_in_a_snapshot(
     assert secret not in capsys.readouterr().out
     assert not [path for path in server.paths() if "secrets" in path]
     assert run(["--snapshot", str(tmp_path / out), "diagnose", "svc", LOCAL]) == 1
+
+
+# --------------------------------------------------------------------------------------------------- MetalLB
+
+BALANCED = "test/nginx-log"
+
+
+def with_metallb(server: ApiServer) -> None:
+    (service,) = [s for s in server.objects["services"] if s["metadata"]["name"] == "nginx-log"]
+    service["spec"]["type"] = "LoadBalancer"
+    service["status"] = {"loadBalancer": {"ingress": [{"ip": "10.99.0.12"}]}}
+    server.objects["ipaddresspools"] = [
+        {
+            "metadata": {"namespace": "metallb-system", "name": "first"},
+            "spec": {"addresses": ["10.99.0.0/24"]},
+        }
+    ]
+
+
+def test_metallb_is_asked_where_it_is(
+    server: ApiServer, kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_metallb(server)
+    diagnose(kubeconfig(), BALANCED, "-o", "json")
+    found = json.loads(capsys.readouterr().out)
+    assert "KTP608" not in {f["code"] for f in found["findings"]}
+    assert not [g for g in found["gaps"] if g["kind"] == "metallb"]  # it is not there, which is no gap
+    assert [p for p in server.paths() if "metallb" in p] == ["/apis/metallb.io/v1beta1"]
+    server.groups.add("/apis/metallb.io/v1beta1")
+    assert diagnose(kubeconfig(), BALANCED, "-o", "json") == 1
+    found = json.loads(capsys.readouterr().out)
+    (finding,) = [f for f in found["findings"] if f["code"] == "KTP608"]
+    assert "which no advertisement announces" in finding["message"]
+    # A Service of another type has nothing to do with it.
+    server.requests.clear()
+    diagnose(kubeconfig(), LOCAL)
+    assert not [p for p in server.paths() if "metallb" in p]
+
+
+def test_metallb_that_may_not_be_read_is_a_gap(
+    server: ApiServer, kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_metallb(server)
+    server.groups.add("/apis/metallb.io/v1beta1")
+    server.forbidden.add("l2advertisements")
+    diagnose(kubeconfig(), BALANCED, "-o", "json")
+    found = json.loads(capsys.readouterr().out)
+    assert "KTP608" not in {f["code"] for f in found["findings"]}
+    (gap,) = [g for g in found["gaps"] if g["subject"] == "l2advertisements"]
+    assert "whether MetalLB announces an address is not known" in gap["message"]
+
+
+def test_metallb_is_in_a_snapshot(
+    server: ApiServer, kubeconfig: Kubeconfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_metallb(server)
+    server.groups.add("/apis/metallb.io/v1beta1")
+    out = tmp_path / "out"
+    assert run(["snapshot", str(out), "--kubeconfig", str(kubeconfig()), "--node-access", "none"]) == 0
+    assert run(["diagnose", "svc", BALANCED, "--snapshot", str(out), "-o", "json"]) == 1
+    captured = capsys.readouterr().out
+    assert "which no advertisement announces" in captured
+    hidden = tmp_path / "hidden"
+    assert run(["snapshot", str(hidden), "--snapshot", str(out), "--redact"]) == 0
+    assert not (hidden / "cluster" / "metallb.json").exists()

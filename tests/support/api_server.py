@@ -34,7 +34,13 @@ RESOURCES = {
     "namespaces": ("/api/v1", "Namespace", None),
     "configmaps": ("/api/v1", "ConfigMap", None),
     "endpointslices": ("/apis/discovery.k8s.io/v1", "EndpointSlice", "endpointslices.json"),
+    "ipaddresspools": ("/apis/metallb.io/v1beta1", "IPAddressPool", None),
+    "l2advertisements": ("/apis/metallb.io/v1beta1", "L2Advertisement", None),
+    "bgpadvertisements": ("/apis/metallb.io/v1beta1", "BGPAdvertisement", None),
+    "servicel2statuses": ("/apis/metallb.io/v1beta1", "ServiceL2Status", None),
 }
+# Groups that a cluster has only where somebody installed them.
+OPTIONAL = {"/apis/metallb.io/v1beta1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,7 @@ class ApiServer:
         self.tells_user = True
         self.unknown: set[str] = set()
         self.requests: list[Request] = []
+        self.groups: set[str] = set()  # of OPTIONAL, those that there are
         self.pages: dict[str, dict[str, Any]] = {}  # what pods answer through the server's proxy, by path
         self._faults: list[tuple[re.Pattern[str], list[Fault]]] = []
         self._lock = threading.Lock()
@@ -218,13 +225,24 @@ class ApiServer:
         """Status and body of a request that nothing is wrong with."""
         if path == "/version":
             return 200, self.version
+        if path in OPTIONAL and path in self.groups:
+            served = [{"name": name} for name, (prefix, _, _) in RESOURCES.items() if prefix == path]
+            return 200, {
+                "kind": "APIResourceList",
+                "groupVersion": path.removeprefix("/apis/"),
+                "resources": served,
+            }
         if path.partition("/proxy/")[1] and path in self.pages:
             return 200, self.pages[path]
         for resource, (prefix, kind, _) in RESOURCES.items():
             match = re.fullmatch(
                 rf"{prefix}(?:/namespaces/(?P<namespace>[^/]+))?/{resource}(?:/(?P<name>[^/]+))?", path
             )
-            if match is None or resource in self.unknown:
+            if (
+                match is None
+                or resource in self.unknown
+                or (prefix in OPTIONAL and prefix not in self.groups)
+            ):
                 continue
             namespace, name = match["namespace"], match["name"]
             if resource in self.forbidden:

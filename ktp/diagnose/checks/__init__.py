@@ -67,6 +67,7 @@ from ktp.diagnose.checks import (
     ktp605_ingress_not_programmed,
     ktp606_provider_annotations,
     ktp607_load_balancer_pending,
+    ktp608_not_announced,
     ktp901_unexplained,
     ktp902_probe_disagrees,
 )
@@ -125,6 +126,7 @@ ALL_CHECKS: tuple[Check, ...] = (
     ktp602_health_check_port_missing.CHECK,
     ktp605_ingress_not_programmed.CHECK,
     ktp607_load_balancer_pending.CHECK,
+    ktp608_not_announced.CHECK,
     ktp606_provider_annotations.CHECK,
     ktp507_local_without_effect.CHECK,
     ktp202_loopback_not_routed.CHECK,

@@ -8,7 +8,7 @@ the Service, or the one that did could not make a load balancer.
 There is no address that clients could dial, apart from the node ports.
 
 # Evidence
-The Service's type, class and status.
+The Service's type, class and status; where MetalLB is there, its pools, and why none of them serves this Service.
 
 # Confirm by hand
     kubectl describe svc -n NAMESPACE NAME          # events of the controller
@@ -26,8 +26,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
-from ktp.diagnose.checks.base import Check, field
-from ktp.model.diagnosis import Finding, Fix, Severity
+from ktp.diagnose.checks.base import Check, field, listed
+from ktp.diagnose.checks.provider_annotations import METALLB_IPS, METALLB_POOL, METALLB_SHARED, uses_metallb
+from ktp.model.cluster import ip_of
+from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.metallb import AddressPool
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -37,14 +40,17 @@ def run(case: Case) -> Iterable[Finding]:
         return
     wanted = f"; spec.loadBalancerClass: {service.load_balancer_class}" if service.load_balancer_class else ""
     ports = ", ".join(str(p.node_port) for p in service.ports if p.node_port)
+    why, proof = _by_metallb(case)
     yield CHECK.finding(
         f"{service.key} has no load-balancer address: no controller has given it one"
-        + (f" (node ports: {ports})" if ports else ""),
+        + (f" (node ports: {ports})" if ports else "")
+        + (f"; {why}" if why else ""),
         evidence=[
             field(
                 f"Service {service.key}",
                 f"spec.type: LoadBalancer{wanted}; status.loadBalancer.ingress: empty",
-            )
+            ),
+            *proof,
         ],
         fixes=[
             Fix(
@@ -54,6 +60,58 @@ def run(case: Case) -> Iterable[Finding]:
             )
         ],
     )
+
+
+def _by_metallb(case: Case) -> tuple[str, list[Evidence]]:
+    """Why MetalLB, where it is there, can give this Service no address, and the proof; empty where that is not seen."""
+    service, metallb = case.service, case.snapshot.cluster.metallb
+    if metallb is None or (service.load_balancer_class and not uses_metallb(service)):
+        return "", []
+    if not metallb.pools:
+        return "MetalLB has no IPAddressPool", []
+    pools = {pool.name: pool for pool in metallb.pools}
+    found = [field(f"IPAddressPool {pool.name}", _words(pool)) for pool in metallb.pools[:6]]
+    for key in METALLB_POOL:
+        if (asked := service.annotations.get(key)) and asked not in pools:
+            return f"it asks for the pool {asked}, and there is {listed(pools)}", [
+                field(f"Service {service.key}", f"metadata.annotations: {key}={asked}"), *found,
+            ]  # fmt: skip
+    wanted = [service.load_balancer_ip or ""]
+    wanted += [ip for key in METALLB_IPS for ip in service.annotations.get(key, "").split(",")]
+    for text in filter(None, (each.strip() for each in wanted)):
+        ip = ip_of(text)
+        if ip is not None and metallb.pool_of(ip) is None:
+            return f"it asks for {text}, which is in no pool of MetalLB", found
+        holder = ip is not None and _holder(case, text)
+        if holder:
+            return f"it asks for {text}, which {holder} has", found
+    if any(service.annotations.get(key) for key in METALLB_POOL) or any(filter(None, wanted)):
+        return "", []
+    may = [
+        pool
+        for pool in metallb.pools
+        if pool.is_selective or not pool.namespaces or service.namespace in pool.namespaces
+    ]
+    if not may:
+        return f"no pool of MetalLB serves the namespace {service.namespace}", found
+    if not any(pool.auto_assign for pool in may):
+        return "no pool of MetalLB gives addresses out by itself (autoAssign is false)", found
+    return "", []
+
+
+def _holder(case: Case, ip: str) -> str:
+    """Another Service that has the address and does not share it."""
+    for other in case.snapshot.cluster.services.values():
+        shared = any(key in other.annotations for key in METALLB_SHARED)
+        if other.key != case.service.key and not shared and ip in {each.ip for each in other.ingress}:
+            return other.key
+    return ""
+
+
+def _words(pool: AddressPool) -> str:
+    ranges = ", ".join(f"{first}-{last}" for first, last in pool.ranges)
+    only = f"; serviceAllocation.namespaces: {', '.join(pool.namespaces)}" if pool.namespaces else ""
+    return f"addresses: {ranges}{'' if pool.auto_assign else '; autoAssign: false'}{only}"
 
 
 CHECK = Check(
