@@ -18,7 +18,9 @@ from tests.support.exec_server import ExecServer, Program
 
 LOCAL = "test/nginx-externaltrafficpolicy"
 # Every authenticated user may ask these: the ClusterRoles system:basic-user and system:public-info-viewer.
-OPEN_TO_ALL = re.compile(r"/version|/apis/(authorization|authentication)\.k8s\.io/v1/selfsubject\w+|/apis/[a-z.]+/v1beta1")
+OPEN_TO_ALL = re.compile(
+    r"/version|/apis/(authorization|authentication)\.k8s\.io/v1/selfsubject\w+|/apis/[a-z.]+/v1beta1"
+)
 
 
 class Right(NamedTuple):

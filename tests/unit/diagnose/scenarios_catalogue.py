@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_address
 
 from ktp.kubeproxy.names import service_chains
 from ktp.model.cluster import (
@@ -17,6 +18,7 @@ from ktp.model.cluster import (
     EndpointSlice,
     LoadBalancerIngress,
 )
+from ktp.model.metallb import AddressPool, Advertisement, MetalLB
 from ktp.model.snapshot import Snapshot
 from tests.unit.diagnose.worlds import (
     CLUSTER,
@@ -77,6 +79,12 @@ def node_with(name: str, **fields: object) -> Objects:
         return replace(cluster, nodes=nodes)
 
     return edit
+
+
+def metallb(*advertisements: Advertisement) -> Objects:
+    """MetalLB's pool with the recorded load-balancer addresses, and what announces it."""
+    pool = AddressPool(name="first", ranges=((ip_address("10.99.0.1"), ip_address("10.99.0.99")),))
+    return lambda cluster: replace(cluster, metallb=MetalLB(pools=(pool,), advertisements=advertisements))
 
 
 def in_step(key: str, change: Objects, base: Callable[[], Snapshot] = recorded) -> Ask:
@@ -394,4 +402,5 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
     ),
     "KTP606": (annotated(LB, service_cloud_tencent_com__local_svc_weighted_balance="true"), same(LB)),
     "KTP607": (in_step(LB, service_with(LB, ingress=())), same(LB)),
+    "KTP608": (objects(LB, metallb()), objects(LB, metallb(Advertisement(kind="L2Advertisement", name="all")))),
 }  # fmt: skip
