@@ -86,6 +86,10 @@ def permissions(namespace: str | None) -> tuple[Permission, ...]:
         ),
         Permission(verb="get", resource="namespaces", purpose="telling a misspelt namespace from an empty one"),
         Permission(verb="list", resource="namespaces", purpose="the names next to a misspelt namespace"),
+        wide(
+            verb="list", group="networking.k8s.io", resource="networkpolicies",
+            purpose="whether a policy keeps clients out",
+        ),
         *(
             Permission(
                 verb="list", group="metallb.io", resource=resource,

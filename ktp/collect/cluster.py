@@ -27,6 +27,7 @@ ENDPOINTS = "cluster/endpoints.json"
 NODES = "cluster/nodes.json"
 PODS = "cluster/pods.json"
 VERSION = "cluster/version.json"
+POLICIES = "cluster/networkpolicies.json"
 METALLB = "cluster/metallb.json"
 METALLB_RESOURCES = ("ipaddresspools", "l2advertisements", "bgpadvertisements", "servicel2statuses")
 _METALLB_GROUP = "metallb.io/v1beta1"
@@ -74,6 +75,7 @@ def collect_service(api: KubeApi, namespace: str, name: str) -> MemoryCapture:
         partial(version, api),
         partial(kube_proxy_config, api),
         partial(_kube_proxy_pods, api),
+        partial(_policies, api, f"/namespaces/{_segment(namespace)}"),
     ]
     if (service.get("spec") or {}).get("type") == "LoadBalancer":
         reads.append(partial(_metallb, api))
@@ -96,6 +98,7 @@ def collect_services(api: KubeApi, namespace: str | None) -> MemoryCapture:
         partial(_pods, api, f"/api/v1{scope}/pods", {}),
         partial(version, api),
         partial(kube_proxy_config, api),
+        partial(_policies, api, scope),
         partial(_metallb, api),
     ]
     if namespace not in {None, "kube-system"}:
@@ -218,6 +221,17 @@ def version(api: KubeApi) -> Part:
         return Part(files={VERSION: json.dumps(api.get("/version")).encode()})
     except ApiError as error:
         return Part(gaps=[_gap("version", "version", error, "the version of the API server is not known")])
+
+
+def _policies(api: KubeApi, scope: str) -> Part:
+    """NetworkPolicies; who may not read them learns less of what the network plugin drops."""
+    try:
+        return Part(lists={POLICIES: api.list_pages(f"/apis/networking.k8s.io/v1{scope}/networkpolicies")})
+    except ApiNotFoundError:
+        return Part()
+    except ApiError as error:
+        lost = "whether a NetworkPolicy keeps clients out is not known"
+        return Part(gaps=[_gap("networkpolicies", "networkpolicies", error, lost)])
 
 
 def _metallb(api: KubeApi) -> Part:

@@ -19,6 +19,7 @@ CLUSTER_KINDS: Mapping[str, str] = {
     "cluster/endpoints.json": "Endpoints",
     "cluster/pods.json": "Pod",
     "cluster/nodes.json": "Node",
+    "cluster/networkpolicies.json": "NetworkPolicy",
 }
 # Objects of several kinds of which nothing is secret: addresses and names of nodes.
 _MIXED = "cluster/metallb.json"

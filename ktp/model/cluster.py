@@ -8,6 +8,7 @@ from enum import Enum
 
 from ktp.model.host import IPAddress
 from ktp.model.metallb import MetalLB
+from ktp.model.policy import NetworkPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +255,7 @@ class Cluster:
     pods: tuple[Pod, ...] | None = None
     nodes: Mapping[str, Node] | None = None
     version: str | None = None  # gitVersion of the API server
+    policies: tuple[NetworkPolicy, ...] | None = None
     metallb: MetalLB | None = None  # None: not read, or not there
     partial: Mapping[str, Scope] = field(
         default_factory=dict

@@ -30,6 +30,7 @@ from ktp.model.cluster import (
     Taint,
 )
 from ktp.parse.metallb import METALLB, parse_metallb
+from ktp.parse.policy import POLICIES, parse_policies
 from ktp.parse.text import (
     SHAPE_ERRORS,
     gc_paused,
@@ -105,6 +106,7 @@ def _parse_cluster(capture: Capture) -> tuple[Cluster, list[tuple[EvidenceError,
             pods=optional(PODS, parse_pods),
             nodes=optional(NODES, parse_nodes),
             version=optional(VERSION, parse_version),
+            policies=optional(POLICIES, parse_policies),
             metallb=optional(METALLB, parse_metallb),
             partial=optional(PARTIAL, parse_partial) or {},
         )
@@ -160,6 +162,7 @@ _FIELDS = {
     ENDPOINTS: "endpoints",
     PODS: "pods",
     NODES: "nodes",
+    POLICIES: "policies",
     METALLB: "metallb",
 }
 

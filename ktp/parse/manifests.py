@@ -15,6 +15,7 @@ from ktp.errors import EvidenceError
 from ktp.model.capture import PARTIAL, Capture, MemoryCapture
 from ktp.parse.kubernetes import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES, VERSION
 from ktp.parse.metallb import METALLB
+from ktp.parse.policy import POLICIES
 from ktp.parse.posted import undressed_text
 from ktp.parse.text import SHAPE_ERRORS, UTF16_MARKS, decode_text
 
@@ -24,6 +25,7 @@ _FILES = {
     "Endpoints": ENDPOINTS,
     "Pod": PODS,
     "Node": NODES,
+    "NetworkPolicy": POLICIES,
     **dict.fromkeys(("IPAddressPool", "L2Advertisement", "BGPAdvertisement", "ServiceL2Status"), METALLB),
 }
 _CANONICAL = frozenset((*_FILES.values(), VERSION, PARTIAL))

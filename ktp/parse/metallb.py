@@ -11,7 +11,8 @@ from typing import Any
 
 from ktp.errors import EvidenceError
 from ktp.model.host import IPAddress
-from ktp.model.metallb import AddressPool, Advertisement, LabelSelector, MetalLB, Requirement
+from ktp.model.metallb import AddressPool, Advertisement, MetalLB
+from ktp.parse.selector import parse_selector
 from ktp.parse.text import SHAPE_ERRORS, list_of, load_json, object_of, string_map, string_of, strings_of
 
 METALLB = "cluster/metallb.json"
@@ -76,22 +77,6 @@ def _advertisement(kind: str, metadata: dict[str, Any], spec: dict[str, Any]) ->
         kind=kind,
         name=string_of(metadata.get("name")),
         pools=tuple(strings_of(spec.get("ipAddressPools"))),
-        pool_selectors=tuple(map(_selector, list_of(spec.get("ipAddressPoolSelectors")))),
-        node_selectors=tuple(map(_selector, list_of(spec.get("nodeSelectors")))),
+        pool_selectors=tuple(map(parse_selector, list_of(spec.get("ipAddressPoolSelectors")))),
+        node_selectors=tuple(map(parse_selector, list_of(spec.get("nodeSelectors")))),
     )
-
-
-def _selector(found: Any) -> LabelSelector:
-    selector = object_of(found)
-    wanted = [
-        Requirement(key, "In", (value,)) for key, value in string_map(selector.get("matchLabels")).items()
-    ]
-    for expression in list_of(selector.get("matchExpressions")):
-        entry = object_of(expression)
-        operator = string_of(entry.get("operator"))
-        if operator not in ("In", "NotIn", "Exists", "DoesNotExist"):
-            raise ValueError(f"there is no operator {operator!r}")
-        wanted.append(
-            Requirement(string_of(entry.get("key")), operator, tuple(strings_of(entry.get("values"))))
-        )
-    return LabelSelector(tuple(wanted))

@@ -34,6 +34,7 @@ RESOURCES = {
     "namespaces": ("/api/v1", "Namespace", None),
     "configmaps": ("/api/v1", "ConfigMap", None),
     "endpointslices": ("/apis/discovery.k8s.io/v1", "EndpointSlice", "endpointslices.json"),
+    "networkpolicies": ("/apis/networking.k8s.io/v1", "NetworkPolicy", "networkpolicies.json"),
     "ipaddresspools": ("/apis/metallb.io/v1beta1", "IPAddressPool", None),
     "l2advertisements": ("/apis/metallb.io/v1beta1", "L2Advertisement", None),
     "bgpadvertisements": ("/apis/metallb.io/v1beta1", "BGPAdvertisement", None),

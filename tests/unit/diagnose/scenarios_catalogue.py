@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from ktp.kubeproxy.names import service_chains
 from ktp.model.cluster import (
@@ -19,6 +19,8 @@ from ktp.model.cluster import (
     LoadBalancerIngress,
 )
 from ktp.model.metallb import AddressPool, Advertisement, MetalLB
+from ktp.model.policy import Block, IngressRule, NetworkPolicy
+from ktp.model.selector import LabelSelector
 from ktp.model.snapshot import Snapshot
 from tests.unit.diagnose.worlds import (
     CLUSTER,
@@ -85,6 +87,20 @@ def metallb(*advertisements: Advertisement) -> Objects:
     """MetalLB's pool with the recorded load-balancer addresses, and what announces it."""
     pool = AddressPool(name="first", ranges=((ip_address("10.99.0.1"), ip_address("10.99.0.99")),))
     return lambda cluster: replace(cluster, metallb=MetalLB(pools=(pool,), advertisements=advertisements))
+
+
+def closed(*cidrs: str, read: bool = False) -> Ask:
+    """A policy that selects the Service's pods and lets in these addresses; without `read` no node's rules are there."""
+
+    def asked() -> Asked:
+        snapshot = recorded()
+        namespace = LB.partition("/")[0]
+        rules = (IngressRule(blocks=tuple(Block(cidr=ip_network(text)) for text in cidrs)),) if cidrs else ()
+        policy = NetworkPolicy(namespace=namespace, name="deny", pods=LabelSelector(), rules=rules)
+        cluster = replace(snapshot.cluster, policies=(policy,))
+        return Asked(replace(snapshot, cluster=cluster, nodes=snapshot.nodes if read else {}), LB)
+
+    return asked
 
 
 def in_step(key: str, change: Objects, base: Callable[[], Snapshot] = recorded) -> Ask:
@@ -402,5 +418,6 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
     ),
     "KTP606": (annotated(LB, service_cloud_tencent_com__local_svc_weighted_balance="true"), same(LB)),
     "KTP607": (in_step(LB, service_with(LB, ingress=())), same(LB)),
+    "KTP305": (closed(), closed(read=True)),
     "KTP608": (objects(LB, metallb()), objects(LB, metallb(Advertisement(kind="L2Advertisement", name="all")))),
 }  # fmt: skip
