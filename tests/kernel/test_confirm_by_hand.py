@@ -43,7 +43,8 @@ BAD = re.compile(
 RESOURCES = frozenset(
     (
         "pods", "pod", "svc", "services", "endpoints", "endpointslices", "nodes", "node", "configmap",
-        "networkpolicies", "ciliumnetworkpolicies",
+        "networkpolicies", "networkpolicy", "ciliumnetworkpolicies", "ipaddresspools", "l2advertisements",
+        "bgpadvertisements", "servicel2statuses",
     )
 )  # fmt: skip
 KUBECTL = """#!/usr/bin/env python3
