@@ -62,7 +62,7 @@ def print_check(check: NodeCheck, console: Console, *, verbose: bool = False) ->
         console.print()
         write(console, Text.assemble((finding.code, "bold"), f" {message}"), 0, 2)
         if len(keys) > 1:
-            write(console, Text(f"so do {len(keys) - 1} more Services: {_some(keys[1:])}", style="dim"), 2)
+            write(console, Text(f"the same of {_some(keys[1:])}", style="dim"), 2)
     if check.undiagnosed:
         console.print()
         write(
