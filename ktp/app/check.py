@@ -72,7 +72,7 @@ class Looker:
         revision = self.revision()
         objects = self.objects(self._strangers)
         read = self.reading()
-        at, self.looked = time.time(), time.monotonic()
+        at, looked = time.time(), time.monotonic()
         node = _understood(merge_captures(objects, read), self.node, self._node)
         same_node = node is self._node
         if self.last is not None and same_node and revision is not None and revision == self._before:
@@ -91,7 +91,7 @@ class Looker:
             seconds=time.monotonic() - begun,
             gaps=(*(g for g in found.gaps if g.kind != "api-away"), *self._away()),
         )
-        self.last = found
+        self.last, self.looked = found, looked
         return found
 
     @property

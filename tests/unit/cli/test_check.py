@@ -250,3 +250,9 @@ def test_nothing_of_the_node_is_an_error_and_no_clean_bill() -> None:
     )
     with pytest.raises(EvidenceError, match="nothing of node node-b could be read"):
         one.look()
+    assert one.last is None
+    # A look that failed makes no older one young again.
+    one.last, one.looked = CHECK, time.monotonic() - 500
+    with pytest.raises(EvidenceError):
+        one.look()
+    assert one.age >= 500
