@@ -549,6 +549,7 @@ def _event(line: bytes, host: str, path: str) -> WatchEvent:
     try:
         said = json.loads(line)
         event = WatchEvent(said["type"], dict(said["object"]), line)
+        dict(event.object.get("metadata") or {})
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ApiAnswerError(f"what {host} sends of {path} is no watch event", hint=_NO_API_SERVER) from None
     if event.type != "ERROR":

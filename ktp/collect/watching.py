@@ -80,9 +80,10 @@ class Mirror:
         read = self._api.list_pages(self.path, pack=pack)
         with self._lock:
             self._items = dict(zip(read.keys, read.items, strict=True))
-            self._owner_of = owners
+            # A list that was begun again has packed objects that are gone since.
+            self._owner_of = {key: owners[key] for key in read.keys}
             self._by_owner = {}
-            for key, owner in owners.items():
+            for key, owner in self._owner_of.items():
                 self._by_owner.setdefault(owner, set()).add(key)
             self._version = read.resource_version
             self.revision += 1

@@ -162,6 +162,34 @@ def test_what_is_no_event_ends_the_watch_and_not_the_program(
     until(lambda: "edge/cluster-none" not in names(feed))
 
 
+def test_a_list_that_was_begun_again_holds_nothing_of_the_first(
+    server: ApiServer, api: KubeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ktp.collect import kube_api
+
+    monkeypatch.setattr(kube_api, "PAGE_SIZE", 10)
+    monkeypatch.setitem(KubeApi.list_pages.__kwdefaults__, "limit", 10)
+    gone = of(server, "services", "cluster-none")
+    server.objects["services"].sort(
+        key=lambda s: s["metadata"]["name"] != "cluster-none"
+    )  # on the first page
+    server.misbehave("services.*continue", Fault(status=410))
+    answers = iter([False, True])
+
+    def pages(path: str, query: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        if path.endswith("/services") and "continue" not in query and next(answers, True):
+            server.objects["services"] = [
+                s for s in server.objects["services"] if s["metadata"]["name"] != "cluster-none"
+            ]
+        return ApiServer.answer(server, path, query)
+
+    monkeypatch.setattr(server, "answer", pages)
+    feed = ClusterWatch(api, "node-b")
+    feed.start(watch=False)
+    assert f"edge/{gone['metadata']['name']}" not in names(feed)
+    assert names(feed)
+
+
 def test_bookmarks_tell_that_the_server_is_there(feed: ClusterWatch) -> None:
     heard = feed.heard
     until(lambda: feed.heard > heard)
