@@ -77,6 +77,8 @@ golden: $(DEV) ## write the reviewed screens in tests/golden again: read the dif
 
 bench: $(DEV) ## big dumps and timings, as ratios (BENCH_ARGS='--only batch'), then the slow tests
 	@$(BIN)/python bench/run.py $(BENCH_ARGS)
+	@$(BIN)/python bench/merging.py
+	@[ "$$(id -u)" != 0 ] || $(BIN)/python bench/checking.py
 	@$(BIN)/python -m pytest -m slow -s --durations=0 $(PYTEST_ARGS)
 
 # The locked packages as pure Python, PyYAML alone has no such wheel: without its compiled part it uses its own parser.
