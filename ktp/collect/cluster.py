@@ -30,6 +30,7 @@ VERSION = "cluster/version.json"
 POLICIES = "cluster/networkpolicies.json"
 METALLB = "cluster/metallb.json"
 METALLB_RESOURCES = ("ipaddresspools", "l2advertisements", "bgpadvertisements", "servicel2statuses")
+_SERVICE_LB = "svccontroller.k3s.cattle.io/svcname"
 _METALLB_GROUP = "metallb.io/v1beta1"
 
 SCOPED = {SERVICES, ENDPOINT_SLICES, ENDPOINTS, PODS}
@@ -79,6 +80,8 @@ def collect_service(api: KubeApi, namespace: str, name: str) -> MemoryCapture:
     ]
     if (service.get("spec") or {}).get("type") == "LoadBalancer":
         reads.append(partial(_metallb, api))
+        if not ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress"):
+            reads.append(partial(_service_lb_pods, api, name))
     if selector:
         words = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
         reads.insert(2, partial(_pods, api, f"{in_namespace}/pods", {"labelSelector": words}))
@@ -221,6 +224,15 @@ def version(api: KubeApi) -> Part:
         return Part(files={VERSION: json.dumps(api.get("/version")).encode()})
     except ApiError as error:
         return Part(gaps=[_gap("version", "version", error, "the version of the API server is not known")])
+
+
+def _service_lb_pods(api: KubeApi, name: str) -> Part:
+    """The pods of k3s's ServiceLB for a Service of that name; they are rarely there, and so their lack is not told."""
+    params = {"labelSelector": f"{_SERVICE_LB}={name}"}
+    try:
+        return Part(lists={PODS: api.list_pages("/api/v1/pods", params)})
+    except ApiError:
+        return Part()
 
 
 def _policies(api: KubeApi, scope: str) -> Part:

@@ -8,7 +8,8 @@ the Service, or the one that did could not make a load balancer.
 There is no address that clients could dial, apart from the node ports.
 
 # Evidence
-The Service's type, class and status; where MetalLB is there, its pools, and why none of them serves this Service.
+The Service's type, class and status; where MetalLB is there, its pools, and why none of them serves this Service; on
+k3s the pods of ServiceLB and what keeps them from the port.
 
 # Confirm by hand
     kubectl describe svc -n NAMESPACE NAME          # events of the controller
@@ -27,8 +28,15 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, field, listed
-from ktp.diagnose.checks.provider_annotations import METALLB_IPS, METALLB_POOL, METALLB_SHARED, uses_metallb
-from ktp.model.cluster import ip_of
+from ktp.diagnose.checks.provider_annotations import (
+    METALLB_IPS,
+    METALLB_POOL,
+    METALLB_SHARED,
+    SERVICE_LB_NAME,
+    SERVICE_LB_NAMESPACE,
+    uses_metallb,
+)
+from ktp.model.cluster import Condition, Pod, ip_of
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.metallb import AddressPool
 
@@ -40,7 +48,9 @@ def run(case: Case) -> Iterable[Finding]:
         return
     wanted = f"; spec.loadBalancerClass: {service.load_balancer_class}" if service.load_balancer_class else ""
     ports = ", ".join(str(p.node_port) for p in service.ports if p.node_port)
-    why, proof = _by_metallb(case)
+    why, proof = _by_service_lb(case)
+    if not why:
+        why, proof = _by_metallb(case)
     yield CHECK.finding(
         f"{service.key} has no load-balancer address: no controller has given it one"
         + (f" (node ports: {ports})" if ports else "")
@@ -60,6 +70,43 @@ def run(case: Case) -> Iterable[Finding]:
             )
         ],
     )
+
+
+def _by_service_lb(case: Case) -> tuple[str, list[Evidence]]:
+    """Why the pods of k3s's ServiceLB, which take the Service's ports on the nodes, do not run; empty where they do.
+
+    They have the Service's ports as hostPorts (k3s, pkg/cloudprovider/servicelb.go): one pod has a port of a node.
+    """
+    service, pods = case.service, case.snapshot.cluster.pods or ()
+    mine = [
+        p
+        for p in pods
+        if p.labels.get(SERVICE_LB_NAME) == service.name
+        and p.labels.get(SERVICE_LB_NAMESPACE, service.namespace) == service.namespace
+    ]
+    if not mine or any(p.is_ready for p in mine):
+        return "", []
+    wanted = {(port.protocol, port.port) for port in service.ports}
+    holders = sorted(
+        f"{p.key} holds port {each.host_port}/{each.protocol}" + (f" of {p.node_name}" if p.node_name else "")
+        for p in pods
+        if p not in mine and p.phase == "Running"
+        for each in p.ports
+        if (each.protocol, each.host_port) in wanted
+    )
+    proof = [
+        field(
+            f"pod {p.key}",
+            f"phase: {p.phase}" + "".join(f"; {c.type} {c.status}: {c.message}" for c in _unmet(p)),
+        )
+        for p in mine[:4]
+    ]
+    why = f"no pod of ServiceLB is ready ({listed(p.key for p in mine)})"
+    return why + (f": {listed(holders)}" if holders else ""), proof
+
+
+def _unmet(pod: Pod) -> list[Condition]:
+    return [c for c in pod.conditions if c.type == "PodScheduled" and c.status != "True" and c.message]
 
 
 def _by_metallb(case: Case) -> tuple[str, list[Evidence]]:

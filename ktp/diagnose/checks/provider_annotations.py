@@ -37,6 +37,9 @@ AZURE_PROBE = f"{_BETA}azure-load-balancer-health-probe-protocol"
 AZURE_PATH = f"{_BETA}azure-load-balancer-health-probe-request-path"
 AZURE_FLOATING = f"{_BETA}azure-disable-load-balancer-floating-ip"
 METALLB_SHARED = ("metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip")
+# Labels of the pods of k3s's ServiceLB: whose they are.
+SERVICE_LB_NAME = "svccontroller.k3s.cattle.io/svcname"
+SERVICE_LB_NAMESPACE = "svccontroller.k3s.cattle.io/svcnamespace"
 METALLB_POOL = ("metallb.io/address-pool", "metallb.universe.tf/address-pool")
 METALLB_IPS = ("metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs")
 _METALLB = ("metallb.io/", "metallb.universe.tf/")

@@ -1,4 +1,4 @@
-"""MetalLB: addresses that no node announces, and why one is not given.
+"""MetalLB: addresses that no node announces, and why one is not given, by it or by k3s's ServiceLB.
 
 The objects are written after metallb's api/v1beta1; who announces, after speaker/layer2_controller.go and
 speaker/bgp_controller.go.
@@ -17,7 +17,7 @@ import pytest
 from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.service import diagnose_service
 from ktp.errors import EvidenceError
-from ktp.model.cluster import LoadBalancerIngress
+from ktp.model.cluster import Condition, ContainerPort, LoadBalancerIngress, Pod
 from ktp.model.diagnosis import Finding, Severity
 from ktp.model.snapshot import Snapshot
 from ktp.parse.metallb import METALLB, parse_metallb
@@ -188,6 +188,42 @@ def test_a_free_pool_explains_nothing(recorded: Snapshot) -> None:
     assert "MetalLB" not in found.message
     (other,) = findings(with_metallb(recorded, ingress=(), load_balancer_class="example.com/cloud"), "KTP607")
     assert "MetalLB" not in other.message
+
+
+def service_lb(port: int = 80, *, ready: bool = False, name: str = "local-lb") -> Pod:
+    return Pod(
+        namespace="kube-system",
+        name=f"svclb-{name}-x",
+        node_name="node-a" if ready else None,
+        phase="Running" if ready else "Pending",
+        labels={
+            "svccontroller.k3s.cattle.io/svcname": name,
+            "svccontroller.k3s.cattle.io/svcnamespace": "edge",
+        },
+        ports=(ContainerPort(container="lb", container_port=port, host_port=port),),
+        conditions=(
+            Condition(type="Ready", status="True")
+            if ready
+            else Condition(type="PodScheduled", status="False", message="1 node(s) had no free ports"),
+        ),
+    )
+
+
+def test_the_pods_of_service_lb(recorded: Snapshot) -> None:
+    def pending(*pods: Pod) -> str:
+        snapshot = with_metallb(recorded, pool(), ingress=())
+        all_pods = (*(snapshot.cluster.pods or ()), *pods)
+        snapshot = replace(snapshot, cluster=replace(snapshot.cluster, pods=all_pods))
+        (found,) = findings(snapshot, "KTP607")
+        return found.message + "".join(e.text for e in found.evidence)
+
+    said = pending(service_lb(), service_lb(name="traefik", ready=True))
+    assert "no pod of ServiceLB is ready (kube-system/svclb-local-lb-x)" in said
+    assert "kube-system/svclb-traefik-x holds port 80/TCP of node-a" in said
+    assert "PodScheduled False: 1 node(s) had no free ports" in said
+    assert "holds port" not in pending(service_lb(), service_lb(8080, name="traefik", ready=True))
+    assert "ServiceLB" not in pending(service_lb(ready=True))
+    assert "ServiceLB" not in pending(service_lb(name="another"))
 
 
 def test_ranges_and_selectors() -> None:
