@@ -12,8 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && break; done)
 # More words for pytest, such as PYTEST_ARGS='-k nodeport'.
 PYTEST_ARGS ?=
-# One more than the cores of CI: some tests wait for a kernel or a server.
-WORKERS ?= 3
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 DEV := $(VENV)/.ktp-dev

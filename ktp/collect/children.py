@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 MAX_OUTPUT = 1 << 30  # a node of a million rules prints 170 MB
 _GRACE = 0.5
@@ -127,12 +127,35 @@ def ending_children() -> Iterator[None]:
             allow_children()  # all work has ended; after Ctrl-C other threads may still want to begin some
         raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _exit(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals wait until a child that has been started is known, so that it can be ended too.
+
+    By handlers of Python's and not by a mask, which the child would inherit; where one is ignored, it stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread
+        return
+    held: list[int] = []
+    before: dict[int, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if callable(signal.getsignal(number)):
+            before[number] = signal.signal(number, lambda arrived, _frame: held.append(arrived))
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for arrived in held:
+            signal.raise_signal(arrived)
 
 
 def _start(
@@ -142,7 +165,7 @@ def _start(
     errors: int,
     folder: str | None,
 ) -> subprocess.Popen[bytes] | None:
-    with _lock:
+    with _signals_held(), _lock:
         if _stopping:
             return None
         child = subprocess.Popen(
