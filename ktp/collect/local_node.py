@@ -308,19 +308,22 @@ class NftReading:
     def of(cls, capture: Capture, node: str, generation: int) -> NftReading:
         """What of a reading of the node stays true as long as the generation is the same.
 
-        Sets that packets fill (`dynamic`) change without another generation, so tables with them are read each time;
-        so is everything where something could not be read.
+        Sets that packets fill (`dynamic`) and elements that run out (`timeout`) change without another generation, so
+        tables with them are read each time; so is everything where something could not be read.
         """
         files = {}
         if not any(gap.kind in _OF_NFT for gap in capture.gaps):
             for name in _NFT_FILES:
                 file = f"nodes/{node}/{name}"
-                if capture.has(file) and b'"dynamic"' not in (content := capture.read(file)):
+                if capture.has(file) and not any(
+                    word in (content := capture.read(file)) for word in _FLEETING
+                ):
                     files[name] = content
         return cls(generation, files)
 
 
 _NFT_FILES = ("iptables-nft-save.txt", "ip6tables-nft-save.txt", "nft-ruleset.json")
+_FLEETING = (b'"dynamic"', b'"timeout"')
 _OF_NFT = frozenset(("node-rules", "nft", "iptables-nft"))
 
 

@@ -15,8 +15,8 @@ class FrontEndState(str, Enum):
     """How an outside client fares at a front end of this node.
 
     `silent` is one that does not answer because the Service's owner or kube-proxy's configuration wants it so, while
-    the Service has endpoints (KTP501 is the usual case); `deviates` answers, but with other endpoints than the API
-    has, or hides a source address that the policy keeps (or keeps one that it hides).
+    the Service has endpoints (KTP501 is the usual case); `deviates` sends clients to other endpoints than the API has,
+    or hides a source address that the policy keeps (or keeps one that it hides).
     """
 
     FAILS = "fails"

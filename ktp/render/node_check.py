@@ -13,6 +13,7 @@ from rich.text import Text
 from ktp.errors import UsageError
 from ktp.model.diagnosis import Finding, Severity
 from ktp.model.node_check import CheckedFrontEnd, FrontEndState, NodeCheck
+from ktp.model.trace import Symptom
 from ktp.render.diagnosis_json import API_VERSION, finding_object, gap_object
 from ktp.render.terminal import write
 
@@ -83,6 +84,8 @@ def print_check(check: NodeCheck, console: Console, *, verbose: bool = False) ->
 def said_of(each: CheckedFrontEnd) -> str:
     """What becomes of a client, and what is meant to."""
     if each.state is FrontEndState.DEVIATES:
+        if each.symptom is Symptom.UNKNOWN:
+            return "its packets are sent where the API has no endpoint, and what becomes of them is not known"
         return "it connects, but not as the API objects call for"
     symptom = each.symptom.value.replace("_", " ")
     if each.state is FrontEndState.UNKNOWN:

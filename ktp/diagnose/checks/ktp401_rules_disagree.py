@@ -110,13 +110,12 @@ def _differs(entry: Entry, after: Cell) -> bool:
     before = entry.cell
     if after.symptom is Symptom.UNKNOWN:
         return False
-    others = {(e.ip, e.port) for e in before.endpoints} - {(e.ip, e.port) for e in after.endpoints}
+    drawn = {(e.ip, e.port) for e in before.endpoints}
+    meant = {(e.ip, e.port) for e in after.endpoints}
     if before.symptom is Symptom.UNKNOWN:
         # What becomes of the packet is not known, and yet it is sent where the API has no endpoint.
-        return bool(others) and entry.asked.is_certain_of_endpoints
-    if before.symptom is not after.symptom:
-        return True
-    return bool(others) or len(before.endpoints) != len(after.endpoints)
+        return not drawn <= meant and entry.asked.is_certain_of_endpoints
+    return before.symptom is not after.symptom or drawn != meant
 
 
 def answer_words(cell: Cell) -> str:

@@ -54,7 +54,11 @@ def run(case: Case) -> Iterable[Finding]:
         for n in holders
         if n in known and any(k in known[n].labels for k in _LABELS)
     }
-    everywhere = bool(known) and all(any(k in n.labels for k in _LABELS) for n in known.values())
+    everywhere = (
+        case.snapshot.cluster.has_all("nodes")
+        and bool(known)
+        and all(any(k in n.labels for k in _LABELS) for n in known.values())
+    )
     if not excluded or (service.external_traffic_policy != "Local" and not everywhere):
         return
     every = len(excluded) == len(holders)
