@@ -28,7 +28,6 @@ NODES = "cluster/nodes.json"
 PODS = "cluster/pods.json"
 VERSION = "cluster/version.json"
 POLICIES = "cluster/networkpolicies.json"
-METALLB = "cluster/metallb.json"
 METALLB_RESOURCES = ("ipaddresspools", "l2advertisements", "bgpadvertisements", "servicel2statuses")
 _SERVICE_LB = "svccontroller.k3s.cattle.io/svcname"
 _METALLB_GROUP = "metallb.io/v1beta1"
@@ -247,25 +246,22 @@ def _policies(api: KubeApi, scope: str) -> Part:
 
 
 def _metallb(api: KubeApi) -> Part:
-    """MetalLB's objects of all its kinds in one list; nothing, and no gap, where the cluster has no MetalLB."""
+    """MetalLB's objects, a list a kind; nothing, and no gap, where the cluster has no MetalLB."""
     try:
         served = api.get(f"/apis/{_METALLB_GROUP}").get("resources") or ()
     except ApiError:
         return Part()  # its absence is the usual case, and who may not ask for kinds may not read them
     names = {entry.get("name") for entry in served if isinstance(entry, dict)}
-    objects, gaps = EMPTY_LIST, []
+    part = Part()
     for resource in METALLB_RESOURCES:
         if resource not in names:
             continue
         try:
-            found = api.list_pages(f"/apis/{_METALLB_GROUP}/{resource}")
+            part.lists[f"cluster/{resource}.json"] = api.list_pages(f"/apis/{_METALLB_GROUP}/{resource}")
         except ApiError as error:
-            gaps.append(_gap("metallb", resource, error, "whether MetalLB announces an address is not known"))
-        else:
-            # Objects of several kinds may have one name.
-            keys = tuple(f"{resource} {key}" for key in found.keys)
-            objects += ObjectList(keys=keys, items=found.items)
-    return Part(lists={METALLB: objects} if not gaps else {}, gaps=gaps)
+            lost = "whether MetalLB announces an address is not known"
+            part.gaps.append(_gap("metallb", resource, error, lost))
+    return part
 
 
 def kube_proxy_config(api: KubeApi) -> Part:

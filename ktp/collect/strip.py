@@ -20,9 +20,15 @@ CLUSTER_KINDS: Mapping[str, str] = {
     "cluster/pods.json": "Pod",
     "cluster/nodes.json": "Node",
     "cluster/networkpolicies.json": "NetworkPolicy",
+    "cluster/ipaddresspools.json": "IPAddressPool",
+    "cluster/l2advertisements.json": "L2Advertisement",
+    "cluster/bgpadvertisements.json": "BGPAdvertisement",
+    "cluster/servicel2statuses.json": "ServiceL2Status",
 }
-# Objects of several kinds of which nothing is secret: addresses and names of nodes.
-_MIXED = "cluster/metallb.json"
+# What belongs to the cluster, though MetalLB keeps its own in a namespace.
+_OF_THE_CLUSTER = frozenset(
+    ("Node", "IPAddressPool", "L2Advertisement", "BGPAdvertisement", "ServiceL2Status")
+)
 _VERSION = "cluster/version.json"
 NODE_FILE = re.compile(
     r"(?:pods/[^/]+/(?=[^/]+$))?(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
@@ -56,7 +62,7 @@ def strip_capture(
             continue
         if name in CLUSTER_KINDS:
             files[name] = _strip_list(name, capture.read(name), namespace)
-        elif name in {_VERSION, PARTIAL, _MIXED}:
+        elif name in {_VERSION, PARTIAL}:
             files[name] = capture.read(name)
         elif parts[0] == "nodes" and _is_of_other(parts, namespace):
             continue
@@ -67,7 +73,7 @@ def strip_capture(
             left_out.append(name)
     if namespace is not None:
         scoped = dict.fromkeys(
-            sorted(files.keys() & CLUSTER_KINDS.keys() - {"cluster/nodes.json"}), "namespace"
+            sorted(f for f in files if CLUSTER_KINDS.get(f, "Node") not in _OF_THE_CLUSTER), "namespace"
         )
         known = json.loads(files.get(PARTIAL, b"{}"))
         files[PARTIAL] = json.dumps({**scoped, **known}).encode()
@@ -112,7 +118,7 @@ def _strip_list(name: str, content: bytes, namespace: str | None) -> bytes:
 
 
 def _is_in(item: dict[str, Any], kind: str, namespace: str | None) -> bool:
-    if namespace is None or kind == "Node":
+    if namespace is None or kind in _OF_THE_CLUSTER:
         return True
     metadata = item.get("metadata") or {}
     own = metadata.get("namespace")

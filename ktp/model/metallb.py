@@ -54,11 +54,16 @@ class Advertisement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetalLB:
-    """All of MetalLB's objects. `announcers` are the (Service, node) of ServiceL2Status: who answers for it now."""
+    """What was read of MetalLB. `announcers` are the (Service, node) of ServiceL2Status: who answers for it now.
+
+    `pools_known` and `advertisements_known` tell that all pools were read, and all advertisements of both kinds.
+    """
 
     pools: tuple[AddressPool, ...] = ()
     advertisements: tuple[Advertisement, ...] = ()
     announcers: tuple[tuple[str, str], ...] = ()
+    pools_known: bool = False
+    advertisements_known: bool = False
 
     def pool_of(self, ip: IPAddress) -> AddressPool | None:
         """The pool that an address is from."""

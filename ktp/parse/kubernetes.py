@@ -29,7 +29,8 @@ from ktp.model.cluster import (
     ServicePort,
     Taint,
 )
-from ktp.parse.metallb import METALLB, parse_metallb
+from ktp.parse import metallb
+from ktp.parse.metallb import metallb_of
 from ktp.parse.policy import POLICIES, parse_policies
 from ktp.parse.text import (
     SHAPE_ERRORS,
@@ -99,6 +100,7 @@ def _parse_cluster(capture: Capture) -> tuple[Cluster, list[tuple[EvidenceError,
 
     with gc_paused():
         services = parse_services(capture.read(SERVICES)) if capture.has(SERVICES) else {}
+        partial = optional(PARTIAL, parse_partial) or {}
         cluster = Cluster(
             services=services,
             slices=optional(ENDPOINT_SLICES, parse_endpoint_slices),
@@ -107,8 +109,14 @@ def _parse_cluster(capture: Capture) -> tuple[Cluster, list[tuple[EvidenceError,
             nodes=optional(NODES, parse_nodes),
             version=optional(VERSION, parse_version),
             policies=optional(POLICIES, parse_policies),
-            metallb=optional(METALLB, parse_metallb),
-            partial=optional(PARTIAL, parse_partial) or {},
+            metallb=metallb_of(
+                optional(metallb.POOLS, metallb.parse_pools),
+                optional(metallb.L2, metallb.parse_l2),
+                optional(metallb.BGP, metallb.parse_bgp),
+                optional(metallb.L2_STATUSES, metallb.parse_l2_statuses),
+                [file for file, name in _FIELDS.items() if name in partial],
+            ),
+            partial=partial,
         )
     return cluster, problems
 
@@ -163,7 +171,10 @@ _FIELDS = {
     PODS: "pods",
     NODES: "nodes",
     POLICIES: "policies",
-    METALLB: "metallb",
+    metallb.POOLS: "ipaddresspools",
+    metallb.L2: "l2advertisements",
+    metallb.BGP: "bgpadvertisements",
+    metallb.L2_STATUSES: "servicel2statuses",
 }
 
 

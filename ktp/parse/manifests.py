@@ -13,8 +13,8 @@ from typing import Any
 
 from ktp.errors import EvidenceError
 from ktp.model.capture import PARTIAL, Capture, MemoryCapture
+from ktp.parse import metallb
 from ktp.parse.kubernetes import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES, VERSION
-from ktp.parse.metallb import METALLB
 from ktp.parse.policy import POLICIES
 from ktp.parse.posted import undressed_text
 from ktp.parse.text import SHAPE_ERRORS, UTF16_MARKS, decode_text
@@ -26,7 +26,10 @@ _FILES = {
     "Pod": PODS,
     "Node": NODES,
     "NetworkPolicy": POLICIES,
-    **dict.fromkeys(("IPAddressPool", "L2Advertisement", "BGPAdvertisement", "ServiceL2Status"), METALLB),
+    "IPAddressPool": metallb.POOLS,
+    "L2Advertisement": metallb.L2,
+    "BGPAdvertisement": metallb.BGP,
+    "ServiceL2Status": metallb.L2_STATUSES,
 }
 _CANONICAL = frozenset((*_FILES.values(), VERSION, PARTIAL))
 _ENDINGS = (".json", ".yaml", ".yml", ".txt")

@@ -352,4 +352,10 @@ def test_metallb_is_in_a_snapshot(
     assert "which no advertisement announces" in captured
     hidden = tmp_path / "hidden"
     assert run(["snapshot", str(hidden), "--snapshot", str(out), "--redact"]) == 0
-    assert not (hidden / "cluster" / "metallb.json").exists()
+    assert (out / "cluster" / "ipaddresspools.json").exists()
+    assert not list((hidden / "cluster").glob("*pools.json"))
+    # Of one namespace alone, the cluster's pools stay.
+    part = tmp_path / "part"
+    assert run(["snapshot", str(part), "--snapshot", str(out), "-n", "test"]) == 0
+    assert run(["diagnose", "svc", BALANCED, "--snapshot", str(part), "-o", "json"]) == 1
+    assert "which no advertisement announces" in capsys.readouterr().out

@@ -112,7 +112,9 @@ def _unmet(pod: Pod) -> list[Condition]:
 def _by_metallb(case: Case) -> tuple[str, list[Evidence]]:
     """Why MetalLB, where it is there, can give this Service no address, and the proof; empty where that is not seen."""
     service, metallb = case.service, case.snapshot.cluster.metallb
-    if metallb is None or (service.load_balancer_class and not uses_metallb(service)):
+    if metallb is None or not metallb.pools_known:
+        return "", []
+    if service.load_balancer_class and not uses_metallb(service):
         return "", []
     if not metallb.pools:
         return "MetalLB has no IPAddressPool", []

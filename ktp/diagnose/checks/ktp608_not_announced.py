@@ -46,8 +46,8 @@ def run(case: Case) -> Iterable[Finding]:
     if metallb is None or service.type != "LoadBalancer":
         return
     yield from _from_a_wrong_node(case, metallb)
-    if any(key == service.key for key, _ in metallb.announcers):
-        return  # somebody does announce it
+    if not metallb.advertisements_known or any(key == service.key for key, _ in metallb.announcers):
+        return  # somebody does announce it, or there may be advertisements that nobody read
     for ip in [address for each in service.ingress if each.ip and (address := ip_of(each.ip)) is not None]:
         pool = metallb.pool_of(ip)
         if pool is None:

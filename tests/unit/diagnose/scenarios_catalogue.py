@@ -86,7 +86,9 @@ def node_with(name: str, **fields: object) -> Objects:
 def metallb(*advertisements: Advertisement) -> Objects:
     """MetalLB's pool with the recorded load-balancer addresses, and what announces it."""
     pool = AddressPool(name="first", ranges=((ip_address("10.99.0.1"), ip_address("10.99.0.99")),))
-    return lambda cluster: replace(cluster, metallb=MetalLB(pools=(pool,), advertisements=advertisements))
+    return lambda cluster: replace(
+        cluster, metallb=MetalLB(pools=(pool,), advertisements=advertisements, advertisements_known=True)
+    )
 
 
 def closed(*cidrs: str, read: bool = False) -> Ask:

@@ -7,6 +7,7 @@ speaker/bgp_controller.go.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,11 +21,13 @@ from ktp.errors import EvidenceError
 from ktp.model.cluster import Condition, ContainerPort, LoadBalancerIngress, Pod
 from ktp.model.diagnosis import Finding, Severity
 from ktp.model.snapshot import Snapshot
-from ktp.parse.metallb import METALLB, parse_metallb
+from ktp.parse.manifests import gathered
+from ktp.parse.metallb import BGP, L2, POOLS, metallb_of, parse_bgp, parse_l2, parse_l2_statuses, parse_pools
 from ktp.parse.snapshot import parse_snapshot
 
 CASE = Path(__file__).resolve().parents[2] / "data" / "cases" / "core-1.36-iptables-nft"
 KEY = "edge/local-lb"  # type LoadBalancer, policy Local, 10.99.0.10
+KINDS = ("IPAddressPool", "L2Advertisement", "BGPAdvertisement", "ServiceL2Status")
 EXCLUDED = "node.kubernetes.io/exclude-from-external-load-balancers"
 
 
@@ -54,9 +57,18 @@ def recorded() -> Snapshot:
     return parse_snapshot(open_snapshot(CASE))
 
 
-def with_metallb(snapshot: Snapshot, *objects: dict[str, Any], **service: Any) -> Snapshot:
+def with_metallb(
+    snapshot: Snapshot, *objects: dict[str, Any], unread: Collection[str] = (), **service: Any
+) -> Snapshot:
     services = {**snapshot.cluster.services, KEY: replace(snapshot.cluster.services[KEY], **service)}
-    metallb = parse_metallb(json.dumps({"items": list(objects)}))
+    lists = {kind: json.dumps({"items": [o for o in objects if o["kind"] == kind]}) for kind in KINDS}
+    metallb = metallb_of(
+        parse_pools(lists["IPAddressPool"]),
+        parse_l2(lists["L2Advertisement"]),
+        parse_bgp(lists["BGPAdvertisement"]),
+        parse_l2_statuses(lists["ServiceL2Status"]),
+        unread,
+    )
     return replace(snapshot, cluster=replace(snapshot.cluster, metallb=metallb, services=services))
 
 
@@ -227,29 +239,42 @@ def test_the_pods_of_service_lb(recorded: Snapshot) -> None:
 
 
 def test_ranges_and_selectors() -> None:
-    found = parse_metallb(
+    (only,) = parse_pools(
         json.dumps([pool("a", "192.0.2.10-192.0.2.20", "2001:db8::/126"), {"kind": "BFDProfile"}])
     )
-    (only,) = found.pools
     for text, inside in (
-        ("192.0.2.10", True),
-        ("192.0.2.20", True),
-        ("192.0.2.21", False),
-        ("2001:db8::3", True),
-        ("2001:db8::4", False),
-    ):
+        ("192.0.2.10", True), ("192.0.2.20", True), ("192.0.2.21", False), ("2001:db8::3", True), ("2001:db8::4", False),
+    ):  # fmt: skip
         assert only.holds(ip_address(text)) is inside
-    with pytest.raises(EvidenceError, match=f"IPAddressPool a of {METALLB} is not usable"):
-        parse_metallb(json.dumps({"items": [pool("a", "no address")]}))
+    with pytest.raises(EvidenceError, match=f"IPAddressPool a of {POOLS} is not usable"):
+        parse_pools(json.dumps({"items": [pool("a", "no address")]}))
+    near = advertisement(nodeSelectors=[{"matchExpressions": [{"key": "k", "operator": "Near"}]}])
     with pytest.raises(EvidenceError, match="there is no operator 'Near'"):
-        parse_metallb(
-            json.dumps(
-                {
-                    "items": [
-                        advertisement(
-                            nodeSelectors=[{"matchExpressions": [{"key": "k", "operator": "Near"}]}]
-                        )
-                    ]
-                }
-            )
-        )
+        parse_l2(json.dumps({"items": [near]}))
+
+
+def test_of_a_kind_that_was_not_read_nothing_is_concluded(recorded: Snapshot) -> None:
+    """Somebody posts the pools alone, or some advertisements: others may announce the address."""
+    for unread in ([L2], [BGP]):
+        assert findings(with_metallb(recorded, pool(), unread=unread), "KTP608") == []
+    (found,) = findings(
+        with_metallb(recorded, pool("first", "192.0.2.0/24"), unread=[POOLS], ingress=()), "KTP607"
+    )
+    assert "MetalLB" not in found.message
+    pools = parse_pools(json.dumps([pool()]))
+    alone = metallb_of(pools, None, None, None, ())
+    assert alone is not None
+    assert not alone.advertisements_known
+    snapshot = replace(recorded, cluster=replace(recorded.cluster, metallb=alone))
+    assert findings(snapshot, "KTP608") == []
+    assert metallb_of(None, None, None, None, ()) is None
+
+
+def test_objects_of_several_kinds_may_have_one_name() -> None:
+    """As in a folder that a collector left, or what `kubectl get` printed of several kinds at once."""
+    same = [{**pool("main"), "metadata": {"name": "main", "namespace": "metallb-system"}}]
+    same.append({**advertisement(), "metadata": {"name": "main", "namespace": "metallb-system"}})
+    files, kinds, useless = gathered({"all.json": json.dumps({"kind": "List", "items": same}).encode()})
+    assert (kinds, useless) == ({"IPAddressPool": 1, "L2Advertisement": 1}, [])
+    assert {POOLS, L2} <= files.keys()
+    assert BGP not in files
