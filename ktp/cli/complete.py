@@ -48,16 +48,9 @@ def codes(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list
 
 
 def _settings(ctx: click.Context) -> Settings:
-    from ktp.app.settings import Settings
+    from ktp.cli.options import asked_from  # which offers these completions
 
-    kept = ctx.find_root().ensure_object(dict)
-    return Settings(
-        snapshot=kept.get("snapshot"),
-        demo=kept.get("demo", False),
-        kubeconfig=kept.get("kubeconfig"),
-        context=kept.get("context"),
-        namespace=kept.get("namespace"),
-    )
+    return asked_from(ctx)
 
 
 def _beginning(incomplete: str, found: Iterable[tuple[str, str | None]]) -> list[CompletionItem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ktp.cli.options import Group, common_options, settings
+from ktp.cli.options import NOTHING, Group, common_options, settings
 
 
 @click.group("fleet", cls=Group)
@@ -24,7 +24,7 @@ def command() -> None:
 @click.option(
     "--monitoring", is_flag=True, help="Add a PodMonitor, alerts and a dashboard (Prometheus operator)."
 )
-@common_options("--help")
+@common_options(NOTHING)
 def manifest(image: str | None, monitoring: bool) -> int:
     """Print the objects to apply. Nothing is created by ktp.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -153,6 +153,10 @@ _COMMON: tuple[_Common, ...] = (
 )
 
 
+NOTHING = ""
+"""No section and no option: of a command that none of them means anything to."""
+
+
 def common_options(*shown: Section | str) -> Callable[[F], F]:
     """Add the options of design §5 to a command, which takes them all.
 
@@ -212,6 +216,18 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Comm
     return click.command(name, cls=Command, **attributes)
 
 
+def asked_from(context: click.Context) -> Settings:
+    """Where the answer comes from, as far as the words so far tell; a completion needs no more."""
+    kept = context.find_root().ensure_object(dict)
+    return Settings(
+        snapshot=kept.get("snapshot"),
+        demo=kept.get("demo", False),
+        kubeconfig=kept.get("kubeconfig"),
+        context=kept.get("context"),
+        namespace=kept.get("namespace"),
+    )
+
+
 def settings() -> Settings:
     """What the common options say, gathered from before and behind the command."""
     context = click.get_current_context()
@@ -228,12 +244,8 @@ def settings() -> Settings:
         by_sudo = name == "sudo" and (access == "shell" or context.info_name == "node-script")
         if kept.get(name) and access != "ssh" and not by_sudo:
             raise UsageError(f"{option} is about logging in to nodes", hint="add --node-access ssh")
-    return Settings(
-        snapshot=kept.get("snapshot"),
-        demo=kept.get("demo", False),
-        kubeconfig=kept.get("kubeconfig"),
-        context=kept.get("context"),
-        namespace=kept.get("namespace"),
+    return replace(
+        asked_from(context),
         nodes=tuple(kept.get("nodes", ())),
         node_access=_ALIASES.get(access, access),
         output=kept.get("output", "text"),

@@ -117,19 +117,26 @@ def _segment(name: str) -> str:
     return quote(name, safe="")
 
 
-def _join(api: KubeApi, services: ObjectList, parts: Iterable[Part], *, scope: str) -> MemoryCapture:
-    """One capture of all parts; `scope` names whose objects the lists have, "" for all of the cluster's."""
-    lists = {SERVICES: services}
+def joined(
+    lists: Mapping[str, ObjectList], parts: Iterable[Part]
+) -> tuple[dict[str, ObjectList], dict[str, bytes], list[EvidenceGap], bytes | None]:
+    """`lists` with those of all parts, the files of both, the gaps, and kube-proxy's configuration where one has it."""
+    every = dict(lists)
     files: dict[str, bytes] = {}
     gaps: list[EvidenceGap] = []
     config = None
     for part in parts:
         for file, objects in part.lists.items():
-            lists[file] = lists.get(file, EMPTY_LIST) + objects
+            every[file] = every.get(file, EMPTY_LIST) + objects
         files |= part.files
         gaps += part.gaps
         config = config or part.kube_proxy_config
-    files |= {file: objects.to_json() for file, objects in lists.items()}
+    return every, files | {file: objects.to_json() for file, objects in every.items()}, gaps, config
+
+
+def _join(api: KubeApi, services: ObjectList, parts: Iterable[Part], *, scope: str) -> MemoryCapture:
+    """One capture of all parts; `scope` names whose objects the lists have, "" for all of the cluster's."""
+    lists, files, gaps, config = joined({SERVICES: services}, parts)
     if scope:
         # Nodes are always read whole. Who has an address is not told by what only some have.
         files[PARTIAL] = json.dumps(dict.fromkeys(sorted(files.keys() & SCOPED), scope)).encode()

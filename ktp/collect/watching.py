@@ -20,13 +20,14 @@ from ktp.collect.cluster import (
     ENDPOINTS,
     NODES,
     SERVICES,
+    joined,
     kube_proxy_config,
     node_object,
     version,
 )
-from ktp.collect.kube_api import EMPTY_LIST, ExpiredError, ObjectList
+from ktp.collect.kube_api import ExpiredError, ObjectList
 from ktp.errors import ApiError, ApiNotFoundError
-from ktp.model.capture import PARTIAL, EvidenceGap, MemoryCapture
+from ktp.model.capture import PARTIAL, MemoryCapture
 
 if TYPE_CHECKING:
     from ktp.collect.cluster import Part
@@ -246,20 +247,11 @@ class ClusterWatch:
         """
         owners = self._services.owners()
         also = self._endpoints.owners_of([f'"{ip}"'.encode() for ip in strangers]) if strangers else set()
-        lists = {
+        mirrored = {
             SERVICES: self._services.of(owners),
             self._endpoints_file: self._endpoints.of([*owners, *(also - set(owners))]),
         }
-        files: dict[str, bytes] = {}
-        gaps: list[EvidenceGap] = []
-        config = None
-        for part in self._seldom:
-            for file, objects in part.lists.items():
-                lists[file] = lists.get(file, EMPTY_LIST) + objects
-            files |= part.files
-            gaps += part.gaps
-            config = config or part.kube_proxy_config
-        files |= {file: objects.to_json() for file, objects in lists.items()}
+        lists, files, gaps, config = joined(mirrored, self._seldom)
         some = {SERVICES, NODES} & lists.keys() | (set() if strangers else {self._endpoints_file})
         files[PARTIAL] = json.dumps(dict.fromkeys(sorted(some), "some")).encode()
         if config is not None:

@@ -24,6 +24,16 @@ def selection_of(case: Case, entry: Entry) -> EndpointSelection:
     return on_node.selection(ip_version=entry.front_end.ip_version)
 
 
+def holders(case: Case) -> set[str]:
+    """The nodes that hold a usable endpoint of the Service, by its slices."""
+    return {
+        e.node_name
+        for s in case.examiner.slices_of(case.service)
+        for e in s.endpoints
+        if e.node_name and (e.is_ready or e.is_serving)
+    }
+
+
 def without_endpoints(case: Case) -> list[Entry]:
     """Failing cells of ports that have no usable endpoint anywhere."""
     if not case.examiner.index.knows(case.service):

@@ -27,6 +27,7 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, field, listed
+from ktp.diagnose.checks.endpoints_common import holders
 from ktp.model.diagnosis import Finding, Fix, Severity
 
 _LABELS = (
@@ -41,17 +42,10 @@ def run(case: Case) -> Iterable[Finding]:
     known = case.snapshot.cluster.nodes or {}
     if service.type != "LoadBalancer":
         return
-    holders = sorted(
-        {
-            e.node_name
-            for s in case.examiner.slices_of(service)
-            for e in s.endpoints
-            if e.node_name and (e.is_ready or e.is_serving)
-        }
-    )
+    held = sorted(holders(case))
     excluded = {
         n: next(k for k in _LABELS if k in known[n].labels)
-        for n in holders
+        for n in held
         if n in known and any(k in known[n].labels for k in _LABELS)
     }
     everywhere = (
@@ -61,7 +55,7 @@ def run(case: Case) -> Iterable[Finding]:
     )
     if not excluded or (service.external_traffic_policy != "Local" and not everywhere):
         return
-    every = len(excluded) == len(holders)
+    every = len(excluded) == len(held)
     yield CHECK.finding(
         f"{listed(excluded)} hold{'s' * (len(excluded) == 1)} endpoints of {service.key} and "
         f"{'is' if len(excluded) == 1 else 'are'} "

@@ -30,6 +30,7 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, field, listed
+from ktp.diagnose.checks.endpoints_common import holders
 from ktp.diagnose.checks.provider_annotations import (
     CONFLICTS,
     METALLB_SHARED,
@@ -81,15 +82,6 @@ def _evidence(service: Service, key: str, value: str) -> Evidence:
     return field(f"Service {service.key}", f"metadata.annotations: {key}={value}")
 
 
-def _holders(case: Case) -> set[str]:
-    return {
-        e.node_name
-        for s in case.examiner.slices_of(case.service)
-        for e in s.endpoints
-        if e.node_name and (e.is_ready or e.is_serving)
-    }
-
-
 def _selector(case: Case, annotation: Annotation, value: str) -> Iterable[Finding]:
     """A selector of nodes that matches none, or under Local leaves out some that hold endpoints."""
     known = case.snapshot.cluster.nodes
@@ -99,7 +91,7 @@ def _selector(case: Case, annotation: Annotation, value: str) -> Iterable[Findin
     if any(a is None for a in answers.values()):
         return
     chosen = [n for n, a in answers.items() if a]
-    left_out = sorted(n for n in _holders(case) if n in answers and not answers[n])
+    left_out = sorted(n for n in holders(case) if n in answers and not answers[n])
     if chosen and (case.service.external_traffic_policy != "Local" or not left_out):
         return
     effect = (
@@ -191,10 +183,10 @@ def _metallb(case: Case) -> Iterable[Finding]:
             "every node does"
         )
     else:
-        holders = sorted(_holders(case))
+        held = sorted(holders(case))
         text = (
             "under Local only nodes that hold a usable endpoint announce it "
-            f"({listed(holders) or 'none does now'}): in L2 mode one of them takes all traffic for its own "
+            f"({listed(held) or 'none does now'}): in L2 mode one of them takes all traffic for its own "
             f"pods, in BGP mode the "
             "router spreads over them, each getting the same however many pods it holds"
         )

@@ -32,6 +32,7 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, field, listed
+from ktp.diagnose.checks.endpoints_common import holders
 from ktp.model.cluster import Node, ip_of
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import IPAddress
@@ -86,10 +87,10 @@ def _from_no_node(case: Case, mine: list[Advertisement], ip: IPAddress) -> Itera
     selected = {name for name, node in nodes.items() if any(a.is_from(node.labels) for a in mine)}
     able = {name for name in selected if not _is_out(nodes[name])}
     local = case.service.external_traffic_policy == "Local"
-    holders = _holders(case)
-    if not holders:
+    held = holders(case)
+    if not held:
         return  # KTP101 and its like: without an endpoint nobody announces, and nobody would answer
-    if (able & holders) if local else able:
+    if (able & held) if local else able:
         return
     announcing = ", ".join(f"{a.kind} {a.name}" for a in mine)
     evidence: list[Evidence] = [field(f"{a.kind} {a.name}", _of(a)) for a in mine[:4]]
@@ -107,10 +108,10 @@ def _from_no_node(case: Case, mine: list[Advertisement], ip: IPAddress) -> Itera
         ]
     else:
         why = (
-            f"the policy is Local, its pods run on {listed(sorted(holders))}, and {announcing} may announce from "
+            f"the policy is Local, its pods run on {listed(sorted(held))}, and {announcing} may announce from "
             f"{listed(sorted(able))} only"
         )
-        evidence += [field(f"EndpointSlices of {case.service.key}", f"usable on {listed(sorted(holders))}")]
+        evidence += [field(f"EndpointSlices of {case.service.key}", f"usable on {listed(sorted(held))}")]
     yield CHECK.finding(
         f"no node announces {ip} of {case.service.key}: {why}",
         evidence=evidence,
@@ -136,10 +137,10 @@ def _from_a_wrong_node(case: Case, metallb: MetalLB) -> Iterable[Finding]:
     """The node that answers for the address holds no endpoint, under policy Local."""
     service = case.service
     now = sorted({node for key, node in metallb.announcers if key == service.key})
-    holders = _holders(case)
-    if service.external_traffic_policy != "Local" or not case.examiner.index.knows(service) or not holders:
+    held = holders(case)
+    if service.external_traffic_policy != "Local" or not case.examiner.index.knows(service) or not held:
         return
-    wrong = [node for node in now if node not in holders]
+    wrong = [node for node in now if node not in held]
     if not wrong:
         return
     yield CHECK.finding(
@@ -148,21 +149,12 @@ def _from_a_wrong_node(case: Case, metallb: MetalLB) -> Iterable[Finding]:
         nodes=wrong,
         evidence=[
             *(field("ServiceL2Status", f"{service.key}: status.node: {node}") for node in wrong),
-            field(f"EndpointSlices of {service.key}", f"usable on {listed(sorted(holders))}"),
+            field(f"EndpointSlices of {service.key}", f"usable on {listed(sorted(held))}"),
         ],
         fixes=[
             Fix(summary=f"see the log of MetalLB's speaker on {wrong[0]}: it has not followed", cost="none")
         ],
     )
-
-
-def _holders(case: Case) -> set[str]:
-    return {
-        e.node_name
-        for s in case.examiner.slices_of(case.service)
-        for e in s.endpoints
-        if e.node_name and (e.is_ready or e.is_serving)
-    }
 
 
 def _is_out(node: Node) -> bool:
