@@ -27,7 +27,8 @@ def report(node: int, items: int) -> bytes:
     """What the pod of a node serves."""
     count = items * 10 if node % 20 == 0 else items
     found: dict[str, Any] = {
-        "apiVersion": "ktp.dev/v1", "kind": "NodeCheck", "node": f"node-{node:04}", "at": 1.0,
+        "apiVersion": "ktp.dev/v1", "kind": "NodeCheck", "node": f"node-{node:04}", "at": 1.0, "objectsAt": 1.0,
+        "age": 30.0,
         "frontends": {"fails": count, "answers": 10_000 - count},
         "items": [
             {
@@ -50,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     texts = [report(node, arguments.items) for node in range(arguments.nodes)]
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    fleet = merge_reports((parse_node_report(json.loads(text), "it") for text in texts), [], now=2.0)
+    fleet = merge_reports((parse_node_report(json.loads(text), "it") for text in texts), [])
     merged = time.process_time() - begun
     print_fleet(fleet, make_console("never", io.StringIO()))
     whole = time.process_time() - begun

@@ -313,14 +313,16 @@ def check_again_and_again(
     said: object = None
     with looking(settings, watch=True) as looker:
         for found in _looks(looker, interval, stop, settings.warn):
+            if metrics_file is not None:
+                write_metrics(metrics_file, looker)
+            if found is None:
+                continue
             now = (found.counts, found.not_well, found.gaps and [g.kind for g in found.gaps])
             if now != said:
                 said = now
                 _write(settings, found)
                 sys.stdout.flush()
-            if metrics_file is not None:
-                write_metrics(metrics_file, looker)
-    return ExitCode.OK if looker.last is None else status_of(looker.last)
+    return ExitCode.EVIDENCE if looker.last is None else status_of(looker.last)
 
 
 def serve(
@@ -347,11 +349,12 @@ def serve(
 
 def _looks(
     looker: Looker, interval: float, stop: threading.Event, warn: Callable[[str], None]
-) -> Iterator[NodeCheck]:
-    """A look every `interval` seconds; one that fails is told and counted, and the next is tried."""
+) -> Iterator[NodeCheck | None]:
+    """A look every `interval` seconds; one that fails is None, told and counted, and the next is tried."""
     told = ""
     while not stop.is_set():
         due = time.monotonic() + interval
+        found: NodeCheck | None
         try:
             found = looker.look()
         except KtpError as error:
@@ -359,9 +362,10 @@ def _looks(
             if error.message != told:
                 told = error.message
                 warn(error.message)
+            found = None
         else:
             told = ""
-            yield found
+        yield found
         stop.wait(max(0.0, due - time.monotonic()))
 
 
@@ -389,7 +393,7 @@ def write_metrics(path: str, looker: Looker) -> None:
     """The metrics in a file for node_exporter's textfile collector, whole at every moment."""
     from ktp.render.node_check import metrics_text
 
-    text = metrics_text(looker.last, looker.errors, looker.age, looker.objects_age)
+    text = metrics_text(looker.last, looker.errors)
     part = Path(f"{path}.{os.getpid()}.tmp")
     try:
         part.write_bytes(text)
@@ -420,7 +424,7 @@ def _page(looker: Looker, path: str, interval: float) -> Page | None:
 
     found = looker.last
     if path == "/metrics":
-        return Page(200, METRICS_TYPE, metrics_text(found, looker.errors, looker.age, looker.objects_age))
+        return Page(200, METRICS_TYPE, metrics_text(found, looker.errors))
     if path == "/healthz":
         late = found is None or looker.age > 3 * interval
         return Page(
@@ -431,5 +435,5 @@ def _page(looker: Looker, path: str, interval: float) -> Page | None:
     if path == "/report":
         if found is None:
             return Page(503, "text/plain; charset=utf-8", b"not looked yet\n")
-        return Page(200, "application/json", report_text(found))
+        return Page(200, "application/json", report_text(found, looker.age))
     return None

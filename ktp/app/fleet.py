@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ktp
 from ktp.app.settings import Settings, split_name
-from ktp.errors import EvidenceError, ExitCode
+from ktp.errors import EvidenceError, ExitCode, UsageError
 from ktp.model.node_check import FrontEndState
 
 if TYPE_CHECKING:
@@ -54,12 +53,12 @@ def _dashboard(text: str) -> str:
 
 def report_of_fleet(settings: Settings, names: tuple[str, ...], namespace: str | None) -> ExitCode:
     """What the nodes themselves say of the named Services, or of all: `--node-access exporter`."""
-    fleet, keys = ask_fleet(settings, names, namespace)
+    fleet = ask_fleet(settings, names, namespace)
     if settings.output == "text":
         from ktp.render.fleet import print_fleet
         from ktp.render.terminal import make_console
 
-        print_fleet(fleet, make_console(settings.color, sys.stdout), services=keys, verbose=settings.verbose)
+        print_fleet(fleet, make_console(settings.color, sys.stdout), verbose=settings.verbose)
     else:
         from ktp.render.fleet import fleet_object
         from ktp.render.structured import dump
@@ -70,22 +69,30 @@ def report_of_fleet(settings: Settings, names: tuple[str, ...], namespace: str |
     return ExitCode.UNDETERMINED if fleet.rows or fleet.silent else ExitCode.OK
 
 
-def ask_fleet(
-    settings: Settings, names: tuple[str, ...], namespace: str | None
-) -> tuple[Fleet, tuple[str, ...]]:
-    """What the nodes say, and the Services that were asked for. Raises EvidenceError where no node says anything."""
+def ask_fleet(settings: Settings, names: tuple[str, ...], namespace: str | None) -> Fleet:
+    """What the nodes say of the named Services, or of all (of a namespace).
+
+    Raises EvidenceError where no node says anything, NotFoundError for a name that is none.
+    """
+    from ktp.collect.cluster import named_service, require_namespace
     from ktp.collect.exporters import ask_exporters
     from ktp.collect.kube_api import connect
+    from ktp.collect.watching import may_be_dialled
     from ktp.diagnose.fleet import merge_reports
     from ktp.parse.node_reports import parse_node_report
 
     api = connect(settings.kubeconfig, settings.context)
-    keys = tuple("/".join(split_name(name, settings, api.default_namespace)) for name in names)
-    for key in keys:
-        at, _, name = key.partition("/")
-        api.get(
-            f"/api/v1/namespaces/{at}/services/{name}"
-        )  # a wrong name is told before five thousand nodes are asked
+    parts = [split_name(name, settings, api.default_namespace) for name in names]
+    keys = tuple("/".join(part) for part in parts)
+    # A wrong name is told before five thousand nodes are asked.
+    for key, (at, name) in zip(keys, parts, strict=True):
+        if not may_be_dialled(named_service(api, at, name)):
+            raise UsageError(
+                f"{key} has no front end for clients outside, which are all that the nodes check",
+                hint=f"ktp diagnose svc {key}",
+            )
+    if namespace is not None and not names:
+        require_namespace(api, namespace)
     answers = ask_exporters(
         api, settings.nodes, parse_node_report, parallel=settings.parallel, on_progress=settings.progress
     )
@@ -93,12 +100,10 @@ def ask_fleet(
     reports = [answer.report for answer in answers if answer.report is not None]
     if not reports:
         raise EvidenceError("no node told how it does", hint=gaps[0].message if gaps else None)
-    fleet = merge_reports(
+    return merge_reports(
         reports,
         gaps,
-        now=time.time(),
         services=keys,
         namespace=None if names else namespace,
         source=api.source,
     )
-    return fleet, keys

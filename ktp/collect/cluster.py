@@ -49,6 +49,20 @@ class Part:
     kube_proxy_config: bytes | None = None
 
 
+def named_service(api: KubeApi, namespace: str, name: str) -> dict[str, Any]:
+    """The Service as the API has it. Raises NotFoundError, with near names, where there is none."""
+    try:
+        return api.get(f"/api/v1/namespaces/{_segment(namespace)}/services/{_segment(name)}")
+    except ApiNotFoundError:
+        raise _service_not_found(api, namespace, name) from None
+
+
+def require_namespace(api: KubeApi, namespace: str) -> None:
+    """NotFoundError, with near names, where there is no such namespace."""
+    if (error := _namespace_not_found(api, namespace)) is not None:
+        raise error
+
+
 def collect_service(api: KubeApi, namespace: str, name: str) -> MemoryCapture:
     """The evidence about one Service: itself, its endpoints, the pods it selects, the nodes, kube-proxy.
 
@@ -60,10 +74,7 @@ def collect_service(api: KubeApi, namespace: str, name: str) -> MemoryCapture:
             "a Service needs a name", hint="write it as NAMESPACE/NAME, or NAME with -n NAMESPACE"
         )
     in_namespace = f"/api/v1/namespaces/{_segment(namespace)}"
-    try:
-        service = api.get(f"{in_namespace}/services/{_segment(name)}")
-    except ApiNotFoundError:
-        raise _service_not_found(api, namespace, name) from None
+    service = named_service(api, namespace, name)
     (service.get("metadata") or {}).pop("managedFields", None)
     services = ObjectList(
         keys=(f"{namespace}/{name}",), items=(json.dumps(service, ensure_ascii=False).encode(),)

@@ -259,16 +259,19 @@ class ClusterWatch:
         return MemoryCapture(files=files, gaps=tuple(gaps), source=self._api.source)
 
 
-def _of_service(service: dict[str, Any]) -> str | None:
-    """Its own name, where clients outside may dial it."""
+def may_be_dialled(service: dict[str, Any]) -> bool:
+    """Whether clients outside may dial the Service."""
     spec, status = service.get("spec") or {}, service.get("status") or {}
-    if (
+    return bool(
         spec.get("type") in ("NodePort", "LoadBalancer")
         or spec.get("externalIPs")
         or (status.get("loadBalancer") or {}).get("ingress")
-    ):
-        return _of_its_name(service)
-    return None
+    )
+
+
+def _of_service(service: dict[str, Any]) -> str | None:
+    """Its own name, where clients outside may dial it."""
+    return _of_its_name(service) if may_be_dialled(service) else None
 
 
 def _of_slice(part: dict[str, Any]) -> str | None:

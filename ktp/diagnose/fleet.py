@@ -9,40 +9,50 @@ from ktp.model.capture import EvidenceGap
 from ktp.model.fleet import Fleet, FleetRow, NodeReport
 from ktp.model.node_check import CheckedFrontEnd, FrontEndState
 
+STALE = 900.0  # seconds: fifteen looks, and several bookmarks of the API server
+_LOOK = "see the log of that pod: it cannot read its node, or does not hear of the API server"
+
 
 def merge_reports(
     reports: Iterable[NodeReport],
     gaps: Iterable[EvidenceGap],
     *,
-    now: float,
     services: Collection[str] = (),
     namespace: str | None = None,
     source: str = "",
 ) -> Fleet:
-    """One fleet; of `services` ("namespace/name") or one `namespace` alone, where given. Worst rows first."""
+    """One fleet; of `services` ("namespace/name") or one `namespace` alone, where given. Worst rows first.
+
+    A report that is too old to say anything of now is a gap.
+    """
+    gaps = list(gaps)
     told: list[str] = []
     counts: Counter[FrontEndState] = Counter()
     found: dict[tuple[str, str], list[tuple[str, CheckedFrontEnd]]] = {}
     messages: dict[tuple[str, str], str] = {}
     oldest = 0.0
     for report in reports:
+        if report.age > STALE:
+            message = f"what ktp on {report.node} says is {report.age:.0f} s old"
+            gaps.append(EvidenceGap(kind="node-report", subject=report.node, message=message, remedy=_LOOK))
+            continue
         told.append(report.node)
         counts.update(report.counts)
-        oldest = max(oldest, now - report.at)
+        oldest = max(oldest, report.age)
         for (key, code), message in report.messages.items():
             messages.setdefault((key, code), message)
         for each in report.not_well:
             if (not services or each.key in services) and namespace in (None, each.namespace):
                 found.setdefault((each.key, each.title), []).append((report.node, each))
     rows = [_row(members, messages) for members in found.values()]
-    gaps = tuple(gaps)
     return Fleet(
         told=tuple(told),
         counts={state: counts[state] for state in FrontEndState},
         rows=tuple(sorted(rows, key=_badness)),
-        gaps=gaps,
-        silent=tuple(gap.subject for gap in gaps if gap.kind == "node-report"),
+        gaps=tuple(gaps),
         oldest=oldest,
+        services=tuple(services),
+        namespace=namespace,
         source=source,
     )
 

@@ -11,10 +11,13 @@ from ktp.model.node_check import CheckedFrontEnd, FrontEndState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """The report of one node: how its front ends do, and those that are not as they should be. `at` is Unix time."""
+    """The report of one node: how its front ends do, and those that are not as they should be.
+
+    `age` is that of the older of what it stands on, the node's evidence and the API's word, in seconds.
+    """
 
     node: str
-    at: float
+    age: float
     counts: Mapping[FrontEndState, int]
     not_well: tuple[CheckedFrontEnd, ...]
     messages: Mapping[tuple[str, str], str] = field(
@@ -45,12 +48,21 @@ class FleetRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """What the nodes told. `silent` are those without an answer, each with its gap; `oldest` is an age in seconds."""
+    """What the nodes told of `services`, or of all (of a `namespace`); `oldest` is an age in seconds.
+
+    A node without an answer, or with one that is too old to say anything of now, is a gap.
+    """
 
     told: tuple[str, ...]
     counts: Mapping[FrontEndState, int]
     rows: tuple[FleetRow, ...] = ()
     gaps: tuple[EvidenceGap, ...] = ()
-    silent: tuple[str, ...] = ()
     oldest: float = 0.0
+    services: tuple[str, ...] = ()
+    namespace: str | None = None
     source: str = ""
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """The nodes that told nothing."""
+        return tuple(gap.subject for gap in self.gaps)

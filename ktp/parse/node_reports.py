@@ -21,7 +21,7 @@ def parse_node_report(found: Any, source: str) -> NodeReport:
             raise ValueError(f"its kind is {found['kind']!r}")
         return NodeReport(
             node=str(found["node"]),
-            at=float(found["at"]),
+            age=max(0.0, float(found["age"])) + max(0.0, float(found["at"]) - float(found["objectsAt"])),
             counts={state: int(found["frontends"].get(state.value, 0)) for state in FrontEndState},
             not_well=tuple(_item(item) for item in found["items"]),
             messages={(str(f["service"]), str(f["code"])): str(f["message"]) for f in found["findings"]},

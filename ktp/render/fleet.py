@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from rich.console import Console
@@ -22,13 +21,11 @@ _NAMED = 5
 _MOST_ROWS = 60
 
 
-def print_fleet(
-    fleet: Fleet, console: Console, *, services: Collection[str] = (), verbose: bool = False
-) -> None:
+def print_fleet(fleet: Fleet, console: Console, *, verbose: bool = False) -> None:
     """One line of verdict, then each front end that is not well, with the nodes and the cause."""
     bad = [row for row in fleet.rows if row.count(FrontEndState.FAILS) or row.count(FrontEndState.DEVIATES)]
     style = "bold red" if bad else "bold yellow" if fleet.rows or fleet.silent else "bold green"
-    write(console, Text(_verdict(fleet, services), style=style))
+    write(console, Text(_verdict(fleet), style=style))
     told = f"{len(fleet.told)} nodes told" if len(fleet.told) != 1 else "1 node told"
     counts = ", ".join(f"{fleet.counts.get(s, 0)} {s.value}" for s in FrontEndState if fleet.counts.get(s))
     write(
@@ -61,21 +58,33 @@ def print_fleet(
         console.print(Text(hint, style="dim"), soft_wrap=True)
 
 
-def _verdict(fleet: Fleet, services: Collection[str]) -> str:
-    what = " and ".join(sorted(services)) if services else "all Services"
+def _verdict(fleet: Fleet) -> str:
     nodes = len(fleet.told) + len(fleet.silent)
     missing = f"; {len(fleet.silent)} of {nodes} nodes did not tell" if fleet.silent else ""
-    failing = {row.key for row in fleet.rows if row.count(FrontEndState.FAILS)}
+    failing = _services(fleet, FrontEndState.FAILS)
     if failing:
         on = {n for row in fleet.rows for n in row.nodes.get(FrontEndState.FAILS, ())}
-        many = f"{len(failing)} Services fail" if len(failing) != 1 else f"{next(iter(failing))} fails"
-        return f"{many} for outside clients on {len(on)} of {nodes} nodes{missing}"
+        who, verb = (
+            (next(iter(failing)), "fails") if len(failing) == 1 else (f"{len(failing)} Services", "fail")
+        )
+        return f"{who} {verb} for outside clients on {len(on)} of {nodes} nodes{missing}"
+    deviating = _services(fleet, FrontEndState.DEVIATES)
+    if deviating:
+        return f"{_count(deviating)} not served as the API objects call for on some node{missing}"
     if fleet.rows:
-        keys = {row.key for row in fleet.rows}
-        return f"{len(keys)} Services are not known to be served as their objects call for{missing}"
-    verb = "is" if len(services) == 1 else "are"
-    where = f"on {len(fleet.told)} of {nodes} nodes{missing}"
-    return f"{what} {verb} served to outside clients as the objects call for {where}"
+        return f"of {len({row.key for row in fleet.rows})} Services it is not known on some node{missing}"
+    asked = " and ".join(sorted(fleet.services))
+    every = "all Services" + (f" of namespace {fleet.namespace}" if fleet.namespace is not None else "")
+    verb = "does" if len(fleet.services) == 1 else "do"
+    return f"{asked or every} {verb} what the API objects call for on {len(fleet.told)} of {nodes} nodes{missing}"
+
+
+def _services(fleet: Fleet, state: FrontEndState) -> set[str]:
+    return {row.key for row in fleet.rows if row.count(state)}
+
+
+def _count(keys: set[str]) -> str:
+    return f"{next(iter(keys))} is" if len(keys) == 1 else f"{len(keys)} Services are"
 
 
 def _line(row: FleetRow, verbose: bool) -> Text:

@@ -24,7 +24,7 @@ _WORDS = {
     FrontEndState.FAILS: "fail",
     FrontEndState.DEVIATES: "deviate",
     FrontEndState.UNKNOWN: "unknown",
-    FrontEndState.SILENT: "silent by policy",
+    FrontEndState.SILENT: "silent as configured",
     FrontEndState.ANSWERS: "answer",
 }
 _STYLES = {FrontEndState.FAILS: "red", FrontEndState.DEVIATES: "yellow", FrontEndState.UNKNOWN: "yellow"}
@@ -147,9 +147,9 @@ def check_object(check: NodeCheck) -> dict[str, Any]:
     }
 
 
-def report_text(check: NodeCheck) -> bytes:
-    """The JSON of `check_object`."""
-    return json.dumps(check_object(check), allow_nan=False).encode() + b"\n"
+def report_text(check: NodeCheck, age: float) -> bytes:
+    """The JSON of `check_object`, with the `age` of the look in seconds: clocks of machines may differ."""
+    return json.dumps({**check_object(check), "age": round(age, 1)}, allow_nan=False).encode() + b"\n"
 
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -166,22 +166,22 @@ def require_prometheus() -> None:
         ) from None
 
 
-def metrics_text(check: NodeCheck | None, errors: int, age: float, objects_age: float) -> bytes:
-    """The metrics in Prometheus's text format; `age` is the look's, `objects_age` that of the API's word (seconds)."""
+def metrics_text(check: NodeCheck | None, errors: int) -> bytes:
+    """The metrics in Prometheus's text format."""
     require_prometheus()
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.registry import Collector
 
     class Once(Collector):
         def collect(self) -> Iterable[Metric]:
-            return metrics(check, errors, age, objects_age)
+            return metrics(check, errors)
 
     registry = CollectorRegistry()
     registry.register(Once())
     return generate_latest(registry)
 
 
-def metrics(check: NodeCheck | None, errors: int, age: float, objects_age: float) -> Iterable[Metric]:
+def metrics(check: NodeCheck | None, errors: int) -> Iterable[Metric]:
     """The metrics of one look: no series for a Service that is well.
 
     `errors` counts the looks that failed; with None for `check`, none has succeeded yet.
@@ -211,10 +211,12 @@ def metrics(check: NodeCheck | None, errors: int, age: float, objects_age: float
         value=check.undiagnosed,
     )  # fmt: skip
     yield GaugeMetricFamily("ktp_evidence_gaps", "What could not be read.", value=len(check.gaps))
-    yield GaugeMetricFamily("ktp_evidence_age_seconds", "How old the node's evidence is.", value=age)
     yield GaugeMetricFamily(
-        "ktp_objects_age_seconds", "How long ago the API server was heard of.",
-        value=objects_age,
+        "ktp_evidence_timestamp_seconds", "When the node's evidence was complete (Unix time).", value=check.at
+    )
+    yield GaugeMetricFamily(
+        "ktp_objects_timestamp_seconds", "When the API server was last heard of (Unix time).",
+        value=check.objects_at,
     )  # fmt: skip
     yield GaugeMetricFamily(
         "ktp_check_seconds", "How long the last look took, reading and thinking.", value=check.seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def reports() -> dict[str, dict[str, Any]]:
 def fleet(server: ApiServer, reports: dict[str, dict[str, Any]]) -> ApiServer:
     """A pod on each node; that of node-c is not there yet."""
     for node, report in reports.items():
-        add(server, node, {**copy.deepcopy(report), "at": time.time() - 30})
+        add(server, node, {**copy.deepcopy(report), "age": 30.0})
     return server
 
 
@@ -97,7 +96,7 @@ def test_one_service_that_is_well_where_it_is_told(
     assert diagnose(kubeconfig(), LOCAL) == 4
     out = " ".join(capsys.readouterr().out.split())
     assert out.startswith(
-        f"{LOCAL} is served to outside clients as the objects call for on 2 of 3 nodes; 1 of 3 nodes did not tell"
+        f"{LOCAL} does what the API objects call for on 2 of 3 nodes; 1 of 3 nodes did not tell"
     )
     assert diagnose(kubeconfig(), LOCAL, "--node", "node-a", "--node", "node-b") == 0
     assert "did not tell" not in capsys.readouterr().out
@@ -122,6 +121,24 @@ def test_a_pod_that_does_not_answer_is_a_gap(
     assert said in out
 
 
+@pytest.mark.parametrize("how", ["no look for long", "no word of the API server"])
+def test_what_is_old_says_nothing_of_now(
+    how: str, fleet: ApiServer, kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the node's own clock: those of two machines may differ by hours."""
+    fleet.pages[path_of("node-a")]["at"] = fleet.pages[path_of("node-a")]["objectsAt"] = 1e9
+    report = fleet.pages[path_of("node-b")]
+    if how == "no look for long":
+        report["age"] = 4000.0
+    else:
+        report["at"], report["objectsAt"] = 5000.0, 1000.0
+    assert diagnose(kubeconfig(), LOCAL) == 4
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 nodes did not tell" in out
+    assert "what ktp on node-b says is 40" in out
+    assert "node-a" not in out
+
+
 def test_what_cannot_be_asked(
     server: ApiServer, kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,8 +146,14 @@ def test_what_cannot_be_asked(
     assert "no pod of ktp check --serve runs in the cluster" in capsys.readouterr().err
     add(server, "node-a", {}, phase="Pending")
     assert diagnose(kubeconfig(), "-A") == 3
-    assert diagnose(kubeconfig(), "test/nginx-externaltrafficpolcy") == 3
-    capsys.readouterr()
+    assert diagnose(kubeconfig(), "test/nginx-externaltrafficpolcy") == 2
+    assert f'did you mean "{LOCAL.partition("/")[2]}"' in capsys.readouterr().err
+    assert diagnose(kubeconfig(), "-n", "tset") == 2
+    assert 'there is no namespace "tset"' in capsys.readouterr().err
+    (inner,) = [s for s in server.objects["services"] if s["metadata"]["name"] == "nginx-log"]
+    inner["spec"]["type"], inner["spec"]["ports"][0]["nodePort"], inner["status"] = "ClusterIP", 0, {}
+    assert diagnose(kubeconfig(), "test/nginx-log") == 2
+    assert "has no front end for clients outside" in capsys.readouterr().err
     for words in (["-A", "-o", "html"], [LOCAL, "--client", "192.0.2.1"], ["-A", "--demo"]):
         assert diagnose(kubeconfig(), *words) == 2
     assert (
@@ -154,10 +177,10 @@ def test_what_cannot_be_asked(
 
 def test_a_later_ktp_may_say_more(reports: dict[str, dict[str, Any]]) -> None:
     later = copy.deepcopy(reports["node-b"])
-    later["news"] = {"a": 1}
+    later["news"], later["age"] = {"a": 1}, 5.0
     later["items"][0]["state"] = "sleeps"
     later["items"][1]["symptom"] = "yawns"
-    found = merge_reports([parse_node_report(later, "it")], [], now=0.0)
+    found = merge_reports([parse_node_report(later, "it")], [])
     assert len(found.rows) == len(later["items"])
     assert {s.value for row in found.rows for s in row.nodes} == {"fails", "unknown"}
     with pytest.raises(EvidenceError, match="what it answers is no report of ktp check"):

@@ -105,7 +105,7 @@ def exposed() -> set[str]:
     check = NodeCheck(
         node="n", counts={FrontEndState.FAILS: 1}, not_well=(one,), findings={"a/b": (finding,)}
     )
-    text = metrics_text(check, 0, 0.0, 0.0).decode()
+    text = metrics_text(check, 0).decode()
     return set(re.findall(r"^(ktp_\w+)", text, re.MULTILINE))
 
 
