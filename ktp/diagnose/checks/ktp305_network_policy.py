@@ -6,8 +6,8 @@ Antrea, OVN-Kubernetes, a cloud's). Some plugins (flannel) enforce none. Here th
 not read, and so ktp cannot tell: where they are read, the walk meets them, and this finding is not given.
 
 # Why traffic fails
-Under policy Local, and for load balancers that keep it, the pod sees the client's own address, and no ipBlock holds it.
-Otherwise it sees a node's, which most plugins let in from the pod's own node and not from others.
+Under policy Local the pod sees the client's own address, and no ipBlock holds it. Otherwise it sees the address of the
+node that was dialled: plugins let in what comes from the pod's own node, and differ in what they make of other nodes.
 
 # Evidence
 The policies that select the pods, whom they let in at the pods' port, and the address that the pods see.
@@ -50,6 +50,11 @@ class _Stopped:
     rules: tuple[IngressRule, ...]
 
     @property
+    def is_kept(self) -> bool:
+        """Whether the pod sees the client's own address."""
+        return bool(self.entry.cell.source_kept)
+
+    @property
     def admits_somebody(self) -> bool:
         """Whether clients outside of other addresses get in."""
         return any(rule.blocks for rule in self.rules)
@@ -59,18 +64,20 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires once for each set of policies that selects pods of the Service, on nodes whose rules were not read."""
     if not case.snapshot.cluster.policies:
         return
-    groups: dict[tuple[str, ...], list[_Stopped]] = {}
+    groups: dict[tuple[bool, tuple[str, ...]], list[_Stopped]] = {}
     for stopped in _stopped(case):
-        groups.setdefault(tuple(p.key for p in stopped.policies), []).append(stopped)
-    for names, members in groups.items():
+        groups.setdefault((stopped.is_kept, tuple(p.key for p in stopped.policies)), []).append(stopped)
+    for (is_kept, names), members in groups.items():
         first = members[0]
         pods = list(dict.fromkeys(s.pod.key for s in members))
         clients = list(dict.fromkeys(str(s.seen) for s in members))
         some = any(s.admits_somebody for s in members)
-        whom = f"nobody at {listed(clients)}" if some else "no client outside"
+        whom = f"nobody at {listed(clients)}" if some or not is_kept else "no client outside"
         yield CHECK.finding(
-            f"NetworkPolicy {listed(names)} lets {whom} in to {listed(pods)} at port {first.port}: where the "
-            "network plugin enforces policies, these clients time out (it was not read whether it does)",
+            f"NetworkPolicy {listed(names)} lets {whom} in to {listed(pods)} at port {first.port}"
+            + ("" if is_kept else ", and as such the pods see outside clients that dial another node")
+            + f": a network plugin that enforces policies {'stops' if is_kept else 'may stop'} them "
+            "(whether one does was not read)",
             nodes=list(dict.fromkeys(s.entry.node for s in members)),
             evidence=[
                 *(field(f"NetworkPolicy {p.key}", _words(p, first)) for p in first.policies[:4]),
@@ -82,7 +89,7 @@ def run(case: Case) -> Iterable[Finding]:
                     cost="whoever has an address in it gets in",
                 )
             ],
-            severity=Severity.INFO if some else Severity.WARNING,
+            severity=Severity.INFO if some or not is_kept else Severity.WARNING,
         )
 
 

@@ -51,7 +51,9 @@ def test_nobody_is_let_in(recorded: Snapshot) -> None:
     (finding,) = found(recorded, policy())
     assert finding.severity is Severity.WARNING
     assert finding.message.startswith("NetworkPolicy test/deny lets no client outside in to test/nginx-")
-    assert "it was not read whether it does" in finding.message
+    assert finding.message.endswith(
+        "a network plugin that enforces policies stops them (whether one does was not read)"
+    )
     assert finding.cells == ()  # what the cells say is not known to be wrong
     assert any("lets in at port 80: nobody" in e.text for e in finding.evidence)
 
@@ -115,6 +117,8 @@ def test_under_cluster_the_pod_sees_a_node(recorded: Snapshot) -> None:
     """Which plugins let in from the pod's own node: the node that is dialled must be another one."""
     (finding,) = found(recorded, policy({"from": [block("203.0.113.0/24")]}), key=CLUSTER)
     assert "lets nobody at 10.0.0." in finding.message
+    assert "a network plugin that enforces policies may stop them" in finding.message
+    assert finding.severity is Severity.INFO
     assert found(recorded, policy({"from": [block("10.0.0.0/24")]}), key=CLUSTER) == []
 
 
