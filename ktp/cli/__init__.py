@@ -15,6 +15,7 @@ import ktp
 from ktp.cli.options import Group, common_options
 from ktp.cli.terminal import degrade_gracefully
 from ktp.errors import ExitCode, KtpError
+from ktp.render.clean import clean
 
 _COMMANDS = {
     "diagnose": (
@@ -97,9 +98,9 @@ def run(args: list[str]) -> int:
         e.show()
         return int(ExitCode.USAGE)
     except KtpError as e:
-        click.echo(f"ktp: {e.message}", err=True)
+        click.echo(f"ktp: {clean(e.message)}", err=True)
         if e.hint:
-            click.echo(f"     {e.hint}", err=True)
+            click.echo(f"     {clean(e.hint)}", err=True)
         return int(e.exit_code)
     except KeyboardInterrupt:
         click.echo("ktp: interrupted", err=True)

@@ -15,6 +15,7 @@ from ktp.app.snapshot import Taken, take_snapshot
 from ktp.cli.options import command as ktp_command
 from ktp.cli.options import common_options, settings
 from ktp.errors import ExitCode, UsageError
+from ktp.render.clean import clean
 
 _GAPS_SHOWN = 10
 
@@ -66,7 +67,7 @@ def command(arguments: tuple[str, ...], resume: bool, redact: bool, redact_map: 
         return int(ExitCode.INTERRUPTED)
     if chosen.output == "text":
         for line in _lines(taken, verbose=chosen.verbose):
-            click.echo(line)
+            click.echo(clean(line))
     else:
         from ktp.render.structured import dump
 
@@ -101,12 +102,14 @@ def _import(chosen: Settings, paths: tuple[str, ...], *, redact: bool, redact_ma
         dump({**_document(done.written), "imported": imported}, chosen.output, sys.stdout)
         return int(ExitCode.OK)
     for line in _lines(done.written, verbose=chosen.verbose):
-        click.echo(line)
+        click.echo(clean(line))
     click.echo("  Taken: " + ", ".join(f"{number} {kind}" for kind, number in done.objects.items()))
     for source, file in done.from_nodes.items():
-        click.echo(f"  - {file} from {source}")
+        click.echo(f"  - {file} from {clean(source)}")
     for name in done.homeless[:_GAPS_SHOWN]:
-        click.echo(f"  Not taken: {name}: of which node? Put it in a folder that is called after the Node.")
+        click.echo(
+            f"  Not taken: {clean(name)}: of which node? Put it in a folder that is called after the Node."
+        )
     if done.unused:
         click.echo(f"  {_count(done.unused, 'file')} of no use to ktp")
     return int(ExitCode.OK)

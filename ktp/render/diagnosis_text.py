@@ -27,7 +27,7 @@ from ktp.render.report_words import (
 )
 from ktp.render.tables import Row, short_names, tables_of
 from ktp.render.tables import Table as Matrices
-from ktp.render.terminal import write
+from ktp.render.terminal import print_table, write
 
 _HEADINGS = {
     "external": "outside",
@@ -242,10 +242,7 @@ def _print_table(shown: Matrices, console: Console, *, verbose: bool) -> None:
             *found,
         )
     write(console, Text(shown.title, style="bold"))  # not the table's title, which is folded to its width
-    with console.capture() as capture:
-        console.print(table)
-    for line in capture.get().splitlines():
-        console.out(line.rstrip(), highlight=False)
+    print_table(console, table)
     if len(shown.rows) > len(rows):
         left = sum(len(row.nodes) for row in shown.rows) - sum(len(row.nodes) for row in rows)
         console.print(Text(f"and {left} more nodes (-v lists them)", style="dim"))

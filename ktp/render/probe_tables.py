@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ktp.model.probing import HealthAnswer, Observation, Prediction, ProbeRow, WitnessRow
 from ktp.model.trace import Symptom
-from ktp.render.terminal import write
+from ktp.render.terminal import print_table, write
 
 _WORDS = {
     Symptom.CONNECTS: ("connects", "green"),
@@ -52,10 +52,7 @@ def print_rows(rows: Sequence[ProbeRow], console: Console) -> None:
                 *((Text(_http(o)),) if http else ()),
                 Text(word, style=style),
             )
-        with console.capture() as capture:
-            console.print(table)
-        for line in capture.get().splitlines():
-            console.out(line.rstrip(), highlight=False)
+        print_table(console, table)
         for note in dict.fromkeys(r.note for r in group if r.note):
             write(console, Text(note, style="dim"), 0, 2)
 
@@ -130,10 +127,7 @@ def print_witnesses(rows: Iterable[WitnessRow], console: Console, *, verbose: bo
                 *((Text(_health(r.health)),) if health else ()),
                 Text(r.odd or "", style="bold yellow"),
             )
-        with console.capture() as capture:
-            console.print(table)
-        for line in capture.get().splitlines():
-            console.out(line.rstrip(), highlight=False)
+        print_table(console, table)
         words: dict[tuple[str, str], list[str]] = {}
         for r in mine:
             if r.words:

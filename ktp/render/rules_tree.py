@@ -19,6 +19,7 @@ from ktp.model.explanation import (
     Verdict,
 )
 from ktp.render.assumptions import assumed_words, assumptions_json
+from ktp.render.clean import clean
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -52,6 +53,7 @@ def print_explanations(
         if lines:
             lines += [(), ((("─" if unicode else "-") * min(width, 80), "faint"),), ()]
         lines += _Page(explanation, width, unicode, fold_rules).lines()
+    lines = [tuple((clean(text), style) for text, style in line) for line in lines]
     if color:
         from ktp.render.trace_text import write_lines
 

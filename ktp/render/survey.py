@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ktp.model.diagnosis import Severity
 from ktp.model.snapshot import Snapshot
+from ktp.render.terminal import print_table
 
 
 class Row(Protocol):
@@ -96,10 +97,7 @@ def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False
             counts = Text(_counts(r), style=style)
             policy = [Text(r.policy)] if wide else []
             table.add_row(Text(r.key), Text(r.front_end), *policy, counts, Text(r.cause or ""))
-        with console.capture() as capture:
-            console.print(table)
-        for line in capture.get().splitlines():
-            console.out(line.rstrip(), highlight=False)
+        print_table(console, table)
     if fine and not verbose:
         console.print()
         console.print(Text(f"{fine} more front ends answer as they should (-v shows them)", style="dim"))

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
+
+from ktp.render.clean import clean
+
+
+class _Console(Console):
+    """A console that passes on no control characters but its own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is drawn, cleaned."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else clean(segment.text)
+            yield segment if text is segment.text else Segment(text, segment.style)
 
 
 def make_console(color: str, stream: TextIO, *, width: int | None = None) -> Console:
@@ -18,7 +33,7 @@ def make_console(color: str, stream: TextIO, *, width: int | None = None) -> Con
     auto = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
     colored = color == "always" or (color == "auto" and auto)
     columns = width or shutil.get_terminal_size((80, 24)).columns
-    return Console(
+    return _Console(
         file=stream,
         width=max(40, min(columns, 160)),
         force_terminal=colored,
@@ -29,6 +44,14 @@ def make_console(color: str, stream: TextIO, *, width: int | None = None) -> Con
         highlight=False,
         legacy_windows=False,
     )
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table without trailing blanks."""
+    with console.capture() as capture:
+        console.print(table)
+    # To the file itself: printed again, the console's own escapes would be taken for a stranger's.
+    console.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def write(console: Console, text: Text, indent: int = 0, hang: int | None = None) -> None:

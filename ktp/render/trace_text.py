@@ -26,6 +26,7 @@ from ktp.model.trace import (
     Unknown,
 )
 from ktp.render.assumptions import assumed_words
+from ktp.render.clean import clean
 from ktp.render.trace_json import merged
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class _Report:
         for table, chain, line, text in rules:  # the rule itself stands in the trace
             at = f", line {line}" if line else ""
             reason = reason.replace(f"{table} {text}", f"{table} {chain}{at}")
-        return _clean(reason)
+        return clean(reason)
 
     def _endpoints(self) -> None:
         self._put()
@@ -188,12 +189,12 @@ class _Report:
             where = f"{u.node}: " if u.node and u.node not in u.why else ""
             self._wrap(f"- {where}{self._why(u)}", "  ", "    ")
             if u.rule is not None:
-                self._wrap(_clean(f"{_place(u.rule)}: {u.rule.text}"), "    ", "      ", "faint")
+                self._wrap(clean(f"{_place(u.rule)}: {u.rule.text}"), "    ", "      ", "faint")
 
     @staticmethod
     def _why(u: Unknown) -> str:
         rule = u.rule
-        return _clean(u.why.replace(f": {rule.table} {rule.text}", "") if rule is not None else u.why)
+        return clean(u.why.replace(f": {rule.table} {rule.text}", "") if rule is not None else u.why)
 
     def _sources(self) -> None:
         """Where the line numbers can be looked up."""
@@ -232,7 +233,7 @@ class _Report:
                 (_WORDS[path.symptom], _COLOURS.get(path.symptom, "bad")),
             )  # fmt: skip
             if path.symptom is not Symptom.CONNECTS:
-                self._wrap(_clean(self._shortened(path)), "    ", "    ")
+                self._wrap(clean(self._shortened(path)), "    ", "    ")
             if group[1:]:
                 others = ", ".join(f"{_target(p)} ({_percent(c)})" for p, c in group[1:])
                 self._wrap(f"in the same way: {others}", "    ", "      ", "faint")
@@ -308,18 +309,18 @@ class _Report:
                 where += " policy"
             elif step.position:
                 where += f" rule {step.position}" + (f", line {step.line}" if step.line else "")
-            self._wrap(_clean(f"{where}: {words}"), sign, "      ", style)
+            self._wrap(clean(f"{where}: {words}"), sign, "      ", style)
             if step.kind is StepKind.RULE:
                 self._rule(step, verbatim=decides or self._layout.verbose)
             return
         text = f" ({step.text})" if step.text and step.text not in words else ""
-        self._wrap(_clean(f"{words}{text}"), sign, "      ", style)
+        self._wrap(clean(f"{words}{text}"), sign, "      ", style)
 
     def _rule(self, step: Step, *, verbatim: bool) -> None:
         rule = step.rule
         if rule is None or verbatim:
             if step.text:
-                self._wrap(_clean(step.text), "        ", "        ", "faint")
+                self._wrap(clean(step.text), "        ", "        ", "faint")
             return
         matches, comment = _conditions(rule)
         words = [f"if {matches}"] if matches else []
@@ -328,7 +329,7 @@ class _Report:
         if len("  ".join(words)) + 8 <= self._layout.width:
             words = ["  ".join(words)] if words else []
         for each in words:
-            self._wrap(_clean(each), "        ", "          ", "faint")
+            self._wrap(clean(each), "        ", "          ", "faint")
 
     # -- lines
 
@@ -471,10 +472,3 @@ def _conditions(rule: Rule) -> tuple[str, str]:
 def _option(option: Option) -> str:
     args = [f'"{a}"' if option.quoted >> n & 1 else a for n, a in enumerate(option.args)]
     return " ".join([*(["!"] if option.negated else []), option.flag, *args])
-
-
-def _clean(text: str) -> str:
-    """Without control characters: comments of rules come from strangers and go to a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

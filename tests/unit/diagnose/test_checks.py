@@ -161,3 +161,34 @@ def cells_of(d: ServiceDiagnosis) -> dict[tuple[str, str, str], tuple[Symptom, s
         for row in matrix.nodes
         for vantage, cell in row.cells.items()
     }
+
+
+def test_rules_that_draw_the_same_endpoints_do_not_disagree() -> None:
+    """One endpoint may be there twice, with two fates: it is the same endpoint."""
+    from types import SimpleNamespace
+
+    from ktp.diagnose.checks.ktp401_rules_disagree import _differs
+    from ktp.model.diagnosis import Cell, CellEndpoint
+
+    def cell(*drawn: tuple[str, Symptom], symptom: Symptom = Symptom.INTERMITTENT) -> Cell:
+        endpoints = tuple(
+            CellEndpoint(ip=ip, port=80, name=None, node=None, probability=0.5, symptom=fate)
+            for ip, fate in drawn
+        )
+        return Cell(
+            vantage="external", symptom=symptom, disposition=Disposition.LOST, reason="", basis="rules", endpoints=endpoints,
+        )  # fmt: skip
+
+    def differs(before: Cell, after: Cell, *, certain: bool = True) -> bool:
+        entry = SimpleNamespace(cell=before, asked=SimpleNamespace(is_certain_of_endpoints=certain))
+        return _differs(entry, after)  # type: ignore[arg-type]
+
+    twice = cell(("10.244.1.2", Symptom.CONNECTS), ("10.244.1.2", Symptom.TIMES_OUT))
+    once = cell(("10.244.1.2", Symptom.CONNECTS))
+    assert not differs(twice, once)
+    assert differs(once, cell(("10.244.1.3", Symptom.CONNECTS)))
+    assert differs(once, cell())
+    lost = cell(("10.244.1.9", Symptom.UNKNOWN), symptom=Symptom.UNKNOWN)
+    assert differs(lost, once)
+    assert not differs(lost, once, certain=False)
+    assert not differs(cell(("10.244.1.2", Symptom.UNKNOWN), symptom=Symptom.UNKNOWN), once)
