@@ -164,9 +164,8 @@ class Programs:
         """Whether packets that come in by `device` from outside meet the load balancer (bpf_host, from-netdev)."""
         if device is None or device in OWN_DEVICES or not self.config.replaces:
             return False
-        if (
-            device in UNNAMED_DEVICES
-        ):  # nobody read its name: Cilium attaches to those that hold the node's addresses
+        # Where nobody read its name: Cilium attaches to the devices that hold the node's addresses.
+        if device in UNNAMED_DEVICES:
             return device == UPLINK
         return device in self.config.devices if self.config.devices else not device.startswith(("lxc", "lo"))
 

@@ -1072,7 +1072,8 @@ class Walker:
             return
         if state.direction == "request" and not (self.topology.nodes_known and self.topology.endpoints_known):
             whose = "node" if self.topology.endpoints_known else "endpoint"
-            words = f"{target} may be an address of a {whose} that is not known: not all {whose}s were read"
+            article = "a" if whose == "node" else "an"
+            words = f"{target} may be an address of {article} {whose} that is not known: not all {whose}s were read"
             self._end_unknown(state, host.name, words)
             return
         if hop.gateway is not None:
