@@ -254,6 +254,7 @@ class KubeApi:
         """
         import urllib3
 
+        timeout = seconds + WATCH_GRACE
         params = {
             "watch": "1",
             "resourceVersion": resource_version,
@@ -265,7 +266,7 @@ class KubeApi:
                 f"{self.host}{path}?{urlencode(params)}",
                 path,
                 True,
-                timeout=seconds + WATCH_GRACE,
+                timeout=timeout,
                 stream=True,
             )
         except _RetryableError as error:
@@ -274,7 +275,7 @@ class KubeApi:
             for line in _lines(response):
                 yield _event(line, self.host, path)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            reason = self._connection_error(error)
+            reason = self._connection_error(error, timeout)
             raise reason.reason if isinstance(reason, _RetryableError) else reason from None
         finally:
             response.close()
@@ -312,7 +313,7 @@ class KubeApi:
                 preload_content=not stream,
             )
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise self._connection_error(error) from None
+            raise self._connection_error(error, timeout) from None
         if response.status != 200 and not (body is not None and response.status == 201):
             raise self._status_error(response, path, continued)
         return response
@@ -351,7 +352,7 @@ class KubeApi:
             return None
         return ends.strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def _connection_error(self, error: Exception) -> Exception:
+    def _connection_error(self, error: Exception, timeout: float | None = None) -> Exception:
         """What a failed exchange means: a _RetryableError where another try may help, else an ApiError."""
         import ssl
 
@@ -393,7 +394,7 @@ class KubeApi:
         elif isinstance(error, exceptions.ReadTimeoutError):
             reason = ApiUnreachableError(
                 f"the API server {self.host} took the request and gave no answer within "
-                f"{self._read_timeout:g} s",
+                f"{timeout or self._read_timeout:g} s",
                 hint="try again later; the API server or its etcd may be overloaded",
             )
         elif isinstance(error, exceptions.ProtocolError):

@@ -233,3 +233,15 @@ def test_no_thread_is_left(api: KubeApi) -> None:
     assert json.loads(feed.capture().read("cluster/services.json"))["items"]
     feed.stop()
     until(lambda: threading.active_count() <= before + 2)  # the server's own
+
+
+def test_a_server_that_falls_silent_is_said_with_the_time_that_was_waited(
+    server: ApiServer, api: KubeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ktp.collect import kube_api
+    from ktp.errors import ApiUnreachableError
+
+    monkeypatch.setattr(kube_api, "WATCH_GRACE", -0.5)
+    server.bookmark_every = 60.0
+    with pytest.raises(ApiUnreachableError, match=r"gave no answer within 0\.5 s"):
+        list(api.watch("/api/v1/services", str(server.version_of_all), seconds=1))
