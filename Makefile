@@ -24,7 +24,7 @@ BUILDER ?= buildah
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ktp/__init__.py)
 DEMO_SERVICE := test/nginx-externaltrafficpolicy
 
-.PHONY: pages golden help demo test test-cases test-kernel test-image image lint type imports fmt bench check pyz dist sbom site clean system-packages
+.PHONY: pages golden help demo test test-cases test-kernel test-vm test-image image lint type imports fmt bench check pyz dist sbom site clean system-packages
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,12 @@ test: system-packages $(DEV) ## everything CI runs: all checks, then the quick t
 test-kernel: system-packages $(DEV) ## the tests that ask the Linux kernel (as root)
 	@KTP_REQUIRE_KERNEL=1 KTP_KERNEL_CASES=$${KTP_KERNEL_CASES:-200} KTP_CHECK_SERVICES=1000 KTP_CHECK_LOOKS=200 \
 		$(BIN)/python -m pytest -m kernel $(PYTEST_ARGS)
+	@$(MAKE) test-vm
+
+test-vm: system-packages $(DEV) ## IPVS beside a kernel that has it: user-mode Linux, some 400 random pairs
+	@$(BIN)/python tests/support/user_mode_linux.py --env KTP_REQUIRE_KERNEL=1 --env KTP_KERNEL_CASES=$${KTP_VM_CASES:-34} \
+		--env KTP_KERNEL_SEED=$${KTP_KERNEL_SEED:-1} -- \
+		$(BIN)/python -m pytest -p no:cacheprovider -m kernel tests/kernel/test_ipvs.py $(PYTEST_ARGS)
 
 test-cases: $(DEV) ## the tests that ask recordings of whole clusters: CASES=FOLDER
 	@KTP_CASES=$(abspath $(CASES)) KTP_HEADLINES=$(abspath $(CASES)) KTP_LOST_EVIDENCE=100 $(BIN)/python -m pytest -n $(WORKERS) \
@@ -155,6 +161,7 @@ system-packages:
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=(); \
 	need() { command -v "$$1" >/dev/null || [ -e "$$1" ] || missing+=("$$2"); }; \
 	need iptables-save iptables; need nft nftables; need ipset ipset; need conntrack conntrack; \
+	need linux.uml user-mode-linux; need ipvsadm ipvsadm; need /bin/busybox busybox-static; need depmod kmod; \
 	need ip iproute2; need ss iproute2; need strace strace; need gcc gcc; need /usr/include/stdio.h libc6-dev; \
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

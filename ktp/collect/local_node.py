@@ -59,7 +59,7 @@ RULES_TIMEOUT = 120.0
 # Administration commands are often missing from the PATH of ordinary users and of cron.
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
-IPV4_CONF_KEYS = ("rp_filter", "route_localnet", "forwarding", "accept_local", "src_valid_mark")
+IPV4_CONF_KEYS = ("rp_filter", "route_localnet", "forwarding", "accept_local", "src_valid_mark", "proxy_arp")
 IPV6_CONF_KEYS = ("forwarding",)
 # What Cilium's agent prints of its own tables, in its container or where its command is on the node: (file, words,
 # whether its lack is told). `policy get`, `identity list` and `service list` only name what the maps hold.

@@ -34,6 +34,7 @@ POD_READS = (
     ("ip-route.json", "ip -j route show table all", True),
     ("ip6-rule.json", "ip -6 -j rule", False),
     ("ip6-route.json", "ip -6 -j route show table all", False),
+    ("ip-neigh.json", "ip -j neigh", False),
     ("sysctl.txt", f"sysctl -e {_SYSCTLS}", False),
 )
 POD_RULES = (

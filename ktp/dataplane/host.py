@@ -312,7 +312,7 @@ class Host:
             return max(every, own)
         if name == "src_valid_mark":
             return every or own
-        if name in ("accept_local", "route_localnet"):
+        if name in ("accept_local", "route_localnet", "proxy_arp"):
             return every or own
         return own
 

@@ -18,15 +18,22 @@ OUTPUT_PRIORITY = -98
 FORWARD_PRIORITY = 100  # ip_vs_reply4: behind filter and security
 
 # Schedulers that draw in proportion to weights; the others, as far as a first connection goes, draw alike.
-_WEIGHTED = frozenset(("wrr", "wlc", "mh", "fo"))
+_WEIGHTED = frozenset(("wrr", "wlc", "mh", "sh"))
+# Those whose table of hashes holds servers of weight 0 too, which then refuse (ip_vs_sh_reassign, ip_vs_dh_reassign).
+_WITH_QUIESCED = frozenset(("sh", "dh"))
+# The server of the highest weight takes all, with `ovf` as long as it has fewer connections than its weight.
+_HIGHEST = frozenset(("fo", "ovf"))
 
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A virtual server that takes a packet, and the real servers it may draw with their probabilities."""
+    """A virtual server that takes a packet, and the real servers it may draw with their probabilities.
+
+    Without a choice, or where None is drawn, the packet is refused.
+    """
 
     server: VirtualServer
-    choices: tuple[tuple[RealServer, float], ...]
+    choices: tuple[tuple[RealServer | None, float], ...]
     assumption: Assumption | None = None
 
     @property
@@ -34,7 +41,7 @@ class Scheduled:
         """The virtual server as `ipvsadm -Sn` prints it."""
         s = self.server
         if s.protocol == "fwmark":
-            return f"-A -f {s.port} -s {s.scheduler}"
+            return f"-A -f {s.port}{' -6' if s.family == 6 else ''} -s {s.scheduler}"
         flag = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"}[s.protocol]
         where = f"[{s.ip}]" if s.ip is not None and s.ip.version == 6 else s.ip
         return f"-A {flag} {where}:{s.port} -s {s.scheduler}"
@@ -46,32 +53,47 @@ class VirtualServers:
     def __init__(self, table: IpvsTable) -> None:
         """Index `table`."""
         self._by_address: dict[tuple[int, int, int], VirtualServer] = {}
-        self._by_mark: dict[int, VirtualServer] = {}
+        self._by_mark: dict[tuple[int, int], VirtualServer] = {}  # family, mark
         for service in table.services:
             if service.protocol == "fwmark":
-                self._by_mark[service.port] = service
+                self._by_mark[service.family, service.port] = service
             elif service.ip is not None:
                 self._by_address[PROTOCOLS[service.protocol], int(service.ip), service.port] = service
 
     def schedule(self, p: Packet) -> Scheduled | None:
-        """The virtual server of a packet that opens a connection (ip_vs_service_find: firewall mark first)."""
-        found = self._by_mark.get(p.mark) if p.mark else None
+        """The virtual server of a packet that opens a connection.
+
+        ip_vs_service_find looks for the firewall mark first, then for address and port, then for every port.
+        """
+        found = self._by_mark.get((p.family, p.mark)) if p.mark else None
         if found is None and isinstance(p.dport, int):
-            found = self._by_address.get((p.proto, p.dst, p.dport))
-        if found is None:
-            return None
-        usable = [s for s in found.servers if s.weight > 0]
-        assumption = None
-        if found.persistent is not None and usable:
-            assumption = Assumption(
-                "no earlier connection of this client is remembered (IPVS persistence)",
-                EvidenceKind.CONNTRACK,
+            found = self._by_address.get((p.proto, p.dst, p.dport)) or self._by_address.get(
+                (p.proto, p.dst, 0)
             )
-        if found.scheduler in ("sh", "dh", "mh") and len(usable) > 1:
-            assumption = Assumption(f"IPVS scheduler {found.scheduler} draws by a hash, taken as a lot")
-        total = sum(s.weight for s in usable) if found.scheduler in _WEIGHTED else len(usable)
-        return Scheduled(
-            found,
-            tuple((s, (s.weight if found.scheduler in _WEIGHTED else 1) / total) for s in usable),
-            assumption,
+        return draw(found) if found is not None else None
+
+
+def draw(found: VirtualServer) -> Scheduled:
+    """Which real server a new connection gets (ip_vs_*_schedule of its scheduler)."""
+    usable = [s for s in found.servers if s.weight > 0]
+    assumption = None
+    if found.persistent is not None and usable:
+        assumption = Assumption(
+            "no earlier connection of this client is remembered (IPVS persistence)",
+            EvidenceKind.CONNTRACK,
         )
+    if found.scheduler in ("sh", "dh", "mh") and len(found.servers) > 1:
+        assumption = Assumption(f"IPVS scheduler {found.scheduler} draws by a hash, taken as a lot")
+    if found.scheduler in _HIGHEST and len(usable) > 1:
+        # Which of several comes first in the kernel's list is not told: ipvsadm sorts what it prints.
+        highest = max(server.weight for server in usable)
+        usable = [s for s in usable if s.weight == highest]
+        if found.scheduler == "ovf":
+            words = (
+                "the real server of the highest weight has fewer connections than that (IPVS scheduler ovf)"
+            )
+            assumption = Assumption(words, EvidenceKind.CONNTRACK)
+    drawn = found.servers if found.scheduler in _WITH_QUIESCED and usable else usable
+    shares = [max(s.weight, 1) if found.scheduler in _WEIGHTED else 1 for s in drawn]
+    chances = ((s if s.weight > 0 else None, n) for s, n in zip(drawn, shares, strict=True))
+    return Scheduled(found, tuple((s, n / sum(shares)) for s, n in chances), assumption)

@@ -140,7 +140,7 @@ class IpvsConn(NamedTuple):
 
     client: tuple[int, Port]
     virtual: tuple[int, Port]
-    real: tuple[int, int]
+    real: tuple[int, Port]
     method: str
     persistent: bool
 

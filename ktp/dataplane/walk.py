@@ -25,6 +25,7 @@ from ktp.dataplane.hooks import (
     NftBaseChain,
 )
 from ktp.dataplane.host import Host
+from ktp.dataplane.ipvs import Scheduled
 from ktp.dataplane.packet import (
     CLIENT_PORTS,
     ICMP,
@@ -781,8 +782,7 @@ class Walker:
 
     # -- IPVS
 
-    @staticmethod
-    def _ipvs(state: State, host: Host, hook: str) -> list[Verdict]:
+    def _ipvs(self, state: State, host: Host, hook: str) -> list[Verdict]:
         """ip_vs_in: a packet to a virtual server goes to one of its real servers; without any it is refused."""
         p = state.packet
         servers = host.virtual_servers
@@ -816,67 +816,101 @@ class Walker:
         if found.assumption is not None:
             state.assume(found.assumption)
         if not found.choices:
-            kind = "icmp-port-unreachable" if p.family == 4 else "icmp6-port-unreachable"
-            step = state.note(
-                StepKind.RULE, Refuse(kind), hook=hook, table="ipvs", text=found.text, backend="ipvs"
-            )
-            return [Verdict(REJECT, state, kind, step)]
+            return [self._no_real_server(state, hook, found)]
         by_conntrack = _is_ipvs_tracked(state, host)
         out: list[Verdict] = []
         for number, (server, chance) in enumerate(found.choices):
             each = state.fork() if number + 1 < len(found.choices) else state
             if len(found.choices) > 1:
                 each.decide(Decision(RANDOM, ("ipvs", found.text), number, chance, "", "", None))
+            if server is None:
+                out.append(self._no_real_server(each, hook, found))
+                continue
             q = each.packet
+            before = q.dst, q.dport
+            real = (
+                int(server.ip),
+                server.port or q.dport,
+            )  # ip_vs_schedule: port 0 is the one that was dialled
             q.ipvs = pk.IpvsConn(
-                (q.src, q.sport), (q.dst, q.dport), (int(server.ip), server.port), server.method,
-                found.server.persistent is not None,
-            )  # fmt: skip
-            if by_conntrack and server.method == "masq":
-                effect = translate_destination(each, int(server.ip), server.port, Nat.IPVS)
+                (q.src, q.sport), before, real, server.method, found.server.persistent is not None
+            )
+            rewrites = server.method == "masq"
+            effect: Effect
+            if rewrites and by_conntrack:
+                effect = translate_destination(each, *real, Nat.IPVS)
             else:
-                before = q.dst, q.dport
-                effect = translation(Nat.IPVS, q.family, before, (int(server.ip), server.port))
-                if server.method == "masq":
-                    q.dst, q.dport = int(server.ip), server.port
+                effect = (
+                    translation(Nat.IPVS, q.family, before, real) if rewrites else Note("sent on unchanged")
+                )
+                if rewrites:
+                    q.dst, q.dport = real
+                    each.served = Served(host.name, before, (q.dst, q.dport))
+                if not by_conntrack:
                     # ip_vs_notrack: from here on the packet has no entry, and nat leaves it alone
                     q.ct, q.ctstate = None, pk.UNTRACKED
-                    each.served = Served(host.name, before, (q.dst, q.dport))
             each.nat_step = each.note(
                 StepKind.RULE, effect, hook=hook, table="ipvs", text=found.text, backend="ipvs"
             )
-            if server.method != "masq":
-                why = f"IPVS forwarding method {server.method} is not modelled"
+            here = host.is_local(q.family, real[0])
+            if not rewrites and not here:
+                end = to_text(q.family, real[0])
+                why = (
+                    f"whether {end} takes packets for {to_text(q.family, q.dst)} (IPVS -g or -i) was not read"
+                )
                 out.append(Verdict(UNKNOWN, each, why, each.nat_step))
                 continue
-            out.append(Verdict(IPVS if hook == INPUT else ACCEPT, each))
+            # Behind ip_vs_nat_send_or_cont a packet for this node goes on in its hook, any other begins LOCAL_OUT.
+            out.append(Verdict(ACCEPT if here else IPVS, each))
         return out
 
+    @staticmethod
+    def _no_real_server(state: State, hook: str, found: Scheduled) -> Verdict:
+        kind = "icmp-port-unreachable" if state.packet.family == 4 else "icmp6-port-unreachable"
+        step = state.note(
+            StepKind.RULE, Refuse(kind), hook=hook, table="ipvs", text=found.text, backend="ipvs"
+        )
+        return Verdict(REJECT, state, kind, step)
+
     def _ipvs_out(self, state: State, host: Host) -> None:
-        """ip_vs_nat_xmit: what IPVS took in LOCAL_IN leaves by LOCAL_OUT and POSTROUTING, or stays where it is."""
+        """ip_vs_nat_xmit: what IPVS took leaves by LOCAL_OUT, from its start, and POSTROUTING.
+
+        __ip_vs_get_out_rt asks for a route to the address alone: neither source nor mark nor ports matter. Whoever
+        sent the packet is told by ICMP, if at all: its own hook has ended (NF_STOLEN).
+        """
         p = state.packet
-        found = host.route(p, iif="lo")
-        if found.type == "local":
-            self._confirm(state)
-            self._deliver_here(state, host)
+        p.local = False
+        if not host.has_network:
+            state.hop = NextHop(dev="?")
+            self._out_again(state, host)
+            return
+        if _is_loopback(p.family, p.src):
+            self._lost(state, host, f"IPVS on {host.name} sends nothing from a loopback address", "route")
+            return
+        found = host.fib[p.family].lookup(p.dst, iif="lo")
+        if found.type == "unknown":
+            self._end_unknown(state, host.name, found.unknown or "routing is unknown")
             return
         if found.type != "unicast" or not found.hops:
-            self._lost(
-                state, host, f"{host.name} has no route to {to_text(p.family, p.dst)} ({found.type})", "route"
-            )
+            reason = f"{host.name} has no route to {to_text(p.family, p.dst)} ({found.type})"
+            step = state.note(StepKind.ROUTE, Note(reason), hook="ROUTING")
+            kind = "icmp-host-unreachable" if p.family == 4 else "icmp6-addr-unreachable"
+            self._send_error(state, host, kind, Disposition.LOST, reason, step, "route")
             return
         if p.ttl <= 1:
             self._lost(state, host, f"the packet's TTL ends at {host.name}", "route")
             return
         p.ttl -= 1
         for each, hop in self._choose_hop(state, found):
-            q = each.packet
-            q.iif, q.oif = None, hop.dev
             each.hop = hop
             each.note(StepKind.ROUTE, Note(_hop_words(hop)), hook="ROUTING", text=_route_text(found))
-            for verdict in self._run_hook(each, host, OUTPUT):
-                if self._passed(verdict, host, OUTPUT):
-                    self._postrouting(verdict.state, host)
+            self._out_again(each, host)
+
+    def _out_again(self, state: State, host: Host) -> None:
+        state.packet.iif, state.packet.oif = None, state.hop.dev
+        for verdict in self._run_hook(state, host, OUTPUT):
+            if self._passed(verdict, host, OUTPUT):
+                self._postrouting(verdict.state, host)
 
     # -- out of a node
 
@@ -893,7 +927,9 @@ class Walker:
                 self._lost(each, host, why, "sysctl", symptom=Symptom.UNREACHABLE)
                 continue
             for verdict in self._run_hook(each, host, OUTPUT):
-                if self._passed(verdict, host, OUTPUT):
+                if verdict.code == IPVS:
+                    self._ipvs_out(verdict.state, host)
+                elif self._passed(verdict, host, OUTPUT):
                     self._postrouting(verdict.state, host)
 
     @staticmethod
@@ -1700,11 +1736,14 @@ class Walker:
             way = f"by {p.oif}, and not by {host.interface_of(*key)} as the request came"
             self._lost(state, host, f"{what} leaves {host.name} {way}", "route")
             return
+        gateway = state.hop.gateway if state.hop is not None else None
         p.ct, p.ctstate = None, pk.INVALID
         self._close_hop(state, host)
-        self._out_to_node(state, self._walkable(host.node), self.topology.attached[key])
+        self._out_to_node(state, self._walkable(host.node), self.topology.attached[key], gateway)
 
-    def _out_to_node(self, state: State, host: Host | None, attached: Attached) -> None:
+    def _out_to_node(
+        self, state: State, host: Host | None, attached: Attached, gateway: IPAddress | None = None
+    ) -> None:
         """The answer of a pod, or of an endpoint elsewhere, comes to its node; None where that is not known."""
         p = reply = state.packet
         if host is None:
@@ -1729,7 +1768,34 @@ class Walker:
         if bridge and client is not None and self._on_bridge(host, p.family, reply.dst, iif):
             self._bridged(state, host, iif or "?", client)
             return
-        self._enter(state, host, iif or "?", "?" if bridge else None)
+        heard = self._hears_gateway(host, iif or "?", attached, gateway) if p.family == 4 else True
+        if heard is None:
+            why = f"whether {attached.name} knows the hardware address of its gateway was not read"
+            self._end_unknown(
+                state, host.name, f"{why}, and {host.name}, which does not forward, answers no ARP for it"
+            )
+        elif not heard:
+            why = f"{attached.name} asks for its gateway's hardware address, and gets no answer"
+            self._lost(state, host, f"{why}: {host.name} does not forward (proxy ARP)", "sysctl")
+        else:
+            self._enter(state, host, iif or "?", "?" if bridge else None)
+
+    def _hears_gateway(
+        self, host: Host, iif: str, attached: Attached, gateway: IPAddress | None
+    ) -> bool | None:
+        """Whether a pod behind `iif` has the hardware address of its gateway; None where that was not read.
+
+        Behind a device without an address the gateway is one that nobody has (Calico's 169.254.1.1), for which the node
+        answers by proxy ARP, as long as it forwards (arp_process: IN_DEV_FORWARD); else an entry of before must do.
+        """
+        own = next((i.addresses for i in host.state.interfaces or () if i.name == iif), ())
+        if self._forwards(host, 4, iif) or any(a.ip.version == 4 for a in own):
+            return True
+        inside = self.inside(attached)
+        known = inside.state.neighbours if inside is not None else None
+        if known is not None and gateway is not None:
+            return host.is_local(4, int(gateway)) or any(entry.ip == gateway for entry in known)
+        return None if host.conf("ipv4", iif, "proxy_arp") else True
 
     def _answer_from_outside(self, state: State, host: Host, attached: Attached) -> None:
         """An endpoint outside the cluster answers: straight to the node or pod that it sees, else to the client."""
@@ -2530,11 +2596,22 @@ def _is_ipvs_tracked(state: State, host: Host) -> bool:
 
 
 def _undo_ipvs(state: State, host: Host, hook: str) -> StepRecord | None:
-    """ip_vs_out, handle_response: the answer of a real server comes from the virtual one again, and is not tracked."""
+    """handle_response, handle_response_icmp: what a real server answers comes from the virtual one again, so does an
+    error about it (ip_vs_nat_icmp), and neither is tracked.
+    """
     p, served = state.packet, state.served
-    if served is None or served.node != host.name or p.inner is not None or (p.src, p.sport) != served.real:
+    if served is None or served.node != host.name:
         return None
-    p.src, p.sport = served.virtual
+    if p.icmp is None:
+        if (p.src, p.sport) != served.real:
+            return None
+        p.src, p.sport = served.virtual
+    elif p.inner is None or p.inner[2:4] != served.real:
+        return None
+    else:
+        p.src = served.virtual[0]
+    if p.inner is not None:
+        p.inner = (*p.inner[:2], *served.virtual, p.inner[4])
     p.ct, p.ctstate = None, pk.UNTRACKED
     effect = translation(Nat.DESTINATION_UNDONE, p.family, served.real, served.virtual)
     return state.note(StepKind.NAT, effect, hook=hook, table="ipvs", backend="ipvs")

@@ -68,6 +68,8 @@ def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
     if state.interfaces is None and tells:
         supposed.add(EvidenceKind.ADDRESSES)
         interfaces = (*_interfaces(state.routes, node, listed), *_ipvs_device(state, listed))
+        if state.routes is None:
+            interfaces += tuple(_flannel_devices(node))
         filled = replace(filled, interfaces=interfaces)
     if state.routes is None and tells:
         supposed.add(EvidenceKind.ROUTES)
@@ -184,6 +186,30 @@ def _ipvs_device(state: NodeState, listed: list[IPAddress]) -> Iterator[Interfac
         yield Interface(
             name=IPVS_INTERFACE, index=3, flags=frozenset(("NOARP",)), kind="dummy", addresses=addresses
         )
+
+
+_FLANNEL = "flannel.alpha.coreos.com/"
+_FLANNEL_DEVICES = {
+    "vxlan": ("flannel.1", "vxlan"),
+    "ipip": ("flannel.ipip", "ipip"),
+    "wireguard": ("flannel-wg", "wireguard"),
+}
+
+
+def _flannel_devices(node: Node | None) -> Iterator[Interface]:
+    """What flannel makes on a Node that it has annotated: a tunnel's device with the first address of the podCIDR, and
+    the pods' bridge with the second one (flannel: pkg/subnet/kube, pkg/backend; the CNI plugin's delegate, bridge).
+    """
+    backend = node.annotations.get(f"{_FLANNEL}backend-type") if node is not None else None
+    networks = [net for net in _pod_networks(node) if net.num_addresses > 2]
+    if backend is None or not networks:
+        return
+    if backend in _FLANNEL_DEVICES:
+        name, kind = _FLANNEL_DEVICES[backend]
+        ends = tuple(_address(net.network_address, net.max_prefixlen) for net in networks)
+        yield Interface(name=name, index=4, flags=frozenset(("UP",)), kind=kind, addresses=ends)
+    gateways = tuple(_address(net.network_address + 1, net.prefixlen) for net in networks)
+    yield Interface(name="cni0", index=5, flags=frozenset(("UP",)), kind="bridge", addresses=gateways)
 
 
 def _told_by_pods(cluster: Cluster, name: str) -> list[IPAddress]:

@@ -23,7 +23,7 @@ WITHOUT: dict[EvidenceKind, Without] = {
     EvidenceKind.ADDRESSES: Without(
         "`ip-addr.json`",
         "the `local` routes; else the Node's InternalIP addresses (ExternalIP where it has none; without the Node its "
-        "pods' hostIP) on one device, and "
+        "pods' hostIP) on one device, flannel's devices on a Node that it has annotated, and "
         "an address of the nodes' network that nobody is known to have is tried on each node: what all answer alike "
         "stands",
         "an address that may be of several nodes which would not answer alike",

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from ktp.dataplane.host import Host
 from ktp.dataplane.ipset import compile_set
-from ktp.dataplane.ipvs import VirtualServers
-from ktp.dataplane.packet import PROTOCOLS, Packet
+from ktp.dataplane.ipvs import draw
+from ktp.dataplane.packet import Packet
 from ktp.explain.words import condition_words, percent
 from ktp.kubeproxy.names import (
     IPVS_INTERFACE,
@@ -301,21 +301,15 @@ def _real_words(real: RealServer, share: float) -> str:
     return f"{words}; {other}, which kube-proxy does not do" if other else words
 
 
-def _shares(table: IpvsTable, server: VirtualServer) -> dict[tuple[str, int], float]:
+def _shares(server: VirtualServer) -> dict[tuple[str, int], float]:
     """The part of new connections that each real server gets."""
-    if server.ip is None:
-        usable = [s for s in server.servers if s.weight > 0]
-        return {(str(s.ip), s.port): 1 / len(usable) for s in usable}
-    family = server.ip.version
-    packet = Packet(family, PROTOCOLS[server.protocol], 0, int(server.ip), 0, server.port)
-    found = VirtualServers(IpvsTable(services=(server,), source=table.source)).schedule(packet)
-    return {(str(s.ip), s.port): chance for s, chance in found.choices} if found is not None else {}
+    return {(str(s.ip), s.port): chance for s, chance in draw(server).choices if s is not None}
 
 
 def _server_node(
-    table: IpvsTable, server: VirtualServer, share: float | None, servers: dict[Endpoint, float] | None
+    server: VirtualServer, share: float | None, servers: dict[Endpoint, float] | None
 ) -> RuleNode:
-    shares = _shares(table, server)
+    shares = _shares(server)
     elements = []
     for real in server.servers:
         part = shares.get((str(real.ip), real.port), 0.0)
@@ -376,7 +370,7 @@ def ipvs_stage(
             table=TABLE,
             name="virtual servers",
             words="sends packets to virtual servers on to one of their real servers",
-            rules=tuple(_server_node(table, s, min(1.0, share), taken) for s in servers),
+            rules=tuple(_server_node(s, min(1.0, share), taken) for s in servers),
             left_out=left,
             left_out_words="virtual servers of other addresses and ports" if left else "",
         ),
@@ -425,9 +419,9 @@ def explain_ipvs_dump(table: IpvsTable, node: str, protocol: str, port: int) -> 
     servers = servers_of_port(table, protocol, port)
     if not servers:
         return None
-    nodes = tuple(_server_node(table, s, None, None) for s in servers)
+    nodes = tuple(_server_node(s, None, None) for s in servers)
     shares: dict[str, float] = {}
-    for (ip, number), share in _shares(table, servers[0]).items():
+    for (ip, number), share in _shares(servers[0]).items():
         shares[host_port(ip, number)] = share
     fails = not shares
     verdict = Verdict(

@@ -19,7 +19,10 @@ class RealServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualServer:
-    """A virtual server; `protocol` tcp, udp, sctp, or "fwmark" with the mark in `port`."""
+    """A virtual server; `protocol` tcp, udp, sctp, or "fwmark" with the mark in `port` and without an address.
+
+    Port 0 is every port that has no server of its own. `marks_ipv6`: the firewall mark is asked of IPv6 packets.
+    """
 
     protocol: str
     ip: IPAddress | None
@@ -27,6 +30,12 @@ class VirtualServer:
     scheduler: str = "rr"
     persistent: int | None = None  # seconds
     servers: tuple[RealServer, ...] = ()
+    marks_ipv6: bool = False
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return self.ip.version if self.ip is not None else 6 if self.marks_ipv6 else 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,7 @@ _LONG = {
 }
 # Options that have no say in whether and where a connection goes, so far as ktp tells it.
 _IDLE_WITH_VALUE = frozenset(("-M", "-b", "-x", "-y", "--pe", "--tun-type", "--tun-port"))
-_IDLE = frozenset(("-6", "-o", "--tun-nocsum", "--tun-csum", "--tun-remcsum"))
+_IDLE = frozenset(("-o", "--tun-nocsum", "--tun-csum", "--tun-remcsum"))
 _DEFAULT_PERSISTENCE = 300  # seconds
 _LISTED_METHODS = {"Masq": "masq", "Route": "route", "Tunnel": "tunnel", "Local": "masq"}
 _LISTED_PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp", "FWM": "fwmark"}
@@ -97,6 +97,7 @@ def _parse_line(words: list[str]) -> tuple[VirtualServer, RealServer | None]:
     scheduler, method, weight = "wlc", "route", 1  # ipvsadm(8)'s defaults
     persistent: int | None = None
     pending: str | None = None
+    marks_ipv6 = False
     while (word := pending or next(rest, None)) is not None:
         pending = None
         if word in _SERVICES:
@@ -121,6 +122,8 @@ def _parse_line(words: list[str]) -> tuple[VirtualServer, RealServer | None]:
             weight = int(_value(rest))
         elif word in _METHODS:
             method = _METHODS[word]
+        elif word == "-6":
+            marks_ipv6 = True
         elif word in _IDLE_WITH_VALUE:
             _value(rest)
         elif word not in _IDLE:
@@ -128,7 +131,9 @@ def _parse_line(words: list[str]) -> tuple[VirtualServer, RealServer | None]:
     if front is None or (real is None) != (command == "-A"):
         raise ValueError(command)
     protocol, ip, port = front
-    service = VirtualServer(protocol=protocol, ip=ip, port=port, scheduler=scheduler, persistent=persistent)
+    service = VirtualServer(
+        protocol=protocol, ip=ip, port=port, scheduler=scheduler, persistent=persistent, marks_ipv6=marks_ipv6
+    )
     if real is None:
         return service, None
     return service, RealServer(ip=real[0], port=real[1], weight=weight, method=method)
@@ -149,8 +154,9 @@ def _parse_listed(words: list[str], before: VirtualServer | None) -> tuple[Virtu
     kind = _LISTED_PROTOCOLS[protocol]
     ip_or_none, port = (None, int(where)) if kind == "fwmark" else _address_and_port(where)
     service = VirtualServer(
-        protocol=kind, ip=ip_or_none, port=port, scheduler=flags[0], persistent=persistent
-    )
+        protocol=kind, ip=ip_or_none, port=port, scheduler=flags[0], persistent=persistent,
+        marks_ipv6="IPv6" in words,
+    )  # fmt: skip
     return service, None
 
 

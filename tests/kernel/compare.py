@@ -44,10 +44,12 @@ def load(lab: Lab, case: Case) -> Case:
     for node, text in case.sets.items():
         lab.agents[node].run("ipset", "restore", "-exist", text=text)
     for (node, wanted), text in case.rules.items():
-        backend = wanted if wanted in lab.backends else "nft"
+        backend = wanted if wanted in lab.backends else lab.backends[0]
         if (node, backend) not in rules:
             rules[node, backend] = _load_rules(lab, node, case.family, backend, text)
     nft = {node: _load_nft(lab, node, text) for node, text in case.nft.items()}
+    for node, text in case.ipvs.items():
+        lab.agents[node].run("ipvsadm", "-R", text=text)
     for node, values in case.sysctls.items():
         lab.sysctl(node, values)
     for node, commands in case.commands.items():
@@ -300,7 +302,7 @@ def tell(case: Case, outcome: Outcome) -> str:
                 f"    {hop.node} {hop.direction}: {hop.arrived} -> {hop.left} {hop.in_interface} {hop.out_interface}"
             )
             parts += [f"      {s.hook} {s.table} {s.text} | {step_words(s)}" for s in hop.steps]
-    for key, text in (*case.rules.items(), *case.nft.items()):
+    for key, text in (*case.rules.items(), *case.nft.items(), *case.ipvs.items()):
         parts.append(f"  rules {key}:")
         parts += [f"    {line}" for line in text.splitlines()]
     for what in (case.sets, case.sysctls, case.commands):

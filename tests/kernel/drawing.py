@@ -33,6 +33,7 @@ class Case:
     commands: dict[str, list[str]] = field(default_factory=dict)  # node → words of `ip`
     packets: list[Packet] = field(default_factory=list)
     nft: dict[str, str] = field(default_factory=dict)  # node → what `nft -f` loads, one command a line
+    ipvs: dict[str, str] = field(default_factory=dict)  # node → what `ipvsadm -R` loads
 
 
 class Drawing:

@@ -106,6 +106,13 @@ NODE_DEFAULTS = {
     "net/bridge/bridge-nf-call-iptables": "1",
     "net/bridge/bridge-nf-call-ip6tables": "1",
 }
+# What IPVS has beside them (Documentation/networking/ipvs-sysctl.rst), where the kernel has it.
+_IPVS_DEFAULTS = {
+    "net/ipv4/vs/conntrack": "0",
+    "net/ipv4/vs/snat_reroute": "1",
+    "net/ipv4/vs/expire_nodest_conn": "1",
+    "net/ipv4/vs/expire_quiescent_template": "1",
+}
 COMMANDS = ("ip", "nft", "ipset", "conntrack", "iptables-nft-restore", "ip6tables-nft-restore")
 SAVE = {4: "iptables", 6: "ip6tables"}
 
@@ -176,6 +183,7 @@ class Lab:
             self._wire()
             self._serve()
             self.backends = self._find_backends()
+            self.ipvs = Path("/proc/net/ip_vs").exists() and shutil.which("ipvsadm") is not None
         except BaseException:
             self.close()
             raise
@@ -407,13 +415,22 @@ class Lab:
             self.agents[host].ask(do="write", values=[(f"/proc/sys/{k}", v) for k, v in values.items()])
 
     def _find_backends(self) -> tuple[str, ...]:
-        """Newer kernels are built without legacy tables, and newer systems without their command."""
-        try:
-            for family in (4, 6):
-                self.agents["a"].run(f"{SAVE[family]}-legacy-restore", text=_empty_tables(("filter", "nat")))
-        except LabError:
-            return ("nft",)
-        return ("nft", "legacy")
+        """Newer kernels are built without legacy tables, and newer systems without their command; user-mode Linux has
+        no nf_tables.
+        """
+        found = []
+        for backend in ("nft", "legacy"):
+            done = [
+                self.agents["a"].run(
+                    f"{SAVE[f]}-{backend}-restore", text=_empty_tables(("filter", "nat")), check=False
+                )
+                for f in (4, 6)
+            ]
+            if all(each["status"] == 0 for each in done):
+                found.append(backend)
+        if not found:
+            raise LabError(done[0]["stderr"])
+        return tuple(found)
 
     # -- using
 
@@ -432,7 +449,8 @@ class Lab:
     def clear(self, node: str) -> None:
         """Take every rule, set, policy route, and connection from a node, and set its sysctls back."""
         agent = self.agents[node]
-        agent.run("nft", "flush", "ruleset")
+        if "nft" in self.backends:
+            agent.run("nft", "flush", "ruleset")
         for family in (4, 6):
             path = "ip" if family == 4 else "ip6"
             done = agent.run("cat", f"/proc/net/{path}_tables_names", check=False)
@@ -453,6 +471,9 @@ class Lab:
             for table in ("100", "101"):
                 agent.run("ip", version, "route", "flush", "table", table, check=False)
         self._write((node,), NODE_DEFAULTS)
+        if self.ipvs:
+            agent.run("ipvsadm", "-C")
+            self._write((node,), _IPVS_DEFAULTS)
         agent.run("conntrack", "-F", check=False)
 
     def capture(self, nodes: Sequence[str] = NODES) -> MemoryCapture:

@@ -33,9 +33,9 @@ NODE_PORT, PORT, SIDECAR = 30080, 80, 15006
 READS = {
     "ip-addr.json": "ip -j -d addr", "ip-rule.json": "ip -j rule", "ip6-rule.json": "ip -6 -j rule",
     "ip-route.json": "ip -j route show table all", "ip6-route.json": "ip -6 -j route show table all",
-    "ss.txt": "ss -lntuH", "iptables-nft-save.txt": "iptables-nft-save", "ip6tables-nft-save.txt": "ip6tables-nft-save",
+    "ip-neigh.json": "ip -j neigh", "ss.txt": "ss -lntuH", "iptables-nft-save.txt": "iptables-nft-save", "ip6tables-nft-save.txt": "ip6tables-nft-save",
 }  # fmt: skip
-SYSCTLS = ("net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter", "net.ipv4.conf.eth0.rp_filter",
+SYSCTLS = ("net.ipv4.ip_forward", "net.ipv4.conf.vpod.forwarding", "net.ipv4.conf.vpod.proxy_arp", "net.ipv4.conf.all.rp_filter", "net.ipv4.conf.eth0.rp_filter",
            "net.ipv4.conf.all.route_localnet", "net.ipv4.conf.eth0.route_localnet",
            "net.ipv6.conf.all.forwarding")  # fmt: skip
 # Opens the sockets that it is given, answers each datagram, and closes each connection.
@@ -153,7 +153,7 @@ class Lab:
 
     def read(self, namespace: str, folder: str) -> dict[str, bytes]:
         files = {f"{folder}/{file}": self.run(namespace, command) for file, command in READS.items()}
-        files[f"{folder}/sysctl.txt"] = self.run(namespace, f"sysctl {' '.join(SYSCTLS)}")
+        files[f"{folder}/sysctl.txt"] = self.run(namespace, f"sysctl -e {' '.join(SYSCTLS)}")
         return {name: text.encode() for name, text in files.items()}
 
     def walker(self) -> Walker:
@@ -165,9 +165,9 @@ class Lab:
         attached = {(a.version, int(a)): pod for a in map(ip_address, (POD, POD6))}
         return Walker(Topology(nodes=states, attached=attached))
 
-    def dial(self, flow: tuple[str, str, int]) -> subprocess.Popen[str]:
+    def dial(self, flow: tuple[str, str, int], namespace: str = "") -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.client, sys.executable, "-c", DIAL, json.dumps(flow)],
+            ["ip", "netns", "exec", namespace or self.client, sys.executable, "-c", DIAL, json.dumps(flow)],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -259,6 +259,61 @@ def test_the_answer_is_what_a_connection_meets(name: str, lab: Lab) -> None:
     finally:
         server.kill()
         server.communicate()
+
+
+def without_address(lab: Lab) -> None:
+    """The pod's device as Calico makes it; with its last address the routes of a device go (fib_disable_ip)."""
+    lab.run(lab.node, "ip addr del 169.254.1.1/32 dev vpod")
+    lab.run(lab.node, f"ip route add {POD}/32 dev vpod")
+
+
+@pytest.mark.parametrize("entry", ["", "failed", "reachable"])
+@pytest.mark.parametrize("forwards", [0, 1])
+def test_behind_proxy_arp_a_node_that_does_not_forward_reaches_pods_that_know_their_gateway(
+    lab: Lab, forwards: int, entry: str
+) -> None:
+    """Calico's way to a pod: a gateway that nobody has, for which the node answers ARP as long as it forwards."""
+    mac = json.loads(lab.run(lab.node, "ip -j link show vpod"))[0]["address"]
+    words = {"failed": "nud failed", "reachable": f"lladdr {mac} nud reachable"}.get(entry)
+    without_address(lab)
+    # What proxy ARP waits for before it answers (neigh/*/proxy_delay) is no part of the question.
+    settings = (
+        "net.ipv4.conf.vpod.proxy_arp=1",
+        "net.ipv4.neigh.vpod.proxy_delay=0",
+        f"net.ipv4.ip_forward={forwards}",
+    )
+    lab.run(lab.node, f"sysctl -qw {' '.join(settings)}")
+    lab.run(lab.node, "ip route add default via 10.9.0.254")
+    lab.run(lab.pod, "ip neigh flush all")
+    if words:
+        lab.run(lab.pod, f"ip neigh replace 169.254.1.1 dev eth0 {words}")
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", lab.pod, sys.executable, "-c", SERVE, json.dumps(EVERY)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        walker = lab.walker()
+        met = lab.dial(("tcp", POD, PORT), lab.node).communicate(timeout=20)[0].strip()
+        answer = answer_flow(walker, Flow(dst=POD, port=PORT, from_node="node-a"))
+        assert symptoms(answer) == {met} == {"connects" if forwards or entry == "reachable" else "times_out"}
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_whether_a_pod_knows_its_gateway_is_unknown_where_it_was_not_read(lab: Lab) -> None:
+    without_address(lab)
+    lab.run(lab.node, "sysctl -qw net.ipv4.conf.vpod.proxy_arp=1 net.ipv4.ip_forward=0")
+    states = without_kube_proxy(
+        {"cluster/services.json": b'{"items": []}', **lab.read(lab.node, "nodes/node-a")}
+    )
+    key = (4, int(ip_address(POD)))
+    walker = Walker(Topology(nodes=states, attached={key: Attached(name="test/web", node="node-a")}))
+    answer = answer_flow(walker, Flow(dst=POD, port=PORT, from_node="node-a"))
+    assert answer.symptom is Symptom.UNKNOWN
+    assert "hardware address of its gateway" in answer.reason
 
 
 def test_the_hop_into_the_pod_is_one_of_its_own(lab: Lab) -> None:

@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from ktp.dataplane.answer import answer_flow
+from ktp.dataplane.ipvs import draw
 from ktp.dataplane.walk import Attached, Topology, Walker
 from ktp.model.host import Interface, InterfaceAddress, NextHop, NodeState, Route
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
@@ -166,6 +167,93 @@ def test_weight_0_is_not_drawn() -> None:
     answer = _ask(VIP, 80)
     assert [p.endpoint_ip for p in answer.paths] == ["10.244.1.10"]
     assert answer.sources_seen != (CLIENT,)
+
+
+@pytest.mark.parametrize("method", ["g", "i"])
+@pytest.mark.parametrize(("end", "symptom"), [(NODE, Symptom.REFUSED), ("10.244.2.11", Symptom.UNKNOWN)])
+def test_what_is_not_rewritten_goes_on_to_this_node_or_is_unknown(
+    method: str, end: str, symptom: Symptom
+) -> None:
+    servers = f"-A -t {VIP}:80 -s rr\n-a -t {VIP}:80 -r {end}:80 -{method} -w 1\n"
+    answer = answer_flow(_walker(servers), Flow(dst=VIP, port=80, src=CLIENT, via="node-a"))
+    assert answer.symptom is symptom
+    assert VIP in answer.reason
+
+
+ENDS = {("10.244.1.10", 1), ("10.244.2.11", 0), ("10.244.2.12", 2)}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "shares"),
+    [
+        ("rr", {"10.244.1.10": 1 / 2, "10.244.2.12": 1 / 2}),
+        ("wrr", {"10.244.1.10": 1 / 3, "10.244.2.12": 2 / 3}),
+        ("mh", {"10.244.1.10": 1 / 3, "10.244.2.12": 2 / 3}),
+        ("sh", {"10.244.1.10": 1 / 4, "10.244.2.12": 2 / 4, None: 1 / 4}),
+        ("dh", {"10.244.1.10": 1 / 3, "10.244.2.12": 1 / 3, None: 1 / 3}),
+        ("fo", {"10.244.2.12": 1.0}),
+        ("ovf", {"10.244.2.12": 1.0}),
+    ],
+)
+def test_what_a_scheduler_draws(scheduler: str, shares: dict[str | None, float]) -> None:
+    """Seen in Linux 6.1: sh and dh hash to quiesced servers too and refuse then, fo takes the highest weight."""
+    ends = "".join(f"-a -t {VIP}:80 -r {ip}:80 -m -w {weight}\n" for ip, weight in sorted(ENDS))
+    table = parse_ipvs(f"-A -t {VIP}:80 -s {scheduler}\n{ends}", source="ipvs")
+    drawn = {str(s.ip) if s is not None else None: chance for s, chance in draw(table.services[0]).choices}
+    assert drawn == pytest.approx(shares)
+
+
+def test_a_hash_may_lead_to_a_quiesced_server_that_refuses() -> None:
+    servers = SERVERS.replace("-A -t 10.99.0.12:80 -s rr", "-A -t 10.99.0.12:80 -s sh")
+    answer = answer_flow(_walker(servers), Flow(dst=VIP, port=80, src=CLIENT, via="node-a"))
+    assert {(p.symptom, p.probability) for p in answer.paths} == {
+        (Symptom.CONNECTS, 0.5),
+        (Symptom.REFUSED, 0.5),
+    }
+
+
+@pytest.mark.parametrize("what", ["-t 10.99.0.12:0", "-f 7"])
+def test_a_real_server_of_port_0_is_asked_at_the_port_that_was_dialled(what: str) -> None:
+    servers = f"-A {what} -s rr -p 300\n-a {what} -r 10.244.1.10:0 -m -w 1\n"
+    mark = "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j MARK --set-xmark 0x7/0xffffffff\nCOMMIT\n"
+    walker = _walker(servers, RULES + mark)
+    answer = answer_flow(walker, Flow(dst=VIP, port=8443, src=CLIENT, via="node-a"))
+    assert [(p.endpoint_ip, p.endpoint_port) for p in answer.paths] == [("10.244.1.10", 8443)]
+
+
+@pytest.mark.parametrize("words", ["-f 7 -6", "--fwmark-service 7 --ipv6"])
+def test_a_firewall_mark_is_of_one_family(words: str) -> None:
+    table = parse_ipvs(f"-A {words} -s rr\n", source="ipvs")
+    assert table.services[0].family == 6
+    walker = _walker(f"-A {words} -s rr\n", RULES)
+    answer = answer_flow(walker, Flow(dst=NODE, port=30001, src=CLIENT, via="node-a"))
+    assert answer.disposition is Disposition.NO_LISTENER
+
+
+def test_a_datagram_that_is_dropped_behind_ipvs_is_lost_in_silence() -> None:
+    """NF_STOLEN: the sender's own hook has ended, and nothing comes back as -EPERM does without IPVS."""
+    servers = SERVERS.replace("-t 10.99.0.12:80", "-u 10.99.0.12:80").replace(
+        "10.244.1.10:80 -m", "10.244.2.11:80 -m"
+    )
+    rule = "-A OUTPUT -d 10.244.2.11/32 -p udp -j DROP\nCOMMIT\n"
+    walker = _walker(servers, RULES.removesuffix("COMMIT\n") + rule)
+    asked = [Flow(dst=dst, port=80, protocol="udp", from_node="node-a") for dst in (VIP, "10.244.2.11")]
+    assert [answer_flow(walker, flow).symptom for flow in asked] == [Symptom.TIMES_OUT, Symptom.UNREACHABLE]
+
+
+@pytest.mark.parametrize("tracked", ["0", "1"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_the_error_of_a_real_server_on_the_node_reaches_the_client(tracked: str, protocol: str) -> None:
+    """ip_vs_nat_icmp turns it back where conntrack does not: the client knows it for its own."""
+    option = f"-{protocol[0]} {VIP}:443"
+    servers = f"-A {option} -s rr\n-a {option} -r {NODE}:8443 -m -w 1\n"
+    walker = _walker(servers)
+    for state in walker.topology.nodes.values():
+        state.sysctls["net.ipv4.vs.conntrack"] = tracked  # type: ignore[index]
+    answer = answer_flow(
+        Walker(walker.topology), Flow(dst=VIP, port=443, protocol=protocol, src=CLIENT, via="node-a")
+    )
+    assert (answer.disposition, answer.symptom) == (Disposition.NO_LISTENER, Symptom.REFUSED), answer.reason
 
 
 def test_no_real_server_is_refused() -> None:

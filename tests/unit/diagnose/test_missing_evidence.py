@@ -133,6 +133,25 @@ def test_a_node_without_its_addresses_or_without_its_routes(case: str, lost: str
         assert codes[0] == codes[1]
 
 
+@pytest.mark.parametrize("annotated", [True, False])
+def test_flannels_devices_follow_from_its_annotation_on_the_node(annotated: bool) -> None:
+    """Pods on another node see masqueraded clients from the address of flannel.1, as on the recorded cluster."""
+    folder = open_snapshot(REPORTS / "missing/flannel-one-node")
+    lost = ("ip-addr.json", "ip-route.json", "ip-neigh.json", "bridge-fdb.json")
+    files = {n: folder.read(n) or b"" for n in folder.names() if not n.endswith(lost)}
+    if not annotated:
+        files["cluster/nodes.json"] = files["cluster/nodes.json"].replace(b"flannel.alpha", b"other.alpha")
+    walker = Walker(topology_of(parse_snapshot(MemoryCapture(files=files))))
+    asked = Flow(src="10.0.0.100", dst="10.0.0.10", port=31465, protocol="tcp")
+    seen = {
+        path.endpoint_node: path.source_seen
+        for path in answer_flow(walker, asked).paths
+        if path.symptom is Symptom.CONNECTS
+    }
+    other = "10.244.2.0" if annotated else "10.0.0.10"
+    assert seen == {"node-a": other, "node-b": "10.244.2.1" if annotated else "10.0.0.10"}
+
+
 CALICO = """*nat
 :PREROUTING ACCEPT [0:0]
 :KUBE-SERVICES - [0:0]
