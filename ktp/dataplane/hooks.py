@@ -39,6 +39,10 @@ class HookProgram(Protocol):
         """Whether it can do nothing at this hook."""
         ...
 
+    def listed_as(self, family: str, hook: str) -> tuple[str, str, str]:
+        """Family, table and name of its base chain in nf_tables, for a packet of `family` ("ip", "ip6")."""
+        ...
+
 
 class Group(NamedTuple):
     """Programs of one priority. `kind` is "conntrack", "nat", "ipvs" or "table".
@@ -72,6 +76,10 @@ class NftBaseChain(Protocol):
 
     def is_idle(self, hook: str) -> bool:
         """Whether it can do nothing."""
+        ...
+
+    def listed_as(self, family: str, hook: str) -> tuple[str, str, str]:
+        """Family, table and name."""
         ...
 
 
@@ -117,7 +125,7 @@ class HookTable:
             groups: list[Group] = []
             nat: list[_Order] = []
             for (priority, kind), programs in sorted(at.items(), key=lambda item: item[0]):
-                order = _by_registration(host, word, programs)
+                order = _by_registration(host, word, hook, priority, programs)
                 if kind == "nat":
                     nat.append(order)
                     continue
@@ -160,30 +168,29 @@ class _Order(NamedTuple):
     note: str = ""
 
 
-def _by_registration(host: Host, family: str, programs: Sequence[HookProgram]) -> _Order:
-    """The programs, last registered first, as far as handles tell.
+def _by_registration(
+    host: Host, family: str, hook: str, priority: int, programs: Sequence[HookProgram]
+) -> _Order:
+    """The programs, last registered first, as far as `nft list hooks` or handles tell.
 
     nf_hook_entries_grow puts a new hook before those of its priority. nf_tables numbers tables as they are made, and a
-    table's base chains are made with it as a rule (kube-proxy, firewalld; iptables-nft makes them on demand). What is
-    in a table it numbers as it is made, too: of two chains of one table the order is certain. Legacy tables have no
-    number: they may stand before all others or behind.
+    table's base chains are made with it as a rule (kube-proxy, firewalld). What is in a table it numbers as it is made,
+    too: of two chains of one table the order is certain. iptables-nft makes chains on demand, later than its table's
+    number says, and legacy tables have none: they may stand before all others or behind.
     """
     if len(programs) == 1:
         return _Order(tuple(programs))
-    nft = host.state.nft
-    handles: dict[tuple[str, str], int] = {}
-    for table in nft.tables if nft is not None else ():
-        if table.handle:  # 0 where the listing has none
-            handles[table.family, table.name] = table.handle
+    listed = _as_listed(host, family, hook, priority, programs)
+    if listed:
+        return _Order(listed)
     ranked: list[tuple[tuple[int, int], HookProgram]] = []
     loose: list[HookProgram] = []
     for program in programs:
-        # A table of iptables-nft has one chain at a hook.
-        found = getattr(program, "handles", (handles.get((family, program.table), 0), 0))
-        if program.backend == Backend.LEGACY.value or not found[0]:
-            loose.append(program)
-        else:
+        found: tuple[int, int] = getattr(program, "handles", (0, 0))
+        if found[0]:
             ranked.append((found, program))
+        else:
+            loose.append(program)
     known = tuple(program for _, program in sorted(ranked, key=lambda item: item[0], reverse=True))
     if len({handle for handle, _ in ranked}) < len(ranked):
         known, loose = (), list(programs)
@@ -192,3 +199,43 @@ def _by_registration(host: Host, family: str, programs: Sequence[HookProgram]) -
     if not known:
         return _Order(tuple(loose), tuple(reversed(loose)))
     return _Order((*known, *loose), (*reversed(loose), *known))
+
+
+_ORDERS_THREE = (
+    1,
+    1,
+    7,
+)  # older nft prints more than two hooks of one priority in another order than the kernel's
+
+
+def _as_listed(
+    host: Host, family: str, hook: str, priority: int, programs: Sequence[HookProgram]
+) -> tuple[HookProgram, ...]:
+    """The programs in the order of `nft list hooks`; () where it does not tell.
+
+    It names base chains; a table of legacy iptables is known by its place. Of nat, kernels before Linux 7 list neither.
+    """
+    if host.state.nft_hooks is None:
+        return ()
+    named: dict[tuple[str, str, str], HookProgram] = {}
+    legacy = []
+    for program in programs:
+        if program.backend == Backend.LEGACY.value:
+            legacy.append(program)
+        else:
+            named[program.listed_as(family, hook)] = program
+    listed = host.state.nft_hooks.at(family, hook.lower(), priority)
+    out = []
+    for entry in listed:
+        if entry.chain in named:
+            out.append(named[entry.chain])
+        elif entry.legacy and legacy:
+            out.append(legacy.pop())
+    known = len(set(map(id, out))) == len(programs)
+    nft = host.state.nft
+    version = (
+        tuple(int(n) for n in (nft.version or "").split(".") if n.isdecimal()) if nft is not None else ()
+    )
+    if not known or (sum(1 for e in listed if e.chain or e.legacy) > 2 and version < _ORDERS_THREE):
+        return ()
+    return tuple(out)

@@ -93,6 +93,10 @@ class BaseChain:
         """Whether it has no rules and accepts."""
         return not self.source.rules and self.source.policy != "drop"
 
+    def listed_as(self, family: str, hook: str) -> tuple[str, str, str]:
+        """Family, table and name."""
+        return (self.program.source.family, self.program.source.name, self.name)
+
     def run(self, state: State, host: Host, hook: str) -> list[Verdict]:
         """Every way through the chain."""
         if self._of_device:
@@ -142,10 +146,15 @@ class BridgeChain:
         self.chain_type = "filter"
         self.handles = (table.handle, source.handle)
         self._harmless = not _may_stop(table, source, set())
+        self._place = (table.family, table.name, source.name)
 
     def is_idle(self, hook: str) -> bool:
         """Whether it lets all pass."""
         return self._harmless
+
+    def listed_as(self, family: str, hook: str) -> tuple[str, str, str]:
+        """Family, table and name."""
+        return self._place
 
     def run(self, state: State, host: Host, hook: str) -> list[Verdict]:
         """Both ways, for a packet on a bridge."""

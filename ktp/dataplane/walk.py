@@ -788,6 +788,10 @@ class Walker:
         servers = host.virtual_servers
         if state.direction != "request":
             step = _undo_ipvs(state, host, hook)
+            if step is not None and p.family == 6 and p.icmp is not None and p.local and hook == OUTPUT:
+                # handle_response_icmp checks it without the pseudo-header that ICMPv6 sums up (seen in Linux 6.1).
+                why = "IPVS without conntrack takes the checksum of the node's own ICMPv6 error for wrong"
+                return [Verdict(DROP, state, why, step)]
             if (
                 step is not None
                 and hook == INPUT
@@ -2230,9 +2234,14 @@ class Walker:
         programs = group.programs
         names = tuple(f"{p.backend} {p.table}" for p in programs)
         key = ("order", host.name, hook if programs[0].table != "nat" else "", programs[0].table)
+        tells = "`nft list hooks` of Linux 6.12 or newer does"
+        if group.kind == "nat":
+            tells = "`nft list hooks` of Linux 7 or newer does, or which of their counters a connection moves"
+        if host.state.nft_hooks is not None:
+            tells = "what `nft list hooks` printed there does not name them all"
         why = (
             f"{' and '.join(names)} hang at one hook with one priority; the kernel runs first what was registered "
-            "last, and a dump does not tell which (`nft list hooks` does)"
+            f"last, and a dump does not tell which ({tells})"
         )
         known = state.asked.get(key) if state.asked else None
         if known is not None:

@@ -110,6 +110,10 @@ class Program:
         chain = self.chain(hook)
         return chain is None or (chain.size == 0 and chain.source.policy in (None, "ACCEPT"))
 
+    def listed_as(self, family: str, hook: str) -> tuple[str, str, str]:
+        """Family, table and name of the base chain of iptables-nft."""
+        return (family, self.table, hook)
+
     def run(self, state: State, host: Host, hook: str) -> list[Verdict]:
         """Walk the base chain of `hook`: every way through it, as verdicts."""
         base = self.chain(hook)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ktp.model.ipvs import IpvsTable
     from ktp.model.nftables import NftRuleset
     from ktp.model.tunnel import ForwardingEntry, Neighbour, TunnelDevice
+from ktp.model.nft_hooks import HookListing
 from ktp.model.ruleset import Ruleset
 
 IPAddress = IPv4Address | IPv6Address
@@ -185,7 +186,7 @@ class NodeState:
     data_plane: str = ""  # what serves Services here in kube-proxy's place
     cilium: CiliumState | None = None
     ipvs_unread: bool = False  # kube-proxy runs in IPVS mode, and its virtual servers were not read
-    nft_hooks: str | None = None  # text of `nft list hooks`
+    nft_hooks: HookListing | None = None
     ipvs: IpvsTable | None = None
     kube_proxy: KubeProxyConfig | None = None
     supposed: frozenset[EvidenceKind] = frozenset()  # what is here without having been read

@@ -15,6 +15,7 @@ from ktp.errors import EvidenceError
 from ktp.model.capture import Capture, EvidenceGap
 from ktp.model.cluster import Scope
 from ktp.model.host import KubeProxyConfig, NodeState, Route
+from ktp.model.nft_hooks import HookListing
 from ktp.model.reading import HOW_TO_SAVE
 from ktp.model.ruleset import Backend, Ruleset, are_ports_lost, has_chain
 from ktp.model.snapshot import Snapshot
@@ -25,6 +26,7 @@ from ktp.parse.iptables_save import open_ruleset
 from ktp.parse.ipvs import parse_ipvs
 from ktp.parse.kube_proxy_config import parse_kube_proxy_config
 from ktp.parse.kubernetes import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES, parse_cluster_with_gaps
+from ktp.parse.nft_hooks import parse_nft_hooks
 from ktp.parse.ss import parse_sockets
 from ktp.parse.sysctl import parse_sysctls
 from ktp.parse.text import SHAPE_ERRORS, decode_text, gc_paused, load_json
@@ -280,7 +282,7 @@ class _NodeFiles:
             nft=nft,
             place_unread=not serves and self._is_a_place_unread(rulesets, nft, config),
             cilium=cilium,
-            nft_hooks=self._parse("nft-hooks.txt", lambda data, *, source: decode_text(data, source)),
+            nft_hooks=self._parse("nft-hooks.txt", _parse_hooks),
             ipvs=ipvs,
             ipvs_unread=runs_ipvs and ipvs is None,
             kube_proxy=config,
@@ -451,3 +453,7 @@ def _nft_tables(data: bytes) -> set[tuple[str, str]] | None:
         return None
     tables = [load_json(match, "an nft table") for match in matches]
     return {(table["family"], table["name"]) for table in tables}
+
+
+def _parse_hooks(data: bytes, *, source: str) -> HookListing:
+    return parse_nft_hooks(decode_text(data, source), source=source)

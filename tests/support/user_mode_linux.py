@@ -58,7 +58,7 @@ echo o > /proc/sysrq-trigger
 $b sleep 60
 """
 
-_RUN = """export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+RUN = """export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ip link set lo up
 modprobe -aq {loaded}
 cd {folder}
@@ -95,7 +95,8 @@ def missing() -> list[str]:
     return [name for name, there in here.items() if not there]
 
 
-def _modules(folder: Path) -> list[str]:
+def modules_of(folder: Path) -> list[str]:
+    """The modules of a kernel that a network namespace may want."""
     kernel = folder / "kernel"
     return sorted(
         each.name.partition(".")[0]
@@ -147,8 +148,8 @@ def run(
         exported = {**(environment or {}), **(_NO_VECTORS if wide else {})}
         exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in exported.items())
         (job / "run.sh").write_text(
-            _RUN.format(
-                loaded=" ".join(_modules(MODULES / version)),
+            RUN.format(
+                loaded=" ".join(modules_of(MODULES / version)),
                 folder=shlex.quote(os.getcwd()),
                 environment=exports,
                 command=shlex.join(command),
