@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from ktp.dataplane.host import Host
 from ktp.dataplane.ipvs import FORWARD_PRIORITY, INPUT_PRIORITY, OUTPUT_PRIORITY
@@ -60,6 +60,7 @@ class Group(NamedTuple):
     note: str = ""
 
 
+@runtime_checkable
 class NftBaseChain(Protocol):
     """An nftables base chain as `ktp.dataplane.nft` compiles it."""
 
@@ -175,18 +176,24 @@ def _by_registration(
 
     nf_hook_entries_grow puts a new hook before those of its priority. nf_tables numbers tables as they are made, and a
     table's base chains are made with it as a rule (kube-proxy, firewalld). What is in a table it numbers as it is made,
-    too: of two chains of one table the order is certain. iptables-nft makes chains on demand, later than its table's
-    number says, and legacy tables have none: they may stand before all others or behind.
+    too: of two chains of one table the order is certain. iptables-nft makes chains on demand: they are no older than
+    its table, and may be younger than any other. Legacy tables have no number: they may stand before all or behind.
     """
     if len(programs) == 1:
         return _Order(tuple(programs))
     listed = _as_listed(host, family, hook, priority, programs)
     if listed:
         return _Order(listed)
+    nft = host.state.nft
+    handles = {(t.family, t.name): t.handle for t in nft.tables} if nft is not None else {}
+    native = {id(p): p.handles for p in programs if isinstance(p, NftBaseChain)}
+    newest = max((handle for handle, _ in native.values()), default=0)
     ranked: list[tuple[tuple[int, int], HookProgram]] = []
     loose: list[HookProgram] = []
     for program in programs:
-        found: tuple[int, int] = getattr(program, "handles", (0, 0))
+        found = native.get(id(program), (0, 0))
+        if program.backend == Backend.NFT.value and (own := handles.get((family, program.table), 0)) > newest:
+            found = (own, 0)
         if found[0]:
             ranked.append((found, program))
         else:
@@ -201,11 +208,8 @@ def _by_registration(
     return _Order((*known, *loose), (*reversed(loose), *known))
 
 
-_ORDERS_THREE = (
-    1,
-    1,
-    7,
-)  # older nft prints more than two hooks of one priority in another order than the kernel's
+# Older nft prints more than two hooks of one priority in another order than the kernel's.
+_ORDERS_THREE = (1, 1, 7)
 
 
 def _as_listed(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -18,6 +19,7 @@ from ktp.model.ruleset import Backend, Chain, DictRuleset, Rule, Ruleset
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
 from ktp.parse.iptables_save import parse_rule as read_rule
 from ktp.parse.nft import parse_nft_text
+from ktp.parse.nft_hooks import parse_nft_hooks
 
 NODE, POD, CLIENT = "10.1.0.11", "10.244.1.10", "10.1.0.50"
 PRE = "type nat hook prerouting priority dstnat; policy accept;"
@@ -333,6 +335,68 @@ class TestOrder:
         answer = ask(two + one)
         assert answer.disposition is Disposition.DROPPED
         assert any("made last" in a.taken for a in answer.assumptions)
+
+    @pytest.mark.parametrize(
+        ("first", "second", "fate"),
+        [
+            ("own", "mangle", Symptom.CONNECTS),
+            ("mangle", "own", Symptom.TIMES_OUT),
+            ("", "own", Symptom.UNKNOWN),
+        ],
+    )
+    @pytest.mark.parametrize("backend", [Backend.LEGACY, Backend.NFT])
+    @pytest.mark.parametrize("third", [False, True])
+    def test_a_listing_of_hooks_tells_the_order(
+        self, backend: Backend, first: str, second: str, fate: Symptom, third: bool
+    ) -> None:
+        """The rule of iptables sets the mark that the native chain drops; three are listed rightly since nft 1.1.7."""
+        chains = {
+            "INPUT": Chain(
+                "mangle",
+                "INPUT",
+                ("-A INPUT -j MARK --set-xmark 0x1/0xffffffff",),
+                read_rule,
+                policy="ACCEPT",
+            )
+        }
+        save = DictRuleset("ip", backend, "save", {"mangle": chains})
+        rules = table(chain("input", "type filter hook input priority mangle;", "meta mark 0x1 drop"))
+        native = parse_nft_text(rules, "test")
+        iptables = (
+            "ipt_do_table [ip_tables]" if backend is Backend.LEGACY else "chain ip mangle INPUT [nf_tables]"
+        )
+        entries = {
+            "own": f"chain {native.tables[0].family} t input [nf_tables]",
+            "mangle": iptables,
+            "": "selinux_ipv4_input",
+        }
+        words = [entries[first], entries[second], *(["chain ip idle input [nf_tables]"] if third else [])]
+        text = "family ip {\n\thook input {\n" + "".join(f"\t\t-0000000150 {w}\n" for w in words) + "\t}\n}\n"
+        for version in (None, "1.0.6", "1.1.7"):
+            state = replace(node(replace(native, version=version), (save,)), nft_hooks=parse_nft_hooks(text))
+            known = not third or version == "1.1.7"
+            assert ask("", state=state).symptom is (fate if known else Symptom.UNKNOWN)
+
+    def test_a_chain_of_iptables_nft_comes_later_than_its_table(self) -> None:
+        """Seen in Linux 6.12: its table's handle is the lower one, and its chain runs first, having been made last."""
+        chains = {
+            "INPUT": Chain(
+                "mangle",
+                "INPUT",
+                ("-A INPUT -j MARK --set-xmark 0x1/0xffffffff",),
+                read_rule,
+                policy="ACCEPT",
+            )
+        }
+        save = DictRuleset("ip", Backend.NFT, "save", {"mangle": chains})
+        text = (
+            "table ip mangle { # handle 1\n}\ntable ip t { # handle 2\n"
+            + chain("input", "type filter hook input priority mangle;", "meta mark 0x1 drop").replace(
+                "{", "{ # handle 1", 1
+            )
+            + "}\n"
+        )
+        assert ask("", state=node(parse_nft_text(text, "test"), (save,))).symptom is Symptom.UNKNOWN
 
     def test_a_chain_that_minds_the_mark_of_the_other_is_not_idle(self) -> None:
         """It leaves the packet alone as it came, and drops it as a legacy table of the same priority leaves it."""

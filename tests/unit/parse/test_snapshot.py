@@ -64,7 +64,7 @@ def test_a_node_with_every_file() -> None:
         ss_txt=(DATA / "ss/ss.txt").read_bytes(),
         sysctl_txt=b"net.ipv4.ip_forward = 1\n",
         kube_proxy_config_json=b'{"mode": "iptables"}',
-        nft_hooks_txt=b"family ip {\n}\n",
+        nft_hooks_txt=b"family ip {\n\thook input {\n\t\t 0000000000 ipt_do_table [ip_tables]\n\t}\n}\n",
     )
     snapshot = parse_snapshot(capture(**files))
     assert snapshot.gaps == ()
@@ -88,7 +88,8 @@ def test_a_node_with_every_file() -> None:
     assert node.interfaces is not None
     assert node.kube_proxy is not None
     assert node.kube_proxy.source == "nodes/node-a/kube-proxy-config.json"
-    assert node.nft_hooks == "family ip {\n}\n"
+    assert node.nft_hooks is not None
+    assert [entry.legacy for entry in node.nft_hooks.at("ip", "input", 0)] == [True]
 
 
 def test_what_was_not_read_is_none() -> None:
