@@ -18,7 +18,8 @@ from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.case import share
 from ktp.diagnose.service import diagnose_service
 from ktp.diagnose.survey import rows_of, survey, surveyed
-from ktp.diagnose.whatif import Change, what_if
+from ktp.diagnose.whatif import what_if
+from ktp.model.change import Change
 from ktp.model.diagnosis import Cell, ServiceDiagnosis, Severity
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition, Symptom
@@ -86,24 +87,24 @@ def test_each_failing_cell_of_outside_clients_is_in_one_group_and_explained(fold
 
 
 @pytest.mark.parametrize("folder", list(cases()))
-def test_the_policy_fix_and_what_if_agree(folder: Path) -> None:
-    afters: dict[str, dict[tuple[str, str, str], Cell]] = {}
+def test_fixes_and_what_if_agree(folder: Path) -> None:
+    """What `ktp what-if` can make up cures, makes better and costs what the fix says, cell by cell."""
+    afters: dict[tuple[str, Change], dict[tuple[str, str, str], Cell]] = {}
     for snapshot, key, d in diagnoses(folder):
+        before = cells_of(d)
         for finding in d.findings:
-            fix = next(
-                (f for f in finding.fixes if f.patch and "externalTrafficPolicy" in str(f.patch)), None
-            )
-            if fix is None or fix.cures is None or finding.code != "KTP501":
-                continue
-            if key not in afters:
-                service = snapshot.cluster.services[key]
-                afters[key] = cells_of(
-                    what_if(snapshot, service, [Change(kind="policy", value="Cluster")]).after
-                )
-            after = afters[key]
-            cured = [cell for cell in finding.cells if share(after[cell]) >= 1]
-            assert len(cured) == fix.cures.cured, (key, finding.node)
-            assert fix.verified is (len(cured) == len(finding.cells)), (key, finding.node)
+            for fix in finding.fixes:
+                if fix.change is None or fix.cures is None:
+                    continue
+                if (key, fix.change) not in afters:
+                    service = snapshot.cluster.services[key]
+                    afters[key, fix.change] = cells_of(what_if(snapshot, service, [fix.change]).after)
+                after = afters[key, fix.change]
+                cured = [cell for cell in finding.cells if share(after[cell]) >= 1]
+                assert len(cured) == fix.cures.cured, (key, finding.code, finding.node, fix.change.option)
+                assert fix.verified is (len(cured) == len(finding.cells)), (key, finding.node)
+                lost = {k for k, cell in before.items() if share(after[k]) < share(cell)}
+                assert lost.issuperset(fix.cures.lost), (key, finding.node, fix.change.option)
 
 
 @pytest.mark.parametrize("folder", list(cases()))

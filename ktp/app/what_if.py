@@ -11,7 +11,7 @@ from ktp.app.settings import Settings
 from ktp.errors import ExitCode
 
 if TYPE_CHECKING:
-    from ktp.diagnose.whatif import Change
+    from ktp.model.change import Change
 
 
 def what_if_service(settings: Settings, name: str, changes: list[Change]) -> ExitCode:

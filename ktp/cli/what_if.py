@@ -34,7 +34,7 @@ def command(name: str, **asked: object) -> int:
     Exit status: 0 no client loses anything, 1 some client that gets through now would not.
     """
     from ktp.app.what_if import what_if_service
-    from ktp.diagnose.whatif import Change
+    from ktp.model.change import Change
 
     changes = []
     for kind in (

@@ -19,37 +19,12 @@ from ktp.kubeproxy.changes import (
     with_target_port,
     without_pod,
 )
+from ktp.model.change import Change
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.diagnosis import Cell, ServiceDiagnosis
 from ktp.model.host import IPAddress
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One change, of one of these kinds, and its argument.
-
-    policy, target-port ("N", or "PORT=N" of several ports), drain, cordon, scale, pod-on, delete-pod, forward-policy.
-    """
-
-    kind: str
-    value: str
-
-    @property
-    def words(self) -> str:
-        """The change in words."""
-        return {
-            "policy": f"externalTrafficPolicy: {self.value}",
-            "target-port": f"targetPort {self.value.rpartition('=')[2]}"
-            + (f" of port {self.value.partition('=')[0]}" if "=" in self.value else ""),
-            "drain": f"node {self.value} drained",
-            "cordon": f"node {self.value} cordoned",
-            "scale": f"{self.value} pods behind the Service",
-            "pod-on": f"one more ready pod on {self.value}",
-            "delete-pod": f"pod {self.value} deleted",
-            "forward-policy": f"policy {self.value} of FORWARD",
-        }[self.kind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

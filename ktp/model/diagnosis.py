@@ -9,6 +9,7 @@ from typing import Any
 
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.capture import EvidenceGap
+from ktp.model.change import Change
 from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import DecidedBy, Disposition, Hop, Symptom
 
@@ -155,7 +156,8 @@ class Fix:
     """A cure: what to do, what it costs, and, where it changes an object, the patch for kubectl.
 
     `verified` is True where the engine was asked about the snapshot with the fix applied and every cell concerned
-    then connects; `cures` says how many do, `outcome` what else it answered, in words.
+    then connects; `cures` says how many do, `outcome` what else it answered, in words. `change` is the same for `ktp
+    what-if`, where that can make it up.
     """
 
     summary: str
@@ -165,6 +167,7 @@ class Fix:
     verified: bool = False
     outcome: str = ""
     cures: Cures | None = None
+    change: Change | None = None
 
     def __post_init__(self) -> None:
         """What was tried on cells is verified by them alone."""

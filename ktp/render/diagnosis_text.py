@@ -55,7 +55,8 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
     write(console, Text(named_verdict(d), style=style))
     write(console, Text(f"{policies_of(d)}. Evidence: {_evidence(d)}{unread_pods(d)}", style="dim"), 0, 2)
     print_matrices(d, console, verbose=verbose)
-    print_findings(d.findings, console, verbose=verbose, causes={group.cause for group in d.headline})
+    causes = {group.cause for group in d.headline}
+    print_findings(d.findings, console, verbose=verbose, causes=causes, service=d.key)
     print_rows(d.probes, console)
     print_witnesses(d.reconciliation, console, verbose=verbose)
     _print_gaps(d, console, verbose=verbose)
@@ -80,11 +81,16 @@ _SAID_BY = {"KTP504": "KTP501"}
 
 
 def print_findings(
-    findings: Iterable[Finding], console: Console, *, verbose: bool = False, causes: Collection[str] = ()
+    findings: Iterable[Finding],
+    console: Console,
+    *,
+    verbose: bool = False,
+    causes: Collection[str] = (),
+    service: str = "",
 ) -> None:
     """The findings, those of one cause together: what fails with its proof and cure, the rest in a sentence or by name.
 
-    `causes` are the codes that the headline names. With `verbose` everything is said of all.
+    `causes` are the codes that the headline names, `service` is the Service of all. With `verbose` everything is said.
     """
     groups = grouped(findings)
     lead = [g for g in groups if g[0].code in causes or g[0].severity is Severity.ERROR]
@@ -95,7 +101,7 @@ def print_findings(
         first = group[0]
         if verbose or group in lead:
             console.print()
-            _print_finding(group, console, verbose=verbose)
+            _print_finding(group, console, service, verbose=verbose)
         elif first.severity is not Severity.INFO or not lead:
             sentences.append(_sentence(group))
         elif not _is_said(group, lead):
@@ -285,7 +291,7 @@ def _fate_text(cell: Cell) -> Text:
     return Text(f"{intent}{words}", style=style)
 
 
-def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> None:
+def _print_finding(group: list[Finding], console: Console, service: str, *, verbose: bool) -> None:
     first = group[0]
     console.print(_head(group))
     write(console, Text(_message(group)), 2)
@@ -306,6 +312,8 @@ def _print_finding(group: list[Finding], console: Console, *, verbose: bool) -> 
         write(console, Text(cost, style="dim"), 7)
         if fix.command:  # not folded: it is to be copied
             console.print(Text(" " * 7 + fix.command), soft_wrap=True)
+        if fix.change is not None and service and verbose:
+            console.print(Text(f"{' ' * 7}ktp what-if {service} {fix.change.option}"), soft_wrap=True)
     if verbose:
         write(console, Text(f"more: ktp codes {first.code}", style="dim"), 2)
 

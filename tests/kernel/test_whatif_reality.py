@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from kernel.lab import ADDRESSES, Lab
 
-from ktp.diagnose.whatif import Change, changed_by, what_if
+from ktp.diagnose.whatif import changed_by, what_if
 from ktp.model.capture import MemoryCapture
+from ktp.model.change import Change
 from ktp.model.cluster import Pod
 from ktp.model.diagnosis import Cell, ServiceDiagnosis
 from ktp.model.host import NodeState

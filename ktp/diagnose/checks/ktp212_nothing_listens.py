@@ -34,6 +34,7 @@ from ktp.diagnose.changes import listening, target_port_changed
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.kubeproxy.names import host_port
+from ktp.model.change import Change
 from ktp.model.cluster import ServicePort
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import ListeningSocket
@@ -127,6 +128,7 @@ def _finding(case: Case, deaf: _Deaf) -> Finding:
                 command=f"kubectl patch service -n {service.namespace} {service.name} "
                 f"-p '{json.dumps(patch, separators=(',', ':'))}'",
                 cures=by.cures(cells),
+                change=Change(kind="target-port", value=f"{deaf.port.port}={other.port}"),
             )
         )
         evidence.append(

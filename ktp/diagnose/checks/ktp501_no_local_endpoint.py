@@ -46,6 +46,7 @@ from ktp.kubeproxy.endpoints import EndpointSelection
 from ktp.kubeproxy.frontends import FrontEndKind
 from ktp.kubeproxy.names import host_port, is_kube_proxys
 from ktp.kubeproxy.outcome import Vantage
+from ktp.model.change import Change
 from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
 from ktp.model.trace import DecidedBy, Symptom
 
@@ -280,6 +281,7 @@ def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod:
             else "tried on other nodes that answer alike"
             if by_pod is None
             else "",
+            change=Change(kind="pod-on", value=node),
         )
     )
     fixes.append(
@@ -292,6 +294,7 @@ def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod:
                 '-p \'{"spec":{"externalTrafficPolicy":"Cluster"}}\''
             ),
             cures=by_policy.cures(cells),
+            change=Change(kind="policy", value="Cluster"),
         )
     )
     return fixes

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from ktp.cli import run
-from ktp.diagnose.whatif import Change, WhatIf, what_if
+from ktp.diagnose.whatif import WhatIf, what_if
 from ktp.errors import NotFoundError, UsageError
+from ktp.model.change import Change
 from ktp.model.trace import Symptom
 from tests.unit.diagnose.worlds import (
     CLUSTER,
