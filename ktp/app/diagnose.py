@@ -106,7 +106,7 @@ def status_of(reports: list[ServiceDiagnosis], fail_on: str = "warning") -> Exit
 def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
     """Every Service with an external front end, worst first; the exit status."""
     from ktp.diagnose.service import diagnose_service
-    from ktp.diagnose.survey import rows_of, survey, surveyed
+    from ktp.diagnose.survey import rows_of, survey, surveyed, with_causes
 
     snapshot = snapshot_for_all(settings, namespace)
     if namespace is not None and not any(
@@ -126,29 +126,40 @@ def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
             write_diagnoses(settings, [reports[key] for key in in_order], as_list=True)
         return status_of(list(reports.values()), settings.fail_on)
     rows = survey(snapshot, namespace=namespace, nodes=settings.nodes)
+    sought = _SOUGHT_WITHIN if size <= _MOST_SOUGHT else 0
+    rows, reports = with_causes(snapshot, rows, nodes=settings.nodes, seconds=sought)
+    guessed = len({r.key for r in rows if r.failing and r.key not in reports})
     if settings.output == "text":
-        _print_survey(settings, rows)
+        _print_survey(settings, rows, guessed)
     else:
-        _write_summaries(settings, snapshot, rows, size)
-    if any(r.failing for r in rows):
+        _write_summaries(settings, snapshot, rows, size, guessed)
+    if guessed:
         return ExitCode.FINDINGS
-    return ExitCode.UNDETERMINED if any(r.unknown or not r.total for r in rows) else ExitCode.OK
+    status = status_of(list(reports.values()), settings.fail_on)
+    if status is ExitCode.OK and any(r.unknown or not r.total for r in rows):
+        return ExitCode.UNDETERMINED
+    return status
 
 
 # Beyond so many Services times nodes `-A -o json` prints summaries: whole diagnoses would take minutes.
 _WHOLE_DIAGNOSES = 3000
 # Up to so many the list for people is made of them, too: a few seconds.
 _WHOLE_IN_TEXT = 300
+# Beyond, those that are not well are diagnosed for so many seconds, worst first, and where one takes no seconds itself.
+_SOUGHT_WITHIN = 5.0
+_MOST_SOUGHT = 100_000
 
 
-def _print_survey(settings: Settings, rows: list[SurveyRow]) -> None:
+def _print_survey(settings: Settings, rows: list[SurveyRow], guessed: int = 0) -> None:
     from ktp.render.survey import print_survey
     from ktp.render.terminal import make_console
 
-    print_survey(rows, make_console(settings.color, sys.stdout), verbose=settings.verbose)
+    print_survey(rows, make_console(settings.color, sys.stdout), verbose=settings.verbose, guessed=guessed)
 
 
-def _write_summaries(settings: Settings, snapshot: Snapshot, rows: list[SurveyRow], size: int) -> None:
+def _write_summaries(
+    settings: Settings, snapshot: Snapshot, rows: list[SurveyRow], size: int, guessed: int
+) -> None:
     if settings.output not in ("json", "yaml"):
         raise UsageError(
             f"{size} rows of Services and nodes are too many for one {settings.output} report",
@@ -157,4 +168,4 @@ def _write_summaries(settings: Settings, snapshot: Snapshot, rows: list[SurveyRo
     from ktp.render.structured import dump
     from ktp.render.survey import survey_object
 
-    dump(survey_object(rows, snapshot), settings.output, sys.stdout)
+    dump(survey_object(rows, snapshot, guessed), settings.output, sys.stdout)

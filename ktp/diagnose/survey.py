@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from time import monotonic
 
 from ktp.diagnose.checks.health_common import has_health_check
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import node_addresses
+from ktp.diagnose.service import diagnose_service
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason
 from ktp.kubeproxy.node import ProxyNode
 from ktp.kubeproxy.outcome import Client, Vantage
@@ -108,6 +110,23 @@ def surveyed(snapshot: Snapshot, *, namespace: str | None = None) -> list[str]:
 def rows_of(diagnoses: Iterable[ServiceDiagnosis]) -> list[SurveyRow]:
     """The same rows from whole diagnoses, worst first: they say what these say."""
     return sorted((row for d in diagnoses for row in _rows_of(d)), key=_badness)
+
+
+def with_causes(
+    snapshot: Snapshot, rows: list[SurveyRow], *, nodes: Collection[str] = (), seconds: float
+) -> tuple[list[SurveyRow], dict[str, ServiceDiagnosis]]:
+    """The rows with those of whole diagnoses in place of what is not well, and these diagnoses by Service.
+
+    They are made worst first, for about so many seconds; the rows of the other Services stay as they are.
+    """
+    until = monotonic() + seconds
+    reports: dict[str, ServiceDiagnosis] = {}
+    for key in dict.fromkeys(row.key for row in rows if row.failing or row.unknown):
+        if monotonic() >= until:
+            break
+        reports[key] = diagnose_service(snapshot, snapshot.cluster.services[key], nodes=nodes)
+    kept = [row for row in rows if row.key not in reports]
+    return sorted([*kept, *rows_of(reports.values())], key=_badness), reports
 
 
 def _rows_of(d: ServiceDiagnosis) -> Iterable[SurveyRow]:

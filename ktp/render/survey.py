@@ -57,8 +57,13 @@ def _is_faulty(row: Row) -> bool:
     return row.severity in (Severity.ERROR, Severity.WARNING)
 
 
-def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False) -> None:
-    """One line a front end, worst first; those that are fine are counted only, unless `verbose`."""
+def print_survey(
+    rows: Sequence[Row], console: Console, *, verbose: bool = False, guessed: int = 0
+) -> None:
+    """One line a front end, worst first; those that are fine are counted only, unless `verbose`.
+
+    Of `guessed` Services the cause was not tried.
+    """
     bad = [r for r in rows if r.failing or _is_open(r) or _is_faulty(r)]
     fine = len(rows) - len(bad)
     if not rows:
@@ -101,6 +106,9 @@ def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False
     if fine and not verbose:
         console.print()
         console.print(Text(f"{fine} more front ends answer as they should (-v shows them)", style="dim"))
+    if guessed:
+        words = f"the causes of {guessed} of them were not tried: -n NAMESPACE or --node NODE asks for fewer"
+        console.print(Text(words, style="dim"))
     if bad:
         console.print(Text(f"ktp diagnose svc {bad[0].key} tells why and what to do", style="dim"))
 
@@ -123,12 +131,13 @@ def _counts(r: Row) -> str:
     return ", ".join(said) or "not known"
 
 
-def survey_object(rows: Sequence[Row], snapshot: Snapshot) -> dict[str, Any]:
+def survey_object(rows: Sequence[Row], snapshot: Snapshot, guessed: int = 0) -> dict[str, Any]:
     """kind ServiceDiagnosisList with `summary`: one item a front end, worst first, instead of whole diagnoses."""
     return {
         "apiVersion": "ktp.dev/v1",
         "kind": "ServiceDiagnosisList",
         "summary": True,
+        "undiagnosed": guessed,
         "source": snapshot.source,
         "items": [
             {

@@ -273,6 +273,25 @@ def test_too_many_services_are_summed_up(
     assert "too many for one html report" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("seconds", "undiagnosed"), [(0.0, 1), (60.0, 0)])
+def test_of_too_many_the_causes_are_tried_as_long_as_there_is_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float, undiagnosed: int
+) -> None:
+    demo("-A")
+    whole = capsys.readouterr().out
+    monkeypatch.setattr(use_case, "_WHOLE_DIAGNOSES", 0)
+    monkeypatch.setattr(use_case, "_WHOLE_IN_TEXT", 0)
+    monkeypatch.setattr(use_case, "_SOUGHT_WITHIN", seconds)
+    status, found = answer(capsys, "-A")
+    assert (status, found["undiagnosed"]) == (1, undiagnosed)
+    demo("-A")
+    text = capsys.readouterr().out
+    if undiagnosed:
+        assert "the causes of 1 of them were not tried" in text
+    else:
+        assert text == whole
+
+
 # ----------------------------------------------------------------------------------------------------- bad input
 
 
