@@ -57,9 +57,7 @@ def _is_faulty(row: Row) -> bool:
     return row.severity in (Severity.ERROR, Severity.WARNING)
 
 
-def print_survey(
-    rows: Sequence[Row], console: Console, *, verbose: bool = False, guessed: int = 0
-) -> None:
+def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False, guessed: int = 0) -> None:
     """One line a front end, worst first; those that are fine are counted only, unless `verbose`.
 
     Of `guessed` Services the cause was not tried.
