@@ -7,13 +7,13 @@ tracking. Every step is recorded as it is decided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
-from typing import Any
 
 from ktp.dataplane import packet as pk
 from ktp.dataplane.cilium import Balance, Balanced, Fate
+from ktp.dataplane.conntrack import confirm
 from ktp.dataplane.hooks import (
     FORWARD,
     INPUT,
@@ -25,7 +25,7 @@ from ktp.dataplane.hooks import (
     NftBaseChain,
 )
 from ktp.dataplane.host import Host
-from ktp.dataplane.ipvs import Scheduled
+from ktp.dataplane.icmp import ICMP_CODES, send_symptom, symptom_of
 from ktp.dataplane.packet import (
     CLIENT_PORTS,
     ICMP,
@@ -34,7 +34,6 @@ from ktp.dataplane.packet import (
     PROTOCOLS,
     TCP,
     UDP,
-    Conn,
     Packet,
     Port,
     endpoint_text,
@@ -44,35 +43,32 @@ from ktp.dataplane.packet import (
 )
 from ktp.dataplane.pod import completed
 from ktp.dataplane.routing import MAIN, Lookup
+from ktp.dataplane.stages import run_group
 from ktp.dataplane.state import (
     ACCEPT,
-    ASKED,
     DROP,
     IPVS,
     MOST_WAYS,
     RANDOM,
     REJECT,
-    UNKNOWN,
     Decision,
     HopRecord,
     LimitExceededError,
-    Served,
     State,
     StepRecord,
     Verdict,
 )
+from ktp.dataplane.topology import Attached, Topology
 from ktp.dataplane.tunnel import device_of, far_end
-from ktp.dataplane.xtables import translate_destination, translation
+from ktp.dataplane.xtables import translation
 from ktp.model.assumption import PROGRAM_LISTENS, Assumption, EvidenceKind
 from ktp.model.cilium import HOST_DEVICE, CiliumEndpoint
 from ktp.model.effect import Drop, Effect, Forbid, Nat, Note, Refuse, Setting, Unmodelled, Untunnelled
 from ktp.model.host import (
     Interface,
     InterfaceAddress,
-    IPNetwork,
     ListeningSocket,
     NextHop,
-    NodeState,
     Route,
 )
 from ktp.model.trace import Disposition, Flow, StepKind, Symptom
@@ -80,42 +76,6 @@ from ktp.model.tunnel import IPAddress, TunnelDevice, TunnelFault
 
 _MAX_HOPS = 12
 _MAX_HOLDERS = 8  # nodes asked whether an address is theirs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attached:
-    """A host behind a node that is no node itself (a pod), or a process of the node that is known by its port.
-
-    `host_network` True: it shares the node's addresses and `port` tells it apart.
-    """
-
-    name: str
-    node: str | None
-    host_network: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Topology:
-    """Who is where, as the dataplane needs it. Addresses are (family, number).
-
-    `attached` maps addresses of pods and of other known endpoints; `processes` (node, protocol number, port) of
-    known host-network endpoints to their names; `silent` the sockets that take a connection and never answer
-    (kube-proxy up to 1.23 holds node ports so); `node_addresses` addresses of nodes, also of those without state;
-    `pod_networks` each node's podCIDRs. `pods_known`, `endpoints_known` and `nodes_known` tell whether who has a
-    pod's address, all endpoints and all nodes were read; `unread` names the nodes whose own addresses were not.
-    """
-
-    nodes: Mapping[str, NodeState]
-    attached: Mapping[tuple[int, int], Attached] = field(default_factory=dict)
-    processes: Mapping[tuple[str, int, int], str] = field(default_factory=dict)
-    silent: frozenset[tuple[str, int, int]] = frozenset()
-    node_addresses: Mapping[tuple[int, int], str] = field(default_factory=dict)
-    assumed_local: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
-    pod_networks: tuple[tuple[IPNetwork, str], ...] = ()
-    pods_known: bool = True
-    endpoints_known: bool = True
-    nodes_known: bool = True
-    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -777,104 +737,10 @@ class Walker:
             if verdict.code == IPVS:
                 self._ipvs_out(verdict.state, host)
             elif self._passed(verdict, host, INPUT):
-                self._confirm(verdict.state)
+                confirm(verdict.state)
                 self._deliver_here(verdict.state, host)
 
     # -- IPVS
-
-    def _ipvs(self, state: State, host: Host, hook: str) -> list[Verdict]:
-        """ip_vs_in: a packet to a virtual server goes to one of its real servers; without any it is refused."""
-        p = state.packet
-        servers = host.virtual_servers
-        if state.direction != "request":
-            step = _undo_ipvs(state, host, hook)
-            if step is not None and p.family == 6 and p.icmp is not None and p.local and hook == OUTPUT:
-                # handle_response_icmp checks it without the pseudo-header that ICMPv6 sums up (seen in Linux 6.1).
-                why = "IPVS without conntrack takes the checksum of the node's own ICMPv6 error for wrong"
-                return [Verdict(DROP, state, why, step)]
-            if (
-                step is not None
-                and hook == INPUT
-                and p.dst == p.src
-                and not host.is_on_device_up(p.family, p.dst)
-            ):
-                # Seen on a kernel: with an address of kube-ipvs0 the handshake ends well, and no data follows; with one
-                # of a device that is up it does. Later packets are not walked.
-                why = (
-                    "IPVS without conntrack serves a process that dials from the virtual server's own address"
-                )
-                return [Verdict(UNKNOWN, state, why, step)]
-            return [Verdict(ACCEPT, state)]
-        if p.ipvs or p.reply or hook == FORWARD:
-            return [Verdict(ACCEPT, state)]
-        if host.state.ipvs_unread and host.is_local(p.family, p.dst):
-            if not host.listener(p.family, p.proto, p.dst, p.dport, p.iif):
-                why = f"the virtual servers of IPVS on {host.name} were not read (ipvsadm -Sn)"
-                step = state.note(StepKind.RULE, Unmodelled("IPVS"), hook=hook, table="ipvs", backend="ipvs")
-                return [Verdict(UNKNOWN, state, why, step)]
-        if servers is None:
-            return [Verdict(ACCEPT, state)]
-        found = servers.schedule(p)
-        if found is None:
-            return [Verdict(ACCEPT, state)]
-        if found.assumption is not None:
-            state.assume(found.assumption)
-        if not found.choices:
-            return [self._no_real_server(state, hook, found)]
-        by_conntrack = _is_ipvs_tracked(state, host)
-        out: list[Verdict] = []
-        for number, (server, chance) in enumerate(found.choices):
-            each = state.fork() if number + 1 < len(found.choices) else state
-            if len(found.choices) > 1:
-                each.decide(Decision(RANDOM, ("ipvs", found.text), number, chance, "", "", None))
-            if server is None:
-                out.append(self._no_real_server(each, hook, found))
-                continue
-            q = each.packet
-            before = q.dst, q.dport
-            real = (
-                int(server.ip),
-                server.port or q.dport,
-            )  # ip_vs_schedule: port 0 is the one that was dialled
-            q.ipvs = pk.IpvsConn(
-                (q.src, q.sport), before, real, server.method, found.server.persistent is not None
-            )
-            rewrites = server.method == "masq"
-            effect: Effect
-            if rewrites and by_conntrack:
-                effect = translate_destination(each, *real, Nat.IPVS)
-            else:
-                effect = (
-                    translation(Nat.IPVS, q.family, before, real) if rewrites else Note("sent on unchanged")
-                )
-                if rewrites:
-                    q.dst, q.dport = real
-                    each.served = Served(host.name, before, (q.dst, q.dport))
-                if not by_conntrack:
-                    # ip_vs_notrack: from here on the packet has no entry, and nat leaves it alone
-                    q.ct, q.ctstate = None, pk.UNTRACKED
-            each.nat_step = each.note(
-                StepKind.RULE, effect, hook=hook, table="ipvs", text=found.text, backend="ipvs"
-            )
-            here = host.is_local(q.family, real[0])
-            if not rewrites and not here:
-                end = to_text(q.family, real[0])
-                why = (
-                    f"whether {end} takes packets for {to_text(q.family, q.dst)} (IPVS -g or -i) was not read"
-                )
-                out.append(Verdict(UNKNOWN, each, why, each.nat_step))
-                continue
-            # Behind ip_vs_nat_send_or_cont a packet for this node goes on in its hook, any other begins LOCAL_OUT.
-            out.append(Verdict(ACCEPT if here else IPVS, each))
-        return out
-
-    @staticmethod
-    def _no_real_server(state: State, hook: str, found: Scheduled) -> Verdict:
-        kind = "icmp-port-unreachable" if state.packet.family == 4 else "icmp6-port-unreachable"
-        step = state.note(
-            StepKind.RULE, Refuse(kind), hook=hook, table="ipvs", text=found.text, backend="ipvs"
-        )
-        return Verdict(REJECT, state, kind, step)
 
     def _ipvs_out(self, state: State, host: Host) -> None:
         """ip_vs_nat_xmit: what IPVS took leaves by LOCAL_OUT, from its start, and POSTROUTING.
@@ -961,7 +827,7 @@ class Walker:
         if found.type not in ("unicast", "local") or (found.type == "unicast" and not found.hops):
             self._lost(
                 state, host, f"{host.name} has no route to {to_text(p.family, p.dst)} ({found.type})", "route",
-                symptom=_send_symptom(p, OUTPUT),
+                symptom=send_symptom(p, OUTPUT),
             )  # fmt: skip
             return False
         local = found.type == "local" or not found.hops
@@ -974,7 +840,7 @@ class Walker:
         )
         why = self._leaves_loopback(host, p, hop.dev)
         if why is not None:
-            self._lost(state, host, why, "sysctl", symptom=_send_symptom(p, OUTPUT))
+            self._lost(state, host, why, "sysctl", symptom=send_symptom(p, OUTPUT))
             return False
         return True
 
@@ -983,15 +849,8 @@ class Walker:
             state.packet.oif = state.hop.dev
         for verdict in self._run_hook(state, host, POSTROUTING):
             if self._passed(verdict, host, POSTROUTING):
-                self._confirm(verdict.state)
+                confirm(verdict.state)
                 self._emit(verdict.state, host)
-
-    @staticmethod
-    def _confirm(state: State) -> None:
-        ct = state.packet.ct
-        if ct is not None and not ct.confirmed:
-            ct.confirmed = True
-            state.conns = (*state.conns, ct)
 
     def _emit(self, state: State, host: Host) -> None:
         """The packet leaves by `oif`: into the node itself again, to a pod, to another node, out of the cluster."""
@@ -2056,7 +1915,7 @@ class Walker:
             if p.family == 4 and not routed:
                 source = 0  # nf_reject_fill_skb_dst gives it the way back for its route, which is none to this node
             error = Packet(p.family, ICMP if p.family == 4 else ICMP6, source, p.src, 0, 0)
-            error.icmp = _ICMP_CODES[kind]
+            error.icmp = ICMP_CODES[kind]
             error.tcp_flags = 0
             if p.family == 4:
                 error.tos = p.tos & 0x1E | 0xC0  # icmp_send: precedence internetwork control
@@ -2079,7 +1938,7 @@ class Walker:
 
     def _error_arrived(self, state: State, host: Host | None, known: bool) -> None:
         disposition, kind, reason, step, cause, at, proto = state.delivery
-        symptom = _symptom_of(kind, proto) if known else Symptom.TIMES_OUT
+        symptom = symptom_of(kind, proto) if known else Symptom.TIMES_OUT
         if not known:
             reason += (
                 "; the error that says so reaches the client in a form that it does not take for its own"
@@ -2096,18 +1955,8 @@ class Walker:
             after: list[State] = []
             for each in states:
                 p = each.packet
-                if group.kind == "conntrack":
-                    self._track(each, host)
-                    after.append(each)
-                    continue
                 before = (p.dst, p.mark, p.tos)
-                if group.kind == "nat":
-                    verdicts = self._nat(each, host, hook, group)
-                elif group.kind == "ipvs":
-                    verdicts = self._ipvs(each, host, hook)
-                else:
-                    verdicts = self._tables(each, host, hook, group)
-                for verdict in verdicts:
+                for verdict in run_group(each, host, hook, group):
                     if verdict.code != ACCEPT:
                         ended.append(verdict)
                         continue
@@ -2142,14 +1991,14 @@ class Walker:
             else:
                 self._close_hop(state, host)
                 self._leaf(
-                    state, Disposition.DROPPED, _send_symptom(state.packet, hook),
+                    state, Disposition.DROPPED, send_symptom(state.packet, hook),
                     f"{host.name} drops the packet: {words}", host,
                     step.kind if step is not None else "rule", step,
                 )  # fmt: skip
         elif (
             code == REJECT
             and state.direction == "request"
-            and _send_symptom(state.packet, hook) is Symptom.UNREACHABLE
+            and send_symptom(state.packet, hook) is Symptom.UNREACHABLE
         ):
             self._close_hop(state, host)
             self._leaf(
@@ -2167,233 +2016,7 @@ class Walker:
             self._end_unknown(state, host.name, verdict.detail, text, step)
         return False
 
-    def _tables(self, state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
-        programs = group.programs
-        if len(programs) == 1:
-            return programs[0].run(state, host, hook)
-        if (group.other or group.note) and not self._is_order_idle(state, host, hook, programs):
-            if group.other:
-                return self._both_orders(state, host, hook, group, self._in_turn)
-            state.assume(Assumption(group.note, EvidenceKind.NFT, host.name))
-        return self._in_turn(state, host, hook, programs)
-
-    def _in_turn(self, state: State, host: Host, hook: str, programs: Iterable[Any]) -> list[Verdict]:
-        ended: list[Verdict] = []
-        states = [state]
-        for program in programs:
-            after: list[State] = []
-            for each in states:
-                for verdict in program.run(each, host, hook):
-                    if verdict.code == ACCEPT:
-                        after.append(verdict.state)
-                    else:
-                        ended.append(verdict)
-            states = after
-        ended.extend(Verdict(ACCEPT, s) for s in states)
-        return ended
-
-    @staticmethod
-    def _is_order_idle(
-        state: State, host: Host, hook: str, programs: tuple[Any, ...], *, once: bool = False
-    ) -> bool:
-        """Whether it does not matter which runs first: all but one accept the packet and leave it alone.
-
-        That is asked of the packet as the one leaves it, too; but `once` it is translated in nat no other is asked.
-        """
-        active = []
-        for program in programs:
-            verdicts = program.run(state.fork(), host, hook)
-            if not _is_quiet(verdicts, state.packet):
-                active.append((program, verdicts))
-        if len(active) != 1:
-            return not active
-        program, verdicts = active[0]
-        for verdict in verdicts:
-            p = verdict.state.packet
-            if verdict.code != ACCEPT or _same(p, state.packet):
-                continue
-            if (
-                once
-                and p.ct is not None
-                and (p.ct.dst_done if hook in (PREROUTING, OUTPUT) else p.ct.src_done)
-            ):
-                continue
-            for other in programs:
-                if other is not program and not _is_quiet(other.run(verdict.state.fork(), host, hook), p):
-                    return False
-        return True
-
-    def _both_orders(
-        self,
-        state: State,
-        host: Host,
-        hook: str,
-        group: Group,
-        run: Callable[..., list[Verdict]],
-    ) -> list[Verdict]:
-        programs = group.programs
-        names = tuple(f"{p.backend} {p.table}" for p in programs)
-        key = ("order", host.name, hook if programs[0].table != "nat" else "", programs[0].table)
-        tells = "`nft list hooks` of Linux 6.12 or newer does"
-        if group.kind == "nat":
-            tells = "`nft list hooks` of Linux 7 or newer does, or which of their counters a connection moves"
-        if host.state.nft_hooks is not None:
-            tells = "what `nft list hooks` printed there does not name them all"
-        why = (
-            f"{' and '.join(names)} hang at one hook with one priority; the kernel runs first what was registered "
-            f"last, and a dump does not tell which ({tells})"
-        )
-        known = state.asked.get(key) if state.asked else None
-        if known is not None:
-            return run(state, host, hook, programs if known else group.other)
-        other = state.fork()
-        for each, answer in ((state, True), (other, False)):
-            each.asked = {**(each.asked or {}), key: answer}
-            each.decide(
-                Decision(
-                    ASKED, key, 0 if answer else 1, 1.0, "the order of " + " and ".join(names), why, None
-                )
-            )
-        return [*run(state, host, hook, programs), *run(other, host, hook, group.other)]
-
     # -- conntrack and NAT
-
-    @staticmethod
-    def _track(state: State, host: Host) -> None:
-        """nf_conntrack_in: find or make the packet's connection."""
-        p = state.packet
-        if p.ct is not None or p.ctstate == pk.UNTRACKED:
-            return
-        mine = [c for c in state.conns if c.node == host.name]
-        if p.inner is not None and p.icmp is not None:
-            src, sport, dst, dport, proto = p.inner
-            for conn in reversed(mine):
-                if (conn.src, conn.sport, conn.dst, conn.dport, conn.proto) == (
-                    src,
-                    sport,
-                    dst,
-                    dport,
-                    proto,
-                ):
-                    p.ct, p.ctstate = conn.copy(), pk.RELATED
-                    return
-            p.ctstate = pk.INVALID
-            return
-        if p.reply:
-            for conn in reversed(mine):
-                if conn.is_reply(p):
-                    p.ct, p.ctstate = conn.copy(), pk.ESTABLISHED
-                    p.ct.seen_reply = True
-                    return
-            if p.proto == TCP:
-                # tcp_new: a SYN-ACK or RST does not open a connection
-                p.ctstate = pk.INVALID
-                state.note(
-                    StepKind.CONNTRACK,
-                    Note("INVALID: this node has seen no connection that the answer belongs to"),
-                    hook="CONNTRACK",
-                )
-                return
-        else:
-            for conn in reversed(mine):
-                if conn.is_original(p):
-                    p.ct, p.ctstate = conn.copy(), pk.NEW
-                    return
-        p.ct, p.ctstate = Conn(host.name, p), pk.NEW
-
-    def _nat(self, state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
-        """nf_nat_inet_fn: the rules for the first packet of a connection, the entry for all others."""
-        p = state.packet
-        ct = p.ct
-        if ct is None:
-            return [Verdict(ACCEPT, state)]
-        destination = hook in (PREROUTING, OUTPUT)
-        if p.reply and not (p.ctstate & pk.NEW):
-            if p.inner is None or p.icmp is not None or (ct.dst_done if destination else ct.src_done):
-                self._translate_back(state, hook, destination)
-                return [Verdict(ACCEPT, state)]
-            # A reset that a rule sends on a connection not yet translated (IP_CT_RELATED_REPLY and no ICMP): the rules
-            # are asked as for its first packet, and may drop it. What they translate is the other direction's.
-            verdicts = self._nat_by_rules(state, host, hook, group)
-            for verdict in verdicts:
-                if verdict.code == ACCEPT:
-                    q = verdict.state.packet
-                    q.src, q.sport, q.dst, q.dport = p.src, p.sport, p.dst, p.dport
-                    self._translate_back(verdict.state, hook, destination)
-            return verdicts
-        if destination and ct.dst_done:
-            p.dst, p.dport = ct.dst, ct.dport
-            return [Verdict(ACCEPT, state)]
-        if not destination and ct.src_done:
-            p.src, p.sport = ct.src, ct.sport
-            return [Verdict(ACCEPT, state)]
-        return self._nat_by_rules(state, host, hook, group)
-
-    def _nat_by_rules(self, state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
-        programs = group.programs
-        if (group.other or group.note) and not self._is_order_idle(state, host, hook, programs, once=True):
-            if group.other:
-                return self._both_orders(state, host, hook, group, self._nat_in_turn)
-            state.assume(Assumption(group.note, EvidenceKind.NFT, host.name))
-        return self._nat_in_turn(state, host, hook, programs)
-
-    @staticmethod
-    def _nat_in_turn(state: State, host: Host, hook: str, programs: Iterable[Any]) -> list[Verdict]:
-        destination = hook in (PREROUTING, OUTPUT)
-        ended: list[Verdict] = []
-        states = [state]
-        for program in programs:
-            after: list[State] = []
-            for each in states:
-                ct = each.packet.ct
-                assert ct is not None
-                if ct.dst_done if destination else ct.src_done:
-                    after.append(each)
-                    continue
-                for verdict in program.run(each, host, hook):
-                    if verdict.code == ACCEPT:
-                        after.append(verdict.state)
-                    else:
-                        ended.append(verdict)
-            states = after
-        for each in states:
-            ct = each.packet.ct
-            assert ct is not None
-            if destination:
-                ct.dst_done = True
-            else:
-                ct.src_done = True
-        ended.extend(Verdict(ACCEPT, s) for s in states)
-        return ended
-
-    @staticmethod
-    def _translate_back(state: State, hook: str, destination: bool) -> None:
-        """nf_nat_packet and nf_nat_icmp_reply_translation, reply direction."""
-        p = state.packet
-        ct = p.ct
-        assert ct is not None
-        if destination:
-            if ct.snat:
-                before = p.dst, p.dport
-                p.dst = ct.osrc
-                if p.inner is None or p.icmp is None:
-                    p.dport = ct.osport
-                effect = translation(Nat.SOURCE_UNDONE, p.family, before, (p.dst, p.dport))
-                state.note(StepKind.NAT, effect, hook=hook, table="nat")
-            if p.inner is not None:
-                _, _, dst, dport, proto = p.inner
-                p.inner = (ct.osrc, ct.osport, dst, dport, proto)
-        else:
-            if ct.dnat:
-                before = p.src, p.sport
-                p.src = ct.odst
-                if p.inner is None or p.icmp is None:
-                    p.sport = ct.odport
-                effect = translation(Nat.DESTINATION_UNDONE, p.family, before, (p.src, p.sport))
-                state.note(StepKind.NAT, effect, hook=hook, table="nat")
-            if p.inner is not None:
-                src, sport, _, _, proto = p.inner
-                p.inner = (src, sport, ct.odst, ct.odport, proto)
 
     # -- ends
 
@@ -2476,72 +2099,8 @@ class Walker:
         )
 
 
-_ICMP_CODES = {
-    "icmp-net-unreachable": (3, 0),
-    "icmp-host-unreachable": (3, 1),
-    "icmp-proto-unreachable": (3, 2),
-    "icmp-port-unreachable": (3, 3),
-    "icmp-net-prohibited": (3, 9),
-    "icmp-host-prohibited": (3, 10),
-    "icmp-admin-prohibited": (3, 13),
-    "icmp-time-exceeded": (11, 0),
-    "icmp6-time-exceeded": (3, 0),
-    "icmp6-no-route": (1, 0),
-    "icmp6-adm-prohibited": (1, 1),
-    "icmp6-addr-unreachable": (1, 3),
-    "icmp6-port-unreachable": (1, 4),
-    "icmp6-policy-fail": (1, 5),
-    "icmp6-reject-route": (1, 6),
-}
-# Errors that a connected UDP socket is not told of (icmp_err_convert[].fatal, icmpv6_err_convert).
-_SOFT = frozenset(
-    (
-        "icmp-net-unreachable",
-        "icmp-host-unreachable",
-        "icmp-time-exceeded",
-        "icmp6-no-route",
-        "icmp6-addr-unreachable",
-        "icmp6-time-exceeded",
-    )
-)
-
-
-def _symptom_of(kind: str, proto: int) -> Symptom:
-    """What the client's socket reports for an error (tcp_v4_err, __udp4_lib_err)."""
-    if kind in ("tcp-reset", "icmp-port-unreachable", "icmp6-port-unreachable"):
-        return Symptom.REFUSED
-    if proto != TCP and kind in _SOFT:
-        return Symptom.TIMES_OUT
-    return Symptom.UNREACHABLE
-
-
-def _send_symptom(p: Packet, hook: str) -> Symptom:
-    """What the sending process sees of its packet's end at `hook`.
-
-    Where a packet of the node itself ends at OUTPUT or POSTROUTING, NF_HOOK's error (-EPERM for a dropped or rejected
-    packet, the route's where ip_route_me_harder finds none) returns through udp_sendmsg to sendto(): `unreachable`, as
-    every failure that is told at once and is not ECONNREFUSED. tcp_connect ignores it and waits: `times_out`.
-    """
-    at_once = p.local and p.proto == UDP and hook in (OUTPUT, POSTROUTING)
-    return Symptom.UNREACHABLE if at_once else Symptom.TIMES_OUT
-
-
 def _number(port: Port) -> int:
     return port if isinstance(port, int) else 0
-
-
-def _same(a: Packet, b: Packet) -> bool:
-    ct_a, ct_b = a.ct, b.ct
-    return (a.dst, a.dport, a.src, a.sport, a.mark, a.tos, a.ctstate) == (
-        b.dst, b.dport, b.src, b.sport, b.mark, b.tos, b.ctstate,
-    ) and (
-        ct_a is None or ct_b is None
-        or (ct_a.mark, ct_a.dst_done, ct_a.src_done) == (ct_b.mark, ct_b.dst_done, ct_b.src_done)
-    )  # fmt: skip
-
-
-def _is_quiet(verdicts: list[Verdict], p: Packet) -> bool:
-    return len(verdicts) == 1 and verdicts[0].code == ACCEPT and _same(verdicts[0].state.packet, p)
 
 
 def _is_loopback(family: int, number: int) -> bool:
@@ -2585,42 +2144,3 @@ __all__ = ["Attached", "Delivery", "Leaf", "LimitExceededError", "Topology", "Wa
 
 def _lets_pass(node: str, what: str) -> Assumption:
     return Assumption(f"nothing there stops the {what} (no rules were read)", EvidenceKind.RULES, node)
-
-
-_CONNTRACK_OF_IPVS = "net.ipv4.vs.conntrack"
-
-
-def _is_ipvs_tracked(state: State, host: Host) -> bool:
-    """Whether IPVS lets conntrack translate for it: by the sysctl, and never where the packet is not tracked.
-
-    kube-proxy sets the sysctl (pkg/proxy/ipvs/proxier.go); the kernel's default is 0.
-    """
-    if state.packet.ct is None:
-        return False
-    value = host.sysctl(_CONNTRACK_OF_IPVS)
-    if value is None:
-        words = f"{_CONNTRACK_OF_IPVS} is 1, as kube-proxy sets it"
-        state.assume(Assumption(words, EvidenceKind.SYSCTLS, host.name))
-    return value != 0
-
-
-def _undo_ipvs(state: State, host: Host, hook: str) -> StepRecord | None:
-    """handle_response, handle_response_icmp: what a real server answers comes from the virtual one again, so does an
-    error about it (ip_vs_nat_icmp), and neither is tracked.
-    """
-    p, served = state.packet, state.served
-    if served is None or served.node != host.name:
-        return None
-    if p.icmp is None:
-        if (p.src, p.sport) != served.real:
-            return None
-        p.src, p.sport = served.virtual
-    elif p.inner is None or p.inner[2:4] != served.real:
-        return None
-    else:
-        p.src = served.virtual[0]
-    if p.inner is not None:
-        p.inner = (*p.inner[:2], *served.virtual, p.inner[4])
-    p.ct, p.ctstate = None, pk.UNTRACKED
-    effect = translation(Nat.DESTINATION_UNDONE, p.family, served.real, served.virtual)
-    return state.note(StepKind.NAT, effect, hook=hook, table="ipvs", backend="ipvs")

@@ -1,0 +1,91 @@
+"""Connection tracking (nf_conntrack_core.c): a packet's entry, and what nat made of it taken back in the answer."""
+
+from __future__ import annotations
+
+from ktp.dataplane import packet as pk
+from ktp.dataplane.host import Host
+from ktp.dataplane.packet import TCP, Conn
+from ktp.dataplane.state import State
+from ktp.dataplane.xtables import translation
+from ktp.model.effect import Nat, Note
+from ktp.model.trace import StepKind
+
+
+def track(state: State, host: Host) -> None:
+    """nf_conntrack_in: find or make the packet's connection."""
+    p = state.packet
+    if p.ct is not None or p.ctstate == pk.UNTRACKED:
+        return
+    mine = [c for c in state.conns if c.node == host.name]
+    if p.inner is not None and p.icmp is not None:
+        src, sport, dst, dport, proto = p.inner
+        for conn in reversed(mine):
+            if (conn.src, conn.sport, conn.dst, conn.dport, conn.proto) == (
+                src,
+                sport,
+                dst,
+                dport,
+                proto,
+            ):
+                p.ct, p.ctstate = conn.copy(), pk.RELATED
+                return
+        p.ctstate = pk.INVALID
+        return
+    if p.reply:
+        for conn in reversed(mine):
+            if conn.is_reply(p):
+                p.ct, p.ctstate = conn.copy(), pk.ESTABLISHED
+                p.ct.seen_reply = True
+                return
+        if p.proto == TCP:
+            # tcp_new: a SYN-ACK or RST does not open a connection
+            p.ctstate = pk.INVALID
+            state.note(
+                StepKind.CONNTRACK,
+                Note("INVALID: this node has seen no connection that the answer belongs to"),
+                hook="CONNTRACK",
+            )
+            return
+    else:
+        for conn in reversed(mine):
+            if conn.is_original(p):
+                p.ct, p.ctstate = conn.copy(), pk.NEW
+                return
+    p.ct, p.ctstate = Conn(host.name, p), pk.NEW
+
+
+def translate_back(state: State, hook: str, destination: bool) -> None:
+    """nf_nat_packet and nf_nat_icmp_reply_translation, reply direction."""
+    p = state.packet
+    ct = p.ct
+    assert ct is not None
+    if destination:
+        if ct.snat:
+            before = p.dst, p.dport
+            p.dst = ct.osrc
+            if p.inner is None or p.icmp is None:
+                p.dport = ct.osport
+            effect = translation(Nat.SOURCE_UNDONE, p.family, before, (p.dst, p.dport))
+            state.note(StepKind.NAT, effect, hook=hook, table="nat")
+        if p.inner is not None:
+            _, _, dst, dport, proto = p.inner
+            p.inner = (ct.osrc, ct.osport, dst, dport, proto)
+    else:
+        if ct.dnat:
+            before = p.src, p.sport
+            p.src = ct.odst
+            if p.inner is None or p.icmp is None:
+                p.sport = ct.odport
+            effect = translation(Nat.DESTINATION_UNDONE, p.family, before, (p.src, p.sport))
+            state.note(StepKind.NAT, effect, hook=hook, table="nat")
+        if p.inner is not None:
+            src, sport, _, _, proto = p.inner
+            p.inner = (src, sport, ct.odst, ct.odport, proto)
+
+
+def confirm(state: State) -> None:
+    """nf_conntrack_confirm: the entry stands from now on."""
+    ct = state.packet.ct
+    if ct is not None and not ct.confirmed:
+        ct.confirmed = True
+        state.conns = (*state.conns, ct)
