@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from ktp.dataplane.packet import Packet, Port, some, to_text
-from ktp.dataplane.state import ASKED, Decision, HopRecord, RuleOfNft, StepRecord
-from ktp.dataplane.walk import Attached, Delivery, Leaf, LimitExceededError, Walker
+from ktp.dataplane.state import ASKED, Decision, Delivery, HopRecord, RuleOfNft, StepRecord
+from ktp.dataplane.walk import Attached, Leaf, LimitExceededError, Walker
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.ruleset import Rule
 from ktp.model.trace import (
@@ -204,8 +204,10 @@ def _combine(forked: list[tuple[list[Decision], Leaf]], unknowns: list[Unknown])
 
 
 def _unknown(decision: Decision) -> Unknown:
-    node = decision.key[1] if decision.key[0] == "order" else decision.key[0]
-    return Unknown(node=node, what=decision.what, why=_why(decision), rule=decision.rule, forks=True)
+    assert isinstance(decision.key, tuple)
+    return Unknown(
+        node=decision.key[0], what=decision.what, why=_why(decision), rule=decision.rule, forks=True
+    )
 
 
 def _why(decision: Decision) -> str:

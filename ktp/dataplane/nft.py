@@ -7,7 +7,7 @@ limit not reached, no earlier packet of a client remembered in a dynamic set) is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, NamedTuple, cast
 
@@ -371,7 +371,7 @@ def _walk(base: BaseChain, first: State, host: Host, hook: str) -> list[Verdict]
                     way = ways[number]
                     each = state.fork() if number else state
                     kind = RANDOM if chance else ASKED
-                    mark: Any = (
+                    mark: Hashable = (
                         compiled.rule
                         if chance
                         else (host.name, BACKEND, table, compiled.rule.text, "element")
@@ -476,6 +476,6 @@ def _policy(base: BaseChain, state: State, hook: str) -> Verdict:
     return Verdict(DROP, state, "", step)
 
 
-def _ask(state: State, key: Any, answer: bool, rule: RuleOfNft, why: str) -> None:
+def _ask(state: State, key: Hashable, answer: bool, rule: RuleOfNft, why: str) -> None:
     state.asked = {**(state.asked or {}), key: answer}
     state.decide(Decision(ASKED, key, 0 if answer else 1, 1.0, rule.text, why, rule))

@@ -93,7 +93,7 @@ def _both_orders(
 ) -> list[Verdict]:
     programs = group.programs
     names = tuple(f"{p.backend} {p.table}" for p in programs)
-    key = ("order", host.name, hook if programs[0].table != "nat" else "", programs[0].table)
+    key = (host.name, "order", hook if programs[0].table != "nat" else "", programs[0].table)
     tells = "`nft list hooks` of Linux 6.12 or newer does"
     if group.kind == "nat":
         tells = "`nft list hooks` of Linux 7 or newer does, or which of their counters a connection moves"

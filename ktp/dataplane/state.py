@@ -6,15 +6,17 @@ ended, the tree of decisions is folded into an answer (`ktp.dataplane.answer`).
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ktp.dataplane.cilium import Balanced
 from ktp.dataplane.packet import Conn, Packet, Port
 from ktp.model.assumption import Assumption
 from ktp.model.effect import Effect
+from ktp.model.host import NextHop
 from ktp.model.ruleset import Rule
-from ktp.model.trace import StepKind
+from ktp.model.trace import Disposition, StepKind
 
 if TYPE_CHECKING:  # some ninety dataclasses, which most runs do not need
     from ktp.model.nftables import NftRule
@@ -38,15 +40,18 @@ class LimitExceededError(Exception):
 
 
 class Decision(NamedTuple):
-    """A fork: `kind` RANDOM or ASKED; `choice` which way; `chance` its probability; `what`/`why`/`rule` for people."""
+    """A fork: `kind` RANDOM or ASKED; `choice` which way; `chance` its probability; `what`/`why`/`rule` for people.
+
+    `key` tells forks apart; one that is ASKED is a tuple that begins with the node's name.
+    """
 
     kind: str
-    key: Any
+    key: Hashable
     choice: int
     chance: float
     what: str
     why: str
-    rule: Any
+    rule: Rule | RuleOfNft | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,11 @@ class StepRecord(NamedTuple):
     text: str
 
 
+# Linked lists, newest first: the way so far is shared by all that fork from it.
+Steps = tuple["Steps", StepRecord] | None
+Decisions = tuple["Decisions", Decision] | None
+
+
 class HopRecord(NamedTuple):
     """One node's part of a walk, or that of a pod on it."""
 
@@ -93,7 +103,7 @@ class HopRecord(NamedTuple):
     direction: str
     arrived: Packet
     left: Packet
-    steps: Any  # linked list of StepRecord, newest first
+    steps: Steps
     pod: str = ""
 
 
@@ -113,6 +123,35 @@ class Served:
     node: str
     virtual: tuple[int, Port]
     real: tuple[int, Port]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Where a request arrived."""
+
+    ip: int
+    port: Port
+    name: str | None
+    node: str | None
+    source: int
+    family: int
+    process: bool = False
+    silent: bool = False
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Where a request was refused; `error` is the ICMP type or "tcp-reset", `cause` what kind of thing refused it."""
+
+    disposition: Disposition
+    error: str
+    reason: str
+    step: StepRecord | None
+    cause: str
+    node: str
+    pod: str
+    protocol: int
 
 
 class State:
@@ -141,18 +180,18 @@ class State:
     def __init__(self, packet: Packet) -> None:
         self.packet = packet
         self.arrived = packet
-        self.steps: Any = None  # (previous, StepRecord)
-        self.decisions: Any = None  # (previous, Decision)
+        self.steps: Steps = None
+        self.decisions: Decisions = None
         self.assumptions: tuple[Assumption, ...] = ()
-        self.asked: dict[Any, bool] | None = None
-        self.recent: frozenset[tuple[Any, ...]] = (
+        self.asked: dict[Hashable, bool] | None = None
+        self.recent: frozenset[tuple[Hashable, ...]] = (
             frozenset()
         )  # what the packet has put into sets and lists: (where, key, …)
         self.conns: tuple[Conn, ...] = ()  # confirmed entries, in the order of the nodes passed
-        self.hop: Any = None  # model.host.NextHop by which the packet will leave this node
+        self.hop: NextHop | None = None  # by which the packet will leave this node
         self.hops: tuple[HopRecord, ...] = ()
         self.direction = "request"
-        self.delivery: Any = None  # set when the request arrived: walk.Delivery
+        self.delivery: Delivery | Refusal | None = None  # set when the request arrived, or an error went out
         self.nat_step: StepRecord | None = None  # the step that translated the destination last
         self.balanced: Balanced | None = None  # what a program of Cilium's has translated
         self.served: Served | None = None  # IPVS's own connection, where conntrack does not translate for it

@@ -7,9 +7,7 @@ tracking. Every step is recorded as it is decided.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_network
+from dataclasses import dataclass
 
 from ktp.dataplane import packet as pk
 from ktp.dataplane.cilium import Balance, Balanced, Fate
@@ -21,8 +19,6 @@ from ktp.dataplane.hooks import (
     POSTROUTING,
     PREROUTING,
     Group,
-    HookTable,
-    NftBaseChain,
 )
 from ktp.dataplane.host import Host
 from ktp.dataplane.icmp import ICMP_CODES, send_symptom, symptom_of
@@ -41,7 +37,7 @@ from ktp.dataplane.packet import (
     to_int,
     to_text,
 )
-from ktp.dataplane.pod import completed
+from ktp.dataplane.places import Places
 from ktp.dataplane.routing import MAIN, Lookup
 from ktp.dataplane.stages import run_group
 from ktp.dataplane.state import (
@@ -52,8 +48,10 @@ from ktp.dataplane.state import (
     RANDOM,
     REJECT,
     Decision,
+    Delivery,
     HopRecord,
     LimitExceededError,
+    Refusal,
     State,
     StepRecord,
     Verdict,
@@ -65,32 +63,14 @@ from ktp.model.assumption import PROGRAM_LISTENS, Assumption, EvidenceKind
 from ktp.model.cilium import HOST_DEVICE, CiliumEndpoint
 from ktp.model.effect import Drop, Effect, Forbid, Nat, Note, Refuse, Setting, Unmodelled, Untunnelled
 from ktp.model.host import (
-    Interface,
-    InterfaceAddress,
     ListeningSocket,
     NextHop,
-    Route,
 )
 from ktp.model.trace import Disposition, Flow, StepKind, Symptom
 from ktp.model.tunnel import IPAddress, TunnelDevice, TunnelFault
 
 _MAX_HOPS = 12
 _MAX_HOLDERS = 8  # nodes asked whether an address is theirs
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """Where a request arrived."""
-
-    ip: int
-    port: Port
-    name: str | None
-    node: str | None
-    source: int
-    family: int
-    process: bool = False
-    silent: bool = False
-    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,171 +102,60 @@ class _Client:
 
 
 class Walker:
-    """Walks flows over one topology. Compiled rules and route lookups are kept between flows."""
+    """Walks flows over one topology. What is compiled for one flow serves the next."""
 
     def __init__(self, topology: Topology) -> None:
         """Nothing is compiled before a flow needs it."""
         self.topology = topology
-        self._hosts: dict[str, Host | None] = {}
-        self._insides: dict[str, Host | None] = {}
-        self._outer: dict[tuple[str, str, str], list[Leaf]] = {}
-        self._outer_walker: Walker | None = None
-        self._one_way = False  # what becomes of an answer is not asked: of tunnels' own packets
-        self._addresses_of: dict[str, list[tuple[int, int]]] | None = None
-        self._hooks: dict[tuple[str, int], HookTable] = {}
-        self._leaves: list[Leaf] = []
-        self._family = 4
-        self._client = _Client(0, None, False, 0, 0, 0)
-        self._owners: dict[tuple[int, int], str] = self._address_owners()
-        self._nodes_route_pods = self._do_nodes_route_pods()
+        self._places = Places(topology)
         self._holding: dict[tuple[str, str], Walker] = {}
+        self._outer: dict[tuple[str, str, str], list[Leaf]] = {}
 
-    # -- who is where
+    def walk(self, flow: Flow) -> list[Leaf]:
+        """Every way that the flow may take, to its end. Raises ValueError where an address or protocol is none."""
+        return _Walk(self._places, self._outer).run(flow)
 
     def host(self, name: str) -> Host | None:
         """The compiled node, None where nothing was read of it."""
-        if name not in self._hosts:
-            state = self.topology.nodes.get(name)
-            # Without its rules nothing can be said of what a node does, whatever else was read of it.
-            usable = state is not None and state.has_rules
-            assumed = self.topology.assumed_local.get(name, frozenset())
-            self._hosts[name] = Host(state, assumed) if usable and state is not None else None
-        return self._hosts[name]
+        return self._places.host(name)
 
-    def inside(self, attached: Attached) -> Host | None:
-        """The network namespace of a pod, None where it was not read."""
-        if attached.node is None or attached.host_network:
-            return None
-        if attached.name not in self._insides:
-            node = self.topology.nodes.get(attached.node)
-            state = node.pods.get(attached.name) if node is not None else None
-            own = self._own_addresses(attached.name)
-            self._insides[attached.name] = (
-                Host(completed(state, own), node=attached.node) if state is not None else None
-            )
-        return self._insides[attached.name]
-
-    def _own_addresses(self, name: str) -> list[tuple[int, int]]:
-        """The addresses of what is attached by this name."""
-        if self._addresses_of is None:
-            self._addresses_of = {}
-            for key, attached in self.topology.attached.items():
-                self._addresses_of.setdefault(attached.name, []).append(key)
-        return self._addresses_of.get(name, [])
+    def groups(self, node: str, family: int, hook: str) -> tuple[Group, ...]:
+        """What hangs at `hook` of a node, first to run first; () where nothing was read of the node."""
+        return self._places.groups(node, family, hook)
 
     def may_hold(self, address: str) -> tuple[str, ...]:
-        """The nodes of which an address may be that nobody is known to have: in their network, and not read.
-
-        () where it is known whose it is, or where nothing can be said of one of them.
-        """
-        family, ip = to_int(address)
-        if (family, ip) in self._owners or (family, ip) in self.topology.attached:
-            return ()
-        holders = tuple(sorted(self.topology.unread))
-        if len(holders) > _MAX_HOLDERS:
-            return ()
-        return holders if all(self._network_of(name, family, ip) for name in holders) else ()
-
-    def _network_of(self, node: str, family: int, ip: int) -> Interface | None:
-        host = self.host(node)
-        for interface in host.interfaces.values() if host is not None else ():
-            for a in interface.addresses:
-                shift = a.ip.max_prefixlen - a.prefixlen
-                if a.ip.version == family and shift and int(a.ip) >> shift == ip >> shift:
-                    return interface
-        return None
+        """The nodes of which an address may be that nobody is known to have."""
+        return self._places.may_hold(address)
 
     def holding(self, node: str, address: str) -> Walker:
         """A walker of the same world in which `node`, one of `may_hold`, has the address."""
         found = self._holding.get((node, address))
         if found is None:
-            family, ip = to_int(address)
-            host, interface = self.host(node), self._network_of(node, family, ip)
-            assert host is not None
-            assert interface is not None
-            own = InterfaceAddress(ip=ip_address(address), prefixlen=128 if family == 6 else 32)
-            more = replace(interface, addresses=(*interface.addresses, own))
-            local = Route(
-                dst=ip_network(own.ip), type="local", table="local", nexthops=(NextHop(dev=interface.name),),
-                prefsrc=own.ip, scope="host",
-            )  # fmt: skip
-            state = replace(
-                host.state,
-                interfaces=tuple(more if i is interface else i for i in host.state.interfaces or ()),
-                routes=(*(host.state.routes or ()), local),
-            )
-            found = self._holding[node, address] = Walker(
-                replace(self.topology, nodes={**self.topology.nodes, node: state}, unread=frozenset())
-            )
+            found = self._holding[node, address] = Walker(self._places.holding(node, address))
         return found
 
-    def _walkable(self, name: str) -> Host | None:
-        """The node, None where its rules of the flow's address family were not read."""
-        host = self.host(name)
-        return host if host is not None and host.state.knows_rules_of(self._family) else None
 
-    def _nothing_of(self, node: str, where: str = "") -> str:
-        """Why it is not known what a node does; `where` says what it is to the packet."""
-        state = self.topology.nodes.get(node)
-        if state is not None and state.data_plane_unread:
-            return f"{state.data_plane} serves Services on {node}, and its tables were not read"
-        return f"nothing was read of node {node}" + (f", {where}" if where else "")
+class _Walk:
+    """One flow on its ways. `one_way`: what becomes of an answer is not asked, as of tunnels' own packets."""
 
-    def _address_owners(self) -> dict[tuple[int, int], str]:
-        seen: dict[tuple[int, int], str | None] = {}
-        for name, state in self.topology.nodes.items():
-            for address in (a for i in state.interfaces or () for a in i.addresses):
-                key: tuple[int, int] = (address.ip.version, int(address.ip))
-                if _never_unique(*key):
-                    continue
-                # An address that several nodes hold (a virtual IP, docker0's) tells no node.
-                seen[key] = name if key not in seen or seen[key] == name else None
-        owners = {k: n for k, n in seen.items() if n is not None}
-        for key, name in self.topology.node_addresses.items():
-            owners[key] = name
-        return owners
+    def __init__(
+        self, places: Places, outer: dict[tuple[str, str, str], list[Leaf]], *, one_way: bool = False
+    ) -> None:
+        self._places = places
+        self.topology = places.topology
+        self._owners = places.owners
+        self._outer = outer
+        self._one_way = one_way
+        self._leaves: list[Leaf] = []
+        self._family = 4
+        self._client = _Client(0, None, False, 0, 0, 0)
 
-    def _do_nodes_route_pods(self) -> bool:
-        """Whether the nodes themselves hold routes to each other's pods (then the network between need not)."""
-        for name in self.topology.nodes:
-            host = self.host(name)
-            if host is None or not host.has_network:
-                continue
-            for (family, ip), a in self.topology.attached.items():
-                if a.node is None or a.node == name or a.host_network:
-                    continue
-                if self._routes_pods(host, family, ip):
-                    return True
-        return False
-
-    @staticmethod
-    def _routes_pods(host: Host, family: int, ip: int) -> bool:
-        """Whether the node has a route of its own to a pod's address, and does not leave it to its default route."""
-        found = host.fib[family].lookup(ip, iif="lo")
-        return found.route is not None and found.route.dst.prefixlen > 0
-
-    def _groups(self, host: Host, family: int, hook: str) -> tuple[Group, ...]:
-        key = (host.name, family)
-        table = self._hooks.get(key)
-        if table is None:
-            native: Sequence[NftBaseChain] = ()
-            if host.state.nft is not None:
-                from ktp.dataplane.nft import nft_base_chains
-
-                native = nft_base_chains(host, family)
-            table = self._hooks[key] = HookTable(host, family, native)
-        return table.groups(hook)
-
-    def groups(self, node: str, family: int, hook: str) -> tuple[Group, ...]:
-        """What hangs at `hook` of a node, first to run first; () where nothing was read of the node."""
-        host = self.host(node)
-        return self._groups(host, family, hook) if host is not None else ()
+    # -- who is where
 
     # -- one flow
 
-    def walk(self, flow: Flow) -> list[Leaf]:
+    def run(self, flow: Flow) -> list[Leaf]:
         """Every way that the flow may take, to its end. Raises ValueError where an address or protocol is none."""
-        self._leaves = []
         family, dst = to_int(flow.dst)
         self._family = family
         proto = PROTOCOLS.get(flow.protocol.lower())
@@ -301,7 +170,7 @@ class Walker:
         p = Packet(family, proto, src or 0, dst, ports, flow.port)
         state = State(p)
         if flow.from_node is not None:
-            host = self._walkable(flow.from_node)
+            host = self._places.walkable(flow.from_node, self._family)
             if host is None and src is not None:
                 # Of the client's own node nothing is known: its packet is taken to get out of it unchanged.
                 state.assume(
@@ -315,7 +184,7 @@ class Walker:
                 self._from_outside(state, flow)
             elif host is None:
                 self._end_unknown(
-                    state, flow.from_node, self._nothing_of(flow.from_node, "where the client runs")
+                    state, flow.from_node, self._places.nothing_of(flow.from_node, "where the client runs")
                 )
             elif src is None or self._is_process(host, family, src):
                 for each in self._at_socket(state, host, of_node=True):
@@ -495,9 +364,9 @@ class Walker:
                 f"no node owns {flow.dst}: say with `via` at which node the packet reaches the cluster",
             )
             return
-        host = self._walkable(entry)
+        host = self._places.walkable(entry, self._family)
         if host is None:
-            self._end_unknown(state, entry, self._nothing_of(entry, "where the packet arrives"))
+            self._end_unknown(state, entry, self._places.nothing_of(entry, "where the packet arrives"))
             return
         self._enter(state, host, self._arrival_interface(host, p), None)
 
@@ -777,7 +646,7 @@ class Walker:
             self._out_again(each, host)
 
     def _out_again(self, state: State, host: Host) -> None:
-        state.packet.iif, state.packet.oif = None, state.hop.dev
+        state.packet.iif, state.packet.oif = None, state.hop.dev if state.hop is not None else None
         for verdict in self._run_hook(state, host, OUTPUT):
             if self._passed(verdict, host, OUTPUT):
                 self._postrouting(verdict.state, host)
@@ -868,7 +737,8 @@ class Walker:
         if host.cilium is not None and p.oif == HOST_DEVICE:
             self._into_cilium(state, host)
             return
-        to_device = host.has_network and not bridge and state.hop.gateway is None
+        hop = state.hop
+        to_device = host.has_network and not bridge and hop is not None and hop.gateway is None
         if host.cilium is not None and to_device and host.cilium.pod(p.family, p.dst) is not None:
             self._to_pod(state, host)  # its program sits at the pod's device, whichever route leads there
             return
@@ -877,7 +747,7 @@ class Walker:
         if not host.has_network:
             self._arrive_unseen(state, host)
             return
-        hop: NextHop = state.hop
+        assert hop is not None
         next_ip = int(hop.gateway) if hop.gateway is not None and hop.gateway.version == p.family else p.dst
         attached = self.topology.attached.get(dst_key)
         client = self._client
@@ -909,13 +779,13 @@ class Walker:
             return
         if attached is not None and attached.node is not None and attached.node != host.name:
             supposed = EvidenceKind.ROUTES in host.state.supposed
-            if hop.gateway is None or not self._nodes_route_pods or supposed:
+            if hop.gateway is None or not self._places.nodes_route_pods or supposed:
                 state.assume(
                     Assumption("the network between the nodes delivers packets for pods to the pods' nodes")
                 )
                 self._to_node(state, host, attached.node, hop.dev or "?", next_ip)
                 return
-            if not self.topology.nodes_known and self._routes_pods(host, *dst_key):
+            if not self.topology.nodes_known and self._places.routes_pods(host, *dst_key):
                 router = to_text(p.family, next_ip)
                 state.assume(
                     Assumption(
@@ -1008,7 +878,7 @@ class Walker:
         self._send_error(state, host, kind, Disposition.LOST, reason, step, "route")
 
     def _to_node(self, state: State, host: Host, name: str, dev: str, next_ip: int) -> None:
-        target = self._walkable(name)
+        target = self._places.walkable(name, self._family)
         p = state.packet
         tunnel = (host.state.tunnels or {}).get(dev)
         end: IPAddress | None = None
@@ -1057,7 +927,7 @@ class Walker:
                 self._untunnelled(state, host, tunnel, TunnelFault.NO_SUCH_PEER, str(end))
                 return
             if name is not None and name != target.name:
-                other = self._walkable(name)
+                other = self._places.walkable(name, self._family)
                 if other is None:
                     self._through_unknown_node(state, host, name)
                     return
@@ -1099,15 +969,11 @@ class Walker:
         key = (host.name, tunnel.name, to)
         leaves = self._outer.get(key)
         if leaves is None:
-            walker = self._outer_walker
-            if walker is None:
-                walker = self._outer_walker = Walker(self.topology)
-                walker._hosts, walker._hooks, walker._one_way = self._hosts, self._hooks, True
             flow = Flow(
                 dst=to, port=tunnel.port or 0, protocol="udp", from_node=host.name,
                 src=str(tunnel.local) if tunnel.local is not None else None,
             )  # fmt: skip
-            leaves = self._outer[key] = walker.walk(flow)
+            leaves = self._outer[key] = _Walk(self._places, self._outer, one_way=True).run(flow)
         for assumption in dict.fromkeys(a for leaf in leaves for a in leaf.state.assumptions):
             state.assume(assumption)
         stopped = [leaf for leaf in leaves if leaf.disposition is not Disposition.DELIVERED]
@@ -1147,7 +1013,7 @@ class Walker:
             state.assume(_lets_pass(name, "answer"))
             self._answer_arrives(state, host)
             return
-        self._end_unknown(state, name, f"the packet goes on to node {name}: {self._nothing_of(name)}")
+        self._end_unknown(state, name, f"the packet goes on to node {name}: {self._places.nothing_of(name)}")
 
     def _arrive_unseen(self, state: State, host: Host) -> None:
         """Where only rules are known: what leaves the node is taken to arrive."""
@@ -1421,7 +1287,7 @@ class Walker:
         name = attached.node if attached is not None else self._owners.get(key)
         if name is None:
             name = self._network_owner(host, p.family, p.dst)
-        target = self._walkable(name) if name is not None else None
+        target = self._places.walkable(name, self._family) if name is not None else None
         if name is None:
             self._end_unknown(
                 state, host.name, f"whose {to_text(p.family, p.dst)} is, behind the tunnel, was not read"
@@ -1580,7 +1446,7 @@ class Walker:
                 host, "route",
             )  # fmt: skip
             return
-        inside = self.inside(attached)
+        inside = self._places.inside(attached)
         if inside is not None:
             self._enter(state, inside, inside.interface_of(p.family, p.dst) or "?", None)
             return
@@ -1592,7 +1458,7 @@ class Walker:
     def _out_of_namespace(self, state: State, host: Host) -> None:
         """What a pod sends leaves its network namespace, and comes to its node by the device that leads to the pod."""
         p = state.packet
-        own = [key for key in self._own_addresses(host.name) if key[0] == p.family]
+        own = [key for key in self._places.own_addresses(host.name) if key[0] == p.family]
         key = (p.family, p.src) if (p.family, p.src) in own else own[0]
         if p.oif != host.interface_of(*key):
             what = "the packet" if state.direction == "request" else "the answer"
@@ -1602,7 +1468,9 @@ class Walker:
         gateway = state.hop.gateway if state.hop is not None else None
         p.ct, p.ctstate = None, pk.INVALID
         self._close_hop(state, host)
-        self._out_to_node(state, self._walkable(host.node), self.topology.attached[key], gateway)
+        self._out_to_node(
+            state, self._places.walkable(host.node, self._family), self.topology.attached[key], gateway
+        )
 
     def _out_to_node(
         self, state: State, host: Host | None, attached: Attached, gateway: IPAddress | None = None
@@ -1614,7 +1482,7 @@ class Walker:
             key = (reply.family, reply.dst)
             pod = self.topology.attached.get(key)
             owner = pod.node if pod is not None else self._owners.get(key)
-            target = self._walkable(owner) if owner is not None else None
+            target = self._places.walkable(owner, self._family) if owner is not None else None
             if target is not None:
                 self._enter(state, target, self._arrival_interface(target, reply), None)
             else:
@@ -1654,7 +1522,7 @@ class Walker:
         own = next((i.addresses for i in host.state.interfaces or () if i.name == iif), ())
         if self._forwards(host, 4, iif) or any(a.ip.version == 4 for a in own):
             return True
-        inside = self.inside(attached)
+        inside = self._places.inside(attached)
         known = inside.state.neighbours if inside is not None else None
         if known is not None and gateway is not None:
             return host.is_local(4, int(gateway)) or any(entry.ip == gateway for entry in known)
@@ -1672,7 +1540,7 @@ class Walker:
         if owner is None:
             self._answer_arrives(state, None)
             return
-        target = self._walkable(owner)
+        target = self._places.walkable(owner, self._family)
         if target is None:
             self._through_unknown_node(state, host, owner)
             return
@@ -1836,7 +1704,8 @@ class Walker:
             return
         shown = endpoint_text(p.family, p.src, p.sport)
         wanted = endpoint_text(p.family, client.dst, client.dport)
-        d: Delivery = state.delivery
+        d = state.delivery
+        assert isinstance(d, Delivery)
         self._leaf(
             state, Disposition.LOST, Symptom.TIMES_OUT,
             f"the answer of {d.name or endpoint_text(p.family, d.ip, d.port)} comes back by a way on which no node "
@@ -1845,7 +1714,8 @@ class Walker:
         )  # fmt: skip
 
     def _delivered(self, state: State, host: Host | None, note: str) -> None:
-        d: Delivery = state.delivery
+        d = state.delivery
+        assert isinstance(d, Delivery)
         name = d.name or endpoint_text(d.family, d.ip, d.port)
         if note:
             state.assume(Assumption(note, EvidenceKind.ROUTES, host.name if host is not None else ""))
@@ -1927,7 +1797,7 @@ class Walker:
         ct = p.ct if disposition is not Disposition.NO_LISTENER else None
         self._close_hop(state, host)
         self._turn(state, error, "error")
-        state.delivery = (disposition, kind, reason, step, cause, host, p.proto)
+        state.delivery = Refusal(disposition, kind, reason, step, cause, host.node, host.pod, p.proto)
         if kind == "tcp-reset" and disposition is Disposition.REJECTED and p.physin is not None:
             # nf_send_reset puts it straight on the bridge port: no hook sees it, nothing is translated back
             self._answer_arrives(state, host)
@@ -1937,21 +1807,29 @@ class Walker:
         self._answer_out(state, host)
 
     def _error_arrived(self, state: State, host: Host | None, known: bool) -> None:
-        disposition, kind, reason, step, cause, at, proto = state.delivery
-        symptom = symptom_of(kind, proto) if known else Symptom.TIMES_OUT
-        if not known:
-            reason += (
-                "; the error that says so reaches the client in a form that it does not take for its own"
+        refused = state.delivery
+        assert isinstance(refused, Refusal)
+        lost = "; the error that says so reaches the client in a form that it does not take for its own"
+        self._leaves.append(
+            Leaf(
+                state,
+                refused.disposition,
+                symptom_of(refused.error, refused.protocol) if known else Symptom.TIMES_OUT,
+                refused.reason if known else refused.reason + lost,
+                refused.step,
+                refused.node,
+                refused.cause,
+                refused.pod,
             )
+        )
         state.delivery = None
-        self._leaves.append(Leaf(state, disposition, symptom, reason, step, at.node, cause, at.pod))
 
     # -- hooks
 
     def _run_hook(self, state: State, host: Host, hook: str) -> list[Verdict]:
         ended: list[Verdict] = []
         states = [state]
-        for group in self._groups(host, state.packet.family, hook):
+        for group in self._places.groups_of(host, state.packet.family, hook):
             after: list[State] = []
             for each in states:
                 p = each.packet
@@ -2058,18 +1936,19 @@ class Walker:
             )
         self._close_hop(state, host)
         if state.direction == "error":
-            disposition, _, why, first, cause, at, _ = state.delivery
+            refused = state.delivery
+            assert isinstance(refused, Refusal)
             state.delivery = None
             self._leaves.append(
                 Leaf(
                     state,
-                    disposition,
+                    refused.disposition,
                     Symptom.TIMES_OUT,
-                    f"{why}; the error that says so is lost: {reason}",
-                    first,
-                    at.node,
-                    cause,
-                    at.pod,
+                    f"{refused.reason}; the error that says so is lost: {reason}",
+                    refused.step,
+                    refused.node,
+                    refused.cause,
+                    refused.pod,
                 )
             )
             return
@@ -2080,10 +1959,10 @@ class Walker:
     def _end_unknown(
         self, state: State, node: str, why: str, what: str = "", step: StepRecord | None = None
     ) -> None:
-        host = (self.host(node) or self._insides.get(node)) if node else None
+        host = self._places.named(node) if node else None
         if host is not None and state.steps is not None:
             self._close_hop(state, host)
-        if isinstance(state.delivery, tuple):
+        if isinstance(state.delivery, Refusal):
             state.delivery = None
         self._leaves.append(
             Leaf(
@@ -2105,12 +1984,6 @@ def _number(port: Port) -> int:
 
 def _is_loopback(family: int, number: int) -> bool:
     return number >> 24 == 127 if family == 4 else number == 1
-
-
-def _never_unique(family: int, number: int) -> bool:
-    if family == 4:
-        return number >> 24 == 127 or number >> 16 == 0xA9FE
-    return number == 1 or number >> 118 == 0x3FA
 
 
 def _hop_words(hop: NextHop) -> str:
@@ -2139,7 +2012,7 @@ def _step_words(step: StepRecord | None) -> str:
     return f"{step.table} {step.rule.text if step.rule is not None else step.text}"
 
 
-__all__ = ["Attached", "Delivery", "Leaf", "LimitExceededError", "Topology", "Walker"]
+__all__ = ["Attached", "Leaf", "LimitExceededError", "Topology", "Walker"]
 
 
 def _lets_pass(node: str, what: str) -> Assumption:

@@ -6,7 +6,7 @@ Every matching rule is recorded: the walk that decides is the trace that is show
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
@@ -908,7 +908,7 @@ def _policy(base: CompiledChain, state: State, hook: str, table: str, backend: s
     return Verdict(ACCEPT, state)
 
 
-def _ask(state: State, key: Any, answer: bool, rule: Rule, why: str) -> None:
+def _ask(state: State, key: Hashable, answer: bool, rule: Rule, why: str) -> None:
     state.asked = {**(state.asked or {}), key: answer}
     state.decide(Decision(ASKED, key, 0 if answer else 1, 1.0, rule.text, why, rule))
 
