@@ -18,7 +18,7 @@ from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.case import share
 from ktp.diagnose.service import diagnose_service
 from ktp.diagnose.survey import rows_of, survey, surveyed
-from ktp.diagnose.whatif import what_if
+from ktp.diagnose.whatif import changed_by
 from ktp.model.change import Change
 from ktp.model.diagnosis import Cell, ServiceDiagnosis, Severity
 from ktp.model.snapshot import Snapshot
@@ -98,7 +98,10 @@ def test_fixes_and_what_if_agree(folder: Path) -> None:
                     continue
                 if (key, fix.change) not in afters:
                     service = snapshot.cluster.services[key]
-                    afters[key, fix.change] = cells_of(what_if(snapshot, service, [fix.change]).after)
+                    changed, _ = changed_by(snapshot, service, [fix.change])
+                    afters[key, fix.change] = cells_of(
+                        diagnose_service(changed, changed.cluster.services[key])
+                    )
                 after = afters[key, fix.change]
                 cured = [cell for cell in finding.cells if share(after[cell]) >= 1]
                 assert len(cured) == fix.cures.cured, (key, finding.code, finding.node, fix.change.option)

@@ -16,7 +16,7 @@ def test_virtual_servers_in_a_guest(capfd: pytest.CaptureFixture[str]) -> None:
     if os.geteuid() != 0 or (missing() and not required):
         pytest.skip(f"a guest needs root and the packages {' '.join(missing())}")
     tests = ["-q", "-p", "no:cacheprovider", "-m", "kernel", "tests/kernel/test_ipvs.py"]
-    environment = {"KTP_REQUIRE_KERNEL": "1", "KTP_KERNEL_CASES": "3"}
+    environment = {"KTP_REQUIRE_KERNEL": "1", "KTP_KERNEL_CASES": "2"}
     try:
         status = run([sys.executable, "-m", "pytest", *tests], environment=environment, timeout=300)
     except NoGuestError:

@@ -8,8 +8,8 @@ the Service, or the one that did could not make a load balancer.
 There is no address that clients could dial, apart from the node ports.
 
 # Evidence
-The Service's type, class and status; where MetalLB is there, its pools, and why none of them serves this Service; on
-k3s the pods of ServiceLB and what keeps them from the port.
+The Service's type, class and status; whether another Service of that class has an address; where MetalLB is there, its
+pools, and why none of them serves this Service; on k3s the pods of ServiceLB and what keeps them from the port.
 
 # Confirm by hand
     kubectl describe svc -n NAMESPACE NAME          # events of the controller
@@ -51,6 +51,8 @@ def run(case: Case) -> Iterable[Finding]:
     why, proof = _by_service_lb(case)
     if not why:
         why, proof = _by_metallb(case)
+    if not why:
+        why, proof = _by_class(case)
     yield CHECK.finding(
         f"{service.key} has no load-balancer address: no controller has given it one"
         + (f" (node ports: {ports})" if ports else "")
@@ -103,6 +105,28 @@ def _by_service_lb(case: Case) -> tuple[str, list[Evidence]]:
     ]
     why = f"no pod of ServiceLB is ready ({listed(p.key for p in mine)})"
     return why + (f": {listed(holders)}" if holders else ""), proof
+
+
+def _by_class(case: Case) -> tuple[str, list[Evidence]]:
+    """Whether anything here serves the Service's loadBalancerClass; empty where it has none.
+
+    Controllers that were not told to serve a class leave its Services alone (Kubernetes: "Specifying class of load
+    balancer implementation"), and the field cannot be changed once it is set.
+    """
+    wanted = case.service.load_balancer_class
+    if not wanted:
+        return "", []
+    served = sorted(
+        service.key
+        for service in case.snapshot.cluster.services.values()
+        if service.load_balancer_class == wanted and service.ingress
+    )
+    why = f"only a controller of class {wanted} takes it"
+    if served:
+        return f"{why}, as it did {listed(served)}", [
+            field(f"Service {served[0]}", f"spec.loadBalancerClass: {wanted}")
+        ]
+    return f"{why}, and no Service of that class has an address here", []
 
 
 def _unmet(pod: Pod) -> list[Condition]:

@@ -202,6 +202,21 @@ def test_a_free_pool_explains_nothing(recorded: Snapshot) -> None:
     assert "MetalLB" not in other.message
 
 
+@pytest.mark.parametrize("served", [False, True])
+def test_a_class_that_another_service_got_an_address_by(recorded: Snapshot, served: bool) -> None:
+    name = "example.com/cloud"
+    snapshot = with_metallb(recorded, ingress=(), load_balancer_class=name)
+    services = dict(snapshot.cluster.services)
+    other = next(k for k, s in services.items() if s.type == "LoadBalancer" and k != KEY and s.ingress)
+    if served:
+        services[other] = replace(services[other], load_balancer_class=name)
+    snapshot = replace(snapshot, cluster=replace(snapshot.cluster, services=services))
+    (found,) = findings(snapshot, "KTP607")
+    assert f"only a controller of class {name} takes it" in found.message
+    assert (f"as it did {other}" in found.message) is served
+    assert ("no Service of that class has an address here" in found.message) is not served
+
+
 def service_lb(port: int = 80, *, ready: bool = False, name: str = "local-lb") -> Pod:
     return Pod(
         namespace="kube-system",
