@@ -11,8 +11,7 @@ from ktp.kubeproxy.synthesis import reprogram
 from ktp.model.cluster import Cluster, EndpointPort, EndpointSlice, ServicePort
 from ktp.model.host import ListeningSocket, NodeState
 from ktp.model.nftables import NftChain, NftTable
-from ktp.model.reading import TableReading
-from ktp.model.ruleset import Chain, Ruleset
+from ktp.model.ruleset import Chain, EditedRuleset, Ruleset, like
 from ktp.model.snapshot import Snapshot
 
 
@@ -86,36 +85,6 @@ def with_state(snapshot: Snapshot, state: NodeState) -> Snapshot:
     return replace(snapshot, nodes={**snapshot.nodes, state.name: state})
 
 
-class EditedRuleset:
-    """A ruleset with some chains in another form; the rest is the recorded one."""
-
-    def __init__(self, base: Ruleset, chains: dict[tuple[str, str], Chain]) -> None:
-        self.family = base.family
-        self.backend = base.backend
-        self.source = base.source
-        self._base = base
-        self._chains = chains
-
-    def tables(self) -> tuple[str, ...]:
-        """Names of the tables."""
-        return tuple(dict.fromkeys((*self._base.tables(), *(t for t, _ in self._chains))))
-
-    def chain_names(self, table: str) -> tuple[str, ...]:
-        """Names of the chains."""
-        return tuple(
-            dict.fromkeys((*self._base.chain_names(table), *(c for t, c in self._chains if t == table)))
-        )
-
-    def chain(self, table: str, name: str) -> Chain | None:
-        """The changed chain, else the recorded one."""
-        changed = self._chains.get((table, name))
-        return self._base.chain(table, name) if changed is None else changed
-
-    def reading(self, table: str) -> TableReading:
-        """As of the recorded one."""
-        return self._base.reading(table)
-
-
 def ruleset_edited(state: NodeState, ruleset: Ruleset, chains: dict[tuple[str, str], Chain]) -> NodeState:
     """The node with chains of one of its rulesets replaced."""
     edited = EditedRuleset(ruleset, chains)
@@ -151,13 +120,6 @@ def _nft_edited(state: NodeState, table: NftTable, chain: NftChain) -> NodeState
     changed = replace(table, chains={**table.chains, chain.name: chain})
     return replace(
         state, nft=replace(state.nft, tables=tuple(changed if t is table else t for t in state.nft.tables))
-    )
-
-
-def like(chain: Chain, lines: list[str], policy: str | None = None) -> Chain:
-    """A chain of the same name with other rules (and policy)."""
-    return Chain(
-        chain.table, chain.name, lines, chain.parser, policy=policy or chain.policy, counters=chain.counters
     )
 
 

@@ -421,6 +421,7 @@ def _reprogram_node(
             for service, port, stays in ports
         ]
         rulesets.append(overlay_ruleset(ruleset, changes, parse_rule=parse_rule or _parser_of(ruleset)))
+    state = replace(state, rulesets=tuple(rulesets))
     if ProxyMode.IPVS in before.modes and state.ipvs is not None and state.ipvs.services:
         services = snapshot.cluster.services.values()
         node_ports = {(p.protocol.lower(), p.node_port or 0) for s in services for p in s.ports}
@@ -434,7 +435,7 @@ def _reprogram_node(
             for table in new_nft.tables
         )
         new_nft = replace(new_nft, tables=tables)
-    return replace(state, rulesets=tuple(rulesets), nft=new_nft)
+    return replace(state, nft=new_nft)
 
 
 def _parser_of(ruleset: Ruleset) -> RuleParser:

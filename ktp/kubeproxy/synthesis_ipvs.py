@@ -1,8 +1,8 @@
 """The virtual servers and set entries that kube-proxy's IPVS mode writes for a Service, 1.18 to 1.36.
 
 Facts: pkg/proxy/ipvs/proxier.go, ipset.go; compared with what the real kube-proxy 1.36 wrote. The rules beside the sets
-are the same for all Services (KUBE-IPVS-OUT-FILTER apart, which stops a node's own processes at load-balancer IPs with
-source ranges: its rules stay as they were read).
+are the same for all Services, but for KUBE-IPVS-OUT-FILTER (1.29 and newer): it stops what a node sends from a
+load-balancer IP to that, where the source ranges do not hold the node.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from ktp.kubeproxy.endpoints import (
 )
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, front_ends, serves_node_port
 from ktp.kubeproxy.ipvs_mode import destinations
+from ktp.kubeproxy.names import KUBE_IPVS_OUT_FILTER
 from ktp.kubeproxy.node import ProxyMode, ProxyNode
 from ktp.model.cluster import Service, ServicePort
-from ktp.model.host import IPAddress, IpSet, NodeState
+from ktp.model.host import IPAddress, IPNetwork, IpSet, NodeState
 from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
+from ktp.model.ruleset import EditedRuleset, Ruleset, has_chain, like
 
 _MAX_SET_NAME = 31
+_NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 _Place = tuple[str, IPAddress | None, int]
 """Where a virtual server is: protocol, address (None: a node port's), port."""
 Ports = Sequence[tuple[Service, ServicePort, bool]]
@@ -69,7 +72,29 @@ def reprogram_servers(
     if sets is not None:
         gone = {found for service, port, _ in ports for found in made.old_entries(service, port)}
         sets = {name: _renewed(found, gone, entries.get(name, {})) for name, found in sets.items()}
-    return replace(state, ipvs=replace(table, services=tuple(servers)), ipsets=sets)
+    rulesets = tuple(_filtered(ruleset, made, ports) for ruleset in state.rulesets)
+    return replace(state, rulesets=rulesets, ipvs=replace(table, services=tuple(servers)), ipsets=sets)
+
+
+def _filtered(ruleset: Ruleset, made: _Maker, ports: Ports) -> Ruleset:
+    """The ruleset with the rules of service ports in KUBE-IPVS-OUT-FILTER written anew, where it has that chain."""
+    chain = ruleset.chain("filter", KUBE_IPVS_OUT_FILTER)
+    if chain is None or not has_chain(ruleset, "filter", KUBE_IPVS_OUT_FILTER):
+        return ruleset
+    version = 4 if ruleset.family == "ip" else 6
+    old = {line for service, port, _ in ports for line, _ in made.out_filters(service, port, version)}
+    new = [
+        line
+        for service, port, stays in ports
+        if stays
+        for line, is_wanted in made.out_filters(service, port, version)
+        if is_wanted
+    ]
+    recorded = [line.partition("] ")[2] if line.startswith("[") else line for line in chain.raw_lines()]
+    if {line for line in recorded if line in old} == set(new):
+        return ruleset
+    kept = [raw for raw, line in zip(chain.raw_lines(), recorded, strict=True) if line not in old]
+    return EditedRuleset(ruleset, {("filter", KUBE_IPVS_OUT_FILTER): like(chain, [*kept, *new])})
 
 
 def _renewed(found: IpSet, gone: Collection[tuple[str, str]], new: Mapping[str, None]) -> IpSet:
@@ -169,15 +194,23 @@ class _Maker:
             if service.health_check_node_port and service.external_traffic_policy == "Local":
                 yield _name("HEALTH-CHECK-NODE-PORT", version), f"{service.health_check_node_port}"
 
+    def out_filters(self, service: Service, port: ServicePort, version: int) -> Iterator[tuple[str, bool]]:
+        """The rule of KUBE-IPVS-OUT-FILTER that each load-balancer IP may have, and whether it has it."""
+        number = _NUMBERS[port.protocol.lower()]
+        for f in self._front_ends(service, port):
+            if f.kind is not FrontEndKind.LOAD_BALANCER or f.ip_version != version:
+                continue
+            networks = _networks(service, version)
+            holds_node = any(ip in network for network in networks for ip in self.node.primary_ips)
+            line = (
+                f"-A {KUBE_IPVS_OUT_FILTER} -s {f.ip}/{32 if version == 4 else 128} -m ipvs --vproto {number} "
+                f"--vaddr {f.ip} --vport {f.port} -j DROP"
+            )
+            yield line, bool(networks) and not holds_node
+
     def _ranges(self, service: Service, f: FrontEnd, protocol: str) -> Iterator[tuple[str, str]]:
         where = f"{f.ip},{protocol}:{f.port}"
-        networks = []
-        for text in service.load_balancer_source_ranges:
-            try:
-                networks.append(ip_network(text.strip(), strict=False))
-            except ValueError:
-                continue
-        networks = [n for n in networks if n.version == f.ip_version]
+        networks = _networks(service, f.ip_version)
         if not networks:
             return
         yield _name("LOAD-BALANCER-FW", f.ip_version), where
@@ -209,6 +242,17 @@ class _Maker:
         if service.health_check_node_port:
             for version in (4, 6):
                 yield _name("HEALTH-CHECK-NODE-PORT", version), f"{service.health_check_node_port}"
+
+
+def _networks(service: Service, version: int) -> list[IPNetwork]:
+    """The source ranges of one family."""
+    networks = []
+    for text in service.load_balancer_source_ranges:
+        try:
+            networks.append(ip_network(text.strip(), strict=False))
+        except ValueError:
+            continue
+    return [n for n in networks if n.version == version]
 
 
 def _name(name: str, version: int) -> str:

@@ -348,6 +348,44 @@ class DictRuleset:
         return WHOLE
 
 
+class EditedRuleset:
+    """A ruleset with some chains in another form; the rest is the recorded one."""
+
+    def __init__(self, base: Ruleset, chains: Mapping[tuple[str, str], Chain]) -> None:
+        """`chains` by table and name take the place of those of `base`."""
+        self.family = base.family
+        self.backend = base.backend
+        self.source = base.source
+        self._base = base
+        self._chains = chains
+
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables."""
+        return tuple(dict.fromkeys((*self._base.tables(), *(t for t, _ in self._chains))))
+
+    def chain_names(self, table: str) -> tuple[str, ...]:
+        """Names of the chains."""
+        return tuple(
+            dict.fromkeys((*self._base.chain_names(table), *(c for t, c in self._chains if t == table)))
+        )
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        """The changed chain, else the recorded one."""
+        changed = self._chains.get((table, name))
+        return self._base.chain(table, name) if changed is None else changed
+
+    def reading(self, table: str) -> TableReading:
+        """As of the recorded one."""
+        return self._base.reading(table)
+
+
+def like(chain: Chain, lines: list[str], policy: str | None = None) -> Chain:
+    """A chain of the same name with other rules (and policy)."""
+    return Chain(
+        chain.table, chain.name, lines, chain.parser, policy=policy or chain.policy, counters=chain.counters
+    )
+
+
 class PartialRuleset:
     """A ruleset of which not all was read."""
 

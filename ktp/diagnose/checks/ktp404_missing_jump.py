@@ -28,12 +28,12 @@ from dataclasses import replace
 from functools import partial
 
 from ktp.diagnose.case import Case, Entry
-from ktp.diagnose.changes import EditedRuleset, like, rules_renewed, with_state
+from ktp.diagnose.changes import rules_renewed, with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.rule_common import merged
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
-from ktp.model.ruleset import Chain, Ruleset
+from ktp.model.ruleset import Chain, EditedRuleset, Ruleset, like
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import StepKind
 

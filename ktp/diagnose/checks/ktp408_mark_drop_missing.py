@@ -32,12 +32,12 @@ from dataclasses import replace
 from functools import partial
 
 from ktp.diagnose.case import Case, Entry, decided_evidence
-from ktp.diagnose.changes import EditedRuleset, like, with_state
+from ktp.diagnose.changes import with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
 from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
-from ktp.model.ruleset import Chain, Ruleset
+from ktp.model.ruleset import Chain, EditedRuleset, Ruleset, like
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition
 

@@ -30,14 +30,14 @@ from dataclasses import replace
 from functools import partial
 
 from ktp.diagnose.case import Case, Entry, given
-from ktp.diagnose.changes import EditedRuleset, rules_renewed, with_state
+from ktp.diagnose.changes import rules_renewed, with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.kube_common import restart_command
 from ktp.diagnose.checks.rule_common import RuleInPlace, stopped
 from ktp.kubeproxy.names import stops_for_kube_proxy
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
-from ktp.model.ruleset import Chain, Ruleset
+from ktp.model.ruleset import Chain, EditedRuleset, Ruleset
 from ktp.model.snapshot import Snapshot
 
 # What kube-proxy writes there whatever its version: (table, chain, what must stand in a rule, the rules).

@@ -41,6 +41,12 @@ def entries(state: NodeState, name: str) -> set[str]:
     return {text for text, _ in state.ipsets[name].entries}
 
 
+def out_filters(state: NodeState) -> list[set[str]]:
+    """The rules of KUBE-IPVS-OUT-FILTER in each ruleset."""
+    chains = [r.chain("filter", "KUBE-IPVS-OUT-FILTER") for r in state.rulesets]
+    return [{chain.rule(i).text for i in range(len(chain))} for chain in chains if chain is not None]
+
+
 @pytest.mark.parametrize("folder", folders(), ids=lambda p: p.parent.parent.name)
 def test_what_is_made_anew_is_what_was_read(folder: Path) -> None:
     snapshot = opened(folder)
@@ -56,6 +62,7 @@ def test_what_is_made_anew_is_what_was_read(folder: Path) -> None:
         assert state.ipsets is not None
         for kept in state.ipsets:
             assert entries(state, kept) == entries(made.nodes[name], kept), kept
+        assert out_filters(state) == out_filters(made.nodes[name])
         assert why_not_reprogrammed(snapshot, name) == ""
 
 
@@ -92,6 +99,23 @@ def test_source_ranges_are_entries_of_a_service_only() -> None:
     none = ranged()
     assert where not in none["FW"]
     assert not any(e.startswith(where) for e in none["SOURCE-CIDR"])
+
+
+@pytest.mark.parametrize(
+    ("networks", "stops"), [(("192.0.2.7/32",), True), (("10.0.0.0/24",), False), ((), False)]
+)
+def test_a_nodes_own_packets_from_the_load_balancer_ip_are_stopped_outside_the_ranges(
+    networks: tuple[str, ...], stops: bool
+) -> None:
+    snapshot, key = opened(), "edge/lb-ranges"
+    rule = "-A KUBE-IPVS-OUT-FILTER -s 10.99.0.11/32 -m ipvs --vproto 6 --vaddr 10.99.0.11 --vport 80 -j DROP"
+    (recorded,) = [rules for rules in out_filters(snapshot.nodes["node-a"]) if rules]
+    assert rule in recorded
+    service = replace(snapshot.cluster.services[key], load_balancer_source_ranges=networks)
+    services: dict[str, Service] = {**snapshot.cluster.services, key: service}
+    made = reprogram(snapshot, replace(snapshot.cluster, services=services), services={key})
+    (rules,) = [rules for rules in out_filters(made.nodes["node-a"]) if rules]
+    assert rules == (recorded if stops else recorded - {rule})
 
 
 def test_sets_that_were_not_read_stay_unread() -> None:
