@@ -47,7 +47,6 @@ $b mkdir -p $R/dev/shm $R/dev/pts
 $b mount -t tmpfs tmpfs $R/dev/shm
 $b mount -t devpts devpts $R/dev/pts
 $b mount -t tmpfs tmpfs $R/run
-$b mount -t tmpfs tmpfs $R/tmp
 $b mkdir -p $R{job} $R/run/lock
 $b mount -t hostfs -o {job} none $R{job}
 $b mkdir -p $R/lib/modules

@@ -44,7 +44,6 @@ $b mkdir -p /new/dev/shm /new/dev/pts
 $b mount -t tmpfs tmpfs /new/dev/shm
 $b mount -t devpts devpts /new/dev/pts
 $b mount -t tmpfs tmpfs /new/run
-$b mount -t tmpfs tmpfs /new/tmp
 $b mkdir -p /new{job} /new/lib/modules
 $b mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 job /new{job}
 $b ln -s {modules} /new/lib/modules/$($b uname -r)
