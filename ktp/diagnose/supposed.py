@@ -69,7 +69,7 @@ def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
         supposed.add(EvidenceKind.ADDRESSES)
         interfaces = (*_interfaces(state.routes, node, listed), *_ipvs_device(state, listed))
         if state.routes is None:
-            interfaces += tuple(_flannel_devices(node))
+            interfaces += tuple(_flannel_devices(node, bridges=not _has_calico(state)))
         filled = replace(filled, interfaces=interfaces)
     if state.routes is None and tells:
         supposed.add(EvidenceKind.ROUTES)
@@ -196,7 +196,7 @@ _FLANNEL_DEVICES = {
 }
 
 
-def _flannel_devices(node: Node | None) -> Iterator[Interface]:
+def _flannel_devices(node: Node | None, *, bridges: bool) -> Iterator[Interface]:
     """What flannel makes on a Node that it has annotated: a tunnel's device with the first address of the podCIDR, and
     the pods' bridge with the second one (flannel: pkg/subnet/kube, pkg/backend; the CNI plugin's delegate, bridge).
     """
@@ -208,8 +208,9 @@ def _flannel_devices(node: Node | None) -> Iterator[Interface]:
         name, kind = _FLANNEL_DEVICES[backend]
         ends = tuple(_address(net.network_address, net.max_prefixlen) for net in networks)
         yield Interface(name=name, index=4, flags=frozenset(("UP",)), kind=kind, addresses=ends)
-    gateways = tuple(_address(net.network_address + 1, net.prefixlen) for net in networks)
-    yield Interface(name="cni0", index=5, flags=frozenset(("UP",)), kind="bridge", addresses=gateways)
+    if bridges:  # where Calico wires the pods (Canal) there is no bridge
+        gateways = tuple(_address(net.network_address + 1, net.prefixlen) for net in networks)
+        yield Interface(name="cni0", index=5, flags=frozenset(("UP",)), kind="bridge", addresses=gateways)
 
 
 def _told_by_pods(cluster: Cluster, name: str) -> list[IPAddress]:
@@ -221,13 +222,17 @@ def _told_by_pods(cluster: Cluster, name: str) -> list[IPAddress]:
 # --------------------------------------------------------------------------------------------------------- routes
 
 
+def _has_calico(state: NodeState) -> bool:
+    return any(has_chain(ruleset, "filter", "cali-FORWARD") for ruleset in state.rulesets)
+
+
 def pod_device(state: NodeState) -> Callable[[Pod], str]:
     """What names the device of a pod on this node; PODS where the plugin is not known to derive it from the pod.
 
     Calico and those that took its scheme (Azure, GKE) name it by a hash (libcalico-go, VethNameForWorkload).
     """
     known = {interface.name for interface in state.interfaces or ()}
-    calico = any(has_chain(ruleset, "filter", "cali-FORWARD") for ruleset in state.rulesets)
+    calico = _has_calico(state)
 
     def device(pod: Pod) -> str:
         end = sha1(pod.key.replace("/", ".", 1).encode(), usedforsecurity=False).hexdigest()[:11]

@@ -126,6 +126,8 @@ def _by_class(case: Case) -> tuple[str, list[Evidence]]:
         return f"{why}, as it did {listed(served)}", [
             field(f"Service {served[0]}", f"spec.loadBalancerClass: {wanted}")
         ]
+    if not case.snapshot.cluster.has_all("services"):
+        return why, []
     return f"{why}, and no Service of that class has an address here", []
 
 
