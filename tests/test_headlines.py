@@ -104,10 +104,10 @@ def test_fixes_and_what_if_agree(folder: Path) -> None:
                     )
                 after = afters[key, fix.change]
                 cured = [cell for cell in finding.cells if share(after[cell]) >= 1]
-                assert len(cured) == fix.cures.cured, (key, finding.code, finding.node, fix.change.option)
+                assert len(cured) == fix.cures.cured, (key, finding.code, finding.node, fix.change)
                 assert fix.verified is (len(cured) == len(finding.cells)), (key, finding.node)
                 lost = {k for k, cell in before.items() if share(after[k]) < share(cell)}
-                assert lost.issuperset(fix.cures.lost), (key, finding.node, fix.change.option)
+                assert lost.issuperset(fix.cures.lost), (key, finding.node, fix.change)
 
 
 @pytest.mark.parametrize("folder", list(cases()))

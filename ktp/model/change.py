@@ -16,9 +16,9 @@ class Change:
     value: str
 
     @property
-    def option(self) -> str:
-        """The change as an option of `ktp what-if`."""
-        return f"--{self.kind} {self.value}"
+    def arguments(self) -> tuple[str, str]:
+        """The change as words of `ktp what-if`."""
+        return f"--{self.kind}", self.value
 
     @property
     def words(self) -> str:

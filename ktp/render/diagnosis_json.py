@@ -172,7 +172,7 @@ def finding_object(f: Finding) -> dict[str, Any]:
                 "verified": x.verified,
                 "outcome": x.outcome,
                 **({"cures": _cures(x.cures)} if x.cures is not None else {}),
-                **({"whatIf": x.change.option.split(" ", 1)} if x.change is not None else {}),
+                **({"whatIf": list(x.change.arguments)} if x.change is not None else {}),
             }
             for x in f.fixes
         ],

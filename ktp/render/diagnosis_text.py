@@ -313,7 +313,9 @@ def _print_finding(group: list[Finding], console: Console, service: str, *, verb
         if fix.command:  # not folded: it is to be copied
             console.print(Text(" " * 7 + fix.command), soft_wrap=True)
         if fix.change is not None and service and verbose:
-            console.print(Text(f"{' ' * 7}ktp what-if {service} {fix.change.option}"), soft_wrap=True)
+            console.print(
+                Text(f"{' ' * 7}ktp what-if {service} {' '.join(fix.change.arguments)}"), soft_wrap=True
+            )
     if verbose:
         write(console, Text(f"more: ktp codes {first.code}", style="dim"), 2)
 
