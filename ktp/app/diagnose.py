@@ -145,7 +145,8 @@ def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
 _WHOLE_DIAGNOSES = 3000
 # Up to so many the list for people is made of them, too: a few seconds.
 _WHOLE_IN_TEXT = 300
-# Beyond, those that are not well are diagnosed for so many seconds, worst first, and where one takes no seconds itself.
+# Beyond, those that are not well are diagnosed worst first, for so many seconds; of more rows than that none is, since
+# one diagnosis alone takes seconds there.
 _SOUGHT_WITHIN = 5.0
 _MOST_SOUGHT = 100_000
 

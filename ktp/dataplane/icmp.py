@@ -26,7 +26,7 @@ ICMP_CODES = {
 
 
 # Errors that a connected UDP socket is not told of (icmp_err_convert[].fatal, icmpv6_err_convert).
-SOFT = frozenset(
+_SOFT = frozenset(
     (
         "icmp-net-unreachable",
         "icmp-host-unreachable",
@@ -42,7 +42,7 @@ def symptom_of(kind: str, proto: int) -> Symptom:
     """What the client's socket reports for an error (tcp_v4_err, __udp4_lib_err)."""
     if kind in ("tcp-reset", "icmp-port-unreachable", "icmp6-port-unreachable"):
         return Symptom.REFUSED
-    if proto != TCP and kind in SOFT:
+    if proto != TCP and kind in _SOFT:
         return Symptom.TIMES_OUT
     return Symptom.UNREACHABLE
 

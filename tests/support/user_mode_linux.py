@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 KERNEL = "linux.uml"
@@ -176,25 +177,26 @@ def run(
         return int(status.read_text())
 
 
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--memory", default="1536M")
-    parser.add_argument("--timeout", type=float, default=1800)
+def told(parser: argparse.ArgumentParser, start: Callable[..., int], *, timeout: float) -> int:
+    """The command line of a guest: what `parser` has, environment, time limit, command. The exit status."""
+    parser.add_argument("--timeout", type=float, default=timeout)
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     words = parser.parse_args()
     environment = dict(each.split("=", 1) for each in words.env)
+    command = words.command[words.command[:1] == ["--"] :]
     try:
-        return run(
-            words.command[words.command[:1] == ["--"] :],
-            memory=words.memory,
-            environment=environment,
-            timeout=words.timeout,
-        )
+        return start(words, command, environment=environment, timeout=words.timeout)
     except NoGuestError as error:
         sys.stderr.write(f"{error}\n")
         return 3
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--memory", default="1536M")
+    return told(parser, lambda words, command, **how: run(command, memory=words.memory, **how), timeout=1800)
 
 
 if __name__ == "__main__":

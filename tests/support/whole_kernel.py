@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from user_mode_linux import RUN, NoGuestError, modules_of
+from user_mode_linux import RUN, NoGuestError, modules_of, told
 
 QEMU = "qemu-system-x86_64"
 PACKAGES = ("qemu-system-x86", "busybox-static", "kmod", "cpio", "xz-utils")
@@ -111,7 +111,7 @@ def _initramfs(job: Path, modules: Path) -> Path:
     (root / "bin").mkdir(parents=True)
     (root / "modules").mkdir()
     shutil.copy("/bin/busybox", root / "bin" / "busybox")
-    _run("depmod", "-b", str(modules.parents[2]), modules.name) if modules.parents[1].name == "lib" else None
+    _run("depmod", "-b", str(modules.parents[2]), modules.name)
     needed: list[str] = []
     lines = (modules / "modules.dep").read_text().splitlines()
     depends = {line.partition(":")[0]: line.partition(":")[2].split() for line in lines}
@@ -185,17 +185,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", default="trixie")
-    parser.add_argument("--timeout", type=float, default=3000)
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
-    words = parser.parse_args()
-    environment = dict(each.split("=", 1) for each in words.env)
-    try:
-        command = words.command[words.command[:1] == ["--"] :]
-        return run(words.suite, command, environment=environment, timeout=words.timeout)
-    except NoGuestError as error:
-        sys.stderr.write(f"{error}\n")
-        return 3
+    return told(parser, lambda words, command, **how: run(words.suite, command, **how), timeout=3000)
 
 
 if __name__ == "__main__":
