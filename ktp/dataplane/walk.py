@@ -70,7 +70,6 @@ from ktp.model.trace import Disposition, Flow, StepKind, Symptom
 from ktp.model.tunnel import IPAddress, TunnelDevice, TunnelFault
 
 _MAX_HOPS = 12
-_MAX_HOLDERS = 8  # nodes asked whether an address is theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +291,17 @@ class _Walk:
             return
         if bridge and target is not None and self._on_bridge(host, p.family, p.dst, iif):
             self._bridged(state, host, iif or "?", target)
+            return
+        client = self.topology.attached.get((p.family, src))
+        if (
+            p.family == 4
+            and client is not None
+            and self._hears_gateway(host, iif or "?", client, None) is None
+        ):
+            why = f"whether {client.name} knows the hardware address of its gateway was not read"
+            self._end_unknown(
+                state, host.name, f"{why}, and {host.name}, which does not forward, answers no ARP for it"
+            )
             return
         self._enter(state, host, iif or "?", "?" if bridge else None)
 
