@@ -34,7 +34,7 @@ class Scheduled:
 
     server: VirtualServer
     choices: tuple[tuple[RealServer | None, float], ...]
-    assumption: Assumption | None = None
+    assumptions: tuple[Assumption, ...] = ()
 
     @property
     def text(self) -> str:
@@ -76,14 +76,12 @@ class VirtualServers:
 def draw(found: VirtualServer) -> Scheduled:
     """Which real server a new connection gets (ip_vs_*_schedule of its scheduler)."""
     usable = [s for s in found.servers if s.weight > 0]
-    assumption = None
+    assumptions: list[Assumption] = []
     if found.persistent is not None and usable:
-        assumption = Assumption(
-            "no earlier connection of this client is remembered (IPVS persistence)",
-            EvidenceKind.CONNTRACK,
-        )
+        words = "no earlier connection of this client is remembered (IPVS persistence)"
+        assumptions.append(Assumption(words, EvidenceKind.CONNTRACK))
     if found.scheduler in ("sh", "dh", "mh") and len(found.servers) > 1:
-        assumption = Assumption(f"IPVS scheduler {found.scheduler} draws by a hash, taken as a lot")
+        assumptions.append(Assumption(f"IPVS scheduler {found.scheduler} draws by a hash, taken as a lot"))
     if found.scheduler in _HIGHEST and len(usable) > 1:
         # Which of several comes first in the kernel's list is not told: ipvsadm sorts what it prints.
         highest = max(server.weight for server in usable)
@@ -92,8 +90,8 @@ def draw(found: VirtualServer) -> Scheduled:
             words = (
                 "the real server of the highest weight has fewer connections than that (IPVS scheduler ovf)"
             )
-            assumption = Assumption(words, EvidenceKind.CONNTRACK)
+            assumptions.append(Assumption(words, EvidenceKind.CONNTRACK))
     drawn = found.servers if found.scheduler in _WITH_QUIESCED and usable else usable
     shares = [max(s.weight, 1) if found.scheduler in _WEIGHTED else 1 for s in drawn]
     chances = ((s if s.weight > 0 else None, n) for s, n in zip(drawn, shares, strict=True))
-    return Scheduled(found, tuple((s, n / sum(shares)) for s, n in chances), assumption)
+    return Scheduled(found, tuple((s, n / sum(shares)) for s, n in chances), tuple(assumptions))

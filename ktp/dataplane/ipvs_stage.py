@@ -59,8 +59,8 @@ def serve(state: State, host: Host, hook: str) -> list[Verdict]:
     found = servers.schedule(p)
     if found is None:
         return [Verdict(ACCEPT, state)]
-    if found.assumption is not None:
-        state.assume(found.assumption)
+    for assumption in found.assumptions:
+        state.assume(assumption)
     if not found.choices:
         return [_no_real_server(state, hook, found)]
     by_conntrack = _is_ipvs_tracked(state, host)

@@ -9,6 +9,7 @@ import pytest
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.ipvs import draw
 from ktp.dataplane.walk import Attached, Topology, Walker
+from ktp.model.assumption import EvidenceKind
 from ktp.model.host import Interface, InterfaceAddress, NextHop, NodeState, Route
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
 from ktp.parse.ipset import parse_ipsets
@@ -336,3 +337,10 @@ def test_a_persistent_virtual_server_has_a_template() -> None:
     rules = RULES.removesuffix("COMMIT\n") + "-A OUTPUT -m ipvs --vportctl 80 -j DROP\nCOMMIT\n"
     answer = answer_flow(_walker(servers, rules), Flow(dst=VIP, port=80, from_node="node-a"))
     assert answer.disposition is Disposition.DROPPED
+
+
+def test_what_is_taken_for_granted_of_a_draw_is_all_said() -> None:
+    """A persistent virtual server whose scheduler hashes: neither assumption takes the other's place."""
+    ends = "".join(f"-a -t {VIP}:80 -r {ip}:80 -m -w 1\n" for ip in ("10.244.1.10", "10.244.2.11"))
+    table = parse_ipvs(f"-A -t {VIP}:80 -s sh -p 300\n{ends}", source="ipvs")
+    assert {a.evidence for a in draw(table.services[0]).assumptions} == {EvidenceKind.CONNTRACK, None}
