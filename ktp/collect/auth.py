@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ktp.collect.cluster import METALLB_RESOURCES
 from ktp.collect.parallel import run_in_parallel
 from ktp.errors import ApiError, ApiForbiddenError, ApiNotFoundError
+from ktp.model.announcing import LEASES, RESOURCES
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi
@@ -92,10 +92,14 @@ def permissions(namespace: str | None) -> tuple[Permission, ...]:
         ),
         *(
             Permission(
-                verb="list", group="metallb.io", resource=resource,
-                purpose="whether MetalLB announces a load-balancer address",
+                verb="list", group=resource.group, resource=resource.plural,
+                purpose=f"whether {resource.provider.value} announces a load-balancer address",
             )
-            for resource in METALLB_RESOURCES
+            for resource in RESOURCES
+        ),
+        Permission(
+            verb="list", group=LEASES.group, resource=LEASES.plural, namespace=KUBE_PROXY_NAMESPACE,
+            purpose="from which node Cilium announces a load-balancer address",
         ),
         kube_proxy(verb="list", resource="pods", purpose="finding kube-proxy's pod on each node"),
         kube_proxy(verb="get", resource="pods/exec", purpose="running iptables-save in it, over a WebSocket"),

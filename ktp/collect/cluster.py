@@ -16,6 +16,7 @@ from urllib.parse import quote
 from ktp.collect.kube_api import EMPTY_LIST, ObjectList
 from ktp.collect.parallel import run_in_parallel
 from ktp.errors import ApiError, ApiForbiddenError, ApiNotFoundError, NotFoundError, UsageError
+from ktp.model.announcing import CILIUM_L2, LEASE_PREFIX, LEASES, RESOURCES, Resource
 from ktp.model.capture import PARTIAL, EvidenceGap, MemoryCapture
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ NODES = "cluster/nodes.json"
 PODS = "cluster/pods.json"
 VERSION = "cluster/version.json"
 POLICIES = "cluster/networkpolicies.json"
-METALLB_RESOURCES = ("ipaddresspools", "l2advertisements", "bgpadvertisements", "servicel2statuses")
 _SERVICE_LB = "svccontroller.k3s.cattle.io/svcname"
-_METALLB_GROUP = "metallb.io/v1beta1"
+_CILIUM_NAMESPACE = "kube-system"  # where Cilium is by default, and its leases with it
+_NOT_ANNOUNCED = "whether a load-balancer address is announced is not known"
 
 SCOPED = {SERVICES, ENDPOINT_SLICES, ENDPOINTS, PODS}
 
@@ -89,7 +90,7 @@ def collect_service(api: KubeApi, namespace: str, name: str) -> MemoryCapture:
         partial(_policies, api, f"/namespaces/{_segment(namespace)}"),
     ]
     if (service.get("spec") or {}).get("type") == "LoadBalancer":
-        reads.append(partial(_metallb, api))
+        reads.append(partial(_announcing, api))
         if not ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress"):
             reads.append(partial(_service_lb_pods, api, name))
     if selector:
@@ -112,7 +113,7 @@ def collect_services(api: KubeApi, namespace: str | None) -> MemoryCapture:
         partial(version, api),
         partial(kube_proxy_config, api),
         partial(_policies, api, scope),
-        partial(_metallb, api),
+        partial(_announcing, api),
     ]
     if namespace not in {None, "kube-system"}:
         reads.append(partial(_kube_proxy_pods, api))
@@ -263,23 +264,63 @@ def _policies(api: KubeApi, scope: str) -> Part:
         return Part(gaps=[_gap("networkpolicies", "networkpolicies", error, lost)])
 
 
-def _metallb(api: KubeApi) -> Part:
-    """MetalLB's objects, a list a kind; nothing, and no gap, where the cluster has no MetalLB."""
-    try:
-        served = api.get(f"/apis/{_METALLB_GROUP}").get("resources") or ()
-    except ApiError:
-        return Part()  # its absence is the usual case, and who may not ask for kinds may not read them
-    names = {entry.get("name") for entry in served if isinstance(entry, dict)}
+def _announcing(api: KubeApi) -> Part:
+    """The objects of MetalLB and Cilium that tell of load-balancer addresses, a list a kind.
+
+    Nothing, and no gap, where the cluster has neither; an empty list of a kind that an installed one does not have.
+    """
     part = Part()
-    for resource in METALLB_RESOURCES:
-        if resource not in names:
-            continue
-        try:
-            part.lists[f"cluster/{resource}.json"] = api.list_pages(f"/apis/{_METALLB_GROUP}/{resource}")
-        except ApiError as error:
-            lost = "whether MetalLB announces an address is not known"
-            part.gaps.append(_gap("metallb", resource, error, lost))
+    try:
+        groups = {
+            group.get("name"): [each.get("version") for each in group.get("versions") or ()]
+            for group in api.get("/apis").get("groups") or ()
+        }
+    except (ApiError, AttributeError):
+        return part  # its absence is the usual case, and who may not ask for kinds may not read them
+    served: dict[str, dict[str, str]] = {}  # group → plural → path of its newest version
+    for group, versions in {(r.group, r.versions) for r in RESOURCES if r.group in groups}:
+        paths = served.setdefault(group, {})
+        for version in versions:
+            if version not in groups[group]:
+                continue
+            prefix = f"/apis/{group}/{version}"
+            try:
+                found = api.get(prefix).get("resources") or ()
+            except ApiError as error:
+                part.gaps.append(_gap("announcing", prefix, error, _NOT_ANNOUNCED))
+                return part
+            for entry in found:
+                if isinstance(entry, dict):
+                    paths.setdefault(str(entry.get("name")), f"{prefix}/{entry.get('name')}")
+    for resource in RESOURCES:
+        if resource.group in served:
+            path = served[resource.group].get(resource.plural)
+            part.lists[resource.file] = EMPTY_LIST
+            if path is not None:
+                _read_announcing(api, part, resource, path)
+    if CILIUM_L2.plural in served.get(CILIUM_L2.group, {}):
+        path = f"/apis/{LEASES.group}/{LEASES.versions[0]}/namespaces/{_CILIUM_NAMESPACE}/{LEASES.plural}"
+        _read_announcing(api, part, LEASES, path, pack=_lease_of_cilium)
     return part
+
+
+def _read_announcing(
+    api: KubeApi,
+    part: Part,
+    resource: Resource,
+    path: str,
+    pack: Callable[[str, dict[str, Any], bytes], bytes | None] = lambda _key, _object, item: item,
+) -> None:
+    try:
+        part.lists[resource.file] = api.list_pages(path, pack=pack)
+    except ApiError as error:
+        part.lists.pop(resource.file, None)
+        part.gaps.append(_gap("announcing", resource.plural, error, _NOT_ANNOUNCED))
+
+
+def _lease_of_cilium(key: str, _object: dict[str, Any], item: bytes) -> bytes | None:
+    """Leases of kube-system are of every controller there."""
+    return item if key.partition("/")[2].startswith(LEASE_PREFIX) else None
 
 
 def kube_proxy_config(api: KubeApi) -> Part:

@@ -45,6 +45,7 @@ from ktp.collect.redact_schema import (
     Schema,
 )
 from ktp.errors import SnapshotError
+from ktp.model.announcing import LEASE_PREFIX
 from ktp.model.capture import NO_BRIDGE_NETFILTER, PARTIAL, Capture, EvidenceGap, MemoryCapture
 from ktp.model.cluster import Scope
 
@@ -167,6 +168,9 @@ class _Redactor:
         self._naming = naming
         self._service_ports: dict[str, None] = {}
         self._endpoints: dict[str, tuple[str, str, str, int]] = {}
+        self._lease_of: dict[
+            str, tuple[str, str]
+        ] = {}  # end of a lease's name → namespace and name of a Service
         self._suffixes: dict[str, str] = {}
         self._cache: dict[tuple[str, str], str] = {}
 
@@ -480,10 +484,26 @@ class _Redactor:
             self._learn_chains(item, kind, metadata)
         return new
 
+    def _block(self, value: Any) -> dict[str, str]:
+        """`cidr`, or `start` and `stop`, which stay in order as one range."""
+        block = {k: v for k, v in value.items() if isinstance(v, str)} if isinstance(value, dict) else {}
+        if "start" in block and "stop" in block:
+            start, _, stop = self._scrub(f"{block['start']}-{block['stop']}").partition("-")
+            return {"start": start, "stop": stop}
+        return {key: self._address(block[key]) for key in ("cidr", "start") if key in block}
+
+    def _lease(self, name: str) -> str:
+        """The name of a lease of Cilium's is made of a Service's namespace and name."""
+        namespace, own = self._lease_of.get(name.removeprefix(LEASE_PREFIX), ("", ""))
+        if self.learning or not own:
+            return name if self.learning else f"{LEASE_PREFIX}unknown"
+        return f"{LEASE_PREFIX}{self._name('namespace', namespace)}-{self._name('service', own)}"
+
     def _learn_chains(self, item: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:
         """The service ports and endpoints that chains may be named after."""
         namespace, name = metadata.get("namespace", ""), metadata.get("name", "")
         if kind == "Service":
+            self._lease_of[f"{namespace}-{name}"] = (namespace, name)
             for port in (item.get("spec") or {}).get("ports") or ():
                 self._learn_service_port(namespace, name, port.get("name") or "")
         elif kind == "EndpointSlice":
@@ -531,6 +551,8 @@ class _Redactor:
             return [self._field(each, rule) for each in value]
         if not isinstance(rule, str):
             return self._fields(value, rule)
+        if rule == "block":
+            return self._block(value)
         if rule == "keep":
             return value
         if rule == "labels":
@@ -546,6 +568,8 @@ class _Redactor:
         return self._string(value, rule)
 
     def _string(self, value: str, rule: str) -> str:
+        if rule == "name:lease":
+            return self._lease(value)
         if rule.startswith("name:"):
             return self._name(rule.removeprefix("name:"), value) if value else value
         if rule == "addresses":

@@ -9,6 +9,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ktp.model.announcing import (
+    BGP,
+    CILIUM_BGP,
+    CILIUM_L2,
+    CILIUM_PEERING,
+    CILIUM_POOLS,
+    L2,
+    L2_STATUSES,
+    LEASES,
+    POOLS,
+    RESOURCES,
+)
+
 Schema = Mapping[str, Any]
 
 
@@ -39,7 +52,13 @@ PUBLIC_DOMAINS = (
     "kubernetes.io", "k8s.io", "metallb.universe.tf", "metallb.io", "cilium.io", "projectcalico.org",
     "openshift.io", "kube-vip.io",
 )  # fmt: skip
-PUBLIC_KEYS = frozenset(("k8s-app", "component", "pod-template-hash", "controller-revision-hash"))
+PUBLIC_KEYS = frozenset(
+    (
+        "k8s-app", "component", "pod-template-hash", "controller-revision-hash",
+        # of Cilium's selectors of Services
+        "io.kubernetes.service.namespace", "io.kubernetes.service.name",
+    )
+)  # fmt: skip
 KEPT_LABEL_VALUES = frozenset(
     ("kubernetes.io/os", "kubernetes.io/arch", "beta.kubernetes.io/os", "beta.kubernetes.io/arch")
 )
@@ -190,7 +209,66 @@ KINDS: dict[str, Schema] = {
         },
     },
 }  # fmt: skip
+# Selectors of labels, and the kinds that tell who may connect and who announces an address.
+SELECTOR: Schema = {
+    "matchLabels": "labels",
+    "matchExpressions": {"key": "key", "operator": "keep", "values": "value"},
+}
+_PEER: Schema = {
+    "podSelector": SELECTOR, "namespaceSelector": SELECTOR, "ipBlock": {"cidr": "address", "except": "address"},
+}  # fmt: skip
+_POLICY_PORT: Schema = {"protocol": "keep", "port": "port", "endPort": "keep"}
+_ADVERTISED: Schema = {
+    "spec": {"ipAddressPools": "name:pool", "ipAddressPoolSelectors": SELECTOR, "nodeSelectors": SELECTOR},
+}
+KINDS |= {
+    "NetworkPolicy": {
+        "spec": {
+            "podSelector": SELECTOR, "policyTypes": "keep", "ingress": {"from": _PEER, "ports": _POLICY_PORT},
+            "egress": {"to": _PEER, "ports": _POLICY_PORT},
+        },
+    },
+    POOLS.kind: {
+        "spec": {
+            "addresses": "address", "autoAssign": "keep",
+            "serviceAllocation": {
+                "priority": "keep", "namespaces": "name:namespace", "namespaceSelectors": SELECTOR,
+                "serviceSelectors": SELECTOR,
+            },
+        },
+    },
+    L2.kind: _ADVERTISED,
+    BGP.kind: _ADVERTISED,
+    L2_STATUSES.kind: {
+        "status": {"node": "name:node", "serviceName": "name:service", "serviceNamespace": "name:namespace"},
+    },
+    CILIUM_POOLS.kind: {
+        "spec": {
+            "blocks": "block", "cidrs": "block",
+            "serviceSelector": SELECTOR, "disabled": "keep", "allowFirstLastIPs": "keep",
+        },
+        "status": {"conditions": CONDITION},
+    },
+    CILIUM_L2.kind: {
+        "spec": {
+            "serviceSelector": SELECTOR, "nodeSelector": SELECTOR, "externalIPs": "keep", "loadBalancerIPs": "keep",
+        },
+    },
+    CILIUM_BGP.kind: {
+        "spec": {
+            "advertisements": {
+                "advertisementType": "keep", "service": {"addresses": "keep"}, "selector": SELECTOR,
+            },
+        },
+    },
+    CILIUM_PEERING.kind: {
+        "spec": {"nodeSelector": SELECTOR, "virtualRouters": {"serviceSelector": SELECTOR}},
+    },
+    LEASES.kind: {"spec": {"holderIdentity": "name:node"}},
+}  # fmt: skip
 OWN_NAME = {
+    **dict.fromkeys((r.kind for r in RESOURCES), "object"), POOLS.kind: "pool", CILIUM_POOLS.kind: "pool",
+    LEASES.kind: "lease", "NetworkPolicy": "policy",
     "Service": "service", "EndpointSlice": "slice", "Endpoints": "service", "Pod": "pod", "Node": "node",
 }  # fmt: skip
 FILE_KINDS = {
@@ -199,6 +277,8 @@ FILE_KINDS = {
     "cluster/endpoints.json": "Endpoints",
     "cluster/pods.json": "Pod",
     "cluster/nodes.json": "Node",
+    "cluster/networkpolicies.json": "NetworkPolicy",
+    **{resource.file: resource.kind for resource in (*RESOURCES, LEASES)},
 }
 VERSION = _kept("major minor gitVersion platform goVersion compiler")
 KUBE_PROXY_CONFIG: Schema = {

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ktp.errors import SnapshotError
+from ktp.model.announcing import LEASE_PREFIX, LEASES, RESOURCES
 from ktp.model.capture import PARTIAL, Capture, EvidenceGap, MemoryCapture
 
 CLUSTER_KINDS: Mapping[str, str] = {
@@ -20,15 +21,10 @@ CLUSTER_KINDS: Mapping[str, str] = {
     "cluster/pods.json": "Pod",
     "cluster/nodes.json": "Node",
     "cluster/networkpolicies.json": "NetworkPolicy",
-    "cluster/ipaddresspools.json": "IPAddressPool",
-    "cluster/l2advertisements.json": "L2Advertisement",
-    "cluster/bgpadvertisements.json": "BGPAdvertisement",
-    "cluster/servicel2statuses.json": "ServiceL2Status",
+    **{resource.file: resource.kind for resource in (*RESOURCES, LEASES)},
 }
-# What belongs to the cluster, though MetalLB keeps its own in a namespace.
-_OF_THE_CLUSTER = frozenset(
-    ("Node", "IPAddressPool", "L2Advertisement", "BGPAdvertisement", "ServiceL2Status")
-)
+# What belongs to the cluster, though MetalLB keeps its own in a namespace, and Cilium its leases.
+_OF_THE_CLUSTER = frozenset(("Node", *(resource.kind for resource in (*RESOURCES, LEASES))))
 _VERSION = "cluster/version.json"
 NODE_FILE = re.compile(
     r"(?:pods/[^/]+/(?=[^/]+$))?(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
@@ -118,9 +114,11 @@ def _strip_list(name: str, content: bytes, namespace: str | None) -> bytes:
 
 
 def _is_in(item: dict[str, Any], kind: str, namespace: str | None) -> bool:
+    metadata = item.get("metadata") or {}
+    if kind == LEASES.kind and not str(metadata.get("name")).startswith(LEASE_PREFIX):
+        return False
     if namespace is None or kind in _OF_THE_CLUSTER:
         return True
-    metadata = item.get("metadata") or {}
     own = metadata.get("namespace")
     return own == namespace or (kind == "Pod" and own == "kube-system" and _is_kube_proxy(item))
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from ktp.model.announcing import Announcing
 from ktp.model.host import IPAddress
-from ktp.model.metallb import MetalLB
 from ktp.model.policy import NetworkPolicy
 
 
@@ -30,6 +30,17 @@ class LoadBalancerIngress:
     ip: str | None = None
     hostname: str | None = None
     ip_mode: str | None = None  # "VIP" or "Proxy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """A condition of a Pod, Node or Service."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    last_transition_time: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +71,7 @@ class Service:
     external_name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def key(self) -> str:
@@ -155,17 +167,6 @@ class ContainerStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """A condition of a Pod or Node."""
-
-    type: str
-    status: str
-    reason: str = ""
-    message: str = ""
-    last_transition_time: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
     """A v1 Pod."""
 
@@ -256,7 +257,7 @@ class Cluster:
     nodes: Mapping[str, Node] | None = None
     version: str | None = None  # gitVersion of the API server
     policies: tuple[NetworkPolicy, ...] | None = None
-    metallb: MetalLB | None = None  # None: not read, or not there
+    announcing: Announcing | None = None  # None: nothing of it was read, or is there
     partial: Mapping[str, Scope] = field(
         default_factory=dict
     )  # lists that are not whole, by the field's name

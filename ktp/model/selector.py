@@ -32,3 +32,8 @@ class LabelSelector:
     def selects(self, labels: Mapping[str, str]) -> bool:
         """Whether the labels meet every requirement."""
         return all(requirement.holds(labels) for requirement in self.requirements)
+
+    @property
+    def text(self) -> str:
+        """Its requirements as fields print them: `tier In gold; zone Exists`."""
+        return "; ".join(f"{r.key} {r.operator} {','.join(r.values)}".rstrip() for r in self.requirements)

@@ -6,6 +6,7 @@ and the object. Field meanings: https://kubernetes.io/docs/reference/kubernetes-
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable
@@ -29,8 +30,8 @@ from ktp.model.cluster import (
     ServicePort,
     Taint,
 )
-from ktp.parse import metallb
-from ktp.parse.metallb import metallb_of
+from ktp.parse.announcing import FILES as ANNOUNCING
+from ktp.parse.announcing import announcing_of, parse_announced
 from ktp.parse.policy import POLICIES, parse_policies
 from ktp.parse.text import (
     SHAPE_ERRORS,
@@ -101,6 +102,11 @@ def _parse_cluster(capture: Capture) -> tuple[Cluster, list[tuple[EvidenceError,
     with gc_paused():
         services = parse_services(capture.read(SERVICES)) if capture.has(SERVICES) else {}
         partial = optional(PARTIAL, parse_partial) or {}
+        announced = {
+            resource: found
+            for file, resource in ANNOUNCING.items()
+            if (found := optional(file, functools.partial(parse_announced, resource=resource))) is not None
+        }
         cluster = Cluster(
             services=services,
             slices=optional(ENDPOINT_SLICES, parse_endpoint_slices),
@@ -109,13 +115,7 @@ def _parse_cluster(capture: Capture) -> tuple[Cluster, list[tuple[EvidenceError,
             nodes=optional(NODES, parse_nodes),
             version=optional(VERSION, parse_version),
             policies=optional(POLICIES, parse_policies),
-            metallb=metallb_of(
-                optional(metallb.POOLS, metallb.parse_pools),
-                optional(metallb.L2, metallb.parse_l2),
-                optional(metallb.BGP, metallb.parse_bgp),
-                optional(metallb.L2_STATUSES, metallb.parse_l2_statuses),
-                [file for file, name in _FIELDS.items() if name in partial],
-            ),
+            announcing=announcing_of(announced, [file for file, name in _FIELDS.items() if name in partial]),
             partial=partial,
         )
     return cluster, problems
@@ -171,10 +171,7 @@ _FIELDS = {
     PODS: "pods",
     NODES: "nodes",
     POLICIES: "policies",
-    metallb.POOLS: "ipaddresspools",
-    metallb.L2: "l2advertisements",
-    metallb.BGP: "bgpadvertisements",
-    metallb.L2_STATUSES: "servicel2statuses",
+    **{file: resource.plural for file, resource in ANNOUNCING.items()},
 }
 
 
@@ -327,7 +324,8 @@ def _service(item: dict[str, Any]) -> Service:
     if not cluster_ips and spec.get("clusterIP"):
         cluster_ips = (string_of(spec["clusterIP"]),)
     client_ip = object_of(object_of(spec.get("sessionAffinityConfig")).get("clientIP"))
-    load_balancer = object_of(object_of(item.get("status")).get("loadBalancer"))
+    status = object_of(item.get("status"))
+    load_balancer = object_of(status.get("loadBalancer"))
     return Service(
         namespace=namespace,
         name=name,
@@ -363,6 +361,7 @@ def _service(item: dict[str, Any]) -> Service:
         external_name=optional_string(spec.get("externalName")),
         labels=string_map(metadata.get("labels")),
         annotations=string_map(metadata.get("annotations")),
+        conditions=_conditions(status.get("conditions")),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ktp.errors import EvidenceError
 from ktp.model.capture import PARTIAL, Capture, MemoryCapture
-from ktp.parse import metallb
+from ktp.parse.announcing import FILES as ANNOUNCING
 from ktp.parse.kubernetes import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES, VERSION
 from ktp.parse.policy import POLICIES
 from ktp.parse.posted import undressed_text
@@ -26,10 +26,7 @@ _FILES = {
     "Pod": PODS,
     "Node": NODES,
     "NetworkPolicy": POLICIES,
-    "IPAddressPool": metallb.POOLS,
-    "L2Advertisement": metallb.L2,
-    "BGPAdvertisement": metallb.BGP,
-    "ServiceL2Status": metallb.L2_STATUSES,
+    **{resource.kind: file for file, resource in ANNOUNCING.items()},
 }
 _CANONICAL = frozenset((*_FILES.values(), VERSION, PARTIAL))
 _ENDINGS = (".json", ".yaml", ".yml", ".txt")

@@ -290,7 +290,7 @@ def test_no_secret_is_in_a_snapshot(
     assert run(["--snapshot", str(tmp_path / out), "diagnose", "svc", LOCAL]) == 1
 
 
-# --------------------------------------------------------------------------------------------------- MetalLB
+# ----------------------------------------------------------------------------------------- MetalLB and Cilium
 
 BALANCED = "test/nginx-log"
 
@@ -314,8 +314,9 @@ def test_metallb_is_asked_where_it_is(
     diagnose(kubeconfig(), BALANCED, "-o", "json")
     found = json.loads(capsys.readouterr().out)
     assert "KTP608" not in {f["code"] for f in found["findings"]}
-    assert not [g for g in found["gaps"] if g["kind"] == "metallb"]  # it is not there, which is no gap
-    assert [p for p in server.paths() if "metallb" in p] == ["/apis/metallb.io/v1beta1"]
+    assert not [g for g in found["gaps"] if g["kind"] == "announcing"]  # it is not there, which is no gap
+    assert not [p for p in server.paths() if "metallb" in p or "cilium" in p]
+    assert server.paths().count("/apis") == 1
     server.groups.add("/apis/metallb.io/v1beta1")
     assert diagnose(kubeconfig(), BALANCED, "-o", "json") == 1
     found = json.loads(capsys.readouterr().out)
@@ -324,7 +325,7 @@ def test_metallb_is_asked_where_it_is(
     # A Service of another type has nothing to do with it.
     server.requests.clear()
     diagnose(kubeconfig(), LOCAL)
-    assert not [p for p in server.paths() if "metallb" in p]
+    assert not [p for p in server.paths() if "metallb" in p or p == "/apis"]
 
 
 def test_metallb_that_may_not_be_read_is_a_gap(
@@ -337,7 +338,76 @@ def test_metallb_that_may_not_be_read_is_a_gap(
     found = json.loads(capsys.readouterr().out)
     assert "KTP608" not in {f["code"] for f in found["findings"]}
     (gap,) = [g for g in found["gaps"] if g["subject"] == "l2advertisements"]
-    assert "whether MetalLB announces an address is not known" in gap["message"]
+    assert "whether a load-balancer address is announced is not known" in gap["message"]
+
+
+def with_cilium(server: ApiServer) -> None:
+    """Cilium announces the address from node-c, which holds no pod of the Service."""
+    with_metallb(server)
+    (service,) = [s for s in server.objects["services"] if s["metadata"]["name"] == "nginx-log"]
+    service["spec"]["externalTrafficPolicy"] = "Local"
+    server.objects["ipaddresspools"] = []
+    server.objects["ciliumloadbalancerippools"] = [
+        {
+            "metadata": {"name": "blue"},
+            "spec": {"blocks": [{"start": "10.99.0.5", "stop": "10.99.0.20"}]},
+        }
+    ]
+    server.objects["ciliuml2announcementpolicies"] = [
+        {
+            "metadata": {"name": "lan"},
+            "spec": {
+                "loadBalancerIPs": True,
+                "serviceSelector": {"matchLabels": {"io.kubernetes.service.namespace": "test"}},
+            },
+        }
+    ]
+    server.objects["leases"] = [
+        {
+            "metadata": {
+                "namespace": "kube-system",
+                "name": f"cilium-l2announce-{BALANCED.replace('/', '-')}",
+            },
+            "spec": {"holderIdentity": "node-c"},
+        },
+        {
+            "metadata": {"namespace": "kube-system", "name": "kube-scheduler"},
+            "spec": {"holderIdentity": "x_1"},
+        },
+    ]
+
+
+def test_cilium_announces_from_the_node_that_holds_its_lease(
+    server: ApiServer, kubeconfig: Kubeconfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_cilium(server)
+    server.groups.add(
+        "/apis/cilium.io/v2alpha1"
+    )  # a version whose pools are of v2alpha1 alone has no such list here
+    diagnose(kubeconfig(), BALANCED, "-o", "json")
+    found = json.loads(capsys.readouterr().out)
+    assert [f["nodes"] for f in found["findings"] if f["code"] == "KTP608"] == [["node-c"]]
+    server.groups.add("/apis/cilium.io/v2")
+    out, hidden = tmp_path / "out", tmp_path / "hidden"
+    assert run(["snapshot", str(out), "--kubeconfig", str(kubeconfig()), "--node-access", "none"]) == 0
+    assert "kube-scheduler" not in (out / "cluster" / "leases.json").read_text()
+    assert run(["snapshot", str(hidden), "--snapshot", str(out), "--redact"]) == 0
+    capsys.readouterr()
+    for snapshot in (out, hidden):
+        assert run(["diagnose", "svc", "-A", "--snapshot", str(snapshot), "-o", "json"]) == 1
+        items = json.loads(capsys.readouterr().out)["items"]
+        (finding,) = [f for item in items for f in item["findings"] if f["code"] == "KTP608"]
+        assert "(Lease cilium-l2announce-" in finding["message"]
+    secret = "nginx-log"
+    assert not [f for f in (hidden / "cluster").iterdir() if secret in f.read_text()]
+    # Without the lease: any node may be elected.
+    server.forbidden.add("leases")
+    diagnose(kubeconfig(), BALANCED, "-o", "json")
+    found = json.loads(capsys.readouterr().out)
+    (finding,) = [f for f in found["findings"] if f["code"] == "KTP608"]
+    assert finding["severity"] == "warning"
+    assert "may announce 10.99.0.12 of test/nginx-log from node-" in finding["message"]
+    assert "leases" in [g["subject"] for g in found["gaps"]]
 
 
 def test_metallb_is_in_a_snapshot(
@@ -352,8 +422,10 @@ def test_metallb_is_in_a_snapshot(
     assert "which no advertisement announces" in captured
     hidden = tmp_path / "hidden"
     assert run(["snapshot", str(hidden), "--snapshot", str(out), "--redact"]) == 0
-    assert (out / "cluster" / "ipaddresspools.json").exists()
-    assert not list((hidden / "cluster").glob("*pools.json"))
+    assert run(["diagnose", "svc", "-A", "--snapshot", str(hidden), "-o", "json"]) == 1
+    assert "which no advertisement announces" in capsys.readouterr().out
+    assert "metallb-system" in (hidden / "cluster" / "ipaddresspools.json").read_text()
+    assert "10.99.0" not in (hidden / "cluster" / "ipaddresspools.json").read_text()
     # Of one namespace alone, the cluster's pools stay.
     part = tmp_path / "part"
     assert run(["snapshot", str(part), "--snapshot", str(out), "-n", "test"]) == 0

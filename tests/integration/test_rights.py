@@ -13,13 +13,13 @@ import yaml
 from ktp.cli import run
 from ktp.collect.auth import permissions
 from tests.integration.conftest import DEMO, TOKEN
-from tests.support.api_server import ApiServer, Pki, Request
+from tests.support.api_server import OPTIONAL, ApiServer, Pki, Request
 from tests.support.exec_server import ExecServer, Program
 
 LOCAL = "test/nginx-externaltrafficpolicy"
 # Every authenticated user may ask these: the ClusterRoles system:basic-user and system:public-info-viewer.
 OPEN_TO_ALL = re.compile(
-    r"/version|/apis/(authorization|authentication)\.k8s\.io/v1/selfsubject\w+|/apis/[a-z.]+/v1beta1"
+    r"/version|/apis/(authorization|authentication)\.k8s\.io/v1/selfsubject\w+|/apis(/(metallb|cilium)\.io/v\w+)?"
 )
 
 
@@ -60,7 +60,7 @@ def needed_for(request: Request) -> Right | None:
     if OPEN_TO_ALL.fullmatch(request.path):
         return None
     found = re.fullmatch(
-        r"/(?:api|apis/(?P<group>[^/]+))/v1(?:beta1)?(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
+        r"/(?:api|apis/(?P<group>[^/]+))/v(?:1|1beta1|2|2alpha1)(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
         r"/(?P<resource>[^/]+)(?:/(?P<name>[^/]+))?(?P<sub>/exec)?",
         request.path,
     )
@@ -99,7 +99,7 @@ def server(pki: Pki) -> Iterator[ApiServer]:
             running.objects["pods"].append(
                 {"metadata": metadata, "spec": spec, "status": {"phase": "Running"}}
             )
-        running.groups.add("/apis/metallb.io/v1beta1")
+        running.groups |= OPTIONAL
         yield running
 
 

@@ -39,9 +39,14 @@ RESOURCES = {
     "l2advertisements": ("/apis/metallb.io/v1beta1", "L2Advertisement", None),
     "bgpadvertisements": ("/apis/metallb.io/v1beta1", "BGPAdvertisement", None),
     "servicel2statuses": ("/apis/metallb.io/v1beta1", "ServiceL2Status", None),
+    "ciliumloadbalancerippools": ("/apis/cilium.io/v2", "CiliumLoadBalancerIPPool", None),
+    "ciliumbgpadvertisements": ("/apis/cilium.io/v2", "CiliumBGPAdvertisement", None),
+    "ciliuml2announcementpolicies": ("/apis/cilium.io/v2alpha1", "CiliumL2AnnouncementPolicy", None),
+    "ciliumbgppeeringpolicies": ("/apis/cilium.io/v2alpha1", "CiliumBGPPeeringPolicy", None),
+    "leases": ("/apis/coordination.k8s.io/v1", "Lease", None),
 }
 # Groups that a cluster has only where somebody installed them.
-OPTIONAL = {"/apis/metallb.io/v1beta1"}
+OPTIONAL = {"/apis/metallb.io/v1beta1", "/apis/cilium.io/v2", "/apis/cilium.io/v2alpha1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +231,18 @@ class ApiServer:
         """Status and body of a request that nothing is wrong with."""
         if path == "/version":
             return 200, self.version
+        if path == "/apis":
+            served_by: dict[str, list[dict[str, str]]] = {}
+            for each in sorted(
+                {prefix for prefix, _, _ in RESOURCES.values() if prefix.startswith("/apis/")}
+            ):
+                if each not in OPTIONAL or each in self.groups:
+                    group, _, version = each.removeprefix("/apis/").partition("/")
+                    served_by.setdefault(group, []).append({"version": version})
+            return 200, {
+                "kind": "APIGroupList",
+                "groups": [{"name": group, "versions": versions} for group, versions in served_by.items()],
+            }
         if path in OPTIONAL and path in self.groups:
             served = [{"name": name} for name, (prefix, _, _) in RESOURCES.items() if prefix == path]
             return 200, {

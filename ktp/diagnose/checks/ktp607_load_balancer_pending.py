@@ -8,8 +8,9 @@ the Service, or the one that did could not make a load balancer.
 There is no address that clients could dial, apart from the node ports.
 
 # Evidence
-The Service's type, class and status; whether another Service of that class has an address; where MetalLB is there, its
-pools, and why none of them serves this Service; on k3s the pods of ServiceLB and what keeps them from the port.
+The Service's type, class and status; whether another Service of that class has an address; where MetalLB or Cilium's LB
+IPAM gives addresses, its pools, and why none of them serves this Service, or what Cilium says of it; on k3s the pods of
+ServiceLB and what keeps them from the port.
 
 # Confirm by hand
     kubectl describe svc -n NAMESPACE NAME          # events of the controller
@@ -36,9 +37,9 @@ from ktp.diagnose.checks.provider_annotations import (
     SERVICE_LB_NAMESPACE,
     uses_metallb,
 )
+from ktp.model.announcing import CILIUM_CLASSES, AddressPool, Provider, selectable_labels
 from ktp.model.cluster import Condition, Pod, ip_of
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
-from ktp.model.metallb import AddressPool
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -48,11 +49,10 @@ def run(case: Case) -> Iterable[Finding]:
         return
     wanted = f"; spec.loadBalancerClass: {service.load_balancer_class}" if service.load_balancer_class else ""
     ports = ", ".join(str(p.node_port) for p in service.ports if p.node_port)
-    why, proof = _by_service_lb(case)
-    if not why:
-        why, proof = _by_metallb(case)
-    if not why:
-        why, proof = _by_class(case)
+    for reason in (_by_service_lb, _by_cilium, _by_metallb, _by_class):
+        why, proof = reason(case)
+        if why:
+            break
     yield CHECK.finding(
         f"{service.key} has no load-balancer address: no controller has given it one"
         + (f" (node ports: {ports})" if ports else "")
@@ -137,15 +137,15 @@ def _unmet(pod: Pod) -> list[Condition]:
 
 def _by_metallb(case: Case) -> tuple[str, list[Evidence]]:
     """Why MetalLB, where it is there, can give this Service no address, and the proof; empty where that is not seen."""
-    service, metallb = case.service, case.snapshot.cluster.metallb
-    if metallb is None or not metallb.pools_known:
+    service, announcing = case.service, case.snapshot.cluster.announcing
+    if announcing is None or Provider.METALLB not in announcing.pools_known:
         return "", []
     if service.load_balancer_class and not uses_metallb(service):
         return "", []
-    if not metallb.pools:
+    pools = {pool.name: pool for pool in announcing.pools if pool.provider is Provider.METALLB}
+    if not pools:
         return "MetalLB has no IPAddressPool", []
-    pools = {pool.name: pool for pool in metallb.pools}
-    found = [field(f"IPAddressPool {pool.name}", _words(pool)) for pool in metallb.pools[:6]]
+    found = [field(f"IPAddressPool {name}", _words(pool)) for name, pool in list(pools.items())[:6]]
     for key in METALLB_POOL:
         if (asked := service.annotations.get(key)) and asked not in pools:
             return f"it asks for the pool {asked}, and there is {listed(pools)}", [
@@ -155,7 +155,7 @@ def _by_metallb(case: Case) -> tuple[str, list[Evidence]]:
     wanted += [ip for key in METALLB_IPS for ip in service.annotations.get(key, "").split(",")]
     for text in filter(None, (each.strip() for each in wanted)):
         ip = ip_of(text)
-        if ip is not None and metallb.pool_of(ip) is None:
+        if ip is not None and not any(pool.holds(ip) for pool in pools.values()):
             return f"it asks for {text}, which is in no pool of MetalLB", found
         holder = ip is not None and _holder(case, text)
         if holder:
@@ -164,13 +164,46 @@ def _by_metallb(case: Case) -> tuple[str, list[Evidence]]:
         return "", []
     may = [
         pool
-        for pool in metallb.pools
+        for pool in pools.values()
         if pool.is_selective or not pool.namespaces or service.namespace in pool.namespaces
     ]
     if not may:
         return f"no pool of MetalLB serves the namespace {service.namespace}", found
     if not any(pool.auto_assign for pool in may):
         return "no pool of MetalLB gives addresses out by itself (autoAssign is false)", found
+    return "", []
+
+
+# What LB IPAM writes into a Service's status, now and before 1.16.
+_IPAM_CONDITIONS = frozenset(("cilium.io/IPAMRequestSatisfied", "io.cilium/lb-ipam-request-satisfied"))
+
+
+def _by_cilium(case: Case) -> tuple[str, list[Evidence]]:
+    """Why Cilium's LB IPAM gives this Service no address: what it says of it, else what its pools tell."""
+    service, announcing = case.service, case.snapshot.cluster.announcing
+    last = [c for c in service.conditions if c.type in _IPAM_CONDITIONS][-1:]
+    if last and last[0].status == "False":
+        said = last[0].message or last[0].reason
+        words = f"status.conditions: {last[0].type} False, {last[0].reason}"
+        return f'Cilium says "{said}"', [field(f"Service {service.key}", words)]
+    if announcing is None or Provider.CILIUM not in announcing.pools_known:
+        return "", []
+    if service.load_balancer_class and service.load_balancer_class not in CILIUM_CLASSES:
+        return "", []
+    pools = [pool for pool in announcing.pools if pool.provider is Provider.CILIUM]
+    if not pools:
+        # LB IPAM sleeps until there is a pool; only a class of its own says that it was meant.
+        return ("Cilium has no CiliumLoadBalancerIPPool", []) if service.load_balancer_class else ("", [])
+    found = [field(f"CiliumLoadBalancerIPPool {pool.name}", _words(pool)) for pool in pools[:6]]
+    labels = selectable_labels(service.namespace, service.name, service.labels)
+    mine = [pool for pool in pools if pool.services.selects(labels)]
+    if not mine:
+        return f"no pool of Cilium selects it ({listed(pool.name for pool in pools)})", found
+    if all(pool.is_closed or pool.conflict for pool in mine):
+        return (
+            f"{listed(pool.name for pool in mine)}, of Cilium's pools those for it, give nothing out",
+            found,
+        )
     return "", []
 
 
@@ -186,7 +219,10 @@ def _holder(case: Case, ip: str) -> str:
 def _words(pool: AddressPool) -> str:
     ranges = ", ".join(f"{first}-{last}" for first, last in pool.ranges)
     only = f"; serviceAllocation.namespaces: {', '.join(pool.namespaces)}" if pool.namespaces else ""
-    return f"addresses: {ranges}{'' if pool.auto_assign else '; autoAssign: false'}{only}"
+    closed = "; disabled: true" if pool.is_closed else ""
+    conflict = f"; PoolConflict: {pool.conflict}" if pool.conflict else ""
+    chosen = f"; serviceSelector: {pool.services.text}" if pool.services.requirements else ""
+    return f"addresses: {ranges}{'' if pool.auto_assign else '; autoAssign: false'}{only}{chosen}{closed}{conflict}"
 
 
 CHECK = Check(

@@ -1,26 +1,31 @@
-"""MetalLB has given the Service an address, and no node announces it.
+"""A load-balancer address that no node announces, or that a node without an endpoint answers for.
 
 # What it means
-An IPAddressPool only gives addresses out. For packets to find a node it takes an L2Advertisement (one node answers ARP
-or NDP for the address) or a BGPAdvertisement (nodes tell routers of it) that is of this pool, and a node to be from.
+What gives addresses out (an IPAddressPool of MetalLB, a CiliumLoadBalancerIPPool) does not announce them. For packets
+to find a node it takes an L2Advertisement or CiliumL2AnnouncementPolicy (one node answers ARP or NDP for the address),
+or an advertisement over BGP (nodes tell routers of it), that is of this address, and a node to be from.
 
 # Why traffic fails
 Without an announcement nobody on the network knows where the address is: clients get no answer, or "no route to host"
-from their own router. Nothing in the cluster sees their packets.
+from their own router. Nothing in the cluster sees their packets. Under policy Local the node that answers for the
+address must hold an endpoint. MetalLB sees to that; Cilium's L2 announcements elect a node without looking; kube-vip
+sees to it where each Service has an election of its own (svc_election).
 
 # Evidence
-The pool that the address is from, the advertisements, their nodeSelectors beside the nodes' labels, and under policy
-Local the nodes that hold a usable endpoint: only those announce it then.
+The pool that the address is from, the advertisements, their selectors beside the labels of nodes and Service; who
+announces now: ServiceL2Status of MetalLB, the Lease cilium-l2announce-NAMESPACE-NAME, kube-vip's annotation vipHost;
+and under policy Local the nodes that hold a usable endpoint.
 
 # Confirm by hand
     kubectl get ipaddresspools,l2advertisements,bgpadvertisements -A
     kubectl get servicel2statuses -A            # who answers now, MetalLB 0.14 and later
+    kubectl get leases -n kube-system           # cilium-l2announce-…: the holder answers
     kubectl describe svc -n NAMESPACE NAME      # an event nodeAssigned names the node
 
 # Fix
-Add an advertisement for the pool, or correct its selectors; under Local run a pod on a node that may announce. A node
-with the label node.kubernetes.io/exclude-from-external-load-balancers announces nothing, unless the speakers run with
---ignore-exclude-lb.
+Add an advertisement for the pool or the Service, or correct its selectors; under Local run a pod on a node that may
+announce. With MetalLB a node with the label node.kubernetes.io/exclude-from-external-load-balancers announces nothing,
+unless the speakers run with --ignore-exclude-lb.
 
 # Example
 Somebody adds a second IPAddressPool; the one L2Advertisement names the first, and Services of the new pool are dead.
@@ -28,72 +33,118 @@ Somebody adds a second IPAddressPool; the one L2Advertisement names the first, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, field, listed
 from ktp.diagnose.checks.endpoints_common import holders
+from ktp.diagnose.checks.provider_annotations import KUBE_VIP_HOST
+from ktp.model.announcing import (
+    AddressPool,
+    Advertisement,
+    Announcer,
+    Announcing,
+    Provider,
+    selectable_labels,
+)
 from ktp.model.cluster import Node, ip_of
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import IPAddress
-from ktp.model.metallb import AddressPool, Advertisement, MetalLB
 
 _EXCLUDED = "node.kubernetes.io/exclude-from-external-load-balancers"
 
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each address of the Service that is from a pool and that no node may announce, or a wrong one does."""
-    service, metallb = case.service, case.snapshot.cluster.metallb
-    if metallb is None or service.type != "LoadBalancer":
+    service, announcing = case.service, case.snapshot.cluster.announcing
+    if service.type != "LoadBalancer" or not service.ingress:
         return
-    yield from _from_a_wrong_node(case, metallb)
-    if not metallb.advertisements_known or any(key == service.key for key, _ in metallb.announcers):
-        return  # somebody does announce it, or there may be advertisements that nobody read
+    announcers = _announcers(case, announcing)
+    yield from _from_a_wrong_node(case, announcers)
+    if announcing is None or announcers:
+        return  # somebody does announce it
     for ip in [address for each in service.ingress if each.ip and (address := ip_of(each.ip)) is not None]:
-        pool = metallb.pool_of(ip)
-        if pool is None:
-            continue  # another controller's address
-        mine = [a for a in metallb.advertisements if a.is_of(pool)]
+        pool = announcing.pool_of(ip)
+        if pool is None or pool.provider not in announcing.advertisements_known:
+            continue  # another controller's address, or there may be advertisements that nobody read
+        of_pool = [a for a in announcing.advertisements if a.is_of(pool)]
+        mine = [a for a in of_pool if _is_for(a, case)]
         if not mine:
-            yield _unadvertised(case, metallb, pool, ip)
+            yield _unadvertised(case, announcing, pool, of_pool, ip)
             continue
         yield from _from_no_node(case, mine, ip)
 
 
-def _unadvertised(case: Case, metallb: MetalLB, pool: AddressPool, ip: IPAddress) -> Finding:
-    others = [f"{a.kind} {a.name}" for a in metallb.advertisements]
+def _announcers(case: Case, announcing: Announcing | None) -> tuple[Announcer, ...]:
+    """Who announces the Service's addresses now, as far as objects tell."""
+    service = case.service
+    found = announcing.announcers_of(service.namespace, service.name) if announcing is not None else ()
+    if node := service.annotations.get(KUBE_VIP_HOST):
+        found = (*found, Announcer(Provider.KUBE_VIP, node, f"annotation {KUBE_VIP_HOST}"))
+    return found
+
+
+def _is_for(a: Advertisement, case: Case) -> bool:
+    service = case.service
+    labels = selectable_labels(service.namespace, service.name, service.labels)
+    return a.of_load_balancers and a.takes(labels, service.load_balancer_class)
+
+
+def _unadvertised(
+    case: Case, announcing: Announcing, pool: AddressPool, of_pool: list[Advertisement], ip: IPAddress
+) -> Finding:
+    of_cilium = pool.provider is Provider.CILIUM
+    others = [a for a in announcing.advertisements if a.provider is pool.provider]
+    silent = [a for a in of_pool if not a.of_load_balancers]
+    if of_cilium and silent:
+        why = f" ({_names(silent)} {_is(silent)} of no load-balancer addresses)"
+    elif of_cilium and of_pool:
+        why = f" ({_names(of_pool)} {'selects' if len(of_pool) == 1 else 'select'} other Services)"
+    else:
+        why = f" ({_names(others)} {_is(others)} of other pools)" if others else ""
+    wanted = (
+        "let a CiliumL2AnnouncementPolicy with loadBalancerIPs: true, or a CiliumBGPAdvertisement of LoadBalancerIP, "
+        "select the Service"
+        if of_cilium
+        else f"add an L2Advertisement or BGPAdvertisement whose spec.ipAddressPools has {pool.name}"
+    )
+    kind = "CiliumLoadBalancerIPPool" if of_cilium else "IPAddressPool"
     return CHECK.finding(
-        f"{ip} of {case.service.key} is from MetalLB's pool {pool.name}, which no advertisement announces"
-        + (f" ({listed(others)} {'is' if len(others) == 1 else 'are'} of other pools)" if others else ""),
+        f"{ip} of {case.service.key} is from {pool.provider.value}'s pool {pool.name}, which no advertisement "
+        f"announces{why}",
         evidence=[
-            field(f"IPAddressPool {pool.name}", "addresses: " + _ranges(pool)),
-            *(field(f"{a.kind} {a.name}", _of(a)) for a in metallb.advertisements[:4]),
+            field(f"{kind} {pool.name}", "addresses: " + _ranges(pool)),
+            *(field(f"{a.kind} {a.name}", _of(a)) for a in others[:4]),
         ],
-        fixes=[
-            Fix(
-                summary=f"add an L2Advertisement or BGPAdvertisement whose spec.ipAddressPools has {pool.name}",
-                cost="its addresses become known on the network",
-            )
-        ],
+        fixes=[Fix(summary=wanted, cost="its addresses become known on the network")],
+        # Addresses of Cilium's pools may be announced by others, a static route among them.
+        severity=Severity.WARNING if of_cilium else Severity.ERROR,
     )
 
 
 def _from_no_node(case: Case, mine: list[Advertisement], ip: IPAddress) -> Iterable[Finding]:
-    """Advertisements are of the pool, and no node may announce by them."""
+    """Advertisements are of the address, and no node may announce by them, or under Local one without an endpoint."""
     cluster = case.snapshot.cluster
     if not cluster.has_all("nodes") or not case.examiner.index.knows(case.service):
         return
     nodes = cluster.nodes or {}
     selected = {name for name, node in nodes.items() if any(a.is_from(node.labels) for a in mine)}
-    able = {name for name in selected if not _is_out(nodes[name])}
+    able = {
+        name
+        for name in selected
+        if not any(a.provider is Provider.METALLB for a in mine) or not _is_out(nodes[name])
+    }
     local = case.service.external_traffic_policy == "Local"
     held = holders(case)
     if not held:
         return  # KTP101 and its like: without an endpoint nobody announces, and nobody would answer
-    if (able & held) if local else able:
-        return
-    announcing = ", ".join(f"{a.kind} {a.name}" for a in mine)
+    announcing = _names(mine)
     evidence: list[Evidence] = [field(f"{a.kind} {a.name}", _of(a)) for a in mine[:4]]
+    usable = field(f"EndpointSlices of {case.service.key}", f"usable on {listed(sorted(held))}")
+    if (able & held) if local else able:
+        if local and all(a.elects for a in mine) and able - held:
+            yield _may_be_wrong(case, able - held, ip, [*evidence, usable], announcing)
+        return
     if not selected:
         why = f"no node has the labels that {announcing} asks for"
     elif not able:
@@ -111,19 +162,22 @@ def _from_no_node(case: Case, mine: list[Advertisement], ip: IPAddress) -> Itera
             f"the policy is Local, its pods run on {listed(sorted(held))}, and {announcing} may announce from "
             f"{listed(sorted(able))} only"
         )
-        evidence += [field(f"EndpointSlices of {case.service.key}", f"usable on {listed(sorted(held))}")]
+        evidence.append(usable)
+    nobody = (
+        "no node announces" if not able or not all(a.elects for a in mine) else "no node with a pod announces"
+    )
     yield CHECK.finding(
-        f"no node announces {ip} of {case.service.key}: {why}",
+        f"{nobody} {ip} of {case.service.key}: {why}",
         evidence=evidence,
         nodes=sorted(selected)[:8],
         severity=Severity.WARNING if selected and not able else Severity.ERROR,
         fixes=[
             Fix(
-                summary="let the advertisement be from nodes that hold a pod (spec.nodeSelectors)",
+                summary=f"let the advertisement be from nodes that hold a pod (spec.{_selector(mine)})",
                 cost="none",
             )
             if able
-            else Fix(summary="correct spec.nodeSelectors, or the nodes' labels", cost="none"),
+            else Fix(summary=f"correct spec.{_selector(mine)}, or the nodes' labels", cost="none"),
             *(
                 [Fix(summary=f"run a ready pod on {listed(sorted(able))}", cost="pods on more nodes")]
                 if able
@@ -133,28 +187,75 @@ def _from_no_node(case: Case, mine: list[Advertisement], ip: IPAddress) -> Itera
     )
 
 
-def _from_a_wrong_node(case: Case, metallb: MetalLB) -> Iterable[Finding]:
+def _may_be_wrong(
+    case: Case, empty: set[str], ip: IPAddress, evidence: list[Evidence], announcing: str
+) -> Finding:
+    """Cilium elects among nodes of which some hold no endpoint; which one it took was not read."""
+    return CHECK.finding(
+        f"{announcing} may announce {ip} of {case.service.key} from {listed(sorted(empty))} too, which "
+        f"hold{'s' * (len(empty) == 1)} no usable endpoint: Cilium elects a node without looking, and under policy "
+        "Local clients then get no answer",
+        nodes=sorted(empty)[:8],
+        evidence=evidence,
+        severity=Severity.WARNING,
+        fixes=_by_cilium(),
+    )
+
+
+def _from_a_wrong_node(case: Case, announcers: tuple[Announcer, ...]) -> Iterable[Finding]:
     """The node that answers for the address holds no endpoint, under policy Local."""
-    service = case.service
-    now = sorted({node for key, node in metallb.announcers if key == service.key})
+    service, nodes = case.service, case.snapshot.cluster.nodes
     held = holders(case)
     if service.external_traffic_policy != "Local" or not case.examiner.index.knows(service) or not held:
         return
-    wrong = [node for node in now if node not in held]
-    if not wrong:
-        return
-    yield CHECK.finding(
-        f"{listed(wrong)} answers for the address of {service.key} (ServiceL2Status) and holds no usable endpoint: "
-        "under policy Local its clients get no answer",
-        nodes=wrong,
-        evidence=[
-            *(field("ServiceL2Status", f"{service.key}: status.node: {node}") for node in wrong),
-            field(f"EndpointSlices of {service.key}", f"usable on {listed(sorted(held))}"),
-        ],
-        fixes=[
-            Fix(summary=f"see the log of MetalLB's speaker on {wrong[0]}: it has not followed", cost="none")
-        ],
-    )
+    for provider in Provider:
+        wrong = [
+            each
+            for each in announcers
+            if each.provider is provider and each.node not in held and (nodes is None or each.node in nodes)
+        ]
+        if not wrong:
+            continue
+        names = sorted({each.node for each in wrong})
+        yield CHECK.finding(
+            f"{listed(names)} answers for the address of {service.key} ({wrong[0].source}) and holds no usable "
+            "endpoint: under policy Local its clients get no answer",
+            nodes=names,
+            evidence=[
+                *(field(each.source, f"{service.key}: announced by {each.node}") for each in wrong),
+                field(f"EndpointSlices of {service.key}", f"usable on {listed(sorted(held))}"),
+            ],
+            fixes=_WHO_MOVES[provider](names[0]),
+            # kube-vip's annotation is of the node that took the address last; with BGP there may be others.
+            severity=Severity.WARNING if provider is Provider.KUBE_VIP else Severity.ERROR,
+        )
+
+
+def _by_cilium() -> list[Fix]:
+    return [
+        Fix(
+            summary="let the CiliumL2AnnouncementPolicy be from nodes that hold a pod (spec.nodeSelector)",
+            cost="the address moves to another node: connections of now end",
+        ),
+        Fix(
+            summary="announce the address over BGP (CiliumBGPAdvertisement): under Local only nodes with a pod do",
+            cost="routers that speak BGP",
+        ),
+    ]
+
+
+_WHO_MOVES: Mapping[Provider, Callable[[str], list[Fix]]] = {
+    Provider.METALLB: lambda node: [
+        Fix(summary=f"see the log of MetalLB's speaker on {node}: it has not followed", cost="none")
+    ],
+    Provider.CILIUM: lambda _node: _by_cilium(),
+    Provider.KUBE_VIP: lambda _node: [
+        Fix(
+            summary="give each Service an election of its own (kube-vip's svc_election): nodes with a pod take part",
+            cost="a Lease a Service",
+        )
+    ],
+}
 
 
 def _is_out(node: Node) -> bool:
@@ -172,14 +273,27 @@ def _ranges(pool: AddressPool) -> str:
 
 
 def _of(a: Advertisement) -> str:
+    words = "; ".join(selector.text or "all" for selector in a.node_selectors)
+    nodes = f"{_selector([a])}: {words or 'none, all nodes'}"
+    if a.provider is Provider.CILIUM:
+        services = "; ".join(selector.text or "all" for selector in a.services)
+        balancers = str(a.of_load_balancers).lower()
+        return f"Services: {services or 'none'}; of load-balancer addresses: {balancers}; {nodes}"
     pools = ", ".join(a.pools) or ("by selector" if a.pool_selectors else "all pools")
-    words = "; ".join(
-        " ".join(
-            f"{r.key} {r.operator} {','.join(r.values)}".rstrip() for r in selector.requirements
-        ) or "all"
-        for selector in a.node_selectors
-    )  # fmt: skip
-    return f"ipAddressPools: {pools}; nodeSelectors: {words or 'none, all nodes'}"
+    return f"ipAddressPools: {pools}; {nodes}"
+
+
+def _names(found: list[Advertisement]) -> str:
+    return ", ".join(f"{a.kind} {a.name}" for a in found)
+
+
+def _is(found: list[Advertisement]) -> str:
+    return "is" if len(found) == 1 else "are"
+
+
+def _selector(found: list[Advertisement]) -> str:
+    """The field that chooses nodes."""
+    return "nodeSelector" if all(a.provider is Provider.CILIUM for a in found) else "nodeSelectors"
 
 
 CHECK = Check(code="KTP608", name="NotAnnounced", severity=Severity.ERROR, page=__doc__ or "", run=run)

@@ -1,7 +1,9 @@
 """What the annotations of the larger providers say about which nodes (or pods) a load balancer sends traffic to.
 
-Facts: the providers' public documentation of TKE, ACK, the AWS Load Balancer Controller, GKE, cloud-provider-azure and
-MetalLB. Values are compared as they are written: providers read them case-sensitively.
+Facts: the providers' public documentation of TKE, ACK, the AWS Load Balancer Controller, GKE, cloud-provider-azure,
+cloud-provider-openstack (expose-applications-using-loadbalancer-type-service.md), hcloud-cloud-controller-manager
+(internal/annotation), MetalLB, kube-vip (pkg/kubevip/annotations.go) and Cilium's LB IPAM. Values are compared as they
+are written: providers read them case-sensitively.
 """
 
 from __future__ import annotations
@@ -36,6 +38,10 @@ AZURE_INTERNAL = f"{_BETA}azure-load-balancer-internal"
 AZURE_PROBE = f"{_BETA}azure-load-balancer-health-probe-protocol"
 AZURE_PATH = f"{_BETA}azure-load-balancer-health-probe-request-path"
 AZURE_FLOATING = f"{_BETA}azure-disable-load-balancer-floating-ip"
+KUBE_VIP_HOST = "kube-vip.io/vipHost"  # the node that has the address
+_OPENSTACK = "loadbalancer.openstack.org/"
+OPENSTACK_MONITOR = f"{_OPENSTACK}enable-health-monitor"
+_HETZNER = "load-balancer.hetzner.cloud/"
 METALLB_SHARED = ("metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip")
 # Labels of the pods of k3s's ServiceLB: whose they are.
 SERVICE_LB_NAME = "svccontroller.k3s.cattle.io/svcname"
@@ -153,6 +159,75 @@ KNOWN: tuple[Annotation, ...] = (
         provider="AKS", key=AZURE_FLOATING, values=_BOOLEAN,
         says={"true": "the load balancer dials node address and node port, not its own address: the nodes' "
             "rules for it are not met"},
+    ),
+    Annotation(
+        provider="OpenStack", key=f"{_BETA}openstack-internal-load-balancer", values=_BOOLEAN,
+        says={"true": "the load balancer gets no floating IP: clients of the cloud's own networks only"},
+    ),
+    Annotation(
+        provider="OpenStack", key=OPENSTACK_MONITOR, values=_BOOLEAN,
+        says={
+            "true": "a health monitor takes nodes that do not answer out of the pool",
+            "false": "no health monitor: every node stays in the pool, whether it answers or not",
+        },
+    ),
+    Annotation(
+        provider="OpenStack", key=f"{_OPENSTACK}proxy-protocol",
+        says={"true": "the load balancer speaks the PROXY protocol, which the program in the pod must read"},
+    ),
+    Annotation(
+        provider="OpenStack", key=f"{_OPENSTACK}node-selector", selects_nodes=True,
+        says={"*": "only nodes with these labels are members of the pool"},
+    ),
+    Annotation(
+        provider="Hetzner", key=f"{_HETZNER}node-selector", selects_nodes=True,
+        says={"*": "only nodes that this selector matches are targets"},
+    ),
+    Annotation(
+        provider="Hetzner", key=f"{_HETZNER}algorithm-type", values=("round_robin", "least_connections"),
+        says={
+            "round_robin": "connections go round the targets",
+            "least_connections": "connections go to the target with the fewest",
+        },
+    ),
+    Annotation(
+        provider="Hetzner", key=f"{_HETZNER}use-private-ip", values=_BOOLEAN,
+        says={
+            "true": "nodes are dialled at their private addresses",
+            "false": "nodes are dialled at their public addresses",
+        },
+    ),
+    Annotation(
+        provider="Hetzner", key=f"{_HETZNER}disable-public-network", values=_BOOLEAN,
+        says={"true": "the load balancer is in the private network only"},
+    ),
+    Annotation(
+        provider="Hetzner", key=f"{_HETZNER}uses-proxyprotocol", values=_BOOLEAN,
+        says={"true": "the load balancer speaks the PROXY protocol, which the program in the pod must read"},
+    ),
+    Annotation(
+        provider="Hetzner", key=f"{_HETZNER}health-check-protocol", values=("tcp", "http", "https"),
+        says={"*": "the health check asks by this protocol"},
+    ),
+    Annotation(
+        provider="kube-vip", key="kube-vip.io/loadbalancerIPs", says={"*": "it asks for these addresses"},
+    ),
+    Annotation(
+        provider="kube-vip", key=KUBE_VIP_HOST, says={"*": "this node took the address last"},
+    ),
+    Annotation(
+        provider="kube-vip", key="kube-vip.io/ignore", values=_BOOLEAN,
+        says={"true": "kube-vip leaves the Service alone"},
+    ),
+    Annotation(
+        provider="Cilium", key="lbipam.cilium.io/ips", says={"*": "it asks LB IPAM for these addresses"},
+    ),
+    Annotation(
+        provider="Cilium", key="io.cilium/lb-ipam-ips", says={"*": "it asks LB IPAM for these addresses"},
+    ),
+    Annotation(
+        provider="Cilium", key="lbipam.cilium.io/sharing-key",
+        says={"*": "Services with the same key share their addresses"},
     ),
 )  # fmt: skip
 _BY_KEY = {a.key: a for a in KNOWN}
@@ -279,6 +354,13 @@ CONFLICTS: tuple[Conflict, ...] = (
         lambda s: _is(AZURE_PATH)(s) and _is(AZURE_PROBE, "tcp", "Tcp")(s),
         f"has no effect with {AZURE_PROBE}: tcp",
         "set the protocol to http or https, or remove the path",
+    ),
+    Conflict(
+        OPENSTACK_MONITOR,
+        lambda s: _is(OPENSTACK_MONITOR, "false")(s) and _local(s),
+        "leaves nodes without a pod in the load balancer's pool: policy Local needs a health monitor, to find "
+        "the others",
+        f'set {OPENSTACK_MONITOR}: "true"',
     ),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
 from ktp.model.diagnosis import ServiceDiagnosis
 from ktp.model.trace import Flow, FlowAnswer
 from ktp.parse.iptables_save import open_ruleset
+from ktp.parse.kubernetes import parse_pods
+from ktp.parse.policy import parse_policies
 from ktp.parse.snapshot import parse_snapshot
 
 CASES = Path(__file__).resolve().parents[2] / "data" / "cases"
@@ -300,6 +302,54 @@ def test_nftables_names_and_ranges() -> None:
     first, last = (int(ip_address(each)) for each in span["range"])
     assert last - first == 8
     assert rule["chain"] == rule["expr"][2]["jump"]["target"]
+
+
+def test_policies_choose_the_same_pods_and_clients() -> None:
+    def items(*objects: object) -> bytes:
+        return json.dumps({"items": objects}).encode()
+
+    spec = {
+        "podSelector": {"matchLabels": {"acme/tier": "gold"}},
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {
+                "from": [
+                    {"ipBlock": {"cidr": "203.0.113.0/24", "except": ["203.0.113.64/26"]}},
+                    {"namespaceSelector": {}, "podSelector": {"matchExpressions": [{"key": "acme", "operator": "Exists"}]}},
+                ],
+                "ports": [{"protocol": "TCP", "port": 8080}, {"port": "acme-port"}],
+            },
+            {},
+        ],
+    }  # fmt: skip
+    pods = [
+        {
+            "metadata": {
+                "namespace": "acme",
+                "name": f"acme-{tier}",
+                "labels": {"acme/tier": tier, "acme": "x"},
+            }
+        }
+        for tier in ("gold", "iron")
+    ]
+    policy = {"metadata": {"namespace": "acme", "name": "acme-allow"}, "spec": spec}
+    files = redact(
+        MemoryCapture(
+            files={"cluster/pods.json": items(*pods), "cluster/networkpolicies.json": items(policy)}
+        )
+    ).capture.files
+    assert not [name for name, content in files.items() if b"acme" in content or b"203.0.113" in content]
+    (new,) = parse_policies(files["cluster/networkpolicies.json"])
+    gold, iron = parse_pods(files["cluster/pods.json"])
+    assert (new.pods.selects(gold.labels), new.pods.selects(iron.labels)) == (True, False)
+    assert (new.namespace, new.isolates, len(new.rules)) == (gold.namespace, True, 2)
+    old = parse_policies(items(policy))[0].rules[0]
+    block, peer = json.loads(files["cluster/networkpolicies.json"])["items"][0]["spec"]["ingress"][0]["from"]
+    network, hole = ip_network(block["ipBlock"]["cidr"]), ip_network(block["ipBlock"]["except"][0])
+    assert (network.prefixlen, hole.prefixlen) == (24, 26)
+    assert hole.subnet_of(network)
+    assert peer["namespaceSelector"] == {}
+    assert len(new.rules[0].ports) == len(old.ports) == 2
 
 
 def test_an_unknown_file_is_left_out_with_a_gap() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from ktp.kubeproxy.names import service_chains
+from ktp.model.announcing import AddressPool, Advertisement, Announcing, Provider
 from ktp.model.cluster import (
     Cluster,
     Condition,
@@ -18,7 +19,6 @@ from ktp.model.cluster import (
     EndpointSlice,
     LoadBalancerIngress,
 )
-from ktp.model.metallb import AddressPool, Advertisement, MetalLB
 from ktp.model.policy import Block, IngressRule, NetworkPolicy
 from ktp.model.selector import LabelSelector
 from ktp.model.snapshot import Snapshot
@@ -87,7 +87,10 @@ def metallb(*advertisements: Advertisement) -> Objects:
     """MetalLB's pool with the recorded load-balancer addresses, and what announces it."""
     pool = AddressPool(name="first", ranges=((ip_address("10.99.0.1"), ip_address("10.99.0.99")),))
     return lambda cluster: replace(
-        cluster, metallb=MetalLB(pools=(pool,), advertisements=advertisements, advertisements_known=True)
+        cluster,
+        announcing=Announcing(
+            pools=(pool,), advertisements=advertisements, advertisements_known=frozenset({Provider.METALLB})
+        ),
     )
 
 

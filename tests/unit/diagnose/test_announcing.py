@@ -1,4 +1,4 @@
-"""MetalLB: addresses that no node announces, and why one is not given, by it or by k3s's ServiceLB.
+"""MetalLB, Cilium, kube-vip: addresses that no node announces, and why one is not given, by it or by k3s's ServiceLB.
 
 The objects are written after metallb's api/v1beta1; who announces, after speaker/layer2_controller.go and
 speaker/bgp_controller.go.
@@ -18,16 +18,26 @@ import pytest
 from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.service import diagnose_service
 from ktp.errors import EvidenceError
+from ktp.model.announcing import (
+    BGP,
+    L2,
+    L2_STATUSES,
+    LEASES,
+    POOLS,
+    RESOURCES,
+    AddressPool,
+    Provider,
+    Resource,
+)
 from ktp.model.cluster import Condition, ContainerPort, LoadBalancerIngress, Pod
 from ktp.model.diagnosis import Finding, Severity
 from ktp.model.snapshot import Snapshot
+from ktp.parse.announcing import Announced, announcing_of, parse_announced
 from ktp.parse.manifests import gathered
-from ktp.parse.metallb import BGP, L2, POOLS, metallb_of, parse_bgp, parse_l2, parse_l2_statuses, parse_pools
 from ktp.parse.snapshot import parse_snapshot
 
 CASE = Path(__file__).resolve().parents[2] / "data" / "cases" / "core-1.36-iptables-nft"
 KEY = "edge/local-lb"  # type LoadBalancer, policy Local, 10.99.0.10
-KINDS = ("IPAddressPool", "L2Advertisement", "BGPAdvertisement", "ServiceL2Status")
 EXCLUDED = "node.kubernetes.io/exclude-from-external-load-balancers"
 
 
@@ -61,15 +71,17 @@ def with_metallb(
     snapshot: Snapshot, *objects: dict[str, Any], unread: Collection[str] = (), **service: Any
 ) -> Snapshot:
     services = {**snapshot.cluster.services, KEY: replace(snapshot.cluster.services[KEY], **service)}
-    lists = {kind: json.dumps({"items": [o for o in objects if o["kind"] == kind]}) for kind in KINDS}
-    metallb = metallb_of(
-        parse_pools(lists["IPAddressPool"]),
-        parse_l2(lists["L2Advertisement"]),
-        parse_bgp(lists["BGPAdvertisement"]),
-        parse_l2_statuses(lists["ServiceL2Status"]),
-        unread,
-    )
-    return replace(snapshot, cluster=replace(snapshot.cluster, metallb=metallb, services=services))
+    announcing = announcing_of(parsed([POOLS, L2, BGP, L2_STATUSES], objects), unread)
+    return replace(snapshot, cluster=replace(snapshot.cluster, announcing=announcing, services=services))
+
+
+def parsed(
+    kinds: Collection[Resource], objects: Collection[dict[str, Any]]
+) -> dict[Resource, tuple[Announced, ...]]:
+    return {
+        kind: parse_announced(json.dumps({"items": [o for o in objects if o["kind"] == kind.kind]}), kind)
+        for kind in kinds
+    }
 
 
 def labelled(snapshot: Snapshot, **labels: dict[str, str]) -> Snapshot:
@@ -105,7 +117,7 @@ def test_an_address_that_is_announced_is_no_finding(recorded: Snapshot) -> None:
         [pool("first", "192.0.2.0/24")],
     ):
         assert findings(with_metallb(recorded, *objects), "KTP608") == []
-    assert recorded.cluster.metallb is None
+    assert recorded.cluster.announcing is None
     assert findings(recorded, "KTP608") == []
 
 
@@ -254,35 +266,34 @@ def test_the_pods_of_service_lb(recorded: Snapshot) -> None:
 
 
 def test_ranges_and_selectors() -> None:
-    (only,) = parse_pools(
-        json.dumps([pool("a", "192.0.2.10-192.0.2.20", "2001:db8::/126"), {"kind": "BFDProfile"}])
-    )
+    text = json.dumps([pool("a", "192.0.2.10-192.0.2.20", "2001:db8::/126"), {"kind": "BFDProfile"}])
+    (only,) = parse_announced(text, POOLS)
+    assert isinstance(only, AddressPool)
     for text, inside in (
         ("192.0.2.10", True), ("192.0.2.20", True), ("192.0.2.21", False), ("2001:db8::3", True), ("2001:db8::4", False),
     ):  # fmt: skip
         assert only.holds(ip_address(text)) is inside
-    with pytest.raises(EvidenceError, match=f"IPAddressPool a of {POOLS} is not usable"):
-        parse_pools(json.dumps({"items": [pool("a", "no address")]}))
+    with pytest.raises(EvidenceError, match=f"IPAddressPool a of {POOLS.file} is not usable"):
+        parse_announced(json.dumps({"items": [pool("a", "no address")]}), POOLS)
     near = advertisement(nodeSelectors=[{"matchExpressions": [{"key": "k", "operator": "Near"}]}])
     with pytest.raises(EvidenceError, match="there is no operator 'Near'"):
-        parse_l2(json.dumps({"items": [near]}))
+        parse_announced(json.dumps({"items": [near]}), L2)
 
 
 def test_of_a_kind_that_was_not_read_nothing_is_concluded(recorded: Snapshot) -> None:
     """Somebody posts the pools alone, or some advertisements: others may announce the address."""
-    for unread in ([L2], [BGP]):
+    for unread in ([L2.file], [BGP.file]):
         assert findings(with_metallb(recorded, pool(), unread=unread), "KTP608") == []
     (found,) = findings(
-        with_metallb(recorded, pool("first", "192.0.2.0/24"), unread=[POOLS], ingress=()), "KTP607"
+        with_metallb(recorded, pool("first", "192.0.2.0/24"), unread=[POOLS.file], ingress=()), "KTP607"
     )
     assert "MetalLB" not in found.message
-    pools = parse_pools(json.dumps([pool()]))
-    alone = metallb_of(pools, None, None, None, ())
+    alone = announcing_of({POOLS: parse_announced(json.dumps([pool()]), POOLS)})
     assert alone is not None
     assert not alone.advertisements_known
-    snapshot = replace(recorded, cluster=replace(recorded.cluster, metallb=alone))
+    snapshot = replace(recorded, cluster=replace(recorded.cluster, announcing=alone))
     assert findings(snapshot, "KTP608") == []
-    assert metallb_of(None, None, None, None, ()) is None
+    assert announcing_of({}) is None
 
 
 def test_objects_of_several_kinds_may_have_one_name() -> None:
@@ -291,5 +302,198 @@ def test_objects_of_several_kinds_may_have_one_name() -> None:
     same.append({**advertisement(), "metadata": {"name": "main", "namespace": "metallb-system"}})
     files, kinds, useless = gathered({"all.json": json.dumps({"kind": "List", "items": same}).encode()})
     assert (kinds, useless) == ({"IPAddressPool": 1, "L2Advertisement": 1}, [])
-    assert {POOLS, L2} <= files.keys()
-    assert BGP not in files
+    assert {POOLS.file, L2.file} <= files.keys()
+    assert BGP.file not in files
+
+
+# ------------------------------------------------------------------------------------------------------- Cilium
+
+CILIUM = [each for each in RESOURCES if each.provider is Provider.CILIUM] + [LEASES]
+ALL_SERVICES = {"matchExpressions": [{"key": "no", "operator": "NotIn", "values": ["never"]}]}
+
+
+def cilium_pool(name: str = "blue", **spec: Any) -> dict[str, Any]:
+    spec = {"blocks": [{"cidr": "10.99.0.0/24"}], **spec}
+    return {"kind": "CiliumLoadBalancerIPPool", "metadata": {"name": name}, "spec": spec}
+
+
+def l2_policy(**spec: Any) -> dict[str, Any]:
+    spec = {"loadBalancerIPs": True, **spec}
+    return {"kind": "CiliumL2AnnouncementPolicy", "metadata": {"name": "lan"}, "spec": spec}
+
+
+def bgp(*addresses: str, selector: dict[str, Any] | None) -> dict[str, Any]:
+    own: dict[str, Any] = {"advertisementType": "Service", "service": {"addresses": list(addresses)}}
+    if selector is not None:
+        own["selector"] = selector
+    spec = {"advertisements": [{"advertisementType": "PodCIDR"}, own]}
+    return {"kind": "CiliumBGPAdvertisement", "metadata": {"name": "bgp"}, "spec": spec}
+
+
+def lease(node: str, name: str = "cilium-l2announce-edge-local-lb") -> dict[str, Any]:
+    return {"kind": "Lease", "metadata": {"name": name}, "spec": {"holderIdentity": node}}
+
+
+def with_cilium(
+    snapshot: Snapshot, *objects: dict[str, Any], unread: Collection[Resource] = (), **service: Any
+) -> Snapshot:
+    services = {**snapshot.cluster.services, KEY: replace(snapshot.cluster.services[KEY], **service)}
+    announcing = announcing_of(parsed([kind for kind in CILIUM if kind not in unread], objects))
+    return replace(snapshot, cluster=replace(snapshot.cluster, announcing=announcing, services=services))
+
+
+def on(*nodes: str) -> dict[str, Any]:
+    values = {"key": "kubernetes.io/hostname", "operator": "In", "values": list(nodes)}
+    return {"matchExpressions": [values]}
+
+
+def hosts(snapshot: Snapshot) -> Snapshot:
+    return labelled(
+        snapshot,
+        **{n.replace("-", "_"): {"kubernetes.io/hostname": n} for n in snapshot.cluster.nodes or {}},
+    )
+
+
+def test_cilium_announces_by_policies_and_over_bgp(recorded: Snapshot) -> None:
+    cluster = {"external_traffic_policy": "Cluster"}
+    for objects in (
+        [l2_policy()],
+        [l2_policy(serviceSelector={"matchLabels": {"io.kubernetes.service.namespace": "edge"}})],
+        [bgp("LoadBalancerIP", selector=ALL_SERVICES)],
+        [
+            {
+                "kind": "CiliumBGPPeeringPolicy",
+                "metadata": {"name": "old"},
+                "spec": {"virtualRouters": [{"serviceSelector": ALL_SERVICES}]},
+            }
+        ],
+    ):
+        assert findings(with_cilium(recorded, cilium_pool(), *objects, **cluster), "KTP608") == []
+
+
+@pytest.mark.parametrize(
+    ("objects", "why"),
+    [
+        ([], "which no advertisement announces"),
+        ([l2_policy(loadBalancerIPs=False)], "(CiliumL2AnnouncementPolicy lan is of no load-balancer addresses)"),
+        (
+            [l2_policy(serviceSelector={"matchLabels": {"io.kubernetes.service.name": "another"}})],
+            "(CiliumL2AnnouncementPolicy lan selects other Services)",
+        ),
+        ([bgp("LoadBalancerIP", selector=None)], "(CiliumBGPAdvertisement bgp selects other Services)"),
+        ([bgp("ClusterIP", selector=ALL_SERVICES)], "(CiliumBGPAdvertisement bgp is of no load-balancer addresses)"),
+    ],
+)  # fmt: skip
+def test_an_address_of_cilium_that_nothing_announces(
+    recorded: Snapshot, objects: list[dict[str, Any]], why: str
+) -> None:
+    (found,) = findings(with_cilium(recorded, cilium_pool(), *objects), "KTP608")
+    assert found.severity is Severity.WARNING
+    assert found.message.startswith(f"10.99.0.10 of {KEY} is from Cilium's pool blue, which no advertisement")
+    assert found.message.endswith(why)
+    # Of a kind that was not read nothing is concluded, nor where kube-vip says that it has the address.
+    for unread in CILIUM[1:4]:
+        assert findings(with_cilium(recorded, cilium_pool(), *objects, unread=[unread]), "KTP608") == []
+    vip = {"annotations": {"kube-vip.io/vipHost": next(iter(holders(recorded)))}}
+    assert findings(with_cilium(recorded, cilium_pool(), *objects, **vip), "KTP608") == []
+    # A policy of the other class does not take a Service with one.
+    other = {"load_balancer_class": "io.cilium/bgp-control-plane", "external_traffic_policy": "Cluster"}
+    assert findings(with_cilium(recorded, cilium_pool(), l2_policy(), **other), "KTP608") != []
+
+
+def test_cilium_elects_a_node_without_looking_for_endpoints(recorded: Snapshot) -> None:
+    recorded = hosts(recorded)
+    held = sorted(holders(recorded))
+    (empty,) = set(recorded.cluster.nodes or {}) - set(held)
+    (may,) = findings(with_cilium(recorded, cilium_pool(), l2_policy()), "KTP608")
+    assert (may.severity, may.nodes) == (Severity.WARNING, (empty,))
+    assert f"may announce 10.99.0.10 of {KEY} from {empty} too" in may.message
+    assert findings(with_cilium(recorded, cilium_pool(), l2_policy(nodeSelector=on(*held))), "KTP608") == []
+    (only,) = findings(with_cilium(recorded, cilium_pool(), l2_policy(nodeSelector=on(empty))), "KTP608")
+    assert only.message.startswith(f"no node with a pod announces 10.99.0.10 of {KEY}: the policy is Local")
+    # Over BGP only nodes with a pod announce it.
+    over_bgp = bgp("LoadBalancerIP", selector=ALL_SERVICES)
+    assert findings(with_cilium(recorded, cilium_pool(), l2_policy(), over_bgp), "KTP608") == []
+    # The lease says who won.
+    (wrong,) = findings(with_cilium(recorded, cilium_pool(), l2_policy(), lease(empty)), "KTP608")
+    assert (wrong.severity, wrong.nodes) == (Severity.ERROR, (empty,))
+    assert "(Lease cilium-l2announce-edge-local-lb)" in wrong.message
+    assert findings(with_cilium(recorded, cilium_pool(), l2_policy(), lease(held[0])), "KTP608") == []
+    for policy in ("Local", "Cluster"):
+        others = with_cilium(
+            recorded, cilium_pool(), l2_policy(nodeSelector=on(*held)), lease(empty, "cilium-l2announce-edge-other"),
+            external_traffic_policy=policy,
+        )  # fmt: skip
+        assert findings(others, "KTP608") == []
+
+
+def test_kube_vip_says_who_has_the_address(recorded: Snapshot) -> None:
+    held = sorted(holders(recorded))
+    (empty,) = set(recorded.cluster.nodes or {}) - set(held)
+
+    def vip_on(node: str, **service: Any) -> list[Finding]:
+        own = {"annotations": {"kube-vip.io/vipHost": node}, **service}
+        services = {**recorded.cluster.services, KEY: replace(recorded.cluster.services[KEY], **own)}
+        return findings(replace(recorded, cluster=replace(recorded.cluster, services=services)), "KTP608")
+
+    (wrong,) = vip_on(empty)
+    assert (wrong.severity, wrong.nodes) == (Severity.WARNING, (empty,))
+    assert vip_on(held[0]) == vip_on(empty, external_traffic_policy="Cluster") == vip_on("gone") == []
+
+
+@pytest.mark.parametrize(
+    ("objects", "service", "why"),
+    [
+        (
+            [cilium_pool(serviceSelector={"matchLabels": {"color": "red"}})],
+            {},
+            "no pool of Cilium selects it (blue)",
+        ),
+        ([cilium_pool(disabled=True)], {}, "blue, of Cilium's pools those for it, give nothing out"),
+        ([], {"load_balancer_class": "io.cilium/l2-announcer"}, "Cilium has no CiliumLoadBalancerIPPool"),
+        (
+            [cilium_pool()],
+            {
+                "conditions": (
+                    Condition(
+                        type="cilium.io/IPAMRequestSatisfied",
+                        status="False",
+                        reason="out_of_ips",
+                        message="All enabled pools are full",
+                    ),
+                )
+            },
+            'Cilium says "All enabled pools are full"',
+        ),
+    ],
+)
+def test_why_cilium_gives_no_address(
+    recorded: Snapshot, objects: list[dict[str, Any]], service: dict[str, Any], why: str
+) -> None:
+    (found,) = findings(with_cilium(recorded, *objects, ingress=(), **service), "KTP607")
+    assert found.message.endswith(f"; {why}")
+
+
+def test_cilium_is_not_blamed_for_what_it_may_not_have_to_do_with(recorded: Snapshot) -> None:
+    """Pools that serve it, none at all, a class of somebody else's, pools that were not read."""
+    closed = cilium_pool(disabled=True)
+    for objects, service in (
+        ([cilium_pool()], {}),
+        ([], {}),
+        ([closed], {"load_balancer_class": "example.com/cloud"}),
+    ):
+        (found,) = findings(with_cilium(recorded, *objects, ingress=(), **service), "KTP607")
+        assert "Cilium" not in found.message
+    (found,) = findings(with_cilium(recorded, closed, ingress=(), unread=CILIUM[:1]), "KTP607")
+    assert "Cilium" not in found.message
+
+
+def test_blocks_and_conflicts_of_cilium_pools() -> None:
+    spec = {"blocks": [{"start": "192.0.2.10", "stop": "192.0.2.20"}, {"start": "192.0.2.30"}]}
+    status = {"conditions": [{"type": "cilium.io/PoolConflict", "status": "True", "message": "overlaps red"}]}
+    text = json.dumps([{**cilium_pool(**spec), "status": status}])
+    (only,) = parse_announced(text, CILIUM[0])
+    assert isinstance(only, AddressPool)
+    assert only.conflict == "overlaps red"
+    for address, inside in (("192.0.2.10", True), ("192.0.2.20", True), ("192.0.2.21", False), ("192.0.2.30", True)):  # fmt: skip
+        assert only.holds(ip_address(address)) is inside
