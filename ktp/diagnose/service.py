@@ -16,6 +16,7 @@ from ktp.diagnose.questions import Question
 from ktp.diagnose.reconcile import health_findings, reconcile
 from ktp.diagnose.share import load_shares
 from ktp.diagnose.verdict import headline_of, verdict_of
+from ktp.kubeproxy.data_planes import is_readable_plane
 from ktp.kubeproxy.endpoints import EndpointSelection
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason, ip_versions_of
 from ktp.kubeproxy.outcome import Vantage
@@ -33,7 +34,7 @@ from ktp.model.diagnosis import (
     Severity,
     Way,
 )
-from ktp.model.host import IPAddress
+from ktp.model.host import IPAddress, NodeState
 from ktp.model.probing import HealthAnswer
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
@@ -355,6 +356,12 @@ def _local_count(selection: EndpointSelection) -> int:
     return len({(e.ip, e.port) for e in here})
 
 
+def _remedy_of_plane(state: NodeState) -> str:
+    if is_readable_plane(state):
+        return "let ktp read them through the agent's pod: --node-access agent"
+    return "its own tool prints them there (KTP403 has the command)"
+
+
 def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> tuple[EvidenceGap, ...]:
     known = {(g.kind, g.subject) for g in snapshot.gaps}
     extra = []
@@ -366,7 +373,7 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
                     kind="data-plane",
                     subject=name,
                     message=f"the tables of {state.data_plane} on {name} were not read",
-                    remedy=f"ask {state.data_plane}'s own tools there (ktp codes KTP403)",
+                    remedy=_remedy_of_plane(state),
                 )
             )
             continue

@@ -1,8 +1,9 @@
 """Which nodes' Services are served by something else than kube-proxy's rules, told by its agents, devices and chains.
 
 Facts: `cilium_host` and `cilium_net` are made by Cilium's agent at its start, `bpfin.cali` and `bpfout.cali` by felix
-with bpfEnabled, `ovn-k8s-mp0` by ovnkube-node, `antrea-gw0` by antrea-agent. Cilium's programs meet a packet before any
-rule, with and without kubeProxyReplacement; Antrea and OVN-Kubernetes leave node ports to kube-proxy where it runs.
+with bpfEnabled, `ovn-k8s-mp0` by ovnkube-node, `antrea-gw0` by antrea-agent, `kube-dummy-if` and KUBE-ROUTER-SERVICES
+by kube-router with --run-service-proxy. Cilium's programs meet a packet before any rule, with and without
+kubeProxyReplacement; Antrea, OVN-Kubernetes and kube-router leave node ports to kube-proxy where it runs.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from ktp.model.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlane:
-    """An implementation of Services and what shows it. `app` is the label `k8s-app` or `app` of its agent's pods.
+    """An implementation of Services and what shows it. `apps` are labels `k8s-app` or `app` of its agent's pods.
 
-    `replaces` tells that it decides even where kube-proxy's rules are.
+    `replaces` tells that it decides even where kube-proxy's rules are. `look` is what prints its Services, in a pod
+    with the label `agent` or on the node; `{namespace}` and `{name}` are the Service's. `is_read` tells that ktp reads
+    its tables.
     """
 
     name: str
@@ -30,25 +33,77 @@ class DataPlane:
     chains: tuple[str, ...] = ()
     apps: tuple[str, ...] = ()
     replaces: bool = True
+    look: str = ""
+    agent: str = ""
+    is_read: bool = False
 
 
 CILIUM = DataPlane(
-    name="Cilium", devices=("cilium_host", "cilium_net"), chains=("CILIUM_",), apps=("cilium",)
+    name="Cilium",
+    devices=("cilium_host", "cilium_net"),
+    chains=("CILIUM_",),
+    apps=("cilium",),
+    look="cilium-dbg bpf lb list",
+    agent="cilium",
+    is_read=True,
 )
 DATA_PLANES = (
     CILIUM,
-    DataPlane(name="Calico's eBPF data plane", devices=("bpfin.cali", "bpfout.cali")),
+    DataPlane(
+        name="Calico's eBPF data plane",
+        devices=("bpfin.cali", "bpfout.cali"),
+        look="calico-node -bpf nat dump",
+        agent="calico-node",
+    ),
     DataPlane(
         name="OVN-Kubernetes",
         devices=("ovn-k8s-mp0", "ovn-k8s-gw0"),
         chains=("OVN-KUBE-",),
         apps=("ovnkube-node",),
         replaces=False,
+        look="ovn-nbctl lb-list",
+        agent="ovnkube-node",
     ),
     DataPlane(
-        name="Antrea", devices=("antrea-gw0",), chains=("ANTREA-",), apps=("antrea-agent",), replaces=False
+        name="Antrea",
+        devices=("antrea-gw0",),
+        chains=("ANTREA-",),
+        apps=("antrea-agent",),
+        replaces=False,
+        look="antctl get ovsflows -S {name} -n {namespace}",
+        agent="antrea",
+    ),
+    DataPlane(
+        name="kube-router's service proxy",
+        devices=("kube-dummy-if",),
+        chains=("KUBE-ROUTER-SERVICES",),
+        replaces=False,
+        look="ipvsadm -Ln",
+        agent="kube-router",
     ),
 )
+_BY_NAME = {plane.name: plane for plane in DATA_PLANES}
+
+
+def way_to_look(state: NodeState, pods: Iterable[Pod], namespace: str, name: str) -> str:
+    """The command that prints what the node's data plane holds of a Service; "" where kube-proxy serves it.
+
+    Through the agent's pod of that node, where it is known: none of the agents' images lacks its tool.
+    """
+    plane = _BY_NAME.get(state.data_plane or "")
+    if plane is None:
+        return ""
+    command = plane.look.format(namespace=namespace, name=name)
+    for pod in pods:
+        if pod.node_name == state.name and plane.agent in {pod.labels.get("k8s-app"), pod.labels.get("app")}:
+            return f"kubectl exec -n {pod.namespace} {pod.name} -- {command}"
+    return f"{command}   # on {state.name}, or in its agent's pod"
+
+
+def is_readable_plane(state: NodeState) -> bool:
+    """Whether ktp reads the tables of the node's data plane, where it is given them."""
+    plane = _BY_NAME.get(state.data_plane or "")
+    return plane is not None and plane.is_read
 
 
 def with_data_planes(snapshot: Snapshot) -> Snapshot:
@@ -73,7 +128,7 @@ def _serves(plane: DataPlane, state: NodeState, pods: Iterable[Pod]) -> bool:
     if plane is CILIUM and state.cilium is not None and state.cilium.config.replaces is not None:
         if state.cilium.is_readable or not has_kube_proxy(state):
             return state.cilium.config.replaces  # its own word; beside kube-proxy its maps serve pods alone
-    if not plane.replaces and has_kube_proxy(state):
+    if not plane.replaces and _has_chains_of_kube_proxy(state):
         return False
     return next(signs_of(plane, state, pods), None) is not None
 
@@ -99,8 +154,11 @@ def signs_of(plane: DataPlane, state: NodeState, pods: Iterable[Pod]) -> Iterato
 
 def has_kube_proxy(state: NodeState) -> bool:
     """Whether the node holds a chain, table or virtual server of kube-proxy's."""
+    return _has_chains_of_kube_proxy(state) or (state.ipvs is not None and bool(state.ipvs.services))
+
+
+def _has_chains_of_kube_proxy(state: NodeState) -> bool:
+    """Virtual servers left aside: kube-router's are the same."""
     if any(has_chain(r, "nat", KUBE_SERVICES) for r in state.rulesets):
         return True
-    if state.nft is not None and any(t.name == NFT_TABLE for t in state.nft.tables):
-        return True
-    return state.ipvs is not None and bool(state.ipvs.services)
+    return state.nft is not None and any(t.name == NFT_TABLE for t in state.nft.tables)

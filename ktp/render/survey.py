@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -57,6 +57,33 @@ def _is_faulty(row: Row) -> bool:
     return row.severity in (Severity.ERROR, Severity.WARNING)
 
 
+def headline(rows: Sequence[Row]) -> tuple[str, str]:
+    """The survey in one sentence, and its style. With the API alone it says what should happen."""
+
+    def keys(of: Callable[[Row], object]) -> set[str]:
+        return {r.key for r in rows if of(r)}
+
+    services, broken, opened = {r.key for r in rows}, keys(lambda r: r.failing), keys(_is_open)
+    faulty = len(keys(_is_faulty))
+    should = "should " if all(r.basis == "api" for r in rows) else ""
+    which = "Services with an external front end"
+    findings = f"{faulty} of them {'has' if faulty == 1 else 'have'} findings"
+    if broken:
+        words = f"{len(broken)} of {len(services)} {which} {should}fail on some node"
+        if opened - broken:
+            words += f"; of {len(opened - broken)} more it is not known whether they answer"
+        return words, "bold red"
+    if opened:
+        if opened == services:
+            words = f"it is not known of any of the {len(services)} {which} whether it answers"
+        else:
+            words = f"it is not known of {len(opened)} of {len(services)} {which} whether they answer"
+        return words + (f"; {findings}" if faulty else ""), "bold yellow"
+    if faulty:
+        return f"all {len(services)} {which} {should}answer; {findings}", "bold yellow"
+    return f"all {len(services)} {which} {should}answer" + ("" if should else " as they should"), "bold green"
+
+
 def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False, guessed: int = 0) -> None:
     """One line a front end, worst first; those that are fine are counted only, unless `verbose`.
 
@@ -67,26 +94,7 @@ def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False
     if not rows:
         console.print(Text("no Service with an external front end", style="bold"))
         return
-    services = len({r.key for r in rows})
-    broken = len({r.key for r in rows if r.failing})
-    opened = len({r.key for r in rows if _is_open(r)})
-    if broken:
-        words, style = (
-            f"{broken} of {services} Services with an external front end fail on some node",
-            "bold red",
-        )
-    elif any(map(_is_faulty, rows)):
-        count = len({r.key for r in rows if _is_faulty(r)})
-        words = f"all {services} Services with an external front end answer; {count} of them have findings"
-        style = "bold yellow"
-    elif opened:
-        words = f"of {opened} of {services} Services with an external front end it is not known whether they answer"
-        style = "bold yellow"
-    else:
-        words, style = (
-            f"all {services} Services with an external front end answer as they should",
-            "bold green",
-        )
+    words, style = headline(rows)
     console.print(Text(words, style=style))
     shown = rows if verbose else bad
     if shown:

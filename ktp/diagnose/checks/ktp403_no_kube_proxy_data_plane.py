@@ -2,7 +2,8 @@
 
 # What it means
 The node shows another implementation that serves Services itself: Cilium, whose programs meet packets before any rule
-does, Calico's eBPF data plane, or, where kube-proxy's rules are not there, OVN-Kubernetes or Antrea's proxyAll.
+does, Calico's eBPF data plane, or, where kube-proxy's rules are not there, OVN-Kubernetes, Antrea's proxyAll or
+kube-router's service proxy.
 
 # Why traffic fails
 It need not fail. What decides is in BPF maps or OVN flows. Cilium's maps are read where the agent is asked (in a
@@ -18,6 +19,8 @@ The devices, chains and agent's pods that show the implementation.
     cilium-dbg service list; cilium-dbg bpf lb list   # Cilium
     calico-node -bpf nat dump                         # Calico eBPF
     ovn-nbctl lb-list                                 # OVN-Kubernetes
+    antctl get ovsflows -S NAME -n NAMESPACE          # Antrea
+    ipvsadm -Ln                                       # kube-router
 
 # Fix
 None is needed. Where its tables were not read, use the implementation's own tools, or give ktp what Cilium's print;
@@ -33,8 +36,15 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, listed
-from ktp.kubeproxy.data_planes import DATA_PLANES, has_kube_proxy, signs_of
+from ktp.kubeproxy.data_planes import (
+    DATA_PLANES,
+    has_kube_proxy,
+    is_readable_plane,
+    signs_of,
+    way_to_look,
+)
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.host import NodeState
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -66,8 +76,20 @@ def run(case: Case) -> Iterable[Finding]:
             "not known; what the API objects call for holds",
             nodes=nodes,
             evidence=signs,
-            fixes=[Fix(summary=f"ask {plane.name}'s own tools for its Service table", cost="none")],
+            fixes=_ways_to_look(case, state),
         )
+
+
+def _ways_to_look(case: Case, state: NodeState | None) -> list[Fix]:
+    if state is None:
+        return []
+    pods = case.snapshot.cluster.pods or ()
+    command = way_to_look(state, pods, case.service.namespace, case.service.name)
+    look = Fix(summary="see its table of Services by its own tool", cost="none", command=command)
+    if not is_readable_plane(state):
+        return [look]
+    words = "let ktp read its tables through the agents' pods: --node-access agent"
+    return [Fix(summary=words, cost="none"), look]
 
 
 CHECK = Check(code="KTP403", name="NoKubeProxyDataPlane", severity=Severity.INFO, page=__doc__ or "", run=run)

@@ -300,6 +300,14 @@ def test_another_data_plane_is_no_missing_kube_proxy() -> None:
     assert diagnosis.verdict.endswith("KTP403 Cilium serves Services on node-b, and its tables were not read")
 
 
+# What prints the Services of each, of their documentation.
+LOOK = {
+    "Cilium": "cilium-dbg bpf lb list",
+    "Calico's eBPF data plane": "calico-node -bpf nat dump",
+    "OVN-Kubernetes": "ovn-nbctl lb-list",
+    "Antrea": "antctl get ovsflows -S ",
+    "kube-router's service proxy": "ipvsadm -Ln",
+}
 _NO_KUBE_PROXY = "*filter\n:INPUT ACCEPT [0:0]\n{chain}COMMIT\n"
 
 
@@ -312,6 +320,9 @@ _NO_KUBE_PROXY = "*filter\n:INPUT ACCEPT [0:0]\n{chain}COMMIT\n"
         ("OVN-Kubernetes", "ovn-k8s-mp0", None),
         ("OVN-Kubernetes", None, "OVN-KUBE-NODEPORT"),
         ("Antrea", "antrea-gw0", None),
+        ("kube-router's service proxy", "kube-dummy-if", None),
+        ("kube-router's service proxy", None, "KUBE-ROUTER-SERVICES"),
+        (None, None, "KUBE-ROUTER-INPUT"),  # its policies
         (None, "cali1234567890a", "cali-INPUT"),  # Calico with kube-proxy's help
         (None, "flannel.1", "FLANNEL-FWD"),
     ],
@@ -327,7 +338,9 @@ def test_data_planes_are_known_by_their_devices_and_chains(
     assert [f.message.partition(" serves")[0] for f in found] == ([name] if name else [])
     if name:
         assert "what the API objects call for holds" in found[0].message
-        assert "own tools" in found[0].fixes[0].summary
+        by_hand = found[0].fixes[-1].command or ""
+        assert by_hand.startswith(LOOK[name])
+        assert ("--node-access agent" in found[0].fixes[0].summary) is (name == "Cilium")
         cells = [
             c
             for m in alone.diagnosis().frontends
