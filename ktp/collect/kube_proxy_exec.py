@@ -318,6 +318,10 @@ class ExecRunner:
         """None: a container sees no processes but its own."""
         return {}
 
+    def agents_command(self) -> str:
+        """None: what has the command is the agent's container itself."""
+        return ""
+
     def has_command(self, name: str) -> bool:
         """Whether the image has the command; asked by its --version where that does nothing else."""
         with self._lock:

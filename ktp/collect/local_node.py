@@ -48,6 +48,7 @@ from ktp.collect.pod_namespaces import (
     POD_RULES,
     PodAddresses,
     enter,
+    enter_container,
     local_namespaces,
 )
 from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture
@@ -66,6 +67,8 @@ IPV6_CONF_KEYS = ("forwarding",)
 CILIUM_FOLDER = (
     "/var/lib/cilium/bpf"  # of the agent's image: the client of other machines is called `cilium` as well
 )
+CILIUM_DEVICE = "/sys/class/net/cilium_host"
+CILIUM_AGENT = "cilium-agent"
 CILIUM_READS = (
     ("status.json", "status -o json", True),
     ("config.txt", "config -a", False),
@@ -160,6 +163,9 @@ class CommandRunner(Protocol):
     def namespaces(self, addresses: Sequence[str]) -> dict[str, int]:
         """For each address that a network namespace other than the machine's own has, a process in it."""
 
+    def agents_command(self) -> str:
+        """What Cilium's command is run by in its agent's container, seen from the node; "" where there is no agent."""
+
 
 class LocalRunner:
     """This machine, in the network namespace that ktp runs in."""
@@ -209,6 +215,20 @@ class LocalRunner:
     def namespaces(self, addresses: Sequence[str]) -> dict[str, int]:
         """For each address that another network namespace has, a process in it."""
         return local_namespaces(addresses)
+
+    def agents_command(self) -> str:
+        """By the first process that is called as the agent's program."""
+        if not Path(CILIUM_DEVICE).exists():
+            return ""
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if (process / "comm").read_text().strip() != CILIUM_AGENT:
+                    continue
+                has_new_name = (process / "root/usr/bin/cilium-dbg").exists()  # from 1.15 on
+            except OSError:
+                continue  # it has ended, or is not ours to look into
+            return f"{enter_container(int(process.name))} {'cilium-dbg' if has_new_name else 'cilium'}"
+        return ""
 
 
 # --------------------------------------------------------------------------------------------- which node it is
@@ -746,7 +766,11 @@ class _NodeReader:
         if not self._runner.has_command(command):
             command = "cilium"
             if not self._runner.has_command(command) or not self._runner.exists(CILIUM_FOLDER):
-                return _Part()
+                command = ""
+        if not command and self.is_root and self._runner.has_command("nsenter"):
+            command = self._runner.agents_command()
+        if not command:
+            return _Part()
         part = _Part()
         for file, words, is_needed in CILIUM_READS:
             read = self._command(f"cilium/{file}", "data-plane", f"{command} {words}")

@@ -53,6 +53,11 @@ def enter(pid: int) -> str:
     return f"nsenter --net=/proc/{pid}/ns/net"
 
 
+def enter_container(pid: int) -> str:
+    """What a program of a container's own files is run by, in its network namespace."""
+    return f"nsenter --mount=/proc/{pid}/ns/mnt --net=/proc/{pid}/ns/net"
+
+
 def pods_to_read(capture: Capture, *, every: bool, most: int = MOST_PODS) -> dict[str, dict[str, str]]:
     """For each node the pods to read there: those that endpoints name, or `every` one; at most `most` a node.
 

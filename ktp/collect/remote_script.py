@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ktp.collect.local_node import (
+    CILIUM_AGENT,
+    CILIUM_DEVICE,
     CILIUM_FOLDER,
     CILIUM_READS,
     IPV4_CONF_KEYS,
@@ -142,6 +144,14 @@ file /proc/net/ip6_tables_names cat
 agent=
 has cilium-dbg && agent=cilium-dbg
 [ -z "$agent" ] && has cilium && [ -e @CILIUM_FOLDER@ ] && agent=cilium
+if [ -z "$agent" ] && [ -e @CILIUM_DEVICE@ ] && [ "$uid" = 0 ] && has nsenter; then
+  for at in /proc/[0-9]*; do
+    name=; { read -r name <"$at/comm"; } 2>/dev/null
+    [ "$name" = @CILIUM_AGENT@ ] || continue
+    agent=cilium; $as_root test -e "$at/root/usr/bin/cilium-dbg" && agent=cilium-dbg
+    agent="nsenter --mount=$at/ns/mnt --net=$at/ns/net $agent"; said agent "$agent"; break
+  done
+fi
 if [ -n "$agent" ]; then
 @CILIUM_READS@
 fi
@@ -405,6 +415,8 @@ def build_script(
         "COMMANDS": " ".join(COMMANDS),
         "SYSCTL_GLOBS": " ".join(globs),
         "CILIUM_FOLDER": CILIUM_FOLDER,
+        "CILIUM_DEVICE": CILIUM_DEVICE,
+        "CILIUM_AGENT": CILIUM_AGENT,
         "CILIUM_READS": "\n".join(f"  root $agent {words}" for _, words, _ in CILIUM_READS),
         "PODS": " ".join(map(in_proc, pods)),
         "POD_READS": "\n".join(_in_pod(words) for _, words, _ in POD_READS),
@@ -576,6 +588,10 @@ class RecordedRunner:
             for text in texts
             if text in spelled
         }
+
+    def agents_command(self) -> str:
+        """As the script found it."""
+        return self._recording.facts.get("agent", b"").decode(errors="replace").strip()
 
     def is_root(self) -> bool:
         """Whether what root alone may read could be read."""
