@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ktp.app.snapshot import Taken, redacted_capture, taken
 from ktp.errors import EvidenceError
+from ktp.model.cluster import Node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +36,8 @@ def import_evidence(sources: tuple[str, ...], out: str, *, redact: bool, redact_
     lists, kinds, useless = gathered(found.objects)
     for name in useless:
         del found.objects[name]
-    nodes = list(parse_nodes(lists[NODES])) if NODES in lists else []
-    place(found, files, nodes)
+    nodes = parse_nodes(lists[NODES]) if NODES in lists else {}
+    place(found, files, list(nodes), _other_names(nodes))
     if SERVICES not in lists:
         kept = (
             f"objects of other kinds ({', '.join(kinds)})"
@@ -59,3 +61,13 @@ def import_evidence(sources: tuple[str, ...], out: str, *, redact: bool, redact_
         homeless=tuple(found.homeless),
         unused=len(found.unused),
     )
+
+
+def _other_names(nodes: Mapping[str, Node]) -> dict[str, str]:
+    """What collectors call a node by beside its name: a cloud's instance id (EKS), its host name."""
+    found: dict[str, str] = {}
+    for name, node in nodes.items():
+        texts = [(node.provider_id or "").rpartition("/")[2]]
+        texts += [*node.addresses_of("Hostname"), *node.addresses_of("InternalDNS")]
+        found |= {text: name for text in texts if len(text) > 3}
+    return found

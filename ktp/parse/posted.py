@@ -15,7 +15,16 @@ from enum import Enum
 from itertools import pairwise
 
 from ktp.model.reading import Lack, Reading, TableReading
-from ktp.model.ruleset import Backend, Chain, Counters, DictRuleset, PartialRuleset, Ruleset, unread_ruleset
+from ktp.model.ruleset import (
+    Backend,
+    Chain,
+    Counters,
+    DictRuleset,
+    PartialRuleset,
+    Rule,
+    Ruleset,
+    unread_ruleset,
+)
 from ktp.parse.iptables_list import columns_of, listed_rule
 from ktp.parse.iptables_save import other_backend, parse_rule, with_unread_tables
 from ktp.parse.text import decode_text
@@ -766,3 +775,36 @@ def taken_for(posted: Posted) -> str:
 
 
 __all__ = ["Dress", "Form", "Posted", "PostedHost", "read_posted", "taken_for"]
+
+
+# The EKS log collector ends each listing by a count.
+_TRAILER = re.compile(rb"^=======\nTotal Number of Rules: \d+\s*$", re.MULTILINE)
+
+
+def dump_of_listing(data: bytes, table: str, source: str) -> str | None:
+    """What `iptables -t TABLE -nvL` printed, as iptables-save prints that table; None where a row is not understood."""
+    command = f"# iptables -t {table} -nvL\n".encode()
+    posted = read_posted(command + _TRAILER.sub(b"", data), source)
+    if posted.unparsed or len(posted.hosts) != 1 or len(posted.hosts[0].rulesets) != 1:
+        return None
+    (ruleset,) = posted.hosts[0].rulesets
+    chains = [
+        chain for name in ruleset.chain_names(table) if (chain := ruleset.chain(table, name)) is not None
+    ]
+    rules = [rule for chain in chains for rule in chain]
+    if not chains or any(rule.error is not None or rule.lost is not None for rule in rules):
+        return None
+    lines = [f"*{table}"]
+    for chain in chains:
+        packets, size = (
+            (chain.counters.packets, chain.counters.bytes) if chain.counters is not None else (0, 0)
+        )
+        lines.append(f":{chain.name} {chain.policy or '-'} [{packets}:{size}]")
+    for chain in chains:
+        lines += [_with_counters(rule) for rule in chain]
+    return "\n".join([*lines, "COMMIT", ""])
+
+
+def _with_counters(rule: Rule) -> str:
+    counted = rule.counters
+    return rule.text if counted is None else f"[{counted.packets}:{counted.bytes}] {rule.text}"
