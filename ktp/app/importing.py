@@ -30,6 +30,8 @@ def import_evidence(sources: tuple[str, ...], out: str, *, redact: bool, redact_
     from ktp.model.capture import Capture, MemoryCapture
     from ktp.parse.kubernetes import NODES, SERVICES, parse_nodes
     from ktp.parse.manifests import gathered
+    from ktp.parse.posted import dump_of_listing
+    from ktp.parse.printed import printed_for_people
 
     files = read_files(Path(source) for source in sources)
     found = sort_out(files)
@@ -37,7 +39,7 @@ def import_evidence(sources: tuple[str, ...], out: str, *, redact: bool, redact_
     for name in useless:
         del found.objects[name]
     nodes = parse_nodes(lists[NODES]) if NODES in lists else {}
-    place(found, files, list(nodes), _other_names(nodes))
+    place(found, files, list(nodes), _other_names(nodes), printed_for_people, dump_of_listing)
     if SERVICES not in lists:
         kept = (
             f"objects of other kinds ({', '.join(kinds)})"

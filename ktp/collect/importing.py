@@ -6,21 +6,17 @@ gives it. Which node it is of, the answer of `ktp node-script` says itself; of o
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ktp.collect.remote_script import collect_recorded, parse_stream
 from ktp.collect.snapshot import archive_members
 from ktp.collect.strip import NODE_FILE
 from ktp.errors import SnapshotError
 from ktp.model.capture import EvidenceGap
-from ktp.parse.ip_text import addresses_of, routes_of, rules_of
-from ktp.parse.posted import dump_of_listing
 
 _MAX_FILE = 512 << 20
 _MARK = re.compile(rb"\n(ktp-[0-9a-f]{32}) begin ")
@@ -38,6 +34,10 @@ _OBJECTS = re.compile(
     rb"""["']?kind["']?\s*:\s*["']?(?:(?:Service|EndpointSlice|Endpoints|Pod|Node)(?:List)?|List)\b"""
 )
 _OTHER_ARCHIVES = re.compile(r"\.(?:tar\.(?:xz|bz2|zst)|txz|tbz2?|zip|7z)$")
+
+
+Printed = Callable[[str, bytes], "tuple[str, bytes] | None"]
+"""A file's name and content → what a snapshot calls it and has of it; None where it is not understood whole."""
 
 
 @dataclass(slots=True)
@@ -110,11 +110,14 @@ def place(
     found: Evidence,
     files: Mapping[str, bytes],
     nodes: Collection[str],
-    other_names: Mapping[str, str] | None = None,
+    other_names: Mapping[str, str],
+    printed: Printed,
+    dump_of_listing: Callable[[bytes, str, str], str | None],
 ) -> None:
     """Give the files that nodes printed to their nodes; `nodes` are the names that are known.
 
-    `other_names` are what else collectors call a node by, a cloud's instance id among them → its name.
+    `other_names` are what else collectors call a node by, a cloud's instance id among them → its name. `printed` and
+    `dump_of_listing` (content, table, name) read what commands print for people.
     """
     listings: dict[tuple[str, str], dict[str, str]] = {}  # node and command → table → name of the file
     for name, content in files.items():
@@ -125,11 +128,11 @@ def place(
             _take_answer(found, name, content, mark.group(1).decode(), nodes)
             continue
         listed = _LISTING.search(name.rpartition("/")[2])
-        told = None if _OF_ANOTHER_NAMESPACE.search(name) else _file_of(name, content)
+        told = None if _OF_ANOTHER_NAMESPACE.search(name) else _file_of(name, content, printed)
         if told is None and (listed is None or not _CHAIN.search(content[:4096])):
             found.unused.append(name)
             continue
-        node = _node_of(name, nodes) or _other_name_in(name, other_names or {})
+        node = _node_of(name, nodes) or _other_name_in(name, other_names)
         if node is None:
             found.homeless.append(name)
         elif told is not None:
@@ -139,7 +142,7 @@ def place(
         elif listed is not None:
             listings.setdefault((node, listed["command"]), {}).setdefault(listed["table"] or "filter", name)
     for (node, command), tables in listings.items():
-        _take_listings(found, files, node, command, tables)
+        _take_listings(found, files, node, command, tables, dump_of_listing)
 
 
 # Files of `iptables -t TABLE -nvL` (sosreport, the EKS log collector, Rancher), by name; without a table: filter.
@@ -152,7 +155,12 @@ _OF_ANOTHER_NAMESPACE = re.compile(r"ip_netns_exec_|/namespaces/")
 
 
 def _take_listings(
-    found: Evidence, files: Mapping[str, bytes], node: str, command: str, tables: Mapping[str, str]
+    found: Evidence,
+    files: Mapping[str, bytes],
+    node: str,
+    command: str,
+    tables: Mapping[str, str],
+    dump_of_listing: Callable[[bytes, str, str], str | None],
 ) -> None:
     """Listings of tables as one dump, where the node has none of that command; what is not understood stays out."""
     file = f"nodes/{node}/{command}-save.txt"
@@ -203,7 +211,7 @@ def _take_answer(found: Evidence, name: str, content: bytes, mark: str, nodes: C
     found.taken[name] = f"nodes/{node}/"
 
 
-def _file_of(name: str, content: bytes) -> tuple[str, bytes] | None:
+def _file_of(name: str, content: bytes, printed: Printed) -> tuple[str, bytes] | None:
     """What a file is called in a snapshot, and its content there."""
     base = name.rpartition("/")[2]
     if NODE_FILE.fullmatch(base) and not (base == "ipvsadm.txt" and not _IPVS.match(content)):
@@ -221,43 +229,10 @@ def _file_of(name: str, content: bytes) -> tuple[str, bytes] | None:
                 {b"nf_tables": "-nft", b"legacy": "-legacy"}[said.group(1)] if said is not None else ""
             )
         return file.format(*groups), content
-    return _printed_for_people(base, content, start)
+    return printed(base, content)
 
 
 _IPVS = re.compile(rb"\s*(?:-[Aa] |IP Virtual Server|$)")
-_ROUTE = re.compile(rb"(?:[a-z]+ )?(?:default|[0-9a-f.:/]+) +(?:via|dev|proto|table|metric) ")
-_IP_TEXT: tuple[tuple[re.Pattern[bytes], str, Callable[[str], list[dict[str, Any]]]], ...] = (
-    (re.compile(rb"1: lo: <"), "ip-addr.json", addresses_of),
-    (_ROUTE, "ip{0}-route.json", routes_of),
-    (re.compile(rb"\d+:\s+(?:not )?from "), "ip{0}-rule.json", rules_of),
-)  # fmt: skip
-_OF_IPV6 = re.compile(r"6")
-_SYSCTL = re.compile(rb"(?:\S+ = .*\n)*?net\.ipv4\.\S+ = ", re.MULTILINE)
-_SOCKETS = re.compile(rb"Netid\s+State\s+Recv-Q\s+Send-Q\s+Local Address:Port\s+Peer Address:Port")
-
-
-def _printed_for_people(base: str, content: bytes, start: bytes) -> tuple[str, bytes] | None:
-    """Output of ip, sysctl and ss as a snapshot has it; None of what is not understood, or in part."""
-    for head, file, read in _IP_TEXT:
-        if head.match(start) is None:
-            continue
-        try:
-            entries = read(content.decode(errors="replace"))
-        except (ValueError, StopIteration):
-            return None
-        if read is routes_of and not any(entry.get("table") == "local" for entry in entries):
-            return None  # `ip route` alone: what it leaves out would be taken for missing
-        return file.format("6" if _OF_IPV6.search(base) else ""), json.dumps(entries).encode()
-    if _SYSCTL.match(content):
-        lines = [line for line in content.split(b"\n") if line.startswith(b"net.")]
-        return "sysctl.txt", b"\n".join(lines) + b"\n"
-    if _SOCKETS.match(start):
-        rows = [line.split() for line in content.decode(errors="replace").splitlines()]
-        listening = [
-            row[:6] for row in rows if row[:1] in (["tcp"], ["udp"]) and row[1:2] in (["LISTEN"], ["UNCONN"])
-        ]
-        return "ss.txt", "".join(" ".join(row) + "\n" for row in listening).encode()
-    return None
 
 
 def _node_of(name: str, nodes: Collection[str]) -> str | None:

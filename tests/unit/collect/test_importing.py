@@ -14,6 +14,8 @@ import pytest
 
 from ktp.cli import run
 from ktp.collect.importing import place, sort_out
+from ktp.parse.posted import dump_of_listing
+from ktp.parse.printed import printed_for_people
 
 DEMO = Path(__file__).parents[3] / "ktp" / "demo" / "article"
 RULES = (DEMO / "nodes" / "node-b" / "iptables-legacy-save.txt").read_bytes()
@@ -185,16 +187,40 @@ def test_the_head_tells_which_program_saved_the_rules() -> None:
     for head, file in heads.items():
         files = {"node-b/output": f"{head}\n".encode()}
         found = sort_out(files)
-        place(found, files, ["node-a", "node-b"])
+        place(found, files, ["node-a", "node-b"], {}, printed_for_people, dump_of_listing)
         assert list(found.nodes) == [f"nodes/node-b/{file}"], head
 
 
 def test_names_that_only_begin_alike_are_other_nodes() -> None:
     files = {"node-10/x": RULES, "mynode-1.txt": RULES}
     found = sort_out(files)
-    place(found, files, ["node-1"])
+    place(found, files, ["node-1"], {}, printed_for_people, dump_of_listing)
     assert found.nodes == {}
     assert len(found.homeless) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "file"),
+    [
+        ("ip_-6_rule_list", "0:\tfrom all lookup local\n", "ip6-rule.json"),
+        ("iprule.txt", "0:\tfrom all lookup local\n", "ip-rule.json"),
+        ("iprule.txt", "0:\tfrom all wonder lookup local\n", None),
+        (
+            "iproute.txt",
+            "default via 192.0.2.1 dev eth0\nlocal 192.0.2.7 dev eth0 table local\n",
+            "ip-route.json",
+        ),
+        ("iproute.txt", "default via 192.0.2.1 dev eth0\nlocal 192.0.2.7 dev eth0 table local odd 3\n", None),
+        ("iproute.txt", "default via 192.0.2.1 dev eth0\n", None),
+        ("sysctl_-a", "abi.vsyscall32 = 1\nnet.ipv4.ip_forward = 1\n", "sysctl.txt"),
+        ("ps", "PID TTY\n", None),
+    ],
+)
+def test_what_commands_print_for_people(name: str, text: str, file: str | None) -> None:
+    found = printed_for_people(name, text.encode())
+    assert (found[0] if found is not None else None) == file
+    if file == "sysctl.txt":
+        assert found == (file, b"net.ipv4.ip_forward = 1\n")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
