@@ -24,7 +24,7 @@ BUILDER ?= buildah
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ktp/__init__.py)
 DEMO_SERVICE := test/nginx-externaltrafficpolicy
 
-.PHONY: pages golden help demo test test-cases test-kernel test-vm test-image image lint type imports fmt bench check pyz dist sbom site clean system-packages
+.PHONY: pages golden help demo test test-cases test-kernel test-vm test-image image lint type imports fmt bench check pyz krew dist sbom site clean system-packages
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -130,6 +130,10 @@ pyz: $(BIN)/python ## one file dist/ktp.pyz that runs on every Python from 3.10 
 	@$(PYZ)/tools/bin/shiv --site-packages $(PYZ)/site --python '/usr/bin/env python3' --entry-point ktp.cli:main \
 		--preamble requirements/pyz_preamble.py --compressed --reproducible --output-file dist/ktp.pyz >/dev/null
 	@ls -sh dist/ktp.pyz
+
+krew: pyz ## dist/ktp.yaml and its archive, by which krew installs ktp (REPOSITORY=https://github.com/OWNER/ktp)
+	@[ -n "$(REPOSITORY)" ] || { echo "make krew REPOSITORY=https://github.com/OWNER/ktp" >&2; exit 2; }
+	@$(BIN)/python tools/gen_krew.py dist/ktp.pyz "$(REPOSITORY)" && ls dist/ktp.yaml dist/kubectl-ktp.tar.gz
 
 clean: ## remove the virtual environment, caches and builds
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
