@@ -79,6 +79,18 @@ def manifest_of(archive: bytes, repository: str, version: str = __version__) -> 
     }
 
 
+class _Blocks(yaml.SafeDumper):
+    """Texts of several lines as people write them."""
+
+
+_Blocks.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
+
+
 def main() -> None:
     """Write both beside the program."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
