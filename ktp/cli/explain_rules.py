@@ -38,6 +38,7 @@ def command(
 
     \b
       ktp explain-rules shop/web                           every front end of a Service, on each node
+      ktp explain-rules 10.96.0.10:53/udp                  one address, whosever it is
       ktp explain-rules --node-port 31015                  one node port, on this node
       iptables-save | ktp explain-rules --node-port 31015 --rules -
       nft -j list ruleset | ktp explain-rules --node-port 31015 --rules -
@@ -58,16 +59,25 @@ def command(
         )
     if rules is not None and (chosen.snapshot is not None or chosen.demo):
         raise UsageError("--rules and --snapshot or --demo are different evidence; give one of them")
-    from ktp.app.explain_rules import explain_chain, explain_node_port, explain_service, open_rules
+    from ktp.app.explain_rules import (
+        explain_address,
+        explain_chain,
+        explain_node_port,
+        explain_service,
+        open_rules,
+    )
+    from ktp.parse.dialled import is_address
     from ktp.render.rules_tree import print_explanations
 
     if node_port is not None:
         explained = explain_node_port(chosen, node_port, vantage, open_rules(rules, sys.stdin))
     elif chain is not None:
         explained = explain_chain(chosen, chain, open_rules(rules, sys.stdin))
+    elif name is not None and is_address(name):
+        explained = explain_address(chosen, name, vantage, open_rules(rules, sys.stdin))
     elif rules is not None:
         raise UsageError(
-            "a dump knows no Services", hint="ask for --node-port N or --chain CHAIN with --rules"
+            "a dump knows no Services", hint="ask for IP:PORT, --node-port N or --chain CHAIN with --rules"
         )
     else:
         explained = explain_service(chosen, name or "", vantage)

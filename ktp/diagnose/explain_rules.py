@@ -119,6 +119,51 @@ def explain_port(
     return [e for n in names for e in _explain_end(snapshot, n, vantage, end, every_rule=every_rule)]
 
 
+def explain_end(
+    snapshot: Snapshot,
+    address: IPAddress,
+    protocol: str,
+    port: int,
+    vantage: str,
+    nodes: Sequence[str],
+    *,
+    every_rule: bool = False,
+) -> list[Explanation]:
+    """An address with a port on each node with rules: a Service's where one has it, else whatever it is."""
+    require_rules(snapshot, nodes)
+    text = str(address)
+    names = nodes_with_rules(snapshot, nodes)
+    for service in snapshot.cluster.services.values():
+        for each in service.ports:
+            if each.protocol.lower() != protocol:
+                continue
+            named = f"{service.key}{':' + each.name if each.name else ''}"
+            for kind, addresses in (
+                (FrontEndKind.LOAD_BALANCER, [i.ip for i in service.ingress]),
+                (FrontEndKind.EXTERNAL_IP, service.external_ips),
+                (FrontEndKind.CLUSTER_IP, service.cluster_ips),
+            ):
+                if each.port == port and text in addresses:
+                    end = _End(kind, address, port, protocol, named, service)
+                    return [
+                        e
+                        for n in names
+                        for e in _explain_end(snapshot, n, vantage, end, every_rule=every_rule)
+                    ]
+            owners = [n for n in names if address in node_addresses(snapshot, n)]
+            if each.node_port == port and owners:
+                end = _End(FrontEndKind.NODE_PORT, address, port, protocol, named, service)
+                return [
+                    e for n in owners for e in _explain_end(snapshot, n, vantage, end, every_rule=every_rule)
+                ]
+    owners = [n for n in names if address in node_addresses(snapshot, n)]
+    kind = FrontEndKind.NODE_PORT if owners else FrontEndKind.EXTERNAL_IP
+    end = _End(kind, address, port, protocol, None, None, words="")
+    return [
+        e for n in owners or names for e in _explain_end(snapshot, n, vantage, end, every_rule=every_rule)
+    ]
+
+
 def _has_port(state: NodeState, protocol: str, port: int) -> bool:
     if any(node_port_rules(r, protocol, port) for r in state.rulesets):
         return True
@@ -148,7 +193,7 @@ def _others_naming(state: NodeState, protocol: str, port: int, family: str | Non
 class _End:
     """A front end to be asked about on several nodes."""
 
-    __slots__ = ("address", "kind", "named", "port", "protocol", "service")
+    __slots__ = ("address", "kind", "named", "port", "protocol", "service", "words")
 
     def __init__(
         self,
@@ -158,7 +203,10 @@ class _End:
         protocol: str,
         named: str | None,
         service: Service | None,
+        words: str | None = None,
     ) -> None:
+        """`words` is what to call its address; None is what its kind is called."""
+        self.words = words
         self.kind = kind
         self.address = address
         self.port = port
@@ -168,9 +216,11 @@ class _End:
 
     def subject(self, target: IPAddress) -> str:
         """`node port 31015/tcp`, `cluster IP 10.96.0.10:53/udp`."""
-        if self.kind is FrontEndKind.NODE_PORT:
+        if self.kind is FrontEndKind.NODE_PORT and self.words is None:
             return f"node port {self.port}/{self.protocol}"
         shown = f"[{target}]" if target.version == 6 else str(target)
+        if self.words is not None:
+            return f"{self.words}{shown}:{self.port}/{self.protocol}"
         return f"{_KINDS.get(self.kind, 'cluster IP')} {shown}:{self.port}/{self.protocol}"
 
 
@@ -199,7 +249,7 @@ def _explain_end(
         if (
             target is None
             or not evidence.sources
-            or (service is None and not evidence.names_port and not others)
+            or (service is None and end.words is None and not evidence.names_port and not others)
         ):
             continue
         front = FrontEnd(

@@ -184,13 +184,18 @@ def failed_words(f: LbFrontend | None, service: str) -> str:
 
 
 def explain_cilium_dump(
-    frontends: Sequence[LbFrontend], source: str, node: str, protocol: str, port: int
+    frontends: Sequence[LbFrontend],
+    source: str,
+    node: str,
+    protocol: str,
+    port: int,
+    address: str | None = None,
 ) -> Explanation | None:
-    """The front ends of a port, from `bpf lb list` or `service list` alone; None where there is none.
+    """The front ends of a port, or of `address`, from `bpf lb list` or `service list` alone; None where there is none.
 
     The verdict is a client's outside the cluster, by the entry of a node's address, else by the first.
     """
-    mine = front_ends_met(frontends, None, protocol, port)
+    mine = front_ends_met(frontends, address, protocol, port)
     if not mine:
         return None
     asked = next(
@@ -246,7 +251,7 @@ def explain_cilium_dump(
     if LbFlag.TWO_SCOPES in asked.flags:
         notes.append("entries with /i are for clients inside the cluster, the others for clients outside")
     return Explanation(
-        subject=f"front ends of port {port}/{protocol}",
+        subject=f"front ends of {host_port(address, port) if address else f'port {port}'}/{protocol}",
         node=node,
         vantage="a client outside the cluster",
         source=source,

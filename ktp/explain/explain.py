@@ -13,7 +13,7 @@ from ktp.explain.front_end import NodePortRules, generation_of, is_ipvs, node_ad
 from ktp.explain.kube import explain_rule
 from ktp.explain.tree import chain_tree, quiet_tables, rule_node, stages_of
 from ktp.explain.verdict import verdict_of
-from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES
+from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES, host_port
 from ktp.model.explanation import ChainNode, Explanation
 from ktp.model.host import NodeState
 from ktp.model.ruleset import Chain, Rule, Ruleset
@@ -127,16 +127,40 @@ def _fragment(state: NodeState | None, asked: Asked) -> tuple[NftTable, NftNodeP
     return None if table is None or table.base_chains else (table, rules)
 
 
+@dataclass(frozen=True, slots=True)
+class AskedAddress:
+    """An address that is asked about; `is_own` tells that it is taken for one of the node's own."""
+
+    address: str
+    is_own: bool
+
+    def words(self, protocol: str, port: int) -> str:
+        """`10.96.0.10:53/udp`."""
+        return f"{host_port(self.address, port)}/{protocol}"
+
+    def notes(self) -> tuple[str, ...]:
+        """What was taken for granted of it."""
+        return (
+            f"{self.address} is taken for an address of this node, since its port is a node port",
+        ) * self.is_own
+
+
 def ask_dump(
-    state: NodeState, ruleset: Ruleset, protocol: str, port: int, vantage: str, rules: NodePortRules
+    state: NodeState,
+    ruleset: Ruleset,
+    protocol: str,
+    port: int,
+    vantage: str,
+    rules: NodePortRules,
+    dialled: AskedAddress | None = None,
 ) -> tuple[Walker, Asked]:
     """The question to a dump alone: nothing but rules is known, so addresses are placeholders.
 
-    `ruleset` is the one of the node's that names the port.
+    `ruleset` is the one of the node's that names the port. With `dialled` that address is asked about, else the node's.
     """
     node = state.name
     family = 4 if ruleset.family == "ip" else 6
-    own = node_address(ruleset)
+    own = dialled.address if dialled is not None and dialled.is_own else node_address(ruleset)
     names: dict[str, str] = {}
     if own is None:
         own = NODE_IP[family]
@@ -160,8 +184,10 @@ def ask_dump(
             )
     elif vantage == LOCALHOST and family == 4:
         notes.append("needs net.ipv4.conf.all.route_localnet = 1 as well, which rules do not tell")
+    if dialled is not None:
+        notes += dialled.notes()
     flow = Flow(
-        dst=LOOPBACK[family] if vantage == LOCALHOST else own,
+        dst=dialled.address if dialled is not None else LOOPBACK[family] if vantage == LOCALHOST else own,
         port=port,
         protocol=protocol,
         src=LOOPBACK[family] if vantage == LOCALHOST else client,
@@ -174,7 +200,9 @@ def ask_dump(
         assumed_local={node: frozenset((to_int(own),))},
     )
     asked = Asked(
-        subject=node_port_words(protocol, port, rules),
+        subject=dialled.words(protocol, port)
+        if dialled is not None
+        else node_port_words(protocol, port, rules),
         node=node,
         vantage=vantage,
         flow=flow,

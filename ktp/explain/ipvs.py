@@ -414,9 +414,11 @@ def servers_of_port(table: IpvsTable, protocol: str, port: int) -> list[VirtualS
     return [s for s in table.services if s.protocol == protocol and s.port == port and s.ip is not None]
 
 
-def explain_ipvs_dump(table: IpvsTable, node: str, protocol: str, port: int) -> Explanation | None:
-    """The virtual servers of a port, from `ipvsadm -Sn` alone; None where there is none."""
-    servers = servers_of_port(table, protocol, port)
+def explain_ipvs_dump(
+    table: IpvsTable, node: str, protocol: str, port: int, address: str | None = None
+) -> Explanation | None:
+    """The virtual servers of a port, from `ipvsadm -Sn` alone; None where there is none. `address`: of that alone."""
+    servers = [s for s in servers_of_port(table, protocol, port) if address in (None, str(s.ip))]
     if not servers:
         return None
     nodes = tuple(_server_node(s, None, None) for s in servers)
@@ -469,7 +471,7 @@ def explain_ipvs_dump(table: IpvsTable, node: str, protocol: str, port: int) -> 
             "clients outside then time out although the virtual server has real servers; the health check port says 503"
         )
     return Explanation(
-        subject=f"virtual servers of port {port}/{protocol}",
+        subject=f"virtual servers of {host_port(address, port) if address else f'port {port}'}/{protocol}",
         node=node,
         vantage="a client outside the cluster",
         source=table.source,

@@ -15,6 +15,7 @@ from ktp.explain.explain import (
     POD,
     POD_IP,
     Asked,
+    AskedAddress,
     address_in,
     node_port_words,
 )
@@ -72,15 +73,28 @@ def xtables_with_kube_proxy(ruleset: NftRuleset) -> str | None:
 
 
 def ask_nft_dump(
-    ruleset: NftRuleset, node: str, protocol: str, port: int, vantage: str
+    ruleset: NftRuleset,
+    node: str,
+    protocol: str,
+    port: int,
+    vantage: str,
+    dialled: AskedAddress | None = None,
 ) -> list[tuple[Walker, Asked]]:
-    """The question to an nftables ruleset alone, once for each address family that has the node port."""
+    """The question to an nftables ruleset alone, once for each address family that has the node port.
+
+    With `dialled` that address is asked about, in its family alone.
+    """
     out: list[tuple[Walker, Asked]] = []
     for family in FAMILIES:
         table = kube_table(ruleset, family)
         rules = node_port_elements(table, protocol, port) if table is not None else None
-        if table is not None and rules:
-            out.append(_ask(ruleset, table, rules, node, protocol, port, vantage))
+        if dialled is not None and (":" in dialled.address) is not (family == "ip6"):
+            continue
+        served = node_port_addresses(table) if table is not None else None
+        if dialled is not None and dialled.is_own and served and dialled.address not in served:
+            continue  # the rules name the node's addresses, and this is none
+        if table is not None and rules is not None and (rules or dialled is not None):
+            out.append(_ask(ruleset, table, rules, node, protocol, port, vantage, dialled))
     return out
 
 
@@ -92,9 +106,12 @@ def _ask(
     protocol: str,
     port: int,
     vantage: str,
+    dialled: AskedAddress | None,
 ) -> tuple[Walker, Asked]:
     family = 4 if table.family == "ip" else 6
     addresses = node_port_addresses(table)
+    if dialled is not None and dialled.is_own:
+        addresses = (dialled.address,)
     names: dict[str, str] = {}
     notes: list[str] = []
     own = addresses[0] if addresses else NODE_IP[family]
@@ -119,6 +136,9 @@ def _ask(
                 f"the pod is taken to have an address of {network}, the pods' network by these rules"
             )
     target = LOOPBACK[family] if vantage == LOCALHOST else own
+    if dialled is not None:
+        target = dialled.address
+        notes += dialled.notes()
     flow = Flow(
         dst=target,
         port=port,
@@ -127,7 +147,7 @@ def _ask(
         from_node=node if vantage != EXTERNAL else None,
         via=node if vantage == EXTERNAL else None,
     )
-    if addresses is not None:
+    if addresses is not None and dialled is None:
         which = ", ".join(addresses) or "no address"
         notes.append(f"node ports are served on {which} only (set nodeport-ips)")
     topology = Topology(
@@ -136,14 +156,16 @@ def _ask(
         assumed_local={node: frozenset(to_int(a) for a in (addresses or (own,)))},
     )
     asked = Asked(
-        subject=node_port_words(protocol, port, rules),
+        subject=dialled.words(protocol, port)
+        if dialled is not None
+        else node_port_words(protocol, port, rules),
         node=node,
         vantage=vantage,
         flow=flow,
         source=ruleset.source,
         rules_of=rules_of_nft(table),
         names=names,
-        rules=rules,
+        rules=rules if dialled is None or dialled.is_own else None,
         notes=tuple(notes),
     )
     return Walker(topology), asked

@@ -30,6 +30,11 @@ class What:
     service: tuple[str | None, str] | None = None
 
 
+def is_address(text: str) -> bool:
+    """Whether it can only mean an address with a port: `10.96.0.10:53/udp`, `[fd00::1]:80`."""
+    return re.fullmatch(r"(?:\d+(?:\.\d+){3}|\[[0-9A-Fa-f:.]+\]):\d+(?:/[a-z]+)?", text) is not None
+
+
 def parse_what(text: str) -> What:
     """`text` in any form of `ktp diagnose WHAT`; UsageError for what is none."""
     words, protocol = text.strip(), None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -470,3 +471,103 @@ def test_chains_of_a_snapshot(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert status == 0
     assert "chain masquerading, node-b" in out
     assert "hairpin-connections" in out
+
+
+# --------------------------------------------------------------------------------------------------- any address
+
+RECORDED = Path(__file__).resolve().parents[2] / "data" / "cases"
+DUMPS = {
+    "core-1.20-iptables-legacy": "iptables-legacy-save.txt",
+    "core-1.36-iptables-nft": "iptables-nft-save.txt",
+    "core-1.36-nftables": "nft-ruleset.json",
+    "ipvs-1.36-legacy": "ipvsadm.txt",
+    "cilium-1.19.4-policy": "cilium/bpf-lb-list.json",
+}
+
+
+def explained(text: str) -> list[dict[str, Any]]:
+    """What was printed: one explanation alone, or several."""
+    found = json.loads(text)
+    return list(found.get("items", [found]))
+
+
+def ends_of(case: str, name: str) -> tuple[str, int, int]:
+    """The cluster IP, port and node port of a recorded Service."""
+    services = json.loads((RECORDED / case / "cluster/services.json").read_text())["items"]
+    (spec,) = [s["spec"] for s in services if s["metadata"]["name"] == name]
+    return spec["clusterIP"], spec["ports"][0]["port"], spec["ports"][0]["nodePort"]
+
+
+@pytest.mark.parametrize("case", DUMPS)
+def test_any_address_is_explained_from_a_dump(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cluster IP and a load balancer's address, in each form of rules."""
+    dump = RECORDED / case / "nodes" / "node-a" / DUMPS[case]
+    cluster_ip, port, _ = ends_of(case, "nginx-log")
+    for address in (cluster_ip, "10.99.0.12"):
+        assert run(["explain-rules", f"{address}:{port}", "--rules", str(dump), "-o", "json"]) == 0
+        (found,) = explained(capsys.readouterr().out)
+        assert found["verdict"]["disposition"] == "delivered"
+        assert f"{address}:{port}/tcp" in found["subject"]
+
+
+@pytest.mark.parametrize("case", [c for c in DUMPS if c.startswith("core")])
+@pytest.mark.parametrize("node", ["node-a", "node-b"])
+def test_an_address_is_taken_for_the_nodes_own_where_only_that_explains_it(
+    case: str, node: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node port under Local, whose pod was on one node: what a node's own address gets is told from the rules."""
+    dump = str(RECORDED / case / "nodes" / node / DUMPS[case])
+    slices = json.loads((RECORDED / case / "cluster/endpointslices.json").read_text())["items"]
+    name = "nginx-externaltrafficpolicy"
+    held = {
+        e["nodeName"]
+        for s in slices
+        if s["metadata"]["labels"]["kubernetes.io/service-name"] == name
+        for e in s["endpoints"]
+    }
+    _, _, node_port = ends_of(case, name)
+    own = "192.0.2.77"
+    if case == "core-1.36-nftables":  # its rules name the addresses that node ports are served on
+        assert run(["explain-rules", f"{own}:{node_port}", "--rules", dump, "-o", "json"]) == 4
+        (found,) = explained(capsys.readouterr().out)
+        own = {"node-a": "10.0.0.3", "node-b": "10.0.0.10"}[node]
+    assert run(["explain-rules", f"{own}:{node_port}", "--rules", dump, "-o", "json"]) == (node not in held)
+    (found,) = explained(capsys.readouterr().out)
+    taken = [n for n in found["notes"] if f"{own} is taken for an address of this node" in n]
+    assert bool(taken) is (case != "core-1.36-nftables")
+    # Of another port it is not known whose it is, and nothing is taken for granted.
+    assert run(["explain-rules", "192.0.2.77:9", "--rules", dump, "-o", "json"]) == 4
+    (found,) = explained(capsys.readouterr().out)
+    assert not [n for n in found["notes"] if "taken for" in n]
+
+
+@pytest.mark.parametrize("what", ["10.0.0.10:31015", "10.99.0.12:80", "10.0.0.10:22"])
+def test_an_address_of_a_snapshot_is_asked_where_it_is(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A node's own address on that node alone, with its sockets; a load balancer's on every node."""
+    status = run(["--demo", "explain-rules", what, "-o", "json"])
+    found = explained(capsys.readouterr().out)
+    nodes = [each["node"] for each in found]
+    assert nodes == (["node-a", "node-b", "node-c"] if "99" in what else ["node-b"])
+    assert status == (0 if "99" in what else 1)
+    if what.endswith(":22"):
+        assert found[0]["subject"] == "10.0.0.10:22/tcp"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("192.0.2.1:99999", "99999"),
+        ("192.0.2.1:80/quic", "192.0.2.1:80/quic"),
+        ("192.0.2.300:80", "192.0.2.300"),
+    ],
+)
+def test_an_address_that_is_none(what: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    dump = str(RECORDED / "core-1.36-nftables/nodes/node-a/nft-ruleset.json")
+    assert run(["explain-rules", what, "--rules", dump]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_dump_without_the_address(capsys: pytest.CaptureFixture[str]) -> None:
+    dump = str(RECORDED / "ipvs-1.36-legacy/nodes/node-a/ipvsadm.txt")
+    assert run(["explain-rules", "192.0.2.1:80", "--rules", dump]) == 2
+    assert "has nothing for 192.0.2.1:80" in capsys.readouterr().err
