@@ -7,11 +7,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 from ktp.app.evidence import find_service, node_names, snapshot_for_all, snapshot_for_service
-from ktp.app.probe import Probing, dial, health_answers
 from ktp.app.settings import Settings
 from ktp.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from ktp.app.probe import Probing
     from ktp.diagnose.survey import SurveyRow
     from ktp.model.cluster import Service
     from ktp.model.diagnosis import ServiceDiagnosis
@@ -38,9 +38,14 @@ def diagnose_services(
     for name in names:
         snapshot, service = snapshot_for_service(settings, name)
         _require_family(service, outside)
-        said = health_answers(settings, snapshot, service, probing) if health else None
+        said = None
+        if health:
+            from ktp.app.probe import health_answers
+
+            said = health_answers(settings, snapshot, service, probing)
         report = diagnose_service(snapshot, service, nodes=settings.nodes, client=outside, health=said)
         if probe and probing is not None:
+            from ktp.app.probe import dial
             from ktp.diagnose.probing import with_probes
 
             report = with_probes(report, dial(settings, snapshot, service, probing).rows)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ktp.diagnose.case import Case
 from ktp.kubeproxy.changes import with_namespace, with_policy, with_ready_pod_on, with_target_port
 from ktp.kubeproxy.synthesis import reprogram
 from ktp.model.cluster import Cluster, EndpointPort, EndpointSlice, ServicePort
 from ktp.model.host import ListeningSocket, NodeState
-from ktp.model.nftables import NftChain, NftTable
 from ktp.model.ruleset import Chain, EditedRuleset, Ruleset, like
 from ktp.model.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from ktp.model.nftables import NftChain, NftTable
 
 
 def reprogrammed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from ktp.diagnose.alike import FEW, Alike, Twin, alike_nodes
 from ktp.diagnose.case import EXTERNAL_KINDS, Case, Entry
@@ -35,9 +36,11 @@ from ktp.model.diagnosis import (
     Way,
 )
 from ktp.model.host import IPAddress, NodeState
-from ktp.model.probing import HealthAnswer
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
+
+if TYPE_CHECKING:
+    from ktp.model.probing import HealthAnswer
 
 _ORDER = (
     FrontEndKind.NODE_PORT,

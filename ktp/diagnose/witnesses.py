@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING
 
 from ktp.diagnose.examine import Examiner
 from ktp.model.cilium import LOCAL_IDENTITIES
 from ktp.model.host import IPAddress, IPNetwork, NodeState
-from ktp.model.nftables import NftTable
 from ktp.model.ruleset import Rule
+
+if TYPE_CHECKING:
+    from ktp.model.nftables import NftTable
 
 _SADDR = re.compile(r"\bip6? saddr (?:!= )?(@\S+|\{[^}]*\}|\S+)")
 _MAX = 16

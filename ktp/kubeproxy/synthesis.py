@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ktp.kubeproxy.endpoints import SliceIndex, index_slices, select_endpoints
 from ktp.kubeproxy.names import (
@@ -39,13 +40,14 @@ from ktp.kubeproxy.synthesis_iptables import (
     synthesize_port,
 )
 from ktp.kubeproxy.synthesis_ipvs import has_same_servers, reprogram_servers
-from ktp.kubeproxy.synthesis_nft import reprogram_table
 from ktp.model.cluster import Cluster, Service, ServicePort
 from ktp.model.host import NodeState
-from ktp.model.nftables import NftRuleset
 from ktp.model.reading import TableReading
 from ktp.model.ruleset import Backend, Chain, Rule, Ruleset
 from ktp.model.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from ktp.model.nftables import NftRuleset
 
 __all__ = [
     "OverlayRuleset",
@@ -428,6 +430,8 @@ def _reprogram_node(
         state = reprogram_servers(state, ports, node, index, node_ports)
     new_nft = state.nft
     if nft and new_nft is not None:
+        from ktp.kubeproxy.synthesis_nft import reprogram_table
+
         tables = tuple(
             reprogram_table(table, ports, node, index, minor=_minor(node), config=state.kube_proxy)
             if table.name == NFT_TABLE and table.family in {"ip", "ip6"}

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.capture import EvidenceGap
 from ktp.model.change import Change
-from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import DecidedBy, Disposition, Hop, Symptom
+
+if TYPE_CHECKING:
+    from ktp.model.probing import ProbeRow, WitnessRow
 
 
 class Severity(str, Enum):

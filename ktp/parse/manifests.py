@@ -16,7 +16,6 @@ from ktp.model.capture import PARTIAL, Capture, MemoryCapture
 from ktp.parse.announcing import FILES as ANNOUNCING
 from ktp.parse.kubernetes import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES, VERSION
 from ktp.parse.policy import POLICIES
-from ktp.parse.posted import undressed_text
 from ktp.parse.text import SHAPE_ERRORS, UTF16_MARKS, decode_text
 
 _FILES = {
@@ -161,6 +160,8 @@ def _documents(data: bytes, name: str) -> list[Any]:
         return list(_json_documents(text))
     except ValueError:
         pass
+    from ktp.parse.posted import undressed_text
+
     lines = undressed_text(text.encode()).decode().splitlines()
     lines = [line for line in lines if not _KUBECTL.match(line)]
     if any(_RULES.match(line) for line in lines):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ktp.model.assumption import POD_AS_MADE, PROGRAM_LISTENS, EvidenceKind
 from ktp.model.diagnosis import Cell, Cures, Finding, Fix, FrontEndMatrix, LoadShare, ServiceDiagnosis
-from ktp.model.probing import ProbeRow, WitnessRow
 from ktp.model.trace import Symptom
 from ktp.render.assumptions import assumed_words, some_nodes
+
+if TYPE_CHECKING:
+    from ktp.model.probing import ProbeRow, WitnessRow
 
 VANTAGE_WORDS = {
     "external": "outside",

@@ -26,12 +26,12 @@ kube-proxy's watch of the API server is broken since the certificate was renewed
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks import ktp401_rules_disagree
 from ktp.diagnose.checks.base import Check, listed
 from ktp.diagnose.checks.kube_common import kube_proxy_evidence, restart_command
-from ktp.explain.nft_kube import target_of_value
 from ktp.kubeproxy.names import (
     SEP_PREFIX,
     host_port,
@@ -43,8 +43,10 @@ from ktp.model.cluster import Service, ServicePort, ip_of
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
 from ktp.model.ipvs import IpvsTable
-from ktp.model.nftables import AnonymousSet, Immediate, MapLookup, Nat, NftTable, Verdict, Vmap
 from ktp.model.ruleset import Ruleset
+
+if TYPE_CHECKING:
+    from ktp.model.nftables import NftTable
 
 
 def run(case: Case) -> Iterable[Finding]:
@@ -151,6 +153,9 @@ def _targets(ruleset: Ruleset, text: str, protocol: str) -> Iterator[str]:
 
 
 def _nft_targets(table: NftTable, case: Case, port: ServicePort) -> Iterator[str]:
+    from ktp.explain.nft_kube import target_of_value
+    from ktp.model.nftables import AnonymousSet, Immediate, MapLookup, Nat, Verdict, Vmap
+
     chains = nft_service_chains(case.service.namespace, case.service.name, port.protocol, port.name)
     names = [chains.service, chains.local]
     for name in names:  # grows by the endpoints' chains

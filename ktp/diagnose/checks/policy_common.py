@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.rule_common import RuleInPlace
 from ktp.diagnose.supposed import pod_device
-from ktp.model import nftables as nft
 from ktp.model.host import NodeState
 from ktp.model.ruleset import Chain, Match, Rule, Ruleset
 
@@ -141,6 +140,8 @@ def _sources(state: NodeState, matches: Iterable[Match]) -> Iterator[str]:
 
 
 def _in_nft(state: NodeState, rule: RuleInPlace) -> Enforced | None:
+    from ktp.model.nftables import Verdict
+
     family, _, name = rule.table.partition(" ")
     table = state.nft.table(family, name) if state.nft is not None else None
     chain = table.chains.get(rule.chain) if table is not None else None
@@ -156,9 +157,7 @@ def _in_nft(state: NodeState, rule: RuleInPlace) -> Enforced | None:
             s.target
             for each in chain.rules
             for s in each.statements
-            if isinstance(s, nft.Verdict)
-            and s.target is not None
-            and any(m in s.target for m in _POLICY_CHAINS)
+            if isinstance(s, Verdict) and s.target is not None and any(m in s.target for m in _POLICY_CHAINS)
         ]
         chains = [table.chains[target] for target in dict.fromkeys(targets) if target in table.chains]
     comments = [each.comment for one in chains for each in one.rules if each.comment is not None]
