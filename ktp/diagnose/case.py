@@ -60,6 +60,9 @@ class Entry:
         return self.is_swallowed or self.cell.symptom not in (Symptom.CONNECTS, Symptom.UNKNOWN)
 
 
+_MOST_WORLDS = 64
+
+
 class Mended(list[Entry]):
     """Cells that a change mends, wholly (`cured`) or in part."""
 
@@ -132,7 +135,7 @@ class Case:
         self._by_node: dict[str, tuple[Entry, ...]] | None = None
         self._worlds: dict[str, Examiner | None] = {}
         self._harm: dict[str, list[Entry]] = {}
-        self._answers: dict[tuple[str, tuple[str, str, str]], tuple[Asked, Cell]] = {}
+        self._answers: dict[str, dict[tuple[str, str, str], tuple[Asked, Cell]]] = {}  # by world and cell
 
     @property
     def snapshot(self) -> Snapshot:
@@ -179,8 +182,15 @@ class Case:
     # -- counterfactuals
 
     def world(self, label: str, make: Callable[[], Snapshot]) -> Examiner | None:
-        """An examiner over a changed snapshot, made once per label; None where the change cannot be made up."""
+        """An examiner over a changed snapshot, made once per label; None where the change cannot be made up.
+
+        Of very many the last ones are kept: each of a large cluster's holds megabytes.
+        """
         if label not in self._worlds:
+            if len(self._worlds) >= _MOST_WORLDS:
+                oldest = next(iter(self._worlds))
+                del self._worlds[oldest]
+                self._answers.pop(oldest, None)
             try:
                 changed = make()
             except ValueError:  # e.g. no podCIDR is known to take a pod's address from
@@ -191,8 +201,8 @@ class Case:
 
     def ask_again(self, entry: Entry, label: str, make: Callable[[], Snapshot]) -> Cell:
         """The same cell in the changed snapshot; as it is where the change cannot be made up."""
-        key = (label, entry.key)
-        found = self._answers.get(key)
+        answers = self._answers.setdefault(label, {})
+        found = answers.get(entry.key)
         if found is None:
             world = self.world(label, make)
             if world is None:
@@ -207,7 +217,7 @@ class Case:
                 entry.port,
             )
             asked = world.ask(service, port, entry.asked.question)
-            found = self._answers[key] = (asked, world.cell(asked))
+            found = answers[entry.key] = (asked, world.cell(asked))
         return found[1]
 
     def gets_further(self, entry: Entry, label: str, make: Callable[[], Snapshot]) -> bool:
@@ -234,11 +244,33 @@ class Case:
     def _harmed(self, label: str, make: Callable[[], Snapshot]) -> list[Entry]:
         """The ways in, for any client, that connect today and in the changed snapshot do not, or not always."""
         if label not in self._harm:
-            today = (e for e in self.entries if e.is_external and share(e.cell) >= 1)
+            touched = self._touched(label, make)
+            today = (
+                e for e in self.entries if e.is_external and share(e.cell) >= 1 and _may_differ(e, touched)
+            )
             self._harm[label] = [
                 e for e in today if share(after := self.ask_again(e, label, make)) < 1 and is_known(after)
             ]
         return self._harm[label]
+
+    def _touched(self, label: str, make: Callable[[], Snapshot]) -> frozenset[str] | None:
+        """The nodes that a change changes, where it changes nothing else; None where it may."""
+        world = self.world(label, make)
+        if world is None or world.original.cluster is not self.snapshot.cluster:
+            return None
+        before, after = self.snapshot.nodes, world.original.nodes
+        return frozenset(name for name in {*before, *after} if before.get(name) is not after.get(name))
+
+
+def _may_differ(entry: Entry, touched: frozenset[str] | None) -> bool:
+    """Whether an answer may be another where the nodes `touched` are: where a packet of it is on one of them.
+
+    What is asked of a node's evidence is asked for packets that are there, and each such node is a hop.
+    """
+    fact = entry.asked.fact
+    if touched is None or fact is None or entry.node in touched or fact.flow.from_node in touched:
+        return True
+    return any(hop.node in touched for path in fact.paths for hop in path.hops)
 
 
 def _place(decided: DecidedBy | None) -> object:

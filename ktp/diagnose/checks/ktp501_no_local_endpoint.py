@@ -75,12 +75,15 @@ def run(case: Case) -> Iterable[Finding]:
             face = tuple(_face(e) for e in entries)
             by_policy = case.mended(entries, "policy Cluster", lambda: policy_changed(case, "Cluster"))
             by_pod = None
-            if tried[face] < _MOST_TRIED or face in needed or not by_policy:
+            everywhere = tried[face] < _MOST_TRIED
+            if everywhere or face in needed or not by_policy:
                 by_pod = case.mended(entries, f"pod on {node}", partial(pod_added, case, node), node)
                 tried[face] += 1
                 if any(e not in by_policy for e in by_pod):
                     needed.add(face)
-            yield from _explain(case, node, entries, by_policy, by_pod, designed=designed)
+            yield from _explain(
+                case, node, entries, by_policy, by_pod, designed=designed, everywhere=everywhere
+            )
 
 
 def _face(entry: Entry) -> Hashable:
@@ -88,7 +91,8 @@ def _face(entry: Entry) -> Hashable:
     decided = entry.cell.decided_by
     return (
         entry.title, entry.vantage, entry.cell.symptom,
-        decided and (decided.backend, decided.table, decided.chain, decided.rule),
+        # Of what is no rule the words name addresses.
+        decided and (decided.kind, decided.table, decided.chain, decided.rule if decided.backend else ""),
     )  # fmt: skip
 
 
@@ -99,9 +103,19 @@ def _is_misnamed(case: Case, entry: Entry) -> bool:
 
 
 def _explain(
-    case: Case, node: str, entries: list[Entry], by_policy: Mended, by_pod: Mended | None, *, designed: bool
+    case: Case,
+    node: str,
+    entries: list[Entry],
+    by_policy: Mended,
+    by_pod: Mended | None,
+    *,
+    designed: bool,
+    everywhere: bool,
 ) -> Iterable[Finding]:
-    """The finding of one node, where another policy mends it or a pod there; None for what was not tried."""
+    """The finding of one node, where another policy mends it or a pod there; None for what was not tried.
+
+    `everywhere` tells that who would lose by a pod there is asked for on all other nodes.
+    """
     service = case.service
     cells = [e for e in entries if e in by_policy or e in (by_pod or ())]
     # Where something else would stop the packet next, the drop is still what stops it now.
@@ -166,7 +180,7 @@ def _explain(
         message,
         node=node,
         evidence=evidence,
-        fixes=_fixes(case, node, cells, by_policy, by_pod),
+        fixes=_fixes(case, node, cells, by_policy, by_pod if everywhere else None),
         cells=cells,
         severity=Severity.INFO if designed else None,
     )
