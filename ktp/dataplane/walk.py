@@ -1612,6 +1612,12 @@ class _Walk:
                 "socket",
             )
             return
+        if p.proto == TCP and isinstance(socket, ListeningSocket) and host.is_queue_full(socket):
+            # tcp_conn_request drops the SYN before anything else is made of it; so does a client's own kernel.
+            why = f"the accept queue of {where}/{proto} {'in' if host.pod else 'on'} {host.name} is full"
+            step = state.note(StepKind.SOCKET, Drop(), hook="LOCAL", text=why)
+            self._leaf(state, Disposition.DROPPED, Symptom.TIMES_OUT, why, host, "socket", step)
+            return
         if host.pod:
             state.note(
                 StepKind.SOCKET, Note(f"a program in {host.name} listens on {where}/{proto}"), hook="LOCAL"

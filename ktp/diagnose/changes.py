@@ -72,6 +72,17 @@ def listening(
     return snapshot
 
 
+def queues_empty(snapshot: Snapshot, programs: Collection[tuple[str, str]], port: int) -> Snapshot:
+    """Pods (node, "namespace/name"; "" for the node's own network) whose sockets on a port have nothing waiting."""
+    for node, pod in programs:
+        state = snapshot.nodes[node]
+        inside = state.pods[pod] if pod else state
+        sockets = tuple(replace(s, waiting=0) if s.port == port else s for s in inside.sockets or ())
+        inside = replace(inside, sockets=sockets)
+        snapshot = with_state(snapshot, with_namespace(state, inside) if pod else inside)
+    return snapshot
+
+
 def rules_renewed(case: Case, node: str) -> Snapshot:
     """The Service's rules on `node` as kube-proxy would write them from the API objects of the snapshot."""
     return reprogrammed(case.snapshot, case.snapshot.cluster, case.service.key, {node})

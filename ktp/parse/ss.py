@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 
 from ktp.errors import EvidenceError
@@ -43,7 +44,7 @@ def parse_sockets(data: bytes | str, *, source: str = "ss.txt") -> tuple[Listeni
 
     Raises EvidenceError naming the first line that is no socket, such as one with a port by name (ss without -n).
     """
-    rows: list[tuple[int, str | None, str, list[str], str]] = []
+    rows: list[tuple[int, str | None, str, list[str], list[str], str]] = []
     for number, line in enumerate(decode_text(data, source).splitlines(), 1):
         words = line.split()
         if not words or words[0] in ("Netid", "State") or words[0] in _OTHER_FAMILIES:
@@ -51,19 +52,21 @@ def parse_sockets(data: bytes | str, *, source: str = "ss.txt") -> tuple[Listeni
         protocol = words.pop(0) if words[0] in _PROTOCOLS else None
         if len(words) < 5 or words[0] not in _ALL_STATES:
             raise _not_a_socket(line, number, source)
-        rows.append((number, protocol, words[0], words[3:5], line))
+        rows.append((number, protocol, words[0], words[1:3], words[3:5], line))
     named = any(protocol for _, protocol, *_ in rows)
     old = any(
         local.startswith(":::") or (_is_dotted(local) and peer == "*:*") for *_, (local, peer), _line in rows
     )
     sockets = []
-    for number, protocol, state, (local, _peer), line in rows:
+    for number, protocol, state, counts, (local, _peer), line in rows:
         proto = protocol or ("sctp" if named else "udp" if state == "UNCONN" else "tcp")
         if state != _STATES[proto]:
             continue
         socket = _socket(proto, local, old, line)
         if socket is None:
             raise _not_a_socket(line, number, source)
+        if proto == "tcp" and counts[0].isdecimal() and counts[1].isdecimal():
+            socket = replace(socket, waiting=int(counts[0]), backlog=int(counts[1]))
         sockets.append(socket)
     return tuple(sockets)
 

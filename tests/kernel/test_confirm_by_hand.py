@@ -44,7 +44,7 @@ RESOURCES = frozenset(
     (
         "pods", "pod", "svc", "services", "endpoints", "endpointslices", "nodes", "node", "configmap",
         "networkpolicies", "networkpolicy", "ciliumnetworkpolicies", "ipaddresspools", "l2advertisements",
-        "bgpadvertisements", "servicel2statuses",
+        "bgpadvertisements", "servicel2statuses", "leases",
     )
 )  # fmt: skip
 KUBECTL = """#!/usr/bin/env python3

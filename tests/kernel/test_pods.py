@@ -38,17 +38,28 @@ READS = {
 SYSCTLS = ("net.ipv4.ip_forward", "net.ipv4.conf.vpod.forwarding", "net.ipv4.conf.vpod.proxy_arp", "net.ipv4.conf.all.rp_filter", "net.ipv4.conf.eth0.rp_filter",
            "net.ipv4.conf.all.route_localnet", "net.ipv4.conf.eth0.route_localnet",
            "net.ipv6.conf.all.forwarding")  # fmt: skip
-# Opens the sockets that it is given, answers each datagram, and closes each connection.
+# Opens the sockets that it is given, answers each datagram, and closes each connection. One of kind "full" is not
+# accepted from and has more waiting than it may, one of kind "busy" has some.
 SERVE = """
-import json, select, socket, sys
-opened = []
+import json, select, socket, sys, time
+opened, deaf = [], []
 for kind, address, port, only6 in json.loads(sys.argv[1]):
     s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET,
-                      socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+                      socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if ":" in address:
         s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only6)
     s.bind((address, port))
+    if kind in ("full", "busy"):
+        s.listen(3)
+        deaf.append(s)
+        for _ in range(9 if kind == "full" else 2):
+            c = socket.socket(s.family)
+            c.setblocking(False)
+            c.connect_ex(("::1" if ":" in address else "127.0.0.1", port))
+            deaf.append(c)
+        time.sleep(0.2)
+        continue
     if kind == "tcp":
         s.listen(16)
     opened.append(s)
@@ -89,6 +100,8 @@ WORLDS = {
     "the pod's address": World((*listens(POD), *listens(POD6))),
     "another port": World((*listens("0.0.0.0", 8080), *listens("::", 8080))),
     "nothing": World(),
+    "a full accept queue": World((("full", "0.0.0.0", PORT, 1), ("full", "::", PORT, 1))),
+    "some in the accept queue": World((("busy", "0.0.0.0", PORT, 1), ("busy", "::", PORT, 1))),
     "a sidecar takes the port": World(
         (*EVERY, ("tcp", "0.0.0.0", SIDECAR, 1)), (f"iptables-nft {REDIRECT}",)
     ),

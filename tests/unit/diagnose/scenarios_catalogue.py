@@ -295,6 +295,11 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
         edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8080 *:*\n")), base=recorded),
         edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8081 *:*\n")), base=recorded),
     ),
+    "KTP215": (
+        edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 6 5 *:8081 *:*\n")), base=recorded),
+        # At its limit it still takes one.
+        edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 5 5 *:8081 *:*\n")), base=recorded),
+    ),
     "KTP213": (
         edited(
             DEADPORT,

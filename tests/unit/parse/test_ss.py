@@ -115,3 +115,11 @@ def test_recorded_nodes(recorded_cases: tuple[Path, ...]) -> None:
     assert files
     for file in files:
         assert len(parse_sockets(file.read_bytes())) == len(file.read_text().splitlines())
+
+
+def test_connections_that_wait_to_be_accepted() -> None:
+    """Recv-Q and Send-Q of a TCP socket that listens; the kernel drops a SYN where more wait than may."""
+    text = "tcp LISTEN 129 128 0.0.0.0:80 0.0.0.0:*\ntcp LISTEN 128 128 [::]:80 [::]:*\nudp UNCONN 3 0 0.0.0.0:53 0.0.0.0:*\n"
+    full, at_its_limit, datagrams = parse_sockets(text)
+    assert (full.waiting, full.backlog, full.is_full) == (129, 128, True)
+    assert (at_its_limit.is_full, datagrams.is_full, datagrams.backlog) == (False, False, None)

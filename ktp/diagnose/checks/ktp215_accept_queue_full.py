@@ -1,0 +1,116 @@
+"""The program behind the Service takes no connections: as many as its socket may hold wait for it already.
+
+# What it means
+A TCP socket that listens holds connections until the program accepts them, up to the backlog that the program asked for
+and net.core.somaxconn allows. More wait there than that.
+
+# Why traffic fails
+The kernel drops the SYN of every further client, without an answer: their connections time out. Those that wait are
+established to their clients, and get no answer either, until the program accepts them.
+
+# Evidence
+Recv-Q and Send-Q of the socket in the endpoint's network namespace, when it was read: connections that wait, and how
+many may. It may be over since.
+
+# Confirm by hand
+    ss -lnt                            # in the pod's network namespace: Recv-Q above Send-Q
+    nstat -az TcpExtListenOverflows    # there: grows while clients try
+
+# Fix
+See why the program does not accept: it hangs, or has too few workers. A larger backlog only helps against bursts.
+
+# Example
+An application server whose workers all wait for a database that does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from ktp.diagnose.case import Case, Entry
+from ktp.diagnose.changes import queues_empty
+from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.kubeproxy.names import host_port
+from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.host import ListeningSocket
+from ktp.model.trace import StepKind
+
+
+@dataclass(slots=True)
+class _Full:
+    """Sockets of one port that are full, by node and pod ("" for the node's own network), and the cells they stop."""
+
+    sockets: dict[tuple[str, str], ListeningSocket] = field(default_factory=dict)
+    cells: dict[Entry, None] = field(default_factory=dict)
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires for each port on which a full accept queue stops a cell."""
+    found: dict[int, _Full] = {}
+    for entry in case.entries:
+        fact = entry.asked.fact
+        for path in fact.paths if fact is not None else ():
+            decided = path.decided_by
+            if decided is None or decided.kind is not StepKind.SOCKET or path.endpoint_port is None:
+                continue
+            state = case.state(decided.node)
+            inside = state.pods.get(decided.pod) if state is not None and decided.pod else state
+            socket = next(
+                (
+                    s
+                    for s in (inside.sockets if inside is not None else None) or ()
+                    if s.port == path.endpoint_port and s.is_full
+                ),
+                None,
+            )
+            if socket is None:
+                continue
+            full = found.setdefault(path.endpoint_port, _Full())
+            full.sockets[decided.node, decided.pod] = socket
+            full.cells[entry] = None
+    for port, full in found.items():
+        yield _finding(case, port, full)
+
+
+def _finding(case: Case, port: int, full: _Full) -> Finding:
+    cells = list(full.cells)
+    who = listed(pod or f"a process of {node}" for node, pod in full.sockets)
+    nodes = sorted({node for node, _ in full.sockets})
+    taken = case.mended(
+        cells,
+        f"accept queues of {port} empty",
+        partial(queues_empty, case.snapshot, tuple(full.sockets), port),
+    )
+    first = next(iter(full.sockets.values()))
+    evidence = [
+        Evidence(
+            kind="socket",
+            source=f"{node} {pod}".rstrip(),
+            text=f"{host_port(str(s.ip), s.port) if s.ip is not None else f'*:{s.port}'}"
+            f"{f' ({s.process})' if s.process else ''}: Recv-Q {s.waiting}, Send-Q {s.backlog}",
+        )
+        for (node, pod), s in full.sockets.items()
+    ][:4]
+    if taken:
+        evidence.append(counterfactual(f"with its queue empty, {taken[0].title} on {taken[0].node} connects"))
+    return CHECK.finding(
+        f"{who} accepts no connections on port {port}: {first.waiting} wait, {first.backlog} may, and the kernel "
+        "drops new ones",
+        node=nodes[0],
+        nodes=nodes,
+        evidence=evidence,
+        fixes=[
+            Fix(
+                summary=f"see why {who} does not accept: its log, its workers, what it waits for",
+                cost="none",
+                cures=taken.cures(cells),
+                outcome="once it accepts again",
+            )
+        ],
+        cells=cells,
+    )
+
+
+CHECK = Check(code="KTP215", name="AcceptQueueFull", severity=Severity.ERROR, page=__doc__ or "", run=run)
