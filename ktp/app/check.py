@@ -165,7 +165,7 @@ def _understood(capture: Capture, node: str, before: _Node | None) -> _Node:
     gaps = tuple(gap for gap in capture.gaps if gap.subject.partition("/")[0] == node)
     no_services = {"cluster/services.json": b'{"items": []}'}
     others = {name: content for name, content in files.items() if name not in rules}
-    rest = parse_snapshot(MemoryCapture(files={**others, **no_services})).nodes.get(node), gaps
+    rest = _steady(parse_snapshot(MemoryCapture(files={**others, **no_services})).nodes.get(node)), gaps
     if (
         before is not None
         and rest == before.rest
@@ -180,6 +180,15 @@ def _understood(capture: Capture, node: str, before: _Node | None) -> _Node:
         )
     of_node = tuple(gap for gap in parsed.gaps if gap.subject.partition("/")[0] == node)
     return _Node(parsed.nodes[node], of_node, rules, rest)
+
+
+def _steady(state: NodeState | None) -> NodeState | None:
+    """The state without what counts and is another at each look."""
+    from ktp.collect.local_node import FICKLE_SYSCTLS
+
+    if state is None or state.sysctls is None:
+        return state
+    return replace(state, sysctls={k: v for k, v in state.sysctls.items() if k not in FICKLE_SYSCTLS})
 
 
 def _digest(content: bytes, before: tuple[bytes, bytes] | None) -> tuple[bytes, bytes]:

@@ -104,7 +104,11 @@ SINGLE_SYSCTLS = (
     "net.ipv4.vs.snat_reroute",
     "net.netfilter.nf_conntrack_tcp_loose",
     "net.netfilter.nf_conntrack_tcp_be_liberal",
+    "net.netfilter.nf_conntrack_count",
+    "net.netfilter.nf_conntrack_max",
 )
+# What is another at each look though nothing has changed.
+FICKLE_SYSCTLS = ("net.netfilter.nf_conntrack_count",)
 
 # The kind of gap for iptables rules in nf_tables without a command that prints them in full.
 _NFT_TABLES = "iptables-nft"

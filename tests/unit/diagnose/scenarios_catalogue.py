@@ -280,6 +280,14 @@ COMMIT
 DEADPORT, DEADPORT_SOCKETS = "edge/deadport-local", "pods/edge_deadport-0/ss.txt"
 POLICY, LEFT_OVER = "cilium-1.19.4-policy", "cilium-1.19.4-tunnel-leftover-kube-proxy"
 
+
+def _tracked(count: str) -> Callable[[str], str]:
+    def more(text: str) -> str:
+        return f"{text}net.netfilter.nf_conntrack_count = {count}\nnet.netfilter.nf_conntrack_max = 262144\n"
+
+    return more
+
+
 CATALOGUE: dict[str, tuple[Ask, Ask]] = {
     "KTP211": (
         in_ipvs("edge/cluster-two", ("node-b", "sysctl.txt", sysctl("net.ipv4.vs.conntrack", "0"))),
@@ -294,6 +302,10 @@ CATALOGUE: dict[str, tuple[Ask, Ask]] = {
     "KTP212": (
         edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8080 *:*\n")), base=recorded),
         edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 0 5 *:8081 *:*\n")), base=recorded),
+    ),
+    "KTP216": (
+        edited(CLUSTER, ("node-b", "sysctl.txt", _tracked("262144"))),
+        edited(CLUSTER, ("node-b", "sysctl.txt", _tracked("262143"))),
     ),
     "KTP215": (
         edited(DEADPORT, ("node-a", DEADPORT_SOCKETS, replaced("tcp LISTEN 6 5 *:8081 *:*\n")), base=recorded),
