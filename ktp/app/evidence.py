@@ -107,10 +107,21 @@ def with_nodes(
         raise UsageError(
             "--node-access exporter is for ktp diagnose svc: the pods say how their nodes do, and not their rules"
         )
+    by_exec = settings.pods == "exec" and pods != "none" and api is not None
+    if by_exec and api is not None:
+        from ktp.collect.pod_sockets import collect_pod_sockets
+
+        asked = {
+            node: addresses
+            for node, addresses in pods_to_read(capture, every=False).items()
+            if not settings.nodes or node in settings.nodes
+        }
+        sockets = collect_pod_sockets(api, capture, asked)
+        capture = merge_captures(capture, sockets, source=capture.source)
     if settings.node_access == "none":
         return capture
     with ending_children():
-        which = settings.pods or pods
+        which = "none" if settings.pods == "exec" else settings.pods or pods
         wanted = pods_to_read(capture, every=which == "all") if which != "none" else {}
         if settings.node_access == "ssh":
             read = _nodes_by_ssh(settings, capture, reach, wanted)

@@ -32,7 +32,7 @@ class Settings:
     ssh_user: str | None = None
     ssh_options: tuple[str, ...] = ()
     sudo: bool = False
-    pods: str | None = None  # none, asked, all; None: as the command would have it
+    pods: str | None = None  # none, asked, all, exec; None: as the command would have it
     parallel: int = 16
     timeout: float = 120.0
     # Told (nodes done, nodes in all, node) while nodes are read.

@@ -118,9 +118,9 @@ _COMMON: tuple[_Common, ...] = (
     _option(
         Section.NODES,
         "--pods",
-        type=click.Choice(["none", "asked", "all"]),
+        type=click.Choice(["none", "asked", "all", "exec"]),
         help="Pods whose network namespaces are read on their nodes, as root (default: those of the asked Service; "
-        "of a snapshot all, of -A none).",
+        "of a snapshot all, of -A none). exec: what the asked Service's pods listen on, by `cat` in their containers.",
     ),
     _option(
         Section.NODES,
