@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ktp.diagnose.checks import ALL_CHECKS
 from ktp.diagnose.checks.base import listed
+from ktp.diagnose.checks.ktp217_pods_of_other_nodes import CHECK as NOT_CARRIED
 from ktp.diagnose.checks.ktp902_probe_disagrees import CHECK as DISAGREES
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import Question, node_addresses
@@ -276,6 +277,7 @@ def _merged(cells: Sequence[Cell]) -> Prediction:
         basis=bases.pop() if len(bases) == 1 else "api",
         reason=first.reason,
         decided_by=first.decided_by,
+        holders=frozenset(e.node for c in cells for e in c.endpoints if e.node is not None),
     )
 
 
@@ -328,13 +330,72 @@ def _verdict(o: Observation, p: Prediction) -> tuple[str, str]:
 
 
 def probe_findings(rows: Iterable[ProbeRow]) -> list[Finding]:
-    """KTP902 for what differs: one finding for a front end, a prediction and what happened instead."""
+    """KTP902 for what differs: one finding for a front end, a prediction and what happened instead.
+
+    KTP217 for a front end that only nodes with an endpoint answer, though each should.
+    """
     groups: dict[tuple[str, Symptom, Symptom, str | None], list[ProbeRow]] = {}
+    rows = list(rows)
+    found = []
+    explained: set[int] = set()
+    for frontend in dict.fromkeys(r.observed.target.frontend for r in rows):
+        lost, well = _only_with_pods([r for r in rows if r.observed.target.frontend == frontend])
+        if lost:
+            found.append(_nothing_carried(frontend, lost, well))
+            explained |= {id(row) for row in lost}
     for row in rows:
-        if row.verdict == "differs":
+        if row.verdict == "differs" and id(row) not in explained:
             key = (row.observed.target.frontend, row.predicted.of, row.observed.symptom, row.observed.sender)
             groups.setdefault(key, []).append(row)
-    return [_finding(group) for group in groups.values()]
+    return [*found, *(_finding(group) for group in groups.values())]
+
+
+def _only_with_pods(rows: list[ProbeRow]) -> tuple[list[ProbeRow], list[ProbeRow]]:
+    """Tries of nodes without an endpoint, which all time out, and of nodes with one, which do not: or none.
+
+    Only what should connect wherever an endpoint is counts: under policy Local such nodes are predicted to be silent.
+    """
+    asked = [
+        r
+        for r in rows
+        if r.predicted.symptoms == {Symptom.CONNECTS} and r.predicted.holders and r.observed.attempts
+        and r.observed.target.node is not None and r.observed.target.protocol == "TCP"
+    ]  # fmt: skip
+    lost = [r for r in asked if r.observed.target.node not in r.predicted.holders]
+    well = [r for r in asked if r.observed.target.node in r.predicted.holders]
+    if (
+        well
+        and all(r.observed.symptom is Symptom.TIMES_OUT for r in lost)
+        and all(r.observed.connected for r in well)
+    ):
+        return lost, well
+    return [], []
+
+
+def _nothing_carried(frontend: str, lost: list[ProbeRow], well: list[ProbeRow]) -> Finding:
+    without, holding = (
+        list(dict.fromkeys(str(r.observed.target.node) for r in rows)) for rows in (lost, well)
+    )
+    return NOT_CARRIED.finding(
+        f"only nodes that hold a pod answer {frontend} ({listed(holding)}), though the rules of {listed(without)} send "
+        "packets to the pods there: what carries packets between nodes to pods, a tunnel or routes, is the suspicion",
+        nodes=without,
+        evidence=[
+            Evidence(
+                kind="probe",
+                source=f"{r.observed.source or r.observed.sender} to {r.observed.target.dialled}",
+                text=_tries(r.observed),
+            )
+            for r in (*lost[:2], *well[:2])
+        ],
+        fixes=[
+            Fix(
+                summary="see on both nodes whether the tunnel's packets leave and arrive; open its port between nodes",
+                cost="none",
+                command="tcpdump -ni any 'udp port 8472 or udp port 4789 or udp port 6081 or proto 4'",
+            )
+        ],
+    )
 
 
 def _finding(group: list[ProbeRow]) -> Finding:

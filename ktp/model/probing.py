@@ -85,7 +85,8 @@ class Prediction:
     """What ktp says that a client like the sender sees.
 
     `symptoms` are those that may be seen: one, or several where it hangs on the endpoint or node that is drawn.
-    `of` names them as the matrix does. `basis` is "rules", "api" or "none".
+    `of` names them as the matrix does. `basis` is "rules", "api" or "none". `holders` are the nodes of the endpoints
+    that may be drawn.
     """
 
     of: Symptom
@@ -95,6 +96,7 @@ class Prediction:
     basis: str
     reason: str = ""
     decided_by: DecidedBy | None = None
+    holders: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

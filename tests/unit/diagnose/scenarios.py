@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ktp.diagnose.probing import Predictor, Sender, compare, with_probes
 from ktp.diagnose.reconcile import health_targets
 from ktp.diagnose.service import diagnose_service
 from ktp.kubeproxy.changes import with_ready_pod_on
 from ktp.model.diagnosis import ServiceDiagnosis
-from ktp.model.probing import HealthAnswer
+from ktp.model.probing import Attempt, HealthAnswer, Observation
 from ktp.model.snapshot import Snapshot
+from ktp.model.trace import Symptom
 from tests.unit.diagnose.scenarios_catalogue import CATALOGUE
 from tests.unit.diagnose.worlds import (
     CLUSTER,
@@ -59,6 +61,30 @@ class Healthy(Asked):
             for t in health_targets(self.snapshot, service)
         }
         return diagnose_service(self.snapshot, service, health=health)
+
+
+@dataclass(frozen=True)
+class Probed(Asked):
+    """With tries of the node ports from outside: `met` has what those of each node met."""
+
+    met: tuple[tuple[str, tuple[Symptom, ...]], ...] = ()
+
+    def diagnosis(self) -> ServiceDiagnosis:
+        predictor = Predictor(self.snapshot, self.snapshot.cluster.services[self.service])
+        met = dict(self.met)
+        observed = [
+            Observation(
+                target=target,
+                source="10.0.0.200",
+                attempts=tuple(Attempt(symptom=s, seconds=0.001) for s in met[target.node]),
+            )
+            for target in predictor.targets(Sender())
+            if target.node in met
+        ]
+        return with_probes(super().diagnosis(), compare(predictor, observed))
+
+
+_C, _T = Symptom.CONNECTS, Symptom.TIMES_OUT
 
 
 def _no_selector() -> Asked:
@@ -268,6 +294,15 @@ SCENARIOS: dict[str, Scenario] = {
     "KTP901": Scenario(
         fires=_in_demo(CLUSTER, ("node-b", "ip-rule.json", _rule_that_swallows)),
         silent=_in_demo(CLUSTER),
+    ),
+    # Its pods are on node-a and node-b: half of the connections of those go to the other.
+    "KTP217": Scenario(
+        fires=lambda: Probed(
+            recorded(), CLUSTER, met=(("node-a", (_C, _T, _C)), ("node-b", (_T, _C)), ("node-c", (_T, _T, _T)))
+        ),
+        silent=lambda: Probed(
+            recorded(), CLUSTER, met=(("node-a", (_T, _T)), ("node-b", (_C, _C)), ("node-c", (_T, _T)))
+        ),
     ),
     # A snapshot alone has none: here the health checks were asked too.
     "KTP902": Scenario(

@@ -226,6 +226,24 @@ def test_differences_of_one_kind_are_one_finding() -> None:
     assert report.probes == tuple(rows)
 
 
+def test_only_nodes_with_a_pod_answer_though_all_should() -> None:
+    """One finding for the pattern; what it does not explain stays a difference of its own."""
+    from tests.unit.diagnose.scenarios import SCENARIOS
+
+    report = SCENARIOS["KTP217"].fires().diagnosis()
+    (pattern,) = [f for f in report.findings if f.code == "KTP217" and "nodePort" in f.message]
+    assert pattern.nodes == ("node-c",)
+    assert "only nodes that hold a pod answer nodePort" in pattern.message
+    assert "(node-a and node-b)" in pattern.message
+    # That node-a and node-b lose tries, too, is said as before.
+    assert {n for f in report.findings if f.code == "KTP902" for n in f.nodes} == {"node-a", "node-b"}
+    # Under policy Local such nodes are silent by design.
+    world = demo()
+    p = predictor(world, LOCAL)
+    rows = compare(p, [seen(t, *((C, C) if t.node == "node-a" else (T, T))) for t in p.targets(Sender())])
+    assert probe_findings(rows) == []
+
+
 # --------------------------------------------------------------------------------------------------------- counters
 
 
