@@ -475,10 +475,11 @@ def _tries(o: Observation) -> str:
 def with_probes(report: ServiceDiagnosis, rows: Sequence[ProbeRow]) -> ServiceDiagnosis:
     """The diagnosis with what the probe saw, and a finding of each difference."""
     order = {check.code: i for i, check in enumerate(ALL_CHECKS)}
-    findings = sorted(
-        (*report.findings, *probe_findings(rows)), key=lambda f: (f.severity.rank, order.get(f.code, 99))
-    )
-    return replace(report, probes=tuple(rows), findings=tuple(findings))
+    new = probe_findings(rows)
+    findings = sorted((*report.findings, *new), key=lambda f: (f.severity.rank, order.get(f.code, 99)))
+    # What is read first is what the rules say: that tries met something else stands beside it.
+    tried = f". Tried: {new[0].code} {new[0].message}" if new else ""
+    return replace(report, verdict=report.verdict + tried, probes=tuple(rows), findings=tuple(findings))
 
 
 # ------------------------------------------------------------------------------------------------------ counters

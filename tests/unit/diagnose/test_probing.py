@@ -235,6 +235,7 @@ def test_only_nodes_with_a_pod_answer_though_all_should() -> None:
     assert pattern.nodes == ("node-c",)
     assert "only nodes that hold a pod answer nodePort" in pattern.message
     assert "(node-a and node-b)" in pattern.message
+    assert ". Tried: KTP217 only nodes that hold a pod answer" in report.verdict
     # That node-a and node-b lose tries, too, is said as before.
     assert {n for f in report.findings if f.code == "KTP902" for n in f.nodes} == {"node-a", "node-b"}
     # Under policy Local such nodes are silent by design.
