@@ -73,10 +73,10 @@ class Looker:
         revision = self.revision()
         objects = self.objects(self._strangers)
         read = self.reading()
+        at, looked = time.time(), time.monotonic()
         _give_back_memory()  # a hundred thousand rules took twice their text while they were read
         node = _understood(merge_captures(objects, read), self.node, self._node)
         del read
-        at, looked = time.time(), time.monotonic()
         same_node = node is self._node
         if self.last is not None and same_node and revision is not None and revision == self._before:
             found = self.last

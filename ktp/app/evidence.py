@@ -107,8 +107,12 @@ def with_nodes(
         raise UsageError(
             "--node-access exporter is for ktp diagnose svc: the pods say how their nodes do, and not their rules"
         )
-    by_exec = settings.pods == "exec" and pods != "none" and api is not None
-    if by_exec and api is not None:
+    if settings.pods == "exec" and pods == "none":
+        raise UsageError(
+            "--pods exec enters the pods of named Services, and no Service is named here",
+            hint="name one, or use --pods none",
+        )
+    if settings.pods == "exec" and api is not None:
         from ktp.collect.pod_sockets import collect_pod_sockets
 
         asked = {

@@ -66,7 +66,7 @@ def pods_to_read(capture: Capture, *, every: bool, most: int = MOST_PODS) -> dic
     named = None if every else _named_by_endpoints(capture)
     found: dict[str, dict[str, str]] = {}
     count: dict[str, int] = {}
-    for pod in _items(capture, "cluster/pods.json"):
+    for pod in items_of(capture, "cluster/pods.json"):
         meta, spec, status = (pod.get(part) or {} for part in ("metadata", "spec", "status"))
         node, key = spec.get("nodeName"), (meta.get("namespace", ""), meta.get("name", ""))
         if not node or spec.get("hostNetwork") or status.get("phase") in {"Succeeded", "Failed"}:
@@ -83,19 +83,20 @@ def pods_to_read(capture: Capture, *, every: bool, most: int = MOST_PODS) -> dic
 def _named_by_endpoints(capture: Capture) -> set[tuple[str, str]]:
     targets = [
         endpoint.get("targetRef") or {}
-        for one in _items(capture, "cluster/endpointslices.json")
+        for one in items_of(capture, "cluster/endpointslices.json")
         for endpoint in one.get("endpoints") or ()
     ]
     targets += [
         address.get("targetRef") or {}
-        for one in _items(capture, "cluster/endpoints.json")
+        for one in items_of(capture, "cluster/endpoints.json")
         for subset in one.get("subsets") or ()
         for address in (*(subset.get("addresses") or ()), *(subset.get("notReadyAddresses") or ()))
     ]
     return {(t.get("namespace", ""), t.get("name", "")) for t in targets if t.get("kind", "Pod") == "Pod"}
 
 
-def _items(capture: Capture, name: str) -> Iterable[dict[str, Any]]:
+def items_of(capture: Capture, name: str) -> Iterable[dict[str, Any]]:
+    """The objects of one list; none of a damaged one."""
     if not capture.has(name):
         return ()
     try:

@@ -6,15 +6,14 @@ written. Of a pod's network namespace that is less than its node can tell: no ad
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ktp.collect.parallel import run_in_parallel
 from ktp.collect.pod_exec import NOT_FOUND, Container, ExecResult, exec_in_pod
-from ktp.collect.pod_namespaces import PodAddresses
+from ktp.collect.pod_namespaces import PodAddresses, items_of
 from ktp.errors import ApiError
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
 
@@ -76,7 +75,7 @@ def _read(api: KubeApi, name: str, containers: Iterable[Container]) -> tuple[str
         if answer.status is None or not answer.complete:
             return name, None, "the answer did not come to its end"
         try:
-            return name, sockets_text(answer.stdout.decode("ascii")).encode(), ""
+            return name, sockets_text(answer.stdout.decode(errors="replace")).encode(), ""
         except ValueError as error:
             return name, None, str(error)
     return name, None, why
@@ -90,10 +89,12 @@ def sockets_text(text: str) -> str:
     """
     found: list[tuple[str, str, int, bool]] = []  # protocol, address, port, whether IPv6
     protocol = ""
+    tables: set[tuple[str, bool]] = set()  # protocol, and whether it is IPv6's
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["sl"]:
             protocol = "udp" if "drops" in words else "tcp"
+            tables.add((protocol, "remote_address" in words))
             continue
         if not words:
             continue
@@ -103,8 +104,13 @@ def sockets_text(text: str) -> str:
             continue
         address, _, port = words[1].partition(":")
         found.append((protocol, _address(address), int(port, 16), len(address) == 32))
-    if not protocol:
-        raise ValueError("it is not what the kernel prints of its sockets")
+    # A kernel without IPv6 has two of them. Of one that could not be read nothing would seem to listen.
+    if (
+        {each for each, _ in tables} != {"tcp", "udp"}
+        or len(tables) not in (2, 4)
+        or ("tcp", False) not in tables
+    ):
+        raise ValueError("it is not all that the kernel prints of its sockets")
     four = {(protocol, port) for protocol, _, port, is_six in found if not is_six}
     return "".join(_lines(found, four))
 
@@ -130,7 +136,7 @@ def _address(digits: str) -> str:
 def _containers(capture: Capture) -> dict[str, tuple[Container, ...]]:
     """The running containers of each pod, by the pod's folder; those that declare ports first."""
     found: dict[str, tuple[Container, ...]] = {}
-    for pod in _items(capture, "cluster/pods.json"):
+    for pod in items_of(capture, "cluster/pods.json"):
         meta, spec, status = (pod.get(part) or {} for part in ("metadata", "spec", "status"))
         running = {
             each.get("name")
@@ -150,13 +156,6 @@ def _containers(capture: Capture) -> dict[str, tuple[Container, ...]]:
 def _big_endian(capture: Capture) -> set[str]:
     return {
         str((node.get("metadata") or {}).get("name"))
-        for node in _items(capture, "cluster/nodes.json")
+        for node in items_of(capture, "cluster/nodes.json")
         if ((node.get("status") or {}).get("nodeInfo") or {}).get("architecture") in _BIG_ENDIAN
     }
-
-
-def _items(capture: Capture, name: str) -> list[dict[str, Any]]:
-    if not capture.has(name):
-        return []
-    items = json.loads(capture.read(name)).get("items") or ()
-    return [item for item in items if isinstance(item, dict)]

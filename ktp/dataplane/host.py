@@ -415,8 +415,7 @@ class Host:
 
     def is_queue_full(self, socket: ListeningSocket) -> bool:
         """Whether connections to the socket, and to those that share its port (SO_REUSEPORT), are dropped."""
-        same = [s for s in self.state.sockets or () if s == socket]
-        return all(s.is_full for s in same)
+        return all(s.is_full for s in self.state.sockets or () if s.place == socket.place)
 
     def in_set(self, name: str, p: Packet, directions: str) -> bool | None:
         """Whether the packet is in ipset `name`; None where the set was not dumped."""

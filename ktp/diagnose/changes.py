@@ -77,7 +77,9 @@ def queues_empty(snapshot: Snapshot, programs: Collection[tuple[str, str]], port
     for node, pod in programs:
         state = snapshot.nodes[node]
         inside = state.pods[pod] if pod else state
-        sockets = tuple(replace(s, waiting=0) if s.port == port else s for s in inside.sockets or ())
+        sockets = tuple(
+            replace(s, waiting=0, is_full=False) if s.port == port else s for s in inside.sockets or ()
+        )
         inside = replace(inside, sockets=sockets)
         snapshot = with_state(snapshot, with_namespace(state, inside) if pod else inside)
     return snapshot

@@ -131,37 +131,38 @@ def explain_end(
 ) -> list[Explanation]:
     """An address with a port on each node with rules: a Service's where one has it, else whatever it is."""
     require_rules(snapshot, nodes)
-    text = str(address)
     names = nodes_with_rules(snapshot, nodes)
+    owners = [n for n in names if address in node_addresses(snapshot, n)]
+    found = _service_end(snapshot, address, protocol, port, is_of_node=bool(owners))
+    kind, service, named = found or (
+        FrontEndKind.NODE_PORT if owners else FrontEndKind.EXTERNAL_IP,
+        None,
+        None,
+    )
+    end = _End(kind, address, port, protocol, named, service, is_unnamed=found is None)
+    asked = owners if kind is FrontEndKind.NODE_PORT else owners or names if found is None else names
+    return [e for n in asked for e in _explain_end(snapshot, n, vantage, end, every_rule=every_rule)]
+
+
+def _service_end(
+    snapshot: Snapshot, address: IPAddress, protocol: str, port: int, *, is_of_node: bool
+) -> tuple[FrontEndKind, Service, str] | None:
+    """The front end that an address is, its Service, and what that is called."""
     for service in snapshot.cluster.services.values():
         for each in service.ports:
-            if each.protocol.lower() != protocol:
+            if each.protocol.lower() != protocol or port not in (each.port, each.node_port):
                 continue
             named = f"{service.key}{':' + each.name if each.name else ''}"
-            for kind, addresses in (
-                (FrontEndKind.LOAD_BALANCER, [i.ip for i in service.ingress]),
+            for kind, texts in (
+                (FrontEndKind.LOAD_BALANCER, [i.ip for i in service.ingress if i.ip]),
                 (FrontEndKind.EXTERNAL_IP, service.external_ips),
                 (FrontEndKind.CLUSTER_IP, service.cluster_ips),
             ):
-                if each.port == port and text in addresses:
-                    end = _End(kind, address, port, protocol, named, service)
-                    return [
-                        e
-                        for n in names
-                        for e in _explain_end(snapshot, n, vantage, end, every_rule=every_rule)
-                    ]
-            owners = [n for n in names if address in node_addresses(snapshot, n)]
-            if each.node_port == port and owners:
-                end = _End(FrontEndKind.NODE_PORT, address, port, protocol, named, service)
-                return [
-                    e for n in owners for e in _explain_end(snapshot, n, vantage, end, every_rule=every_rule)
-                ]
-    owners = [n for n in names if address in node_addresses(snapshot, n)]
-    kind = FrontEndKind.NODE_PORT if owners else FrontEndKind.EXTERNAL_IP
-    end = _End(kind, address, port, protocol, None, None, words="")
-    return [
-        e for n in owners or names for e in _explain_end(snapshot, n, vantage, end, every_rule=every_rule)
-    ]
+                if each.port == port and address in map(ip_of, texts):
+                    return kind, service, named
+            if each.node_port == port and is_of_node:
+                return FrontEndKind.NODE_PORT, service, named
+    return None
 
 
 def _has_port(state: NodeState, protocol: str, port: int) -> bool:
@@ -193,7 +194,7 @@ def _others_naming(state: NodeState, protocol: str, port: int, family: str | Non
 class _End:
     """A front end to be asked about on several nodes."""
 
-    __slots__ = ("address", "kind", "named", "port", "protocol", "service", "words")
+    __slots__ = ("address", "is_unnamed", "kind", "named", "port", "protocol", "service")
 
     def __init__(
         self,
@@ -203,10 +204,11 @@ class _End:
         protocol: str,
         named: str | None,
         service: Service | None,
-        words: str | None = None,
+        *,
+        is_unnamed: bool = False,
     ) -> None:
-        """`words` is what to call its address; None is what its kind is called."""
-        self.words = words
+        """`is_unnamed`: neither a Service nor a rule need know the address, and it is called by itself alone."""
+        self.is_unnamed = is_unnamed
         self.kind = kind
         self.address = address
         self.port = port
@@ -216,11 +218,11 @@ class _End:
 
     def subject(self, target: IPAddress) -> str:
         """`node port 31015/tcp`, `cluster IP 10.96.0.10:53/udp`."""
-        if self.kind is FrontEndKind.NODE_PORT and self.words is None:
+        if self.kind is FrontEndKind.NODE_PORT and not self.is_unnamed:
             return f"node port {self.port}/{self.protocol}"
         shown = f"[{target}]" if target.version == 6 else str(target)
-        if self.words is not None:
-            return f"{self.words}{shown}:{self.port}/{self.protocol}"
+        if self.is_unnamed:
+            return f"{shown}:{self.port}/{self.protocol}"
         return f"{_KINDS.get(self.kind, 'cluster IP')} {shown}:{self.port}/{self.protocol}"
 
 
@@ -249,7 +251,7 @@ def _explain_end(
         if (
             target is None
             or not evidence.sources
-            or (service is None and end.words is None and not evidence.names_port and not others)
+            or (service is None and not end.is_unnamed and not evidence.names_port and not others)
         ):
             continue
         front = FrontEnd(

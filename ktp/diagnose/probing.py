@@ -377,8 +377,9 @@ def _nothing_carried(frontend: str, lost: list[ProbeRow], well: list[ProbeRow]) 
         list(dict.fromkeys(str(r.observed.target.node) for r in rows)) for rows in (lost, well)
     )
     return NOT_CARRIED.finding(
-        f"only nodes that hold a pod answer {frontend} ({listed(holding)}), though the rules of {listed(without)} send "
-        "packets to the pods there: what carries packets between nodes to pods, a tunnel or routes, is the suspicion",
+        f"only nodes that hold a pod answer {frontend} ({listed(holding)}), though {listed(without)} should send "
+        "packets to the pods there: unless nothing from here comes to them, the suspicion is what carries packets "
+        "between nodes to pods, a tunnel or routes",
         nodes=without,
         evidence=[
             Evidence(

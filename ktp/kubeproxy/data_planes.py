@@ -71,7 +71,7 @@ DATA_PLANES = (
         apps=("antrea-agent",),
         replaces=False,
         look="antctl get ovsflows -S {name} -n {namespace}",
-        agent="antrea",
+        agent="antrea-agent",
     ),
     DataPlane(
         name="kube-router's service proxy",
@@ -88,14 +88,15 @@ _BY_NAME = {plane.name: plane for plane in DATA_PLANES}
 def way_to_look(state: NodeState, pods: Iterable[Pod], namespace: str, name: str) -> str:
     """The command that prints what the node's data plane holds of a Service; "" where kube-proxy serves it.
 
-    Through the agent's pod of that node, where it is known: none of the agents' images lacks its tool.
+    Through the agent's pod of that node, where it is known.
     """
     plane = _BY_NAME.get(state.data_plane or "")
     if plane is None:
         return ""
     command = plane.look.format(namespace=namespace, name=name)
     for pod in pods:
-        if pod.node_name == state.name and plane.agent in {pod.labels.get("k8s-app"), pod.labels.get("app")}:
+        labels = {pod.labels.get(key) for key in ("k8s-app", "app", "component")}
+        if pod.node_name == state.name and pod.host_network and plane.agent in labels:
             return f"kubectl exec -n {pod.namespace} {pod.name} -- {command}"
     return f"{command}   # on {state.name}, or in its agent's pod"
 

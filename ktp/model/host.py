@@ -128,8 +128,8 @@ class ListeningSocket:
     """A listening TCP or bound UDP/SCTP socket (`ss -lntuH`). `ip` None means every address of `family`.
 
     `family` is 4, 6 or 0: 0 is a wildcard socket that takes both (`*:port`). Of TCP `waiting` connections were
-    established and not accepted by the program, and the kernel takes new ones as long as they are no more than
-    `backlog` (ss: Recv-Q and Send-Q); None where that was not told.
+    established and not accepted by the program, of `backlog` that may (ss: Recv-Q and Send-Q; None where that was not
+    told): where it `is_full` the kernel drops SYNs (sk_acceptq_is_full, tcp_conn_request).
     """
 
     protocol: str
@@ -138,13 +138,14 @@ class ListeningSocket:
     family: int
     interface: str | None = None
     process: str | None = None
-    waiting: int = field(default=0, compare=False)
+    waiting: int = field(default=0, compare=False)  # another at each look though nothing has changed
     backlog: int | None = field(default=None, compare=False)
+    is_full: bool = False
 
     @property
-    def is_full(self) -> bool:
-        """Whether its accept queue is full, so that the kernel drops SYNs (sk_acceptq_is_full, tcp_conn_request)."""
-        return self.backlog is not None and self.waiting > self.backlog
+    def place(self) -> tuple[str, IPAddress | None, int, int, str | None]:
+        """What it listens on; several may share it (SO_REUSEPORT)."""
+        return self.protocol, self.ip, self.port, self.family, self.interface
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 _DEVICE = re.compile(r"(\d+): ([^:@\s]+)(?:@(\S+))?: <([A-Z0-9,_-]*)> (.*)$")
+_KIND = re.compile(r"[a-z][a-z0-9_]*")
 # The first word of a line below a device that says nothing of its kind.
 _NO_KIND = frozenset(
     ("altname", "alias", "numtxqueues", "valid_lft", "vf", "parentbus", "permaddr", "dummy_slave")
@@ -58,7 +59,11 @@ def addresses_of(text: str) -> list[Json]:
             found[-1]["link_type"] = words[0].removeprefix("link/")
         elif words[0] in ("inet", "inet6"):
             found[-1]["addr_info"].append(_address(words))
-        elif words[0] not in _NO_KIND and not words[0].endswith("_slave") and "linkinfo" not in found[-1]:
+        elif words[0] in _NO_KIND or words[0].endswith("_slave") or words[0].startswith("prog/"):
+            continue
+        elif not _KIND.fullmatch(words[0]):
+            raise ValueError(f"it is no line of `ip address`: {line}")
+        elif "linkinfo" not in found[-1]:
             found[-1]["linkinfo"] = {"info_kind": words[0]}
     return found
 

@@ -66,7 +66,8 @@ def parse_sockets(data: bytes | str, *, source: str = "ss.txt") -> tuple[Listeni
         if socket is None:
             raise _not_a_socket(line, number, source)
         if proto == "tcp" and counts[0].isdecimal() and counts[1].isdecimal():
-            socket = replace(socket, waiting=int(counts[0]), backlog=int(counts[1]))
+            waiting, backlog = int(counts[0]), int(counts[1])
+            socket = replace(socket, waiting=waiting, backlog=backlog, is_full=waiting > backlog)
         sockets.append(socket)
     return tuple(sockets)
 

@@ -22,6 +22,7 @@ TCP = """\
    1: 0100007F:1F90 0100007F:9C40 01 00000000:00000000 00:00000000 00000000     0        0 2 1 0 20 4 30 10 -1
   sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when
    sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
+  sl  local_address                         remote_address                        st tx_queue rx_queue tr drops
 """
 
 
@@ -70,6 +71,7 @@ def test_what_pods_listen_on_is_read_in_their_containers(
     ("program", "why"),
     [
         (Program(status=None), "none of its containers has the command cat"),
+        (Program(stdout=TCP.encode()[:300]), "it is not all that the kernel prints of its sockets"),
         (Program(stdout=b"hello\n"), "it is not what the kernel prints of its sockets"),
         (Program(stdout=TCP.encode(), break_off=True), "the answer did not come to its end"),
     ],

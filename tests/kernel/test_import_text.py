@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,8 @@ NODE = "node-b"
 LOCAL = "test/nginx-externaltrafficpolicy"
 SOS = {
     "sos_commands/networking/ip_-o_addr": "ip -o addr",
+    "sos_commands/networking/ip_-a_link": "ip -s -d link",  # no addresses, and sorted before those
+    "sos_commands/networking/ip_-b_link": "ip link",
     "sos_commands/networking/ip_-d_address": "ip -d address",
     "sos_commands/networking/ip_route_show_table_all": "ip route show table all",
     "sos_commands/networking/ip_-6_route_show_table_all": "ip -6 route show table all",
@@ -57,13 +59,28 @@ EKS = {
 }
 
 
+LISTEN = """
+import socket
+tcp, udp = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
+tcp.bind(("", 10250)); tcp.listen(); udp.bind(("", 8472)); print("ready", flush=True); input()
+"""
+
+
 @pytest.fixture
-def netns(make_netns: Callable[[str], str]) -> str:
+def netns(make_netns: Callable[[str], str]) -> Iterator[str]:
     name = make_netns("import")
     become_node(name, "10.0.0.10", DEMO / "nodes" / NODE / "iptables-legacy-save.txt")
     subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
     printed(name, "sysctl -w net.ipv4.ip_forward=1")
-    return name
+    # As every node has, a program that listens for TCP and one for UDP.
+    with subprocess.Popen(
+        ["ip", "netns", "exec", name, sys.executable, "-c", LISTEN],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as kubelet:  # fmt: skip
+        assert kubelet.stdout is not None
+        assert kubelet.stdout.readline() == "ready\n"
+        yield name
+        kubelet.communicate("\n")
 
 
 def printed(netns: str, command: str) -> bytes:

@@ -21,17 +21,17 @@ PROGRAM = "#!/usr/bin/env python3\nimport sys\nprint('ktp', *sys.argv[1:])\n"
 SEMVER = re.compile(r"v\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?")
 
 
+def make(folder: Path, repository: str) -> None:
+    """Both files in the folder, of a program that says what it is asked."""
+    (folder / "ktp.pyz").write_text(PROGRAM)
+    command = [sys.executable, str(REPOSITORY / "tools/gen_krew.py"), str(folder / "ktp.pyz"), repository]
+    subprocess.run(command, check=True)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("krew")
-    (folder / "ktp.pyz").write_text(PROGRAM)
-    command = [
-        sys.executable,
-        str(REPOSITORY / "tools/gen_krew.py"),
-        str(folder / "ktp.pyz"),
-        "https://example.org/a/ktp/",
-    ]
-    subprocess.run(command, check=True)
+    make(folder, "https://example.org/a/ktp/")
     return folder
 
 
@@ -71,13 +71,6 @@ def test_the_archive_holds_a_program_that_runs(made: Path, tmp_path: Path) -> No
 
 
 def test_the_same_program_makes_the_same_archive(made: Path, tmp_path: Path) -> None:
-    (tmp_path / "ktp.pyz").write_text(PROGRAM)
-    command = [
-        sys.executable,
-        str(REPOSITORY / "tools/gen_krew.py"),
-        str(tmp_path / "ktp.pyz"),
-        "https://example.org/a/ktp",
-    ]
-    subprocess.run(command, check=True)
+    make(tmp_path, "https://example.org/a/ktp")
     for name in ("ktp.yaml", "kubectl-ktp.tar.gz"):
         assert (tmp_path / name).read_bytes() == (made / name).read_bytes()

@@ -194,7 +194,7 @@ def _may_be_wrong(
     return CHECK.finding(
         f"{announcing} may announce {ip} of {case.service.key} from {listed(sorted(empty))} too, which "
         f"hold{'s' * (len(empty) == 1)} no usable endpoint: Cilium elects a node without looking, and under policy "
-        "Local clients then get no answer",
+        "Local clients who come there fail",
         nodes=sorted(empty)[:8],
         evidence=evidence,
         severity=Severity.WARNING,
@@ -219,7 +219,7 @@ def _from_a_wrong_node(case: Case, announcers: tuple[Announcer, ...]) -> Iterabl
         names = sorted({each.node for each in wrong})
         yield CHECK.finding(
             f"{listed(names)} answers for the address of {service.key} ({wrong[0].source}) and holds no usable "
-            "endpoint: under policy Local its clients get no answer",
+            "endpoint: under policy Local clients who come there fail",
             nodes=names,
             evidence=[
                 *(field(each.source, f"{service.key}: announced by {each.node}") for each in wrong),

@@ -199,6 +199,9 @@ def test_names_that_only_begin_alike_are_other_nodes() -> None:
     assert len(found.homeless) == 2
 
 
+SOCKETS = "Netid State  Recv-Q Send-Q Local Address:Port Peer Address:Port Process\n"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "file"),
     [
@@ -214,6 +217,27 @@ def test_names_that_only_begin_alike_are_other_nodes() -> None:
         ("iproute.txt", "default via 192.0.2.1 dev eth0\n", None),
         ("sysctl_-a", "abi.vsyscall32 = 1\nnet.ipv4.ip_forward = 1\n", "sysctl.txt"),
         ("ps", "PID TTY\n", None),
+        # Names of files have numbers of their own.
+        ("ip_rule_list-2026", "0:\tfrom all lookup local\n", "ip-rule.json"),
+        (
+            "ip_link",
+            "1: lo: <LOOPBACK,UP> mtu 65536\n    link/loopback 00:00\n2: eth0: <UP> mtu 1500\n",
+            None,
+        ),
+        ("ip_addr_show_lo", "1: lo: <LOOPBACK,UP> mtu 65536\n    inet 127.0.0.1/8 scope host lo\n", None),
+        # Only what is connected, or one protocol, was asked for.
+        ("ss_-tun", SOCKETS + "tcp ESTAB 0 0 10.0.0.1:22 10.0.0.9:5000\n", None),
+        ("ss_-ltx", SOCKETS + "tcp LISTEN 0 128 0.0.0.0:22 0.0.0.0:*\n", None),
+        (
+            "ss_-ltu",
+            SOCKETS + "tcp LISTEN 0 128 0.0.0.0:ssh 0.0.0.0:*\nudp UNCONN 0 0 0.0.0.0:68 0.0.0.0:*\n",
+            None,
+        ),
+        (
+            "ss_-a",
+            SOCKETS + "tcp LISTEN 0 128 0.0.0.0:22 0.0.0.0:*\nudp UNCONN 0 0 0.0.0.0:68 0.0.0.0:*\n",
+            "ss.txt",
+        ),
     ],
 )
 def test_what_commands_print_for_people(name: str, text: str, file: str | None) -> None:

@@ -186,7 +186,7 @@ def test_the_node_that_answers_now(recorded: Snapshot) -> None:
     assert findings(with_metallb(recorded, pool(), announced_by(held[0])), "KTP608") == []
     (found,) = findings(with_metallb(recorded, pool(), advertisement(), announced_by(free)), "KTP608")
     assert found.nodes == (free,)
-    assert "under policy Local its clients get no answer" in found.message
+    assert "under policy Local clients who come there fail" in found.message
 
 
 @pytest.mark.parametrize(
