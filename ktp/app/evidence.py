@@ -107,6 +107,11 @@ def with_nodes(
         raise UsageError(
             "--node-access exporter is for ktp diagnose svc: the pods say how their nodes do, and not their rules"
         )
+    if settings.counters and settings.node_access in ("none", "agent"):
+        raise UsageError(
+            f"--counters needs a shell on the nodes, which --node-access {settings.node_access} is not",
+            hint="use --node-access local, ssh or --node-shell",
+        )
     if settings.pods == "exec" and pods == "none":
         raise UsageError(
             "--pods exec enters the pods of named Services, and no Service is named here",
@@ -181,7 +186,7 @@ def _this_node(settings: Settings, capture: Capture, reach: Reach | None, pods: 
     unread = MemoryCapture(files={}, gaps=tuple(gaps), source=capture.source)
     if name is None:
         return unread
-    read = collect_local_node(name, reach=reach, pods=pods.get(name))
+    read = collect_local_node(name, reach=reach, pods=pods.get(name), counters=settings.counters)
     return merge_captures(read, unread, source=read.source)
 
 
@@ -194,6 +199,7 @@ def _nodes_by_ssh(settings: Settings, capture: Capture, reach: Reach | None, pod
         sudo=settings.sudo,
         parallel=settings.parallel,
         timeout=settings.timeout,
+        counters=settings.counters,
     )
     nodes = all_nodes(capture, settings.nodes)
     if not nodes:
@@ -214,6 +220,7 @@ def _nodes_by_shell(settings: Settings, capture: Capture, reach: Reach | None, p
         sudo=settings.sudo,
         parallel=settings.parallel,
         timeout=settings.timeout,
+        counters=settings.counters,
     )
     nodes = all_nodes(capture, settings.nodes)
     if not nodes:

@@ -33,6 +33,7 @@ class Settings:
     ssh_options: tuple[str, ...] = ()
     sudo: bool = False
     pods: str | None = None  # none, asked, all, exec; None: as the command would have it
+    counters: int = 0  # seconds between two readings of the nodes' counters; 0: none
     parallel: int = 16
     timeout: float = 120.0
     # Told (nodes done, nodes in all, node) while nodes are read.

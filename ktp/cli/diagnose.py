@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ktp.cli.complete import services
-from ktp.cli.options import Group, common_options, settings, store
+from ktp.cli.options import Group, common_options, counters_option, settings, store
 from ktp.cli.options import command as ktp_command
 from ktp.cli.probe import probe_options, probing
 from ktp.errors import UsageError
@@ -63,6 +63,7 @@ def command() -> None:
     callback=store,
     help="Exit with 1 from findings of this severity on (default: warning).",
 )
+@counters_option
 @common_options()
 def what(words: tuple[str, ...], client: str | None) -> int:
     """Say what was dialled, and diagnose that."""
@@ -81,6 +82,7 @@ def what(words: tuple[str, ...], client: str | None) -> int:
     callback=store,
     help="Exit with 1 from findings of this severity on (default: warning).",
 )
+@counters_option
 @click.option("--client", metavar="IP", help="The outside client to ask for (default: one far away).")
 @click.option("--probe", is_flag=True, help="Dial the front ends for real too, as ktp probe does.")
 @probe_options

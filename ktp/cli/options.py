@@ -173,6 +173,18 @@ def common_options(*shown: Section | str) -> Callable[[F], F]:
     return add
 
 
+def counters_option(function: F) -> F:
+    """Add --counters SECONDS to a command that reads nodes."""
+    return click.option(
+        "--counters",
+        type=click.IntRange(1, 600),
+        metavar="SECONDS",
+        expose_value=False,
+        callback=store,
+        help="Read the nodes' kernel counters twice, so many seconds apart: which drops are counted meanwhile.",
+    )(function)
+
+
 class _Sections(click.Command):
     """A command whose help has its own options first, then the common ones by section."""
 
@@ -257,6 +269,7 @@ def settings() -> Settings:
         ssh_options=tuple(kept.get("ssh_options", ())),
         sudo=kept.get("sudo", False),
         pods=kept.get("pods"),
+        counters=kept.get("counters") or 0,
         parallel=kept.get("parallel", 16),
         timeout=kept.get("timeout", 120.0),
         progress=_node_progress(),

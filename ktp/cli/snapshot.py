@@ -13,7 +13,7 @@ import click
 from ktp.app.settings import Settings
 from ktp.app.snapshot import Taken, take_snapshot
 from ktp.cli.options import command as ktp_command
-from ktp.cli.options import common_options, settings
+from ktp.cli.options import common_options, counters_option, settings
 from ktp.errors import ExitCode, UsageError
 from ktp.render.clean import clean
 
@@ -29,6 +29,7 @@ _GAPS_SHOWN = 10
 @click.option(
     "--redact-map", metavar="FILE", help="Keep the pseudonyms in FILE; an existing one is used again."
 )
+@counters_option
 @common_options()
 def command(arguments: tuple[str, ...], resume: bool, redact: bool, redact_map: str | None) -> int:
     """Writes what ktp can read of a cluster to OUT: a folder, or an archive if OUT ends in .tar.gz.

@@ -42,6 +42,7 @@ from ktp.collect.nft_chains import (
 )
 from ktp.collect.nft_whole import read_whole
 from ktp.collect.parallel import run_in_parallel
+from ktp.collect.passing import CONNTRACK_MODULE, MOST_ENTRIES, connection_commands, counter_command
 from ktp.collect.pod_namespaces import (
     POD_LEGACY,
     POD_READS,
@@ -383,6 +384,7 @@ def collect_local_node(
     kernel: KernelOpener | None = None,
     blind: bool = False,
     pods: PodAddresses | None = None,
+    counters: int = 0,
     before: NftReading | None = None,
 ) -> MemoryCapture:
     """What a machine, without `runner` this one, says about itself, as `nodes/NODE/…` of design §4.
@@ -391,7 +393,8 @@ def collect_local_node(
     all the same. `legacy_reader` is asked for legacy tables that no command can print; `kernel` opens nf_tables of
     the machine for questions that no command answers at once.
     `not_root` is the sentence and the remedy where the commands did not run as root.
-    `pods` are those whose network namespaces are read, too, as root.
+    `pods` are those whose network namespaces are read, too, as root. `counters` are the seconds between two readings
+    of the kernel's counters; 0: none.
     `blind` is a machine whose files cannot be looked at: nothing is run there that could make what it looks for.
     `before` is what is known of nf_tables, where its generation is still the same; without a `reach` only.
     Nothing is raised for what cannot be read; each is a gap. The dumps are not taken at one instant.
@@ -404,6 +407,7 @@ def collect_local_node(
             _AS_ROOT,
         )
     reader = _NodeReader(node, runner, reach, legacy_reader, not_root, kernel, blind=blind, pods=pods)
+    reader.counters = counters
     reader.known = dict(before.files) if before is not None else {}
     try:
         parts = run_in_parallel(reader.reads())
@@ -466,6 +470,7 @@ class _NodeReader:
         self._sizes: dict[str, bool] = {}
         self._lock = threading.Lock()
         self.known: Mapping[str, bytes] = {}  # files that are as they were
+        self.counters = 0  # seconds between two readings
         self.is_root = runner.is_root()
         self._has_nf_tables = _kernel_has(runner, "nf_tables", "nf_tables_newrule")
         self._has_ip_set = _kernel_has(runner, "ip_set", "ip_set_create")
@@ -473,6 +478,7 @@ class _NodeReader:
     def reads(self) -> list[Callable[[], _Part]]:
         """Every read, the slow ones first; they are independent of each other."""
         return [
+            *((self._counters,) if self.counters else ()),
             self._nft_ruleset,
             partial(self._tables, "iptables"),
             partial(self._tables, "ip6tables"),
@@ -488,6 +494,7 @@ class _NodeReader:
             partial(self._command, "ss.txt", "node-sockets", "ss -lntuH"),
             *(partial(self._optional, file, line) for file, line in TUNNEL_READS),
             self._sysctls,
+            self._connections,
             self._pods,
         ]
 
@@ -518,6 +525,26 @@ class _NodeReader:
         if self._blind or not self._runner.has_command(line.split(maxsplit=1)[0]):
             return _Part()
         return _Part(files=self._command(file, "node-tunnels", line).files)
+
+    def _counters(self) -> _Part:
+        """Counters of the kernel, twice; a gap where they cannot be had, since they were asked for."""
+        answer = self._runner.run(counter_command(self.counters), timeout=COMMAND_TIMEOUT + self.counters)
+        if answer.status != 0 or not answer.stdout.strip():
+            return self._gap("node-counters", "the kernel's counters could not be read", None)
+        return _Part(files={"netstat.txt": answer.stdout})
+
+    def _connections(self) -> _Part:
+        """What the node tracks of the asked UDP ports: used where it is there, and not missed where not."""
+        commands = connection_commands(self._reach)
+        has_module = self._runner.exists(CONNTRACK_MODULE) or not self._runner.exists("/proc/modules")
+        if self._blind or not (
+            commands and self.is_root and has_module and self._runner.has_command("conntrack")
+        ):
+            return _Part()
+        found = [self._runner.run(line.split(), timeout=COMMAND_TIMEOUT) for line in commands]
+        if any(one.status != 0 or one.stdout.count(b"\n") > MOST_ENTRIES for one in found):
+            return _Part()
+        return _Part(files={"conntrack.txt": b"".join(one.stdout for one in found) or b"\n"})
 
     def _ipv6(self, file: str, line: str) -> _Part:
         """A command about IPv6 routing, which fails on a kernel booted with ipv6.disable=1."""

@@ -70,6 +70,7 @@ class NodeShell:
     sudo: bool = False
     parallel: int = PARALLEL
     timeout: float = TIMEOUT
+    counters: int = 0  # seconds between two readings of the kernel's counters; 0: none
 
     def __post_init__(self) -> None:
         """Check that the command asks for a node and can be split into words."""
@@ -124,6 +125,7 @@ def _visit(node: str, shell: NodeShell, reach: Reach | None, pods: PodAddresses 
         reach=reach,
         command_timeout=max(1.0, shell.timeout - min(CONNECT_SHARE, shell.timeout / 2)),
         pods=pods or (),
+        counters=shell.counters,
     )
     words = shell.words(node)
     done = _run(words, shell.timeout, script.text)
@@ -140,6 +142,7 @@ def _visit(node: str, shell: NodeShell, reach: Reach | None, pods: PodAddresses 
         not_root=_not_root(node, recording),
         why_cut=why_cut(done, shell.timeout),
         pods=pods,
+        counters=shell.counters,
     )
     return _with_gaps(read, left)
 

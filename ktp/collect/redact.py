@@ -266,6 +266,8 @@ class _Redactor:
             "ss.txt": self._sockets,
             "ipvsadm.txt": self._scrub,
             "nft-hooks.txt": self._nft_text,
+            "conntrack.txt": self._scrub,
+            "netstat.txt": _counters,
             "nft-ruleset.txt": self._nft_text,
         }
         if file in text_files:
@@ -900,6 +902,11 @@ class _Redactor:
         except (ValueError, yaml.YAMLError, RecursionError):
             return None
         return yaml.safe_dump(self._fields(document, KUBE_PROXY_CONFIG), sort_keys=False).encode()
+
+
+def _counters(text: str) -> str:
+    """The lines of the kernel's counters: names and numbers, and nothing else."""
+    return "".join(f"{line}\n" for line in text.splitlines() if re.fullmatch(r"[\w.: -]*", line))
 
 
 def _is_public_domain(domain: str) -> bool:

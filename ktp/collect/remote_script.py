@@ -36,6 +36,7 @@ from ktp.collect.nft_chains import (
     Destination,
     Reach,
 )
+from ktp.collect.passing import CONNTRACK_MODULE, MOST_ENTRIES, connection_commands, counter_command
 from ktp.collect.pod_namespaces import POD_LEGACY, POD_READS, POD_RULES, PodAddresses, in_proc
 from ktp.model.capture import EvidenceGap, GapCause, MemoryCapture
 
@@ -49,7 +50,7 @@ _TIMED_OUT = 124  # timeout(1)
 _SUDO = "sudo -n -l"
 
 COMMANDS = (
-    "ip", "ss", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "bridge", "timeout", "awk", "sudo",
+    "ip", "ss", "conntrack", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "bridge", "timeout", "awk", "sudo",
     "cilium-dbg", "cilium",
     *(f"{family}{kind}{save}" for family in ("iptables", "ip6tables") for kind in ("", "-nft", "-legacy")
       for save in ("", "-save")),
@@ -84,6 +85,11 @@ noting() {
   finish "${caught%?ktp-noted=*}"
 }
 said() { line "begin $1"; shift; printf '%s\n' "$@" >&3; line "end 0"; line done; }
+# As root, and no more lines than are of use: a command that has more to say ends with another status.
+some() {
+  line "begin command $*"
+  finish "$( { { slowly $as_root "$@" 3>&-; echo "ktp-status=$?" >&2; } | head -n @MOST_ENTRIES@ >&3; } 2>&1 )"
+}
 file() {
   [ -e "$1" ] || return 1
   line "begin file $1"
@@ -109,7 +115,8 @@ said hostname "$(uname -n 2>/dev/null)"
 found=; for name in @COMMANDS@; do has "$name" && found="$found $name"; done
 said commands $found
 found=
-for path in /sys/module/nf_tables /sys/module/ip_set /proc/modules /proc/sys/net/ipv6 @CILIUM_FOLDER@; do
+for path in /sys/module/nf_tables /sys/module/ip_set /proc/modules /proc/sys/net/ipv6 @CONNTRACK_MODULE@ \
+  @CILIUM_FOLDER@; do
   [ -e "$path" ] && found="$found $path"
 done
 said paths $found
@@ -134,6 +141,10 @@ fi
 has ss && run ss -lntuH
 has ip && { run ip -j -d link; run ip -j neigh; }
 has bridge && run bridge -j fdb
+if has conntrack && { [ -e @CONNTRACK_MODULE@ ] || [ ! -e /proc/modules ]; }; then
+  :
+@CONNECTIONS@
+fi
 line 'begin sysctls'
 grep '' /dev/null @SYSCTL_GLOBS@ >&3 2>/dev/null
 line 'end 0'; line done
@@ -206,6 +217,7 @@ if [ -n "$pods" ] && [ "$uid" = 0 ] && has nsenter && has awk; then
 @POD_LEGACY@
   done
 fi
+@COUNTERS@
 line complete
 }
 
@@ -390,11 +402,12 @@ class RemoteScript:
 
 
 def build_script(
-    *, sudo: bool, reach: Reach | None, command_timeout: float, pods: Iterable[str] = ()
+    *, sudo: bool, reach: Reach | None, command_timeout: float, pods: Iterable[str] = (), counters: int = 0
 ) -> RemoteScript:
     """The script that reads everything; with `sudo`, what only root may read through `sudo -n`.
 
-    `pods` are addresses whose network namespaces are read, too.
+    `pods` are addresses whose network namespaces are read, too. `counters` are the seconds between two readings of
+    the kernel's counters; 0: none.
     """
     mark = f"ktp-{secrets.token_hex(16)}"
     globs = [*(_sysctl_path(key) for key in SINGLE_SYSCTLS)]
@@ -419,6 +432,10 @@ def build_script(
         "CILIUM_AGENT": CILIUM_AGENT,
         "CILIUM_READS": "\n".join(f"  root $agent {words}" for _, words, _ in CILIUM_READS),
         "PODS": " ".join(map(in_proc, pods)),
+        "CONNTRACK_MODULE": CONNTRACK_MODULE,
+        "MOST_ENTRIES": str(MOST_ENTRIES + 1),
+        "CONNECTIONS": "\n".join(f"  some {words}" for words in connection_commands(reach)),
+        "COUNTERS": _counters(counters) if counters else "",
         "POD_READS": "\n".join(_in_pod(words) for _, words, _ in POD_READS),
         "POD_RULES": "\n".join(f"  {_in_pod(words)}" for _, words in POD_RULES),
         "POD_LEGACY": "\n".join(
@@ -445,6 +462,12 @@ def _asked(destinations: Iterable[Destination]) -> list[str]:
         f"{one.protocol or ''}/{'' if one.port is None else one.port}/{','.join(sorted(one.addresses or ()))}"
         for one in destinations
     ]
+
+
+def _counters(seconds: int) -> str:
+    """A line of the script that takes its time, and therefore no limit."""
+    *shell, text = counter_command(seconds)
+    return f"limit=; run {' '.join(shell)} {_quoted(text)}"
 
 
 def _in_pod(words: str) -> str:
@@ -614,10 +637,13 @@ def collect_recorded(
     not_root: tuple[str, str],
     why_cut: str,
     pods: PodAddresses | None = None,
+    counters: int = 0,
 ) -> MemoryCapture:
     """A node's files from a recording. One that is not complete costs one gap, which says `why_cut`."""
     runner = RecordedRunner(recording)
-    read = collect_local_node(node, runner, reach=reach, source=source, not_root=not_root, pods=pods)
+    read = collect_local_node(
+        node, runner, reach=reach, source=source, not_root=not_root, pods=pods, counters=counters
+    )
     if recording.complete:
         return read
     gap = EvidenceGap(

@@ -68,6 +68,7 @@ class SshSettings:
     parallel: int = PARALLEL
     timeout: float = TIMEOUT
     program: tuple[str, ...] = ("ssh",)
+    counters: int = 0  # seconds between two readings of the kernel's counters; 0: none
 
     def __post_init__(self) -> None:
         """Check what could be taken for something else on ssh's command line."""
@@ -195,6 +196,7 @@ class Visitor:
             reach=self._reach,
             command_timeout=max(1.0, settings.timeout - min(CONNECT_SHARE, settings.timeout / 2)),
             pods=self._pods.get(node, ()),
+            counters=settings.counters,
         )
         done = self._run((*self._arguments, "--", destination, "sh -s"), settings.timeout, script.text)
         recording = parse_stream(done.stdout, script.mark)
@@ -287,6 +289,7 @@ class Visitor:
             not_root=self._not_root(node, recording),
             why_cut=why_cut(done, self._settings.timeout),
             pods=self._pods.get(node),
+            counters=self._settings.counters,
         )
 
     def _not_root(self, node: str, recording: Recording) -> tuple[str, str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ktp.model.nftables import NftRuleset
     from ktp.model.tunnel import ForwardingEntry, Neighbour, TunnelDevice
 from ktp.model.nft_hooks import HookListing
+from ktp.model.passing import Counters, TrackedConnection
 from ktp.model.ruleset import Ruleset
 
 IPAddress = IPv4Address | IPv6Address
@@ -205,6 +206,8 @@ class NodeState:
     tunnels: Mapping[str, TunnelDevice] | None = None
     neighbours: tuple[Neighbour, ...] | None = None
     forwarding: tuple[ForwardingEntry, ...] | None = None  # bridge -j fdb: of tunnels
+    tracked: tuple[TrackedConnection, ...] | None = None  # of the asked flows
+    counters: Counters | None = None  # two readings of them
     # Network namespaces of pods ("namespace/name"); their `rulesets` are empty where no rules of theirs were read.
     pods: Mapping[str, NodeState] = field(default_factory=dict)
 

@@ -27,6 +27,7 @@ from ktp.parse.ipvs import parse_ipvs
 from ktp.parse.kube_proxy_config import parse_kube_proxy_config
 from ktp.parse.kubernetes import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES, parse_cluster_with_gaps
 from ktp.parse.nft_hooks import parse_nft_hooks
+from ktp.parse.passing import parse_connections, parse_counters
 from ktp.parse.ss import parse_sockets
 from ktp.parse.sysctl import parse_sysctls
 from ktp.parse.text import SHAPE_ERRORS, decode_text, gc_paused, load_json
@@ -289,6 +290,8 @@ class _NodeFiles:
             tunnels=self._parse("ip-link.json", parse_tunnels),
             neighbours=self._parse("ip-neigh.json", parse_neighbours),
             forwarding=self._parse("bridge-fdb.json", parse_forwarding),
+            tracked=self._parse("conntrack.txt", parse_connections),
+            counters=self._parse("netstat.txt", parse_counters),
             files=frozenset(self._read),
             pods=_PodNamespaces(self._capture, self._node, self._files_in("pods/")),
         )

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping
 
 from ktp.diagnose.case import Case, decided_evidence
 from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.passing_common import growing
 from ktp.diagnose.checks.sysctl_common import mended_by_sysctls
 from ktp.model.diagnosis import Finding, Fix, Severity
 
@@ -40,6 +41,7 @@ def run(case: Case) -> Iterable[Finding]:
             node=node,
             evidence=[
                 *decided_evidence(first.cell),
+                *growing(case.state(node), "TcpExt.IPReversePathFilter"),
                 counterfactual(f"with rp_filter = 2, {first.title} on {first.node} connects"),
             ],
             fixes=[

@@ -32,6 +32,7 @@ from functools import partial
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import queues_empty
 from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.diagnose.checks.passing_common import growing
 from ktp.kubeproxy.names import host_port
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import ListeningSocket
@@ -93,6 +94,9 @@ def _finding(case: Case, port: int, full: _Full) -> Finding:
         )
         for (node, pod), s in full.sockets.items()
     ][:4]
+    # A pod's counters are of its own network namespace, and were not read.
+    for node in [node for node, pod in full.sockets if not pod]:
+        evidence += growing(case.state(node), "TcpExt.ListenOverflows")
     if taken:
         evidence.append(counterfactual(f"with its queue empty, {taken[0].title} on {taken[0].node} connects"))
     return CHECK.finding(

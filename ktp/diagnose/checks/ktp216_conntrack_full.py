@@ -31,6 +31,7 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check
+from ktp.diagnose.checks.passing_common import growing
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 
 COUNT, LIMIT = "net.netfilter.nf_conntrack_count", "net.netfilter.nf_conntrack_max"
@@ -49,7 +50,10 @@ def run(case: Case) -> Iterable[Finding]:
             f"{node} tracks {count} connections, and may track {limit}: packets of new ones are dropped where no "
             "unanswered one can be dropped for them",
             node=node,
-            evidence=[Evidence(kind="sysctl", source=node, text=f"{COUNT} = {count}, {LIMIT} = {limit}")],
+            evidence=[
+                Evidence(kind="sysctl", source=node, text=f"{COUNT} = {count}, {LIMIT} = {limit}"),
+                *growing(state, "nf_conntrack.drop", "nf_conntrack.early_drop"),
+            ],
             fixes=[
                 Fix(
                     summary=f"raise {LIMIT} on {node} (kube-proxy: conntrack.maxPerCore, conntrack.min), and see what "

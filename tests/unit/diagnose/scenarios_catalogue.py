@@ -288,7 +288,27 @@ def _tracked(count: str) -> Callable[[str], str]:
     return more
 
 
+def _udp_entry(endpoint: str) -> Edit:
+    return replaced(
+        "udp      17 22 src=10.0.0.100 dst=10.0.0.10 sport=40053 dport=30011 [UNREPLIED] "
+        f"src={endpoint} dst=10.0.0.100 sport=5353 dport=40053 mark=0 use=1\n"
+    )
+
+
+def _counted(clashed: int) -> Edit:
+    table = "entries  insert_failed clashres\n0000000a {:08x} 00000000\n0000000a 00000001 00000000\n"
+    return replaced(f"100.00 1.00\n{table.format(16)}105.00 1.00\n{table.format(clashed)}")
+
+
 CATALOGUE: dict[str, tuple[Ask, Ask]] = {
+    "KTP218": (
+        edited("edge/udp-local", ("node-b", "conntrack.txt", _udp_entry("10.244.2.99")), base=recorded),
+        edited("edge/udp-local", ("node-b", "conntrack.txt", _udp_entry("10.244.2.29")), base=recorded),
+    ),
+    "KTP219": (
+        edited(CLUSTER, ("node-b", "netstat.txt", _counted(19))),
+        edited(CLUSTER, ("node-b", "netstat.txt", _counted(16))),
+    ),
     "KTP211": (
         in_ipvs("edge/cluster-two", ("node-b", "sysctl.txt", sysctl("net.ipv4.vs.conntrack", "0"))),
         # A Local Service is not masqueraded anyhow.

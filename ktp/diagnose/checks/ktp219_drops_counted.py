@@ -1,0 +1,74 @@
+"""A node's kernel counts packets that it drops while it is looked at.
+
+# What it means
+Counters of drops grew between two readings: of connection tracking, of the reverse path filter, of routing, of
+checksums, of sockets that take no more. They are of the whole node. Which packets it were, they do not say.
+
+# Why traffic fails
+Each counter is one reason for which packets of any connection are lost; the finding names those that grew. Where one of
+ktp's other findings is of the same reason, the counter is among its evidence, too.
+
+# Evidence
+/proc/net/netstat, /proc/net/snmp, /proc/net/stat/nf_conntrack and rt_cache, twice: `ktp diagnose --counters SECONDS`,
+or both readings in a snapshot's `netstat.txt`. What the columns mean is in conntrack(8) and in the kernel's
+Documentation/networking/snmp_counter.rst.
+
+# Confirm by hand
+    nstat -z; sleep 5; nstat          # what grew within five seconds
+    conntrack -S                      # a line for each CPU
+
+# Fix
+See where the packets come from while the counter grows: `tcpdump` at the interface, or the kernel's own words where
+net.ipv4.conf.all.log_martians is 1. A counter that grows without anybody's complaint may be of packets that are meant
+to be dropped.
+
+# Example
+Two DNS requests of one socket at once, whose entries clash: insert_failed grows, and one of the two times out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ktp.diagnose.case import Case
+from ktp.diagnose.checks.base import Check, listed
+from ktp.diagnose.checks.passing_common import growing, growth
+from ktp.model.diagnosis import Finding, Severity
+
+# The counter, and of what it counts one for each. conntrack(8), -S; snmp_counter.rst; ip_route_input_slow.
+_TRACKING = {
+    "nf_conntrack.drop": "packets of which no connection could be tracked",
+    "nf_conntrack.early_drop": "connections forgotten for want of room in the table",
+    "nf_conntrack.insert_failed": "packets whose new connection clashed with one that is there",
+}
+_OTHER = {
+    "nf_conntrack.invalid": "packets that fit no connection, which kube-proxy's rules drop (KUBE-FORWARD)",
+    "TcpExt.IPReversePathFilter": "packets dropped by the reverse path filter",
+    "IpExt.InNoRoutes": "packets without a route",
+    "rt_cache.in_martian_src": "packets from addresses that cannot be there",
+    "rt_cache.in_martian_dst": "packets to addresses that cannot be there",
+    "TcpExt.ListenOverflows": "connections refused by full accept queues of the node's own sockets",
+    "Tcp.InCsumErrors": "TCP segments with a wrong checksum",
+    "Udp.InCsumErrors": "UDP datagrams with a wrong checksum",
+}
+
+
+def run(case: Case) -> Iterable[Finding]:
+    """Fires for each node with a counter of drops that grew; a warning where connection tracking drops."""
+    for node in case.nodes:
+        state = case.state(node)
+        harm = growth(state, _TRACKING)
+        other = growth(state, _OTHER)
+        if not (harm or other):
+            continue
+        what = listed(f"{by} {(_TRACKING | _OTHER)[name]}" for name, by in (harm | other).items())
+        yield CHECK.finding(
+            f"{node} counted {what} while it was looked at; whether the Service's were among them, "
+            "a counter does not tell",
+            node=node,
+            evidence=growing(state, *_TRACKING, *_OTHER),
+            severity=Severity.WARNING if harm else None,
+        )
+
+
+CHECK = Check(code="KTP219", name="DropsCounted", severity=Severity.INFO, page=__doc__ or "", run=run)

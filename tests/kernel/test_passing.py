@@ -1,0 +1,138 @@
+"""A UDP connection that goes on to an endpoint that has gone, and the counters of a node that drops: real ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from ktp.collect.nft_chains import Destination, Reach
+from ktp.collect.passing import connection_commands, counter_command
+from ktp.collect.remote_script import build_script, collect_recorded, parse_stream
+from ktp.diagnose.checks.ktp218_stale_entry import deletion
+from ktp.parse.passing import parse_connections, parse_counters
+
+pytestmark = pytest.mark.kernel
+
+NODE, OLD, NEW, PORT = "10.9.8.1", "10.9.8.11", "10.9.8.12", 30053
+# Each server answers with its own address; a client says whom it meets.
+SERVE = f"""
+import selectors, socket
+found = selectors.DefaultSelector()
+for address in ("{OLD}", "{NEW}"):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind((address, 53))
+    found.register(s, selectors.EVENT_READ, address)
+print("ready", flush=True)
+while True:
+    for key, _ in found.select():
+        data, peer = key.fileobj.recvfrom(100)
+        key.fileobj.sendto(key.data.encode(), peer)
+"""
+ASK = f"""
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("", int(sys.argv[1])))
+s.settimeout(5)
+s.sendto(b"?", ("{NODE}", {PORT}))
+print(s.recv(100).decode())
+"""
+
+
+def test_a_connection_outlives_its_endpoint(make_netns: Callable[[str], str]) -> None:
+    node, client = make_netns("pn"), make_netns("pc")
+
+    def run(where: str, *words: str) -> str:
+        done = subprocess.run(
+            ["ip", "netns", "exec", where, *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    run(node, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", client)
+    for where, addresses in ((node, (NODE, OLD, NEW)), (client, ("10.9.8.2",))):
+        for address in addresses:
+            run(where, "ip", "addr", "add", f"{address}/24", "dev", "eth0")
+        run(where, "ip", "link", "set", "eth0", "up")
+    rule = ["PREROUTING", "-p", "udp", "--dport", str(PORT), "-j", "DNAT", "--to-destination"]
+    run(node, "iptables", "-t", "nat", "-A", *rule, f"{OLD}:53")
+    reach = Reach(destinations=(Destination(protocol="udp", port=PORT),))
+    (listing,) = connection_commands(reach)
+    with subprocess.Popen(
+        ["ip", "netns", "exec", node, sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        try:
+            ask = (sys.executable, "-c", ASK)
+            assert run(client, *ask, "40001").strip() == OLD
+            run(node, "iptables", "-t", "nat", "-R", rule[0], "1", *rule[1:], f"{NEW}:53")
+            assert run(client, *ask, "40001").strip() == OLD
+            assert run(client, *ask, "40002").strip() == NEW
+            entries = {e.original.sport: e for e in parse_connections(run(node, *listing.split()))}
+            assert {port: str(e.reply.src) for port, e in entries.items()} == {40001: OLD, 40002: NEW}
+            assert (str(entries[40001].original.dst), entries[40001].original.dport) == (NODE, PORT)
+            run(node, *deletion(entries[40001]).split())
+            script = build_script(sudo=False, reach=reach, command_timeout=10, counters=1)
+            done = subprocess.run(
+                ["ip", "netns", "exec", node, "sh"], input=script.text, capture_output=True, check=True
+            )
+            read = collect_recorded(
+                "node-a",
+                parse_stream(done.stdout, script.mark),
+                reach=reach,
+                source="",
+                not_root=("", ""),
+                why_cut="",
+                counters=1,
+            )
+            files = {name.rpartition("/")[2]: content for name, content in read.files.items()}
+            assert {e.original.sport for e in parse_connections(files["conntrack.txt"])} == {40002}
+            assert parse_counters(files["netstat.txt"]) is not None
+            (left,) = parse_connections(run(node, *listing.split()))
+            assert left.original.sport == 40002
+            assert run(client, *ask, "40001").strip() == NEW
+        finally:
+            server.kill()
+
+
+def test_what_a_node_drops_is_counted(make_netns: Callable[[str], str]) -> None:
+    node, client = make_netns("pn"), make_netns("pc")
+
+    def run(where: str, *words: str) -> None:
+        subprocess.run(["ip", "netns", "exec", where, *words], capture_output=True, text=True, check=True)
+
+    run(node, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", client)
+    for where, address in ((node, NODE), (client, "10.9.8.2")):
+        run(where, "ip", "addr", "add", f"{address}/24", "dev", "eth0")
+        run(where, "ip", "link", "set", "eth0", "up")
+    run(node, "sysctl", "-w", "net.ipv4.conf.eth0.rp_filter=1")
+    run(client, "ip", "addr", "add", "10.77.0.1/32", "dev", "eth0")
+    # The node would not answer a neighbour solicitation from that address either.
+    mac = subprocess.run(
+        ["ip", "netns", "exec", node, "cat", "/sys/class/net/eth0/address"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    run(client, "ip", "neigh", "add", NODE, "lladdr", mac, "dev", "eth0")
+    bad = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.77.0.1', 0)); "
+        + (f"[s.sendto(b'?', ('{NODE}', 9)) for _ in range(7)]")
+    )
+    with subprocess.Popen(
+        ["ip", "netns", "exec", node, *counter_command(2)], stdout=subprocess.PIPE, text=True
+    ) as reading:
+        assert reading.stdout is not None
+        first = reading.stdout.readline()  # the first reading has begun
+        rest_of_first = [reading.stdout.readline()]
+        while "clashres" not in rest_of_first[-1] and "searched" not in rest_of_first[-1]:
+            rest_of_first.append(reading.stdout.readline())
+        run(client, sys.executable, "-c", bad)
+        text = first + "".join(rest_of_first) + reading.stdout.read()
+    counters = parse_counters(text)
+    assert counters is not None
+    assert counters.moved("TcpExt.IPReversePathFilter") == 7
+    assert counters.seconds is not None
+    assert 1.9 < counters.seconds < 60
