@@ -30,6 +30,7 @@ from tests.unit.diagnose.worlds import (
     only_nodes,
     policy,
     programmed,
+    recorded,
     routes,
     service_with,
     sysctl,
@@ -271,3 +272,15 @@ def test_a_node_that_is_no_neighbour_is_not_made_a_gateway() -> None:
 
     snapshot = with_objects(demo({("node-b", "ip-route.json"): routes(without="10.244.1.0/24")}), moved)
     assert "KTP209" not in codes(Asked(snapshot, CLUSTER).diagnosis())
+
+
+@pytest.mark.parametrize(("waiting", "expected"), [(101, True), (100, False)])
+def test_the_full_queue_of_a_process_in_the_nodes_own_network(waiting: int, expected: bool) -> None:
+    """A pod with hostNetwork: its socket is among the node's own."""
+
+    def full(text: str) -> str:
+        line = next(line for line in text.splitlines() if ":18080" in line and "LISTEN" in line)
+        return text.replace(line, f"tcp LISTEN {waiting} 100 *:18080 *:*")
+
+    diagnosis = Asked(recorded({("node-c", "ss.txt"): full}), "edge/hostnet-local").diagnosis()
+    assert ("KTP215" in codes(diagnosis)) is expected
