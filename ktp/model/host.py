@@ -51,7 +51,7 @@ class Interface:
     link_type: str = "ether"
     master: str | None = None
     kind: str | None = None  # linkinfo info_kind, where `ip -d` was used
-    mtu: int = 1500
+    mtu: int | None = None
     addresses: tuple[InterfaceAddress, ...] = ()
 
     @property
@@ -92,6 +92,7 @@ class Route:
     protocol: str = "boot"
     tos: int = 0
     src: IPNetwork | None = None  # IPv6 source-specific routes ("from")
+    mtu: int | None = None  # where the route has one of its own
 
     @property
     def dev(self) -> str | None:
@@ -222,6 +223,13 @@ class NodeState:
     def data_plane_unread(self) -> bool:
         """Whether something else than kube-proxy serves Services here, and its tables were not read."""
         return bool(self.data_plane) and (self.cilium is None or not self.cilium.is_readable)
+
+    def mtu_of(self, device: str | None) -> int | None:
+        """How many bytes a packet by a device may have, by it and its routes; None where that is not known."""
+        own = next((i.mtu for i in self.interfaces or () if i.name == device), None)
+        if own is None:
+            return None
+        return min((own, *(r.mtu for r in self.routes or () if r.mtu and r.dev == device)))
 
     def knows_rules_of(self, version: int) -> bool:
         """Whether the packet filter rules of IPv4 (or 6) are known; a dump of one family tells nothing of the other."""

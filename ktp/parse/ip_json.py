@@ -110,7 +110,7 @@ def _interface(entry: dict[str, Any]) -> Interface:
         link_type=string_of(entry.get("link_type"), "ether"),
         master=optional_string(entry.get("master")),
         kind=optional_string(object_of(entry.get("linkinfo")).get("info_kind")),
-        mtu=number_of(entry.get("mtu"), 1500),
+        mtu=number_of(entry.get("mtu"), None),
         addresses=tuple(address for address in addresses if address is not None),
     )
 
@@ -192,7 +192,13 @@ def _route(entry: dict[str, Any], family: int) -> Route:
         protocol=str(entry.get("protocol") or "boot"),
         tos=_dsfield(entry.get("tos")),
         src=_network(string_of(entry["from"]), family) if entry.get("from") not in (None, "all") else None,
+        mtu=next((number_of(m.get("mtu"), None) for m in _metrics(entry) if "mtu" in m), None),
     )
+
+
+def _metrics(route: dict[str, Any]) -> list[dict[str, Any]]:
+    """`"metrics": [{"mtu": 1450}]`, and the form without the list."""
+    return [route, *map(object_of, list_of(route.get("metrics")))]
 
 
 def _next_hop(hop: dict[str, Any]) -> NextHop:

@@ -300,7 +300,20 @@ def _counted(clashed: int) -> Edit:
     return replaced(f"100.00 1.00\n{table.format(16)}105.00 1.00\n{table.format(clashed)}")
 
 
+def _with_mtu(mtu: int) -> Ask:
+    """node-b has another MTU at its network, and no node has a tunnel."""
+
+    def edit(text: str) -> str:
+        links = json.loads(text)
+        (uplink,) = (link for link in links if link["ifname"] == "eth0")
+        return json.dumps([{**link, "mtu": mtu} if link is uplink else link for link in links])
+
+    links = [(node, "ip-link.json", replaced("[]\n")) for node in ("node-a", "node-b", "node-c")]
+    return edited(CLUSTER, ("node-b", "ip-addr.json", edit), *links, base=recorded)
+
+
 CATALOGUE: dict[str, tuple[Ask, Ask]] = {
+    "KTP220": (_with_mtu(1400), _with_mtu(9000)),
     "KTP218": (
         edited("edge/udp-local", ("node-b", "conntrack.txt", _udp_entry("10.244.2.99")), base=recorded),
         edited("edge/udp-local", ("node-b", "conntrack.txt", _udp_entry("10.244.2.29")), base=recorded),
