@@ -182,6 +182,8 @@ class CompiledChain:
         bits = 32 if p.family == 4 else 128
         hits = block.containing(f" -d {to_text(p.family, p.dst)}/{bits} ".encode())
         ports = block.containing(f" --dport {p.dport} ".encode()) if isinstance(p.dport, int) else []
+        # A rule for one other address is none for this packet, whatever its port is (a cluster IP's is often 80).
+        ports = [i for i in ports if (found := _KEY.match(block[i])) is None or found[1] is None]
         return sorted({*hits, *ports, *self._other})
 
     def _index(self) -> None:

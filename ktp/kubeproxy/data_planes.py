@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 from ktp.kubeproxy.names import KUBE_SERVICES, NFT_TABLE
 from ktp.model.cluster import Pod
 from ktp.model.diagnosis import Evidence
 from ktp.model.host import NodeState
-from ktp.model.ruleset import has_chain
+from ktp.model.ruleset import Ruleset, has_chain, recorded_of
 from ktp.model.snapshot import Snapshot
 
 
@@ -142,8 +143,7 @@ def signs_of(plane: DataPlane, state: NodeState, pods: Iterable[Pod]) -> Iterato
     if device is not None:
         yield Evidence(kind="route", source=f"{state.name} ip addr", text=f"device {device}")
     for ruleset in state.rulesets:
-        names = (n for t in ruleset.tables() for n in ruleset.chain_names(t))
-        chain = next((n for n in names if plane.chains and n.startswith(plane.chains)), None)
+        chain = _chains_of_planes(ruleset).get(plane.name)
         if chain is not None:
             yield Evidence(kind="rule", source=f"{state.name} {ruleset.backend.value}", text=f"chain {chain}")
             break
@@ -153,6 +153,26 @@ def signs_of(plane: DataPlane, state: NodeState, pods: Iterable[Pod]) -> Iterato
             break
 
 
+_CHAINS: WeakKeyDictionary[Ruleset, dict[str, str]] = WeakKeyDictionary()
+"""What was found in a ruleset, for as long as that lives: each changed world asks again of nodes that are as before."""
+
+
+def _chains_of_planes(ruleset: Ruleset) -> dict[str, str]:
+    """The first chain of each data plane in a ruleset, by the plane's name."""
+    ruleset = recorded_of(ruleset)
+    found = _CHAINS.get(ruleset)
+    if found is None:
+        found = _CHAINS[ruleset] = {}
+        beginnings = tuple(b for plane in DATA_PLANES for b in plane.chains)
+        for table in ruleset.tables():
+            for name in ruleset.chain_names(table):
+                if name.startswith(beginnings):
+                    for plane in DATA_PLANES:
+                        if plane.chains and name.startswith(plane.chains):
+                            found.setdefault(plane.name, name)
+    return found
+
+
 def has_kube_proxy(state: NodeState) -> bool:
     """Whether the node holds a chain, table or virtual server of kube-proxy's."""
     return _has_chains_of_kube_proxy(state) or (state.ipvs is not None and bool(state.ipvs.services))
@@ -160,6 +180,6 @@ def has_kube_proxy(state: NodeState) -> bool:
 
 def _has_chains_of_kube_proxy(state: NodeState) -> bool:
     """Virtual servers left aside: kube-router's are the same."""
-    if any(has_chain(r, "nat", KUBE_SERVICES) for r in state.rulesets):
+    if any(has_chain(s, "nat", KUBE_SERVICES) for r in state.rulesets for s in (recorded_of(r), r)):
         return True
     return state.nft is not None and any(t.name == NFT_TABLE for t in state.nft.tables)

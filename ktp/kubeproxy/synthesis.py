@@ -6,6 +6,7 @@ recorded ruleset, everything else of the node stays as it was read. Reads no tex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -110,25 +111,27 @@ class OverlayRuleset:
         self.family: str = base.family
         self.backend: Backend = base.backend
         self.source: str = base.source
-        self._base = base
+        self.recorded = base
         self._changes = changes
         self._parse = parse_rule
         self._shared: dict[tuple[str, str], Chain | None] = {}
         self._own: dict[str, Chain | None] | None = None
         self._by_name = {name: change for change in changes for name in change.names}
         self._by_suffix = {suffix: change for change in changes for suffix in change.suffixes}
+        mentioned = sorted({*self._by_name, *self._by_suffix})
+        self._mentioned = re.compile("|".join(map(re.escape, mentioned)) if mentioned else r"(?!)")
 
     def tables(self) -> Sequence[str]:
         """Names of the tables."""
-        return self._base.tables()
+        return self.recorded.tables()
 
     def reading(self, table: str) -> TableReading:
         """As of the recorded one."""
-        return self._base.reading(table)
+        return self.recorded.reading(table)
 
     def chain_names(self, table: str) -> Iterable[str]:
         """Names of the chains: the recorded ones, less the removed, then the new."""
-        names = dict.fromkeys(self._base.chain_names(table))
+        names = dict.fromkeys(self.recorded.chain_names(table))
         if table == "nat":
             for name, chain in self._own_chains().items():
                 if chain is None:
@@ -151,13 +154,13 @@ class OverlayRuleset:
             own = self._own_chains()
             if name in own:
                 return own[name]
-        return self._base.chain(table, name)
+        return self.recorded.chain(table, name)
 
     def is_same(self) -> bool:
         """Whether it says what the ruleset under it says."""
         own = self._own_chains()
-        return all(self._base.chain("nat", name) is chain for name, chain in own.items()) and all(
-            self.chain(*key) is self._base.chain(*key) for key in SHARED_CHAINS
+        return all(self.recorded.chain("nat", name) is chain for name, chain in own.items()) and all(
+            self.chain(*key) is self.recorded.chain(*key) for key in SHARED_CHAINS
         )
 
     def _own_chains(self) -> Mapping[str, Chain | None]:
@@ -177,7 +180,7 @@ class OverlayRuleset:
         return self._own
 
     def _endpoint_chains(self, name: str) -> Iterable[str]:
-        chain = self._base.chain("nat", name)
+        chain = self.recorded.chain("nat", name)
         for i in range(len(chain) if chain is not None else 0):
             target = _jump_target(chain.raw(i)) if chain is not None else ""
             if target.startswith(SEP_PREFIX):
@@ -185,7 +188,7 @@ class OverlayRuleset:
 
     def _made(self, table: str, name: str, lines: Sequence[str]) -> Chain:
         """A chain of these lines: the recorded one where it says the same."""
-        recorded = self._base.chain(table, name)
+        recorded = self.recorded.chain(table, name)
         if recorded is not None and [_bare(line) for line in recorded.raw_lines()] == list(lines):
             return recorded
         return Chain(table, name, tuple(lines), self._parse)
@@ -206,7 +209,7 @@ class OverlayRuleset:
 
         Rules of a port that had none go to the end, before the jump to KUBE-NODEPORTS that ends nat's KUBE-SERVICES.
         """
-        recorded = self._base.chain(table, name)
+        recorded = self.recorded.chain(table, name)
         new: dict[int, tuple[str, ...]] = {}
         for change in self._changes:
             lines = change.rules.shared.get((table, name), ()) if change.rules is not None else ()
@@ -218,7 +221,7 @@ class OverlayRuleset:
             return Chain(table, name, every, self._parse) if every and table in self.tables() else None
         old: dict[int, list[int]] = {}
         for i, line in enumerate(recorded.raw_lines()):
-            owner = self._owner(line)
+            owner = self._owner(line) if self._mentioned.search(line) else None
             if owner is not None:
                 old.setdefault(id(owner), []).append(i)
         removed: set[int] = set()

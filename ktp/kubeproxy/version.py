@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from ktp.kubeproxy.names import (
     KUBE_EXTERNAL_SERVICES,
@@ -20,7 +21,7 @@ from ktp.kubeproxy.names import (
 )
 from ktp.model.cluster import Cluster, Pod
 from ktp.model.host import NodeState
-from ktp.model.ruleset import Chain, Ruleset
+from ktp.model.ruleset import Chain, Ruleset, recorded_of
 
 if TYPE_CHECKING:
     # A module that takes long to import, for nodes that have such tables.
@@ -165,11 +166,23 @@ def _mentions(chain: Chain | None, text: str, *, limit: int = 64) -> bool:
     return chain is not None and any(text in chain.raw(i) for i in range(min(len(chain), limit)))
 
 
-def iptables_bounds(ruleset: Ruleset) -> Iterator[RuleBound]:
+_BOUNDS: WeakKeyDictionary[Ruleset, tuple[RuleBound, ...]] = WeakKeyDictionary()
+"""What was found of a ruleset, for as long as that lives: a changed world asks again of nodes that are as before."""
+
+
+def iptables_bounds(ruleset: Ruleset) -> tuple[RuleBound, ...]:
     """Bounds on the version of kube-proxy that rules of iptables mode show; none where it wrote none.
 
     Reads the names of nat's chains and a few static chains, so that a dump of any size costs little.
     """
+    ruleset = recorded_of(ruleset)
+    found = _BOUNDS.get(ruleset)
+    if found is None:
+        found = _BOUNDS[ruleset] = tuple(_iptables_bounds(ruleset))
+    return found
+
+
+def _iptables_bounds(ruleset: Ruleset) -> Iterator[RuleBound]:
     forward = ruleset.chain("filter", KUBE_FORWARD)
     if forward is None or ruleset.chain("nat", KUBE_NODEPORTS) is None:
         return
@@ -214,7 +227,7 @@ def _rule_bounds(state: NodeState | None) -> tuple[RuleBound, ...]:
     """Bounds from the one set of rules that kube-proxy wrote; none where there are several (leftovers)."""
     if state is None:
         return ()
-    found = [tuple(iptables_bounds(r)) for r in state.rulesets_of("ip")]
+    found = [iptables_bounds(r) for r in state.rulesets_of("ip")]
     if state.nft is not None:
         found.append(tuple(nftables_bounds(state.nft)))
     found = [bounds for bounds in found if bounds]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol, overload
+from typing import Protocol, overload, runtime_checkable
 
 from ktp.model.reading import WHOLE, Lack, Reading, TableReading, Unread, unread_words
 
@@ -301,6 +301,20 @@ PORT_FLAGS = frozenset(
     ("--dport", "--dports", "--destination-port", "--destination-ports", "--sport", "--sports")
 )
 _SAMPLE = 8
+
+
+@runtime_checkable
+class Derived(Protocol):
+    """A ruleset made from another: as recorded, but for the rules of some Services."""
+
+    recorded: Ruleset
+
+
+def recorded_of(ruleset: Ruleset) -> Ruleset:
+    """The ruleset as it was read, where another was made from it."""
+    while isinstance(ruleset, Derived):
+        ruleset = ruleset.recorded
+    return ruleset
 
 
 def are_ports_lost(ruleset: Ruleset) -> bool:
