@@ -5,12 +5,12 @@ Every matching rule is recorded: the walk that decides is the trace that is show
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Sequence
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from ktp.dataplane import packet as pk
+from ktp.dataplane.chain_index import positions
 from ktp.dataplane.host import Host
 from ktp.dataplane.matches import Test, compile_match, dscp_value
 from ktp.dataplane.packet import RANDOM_PORTS, Packet, Port, to_int, to_text
@@ -49,28 +49,12 @@ from ktp.model.effect import (
     Unmodelled,
 )
 from ktp.model.reading import Lack, lost_words, unread_words
-from ktp.model.ruleset import PORT_FLAGS, Chain, LineBlock, Rule, Ruleset, Target, are_ports_lost
+from ktp.model.ruleset import PORT_FLAGS, Chain, Rule, Ruleset, Target, are_ports_lost
 from ktp.model.trace import StepKind
 
 # Actions of a compiled rule.
 _CONTINUE, _ACCEPT, _DROP, _RETURN, _JUMP, _GOTO, _CHANGE, _END, _UNKNOWN = range(9)
-
-_KEY = re.compile(
-    r"(?:\[[^\]]*\] )?-A \S+ (?:(?:! )?-s \S+ )?"
-    r"(?:-d ([0-9a-f.:]+)/(?:32|128) "
-    r"|(?:-d \S+ )?-p (tcp|udp|sctp) (?:-m comment --comment (?:\"(?:[^\"\\]|\\.)*\"|[^\" ]+) )?"
-    r"(?:-m addrtype --dst-type LOCAL )?-m (?:tcp|udp|sctp) --dport (\d+) )"
-)
 _MOST_ADDRESSES = 64  # of a range that one is drawn from
-_INDEX_FROM = 12  # rules; shorter chains are walked whole
-_SEARCHES = 8  # so many packets' candidates are searched for in a chain's text before the chain is indexed
-# As _KEY, for a whole chain's text: a line that does not match says nothing of one destination or port.
-_NOT_KEYED = (
-    rb"\n(?!-A %b -d [0-9a-f.:]+/(?:32|128) |(?:\[[^\]\n]*\] )?-A %b (?:(?:! )?-s \S+ )?"
-    rb"(?:-d [0-9a-f.:]+/(?:32|128) "
-    rb"|(?:-d \S+ )?-p (?:tcp|udp|sctp) (?:-m comment --comment (?:\"(?:[^\"\\\n]|\\.)*\"|[^\" \n]+) )?"
-    rb"(?:-m addrtype --dst-type LOCAL )?-m (?:tcp|udp|sctp) --dport \d+ ))"
-)
 
 
 class Compiled(NamedTuple):
@@ -123,14 +107,11 @@ class Program:
 
 
 class CompiledChain:
-    """A chain whose rules are compiled when first met, with an index over exact destinations and ports."""
+    """A chain whose rules are compiled when first met."""
 
     __slots__ = (
-        "_by_key",
         "_candidates",
         "_compiled",
-        "_other",
-        "_searches",
         "name",
         "program",
         "size",
@@ -144,9 +125,6 @@ class CompiledChain:
         self.size = len(source)
         self._compiled: dict[int, Compiled] = {}
         self._candidates: dict[tuple[int, int, Port], Sequence[Compiled]] = {}
-        self._by_key: dict[Any, list[int]] | None = None
-        self._other: list[int] = []
-        self._searches = 0
 
     def candidates(self, p: Packet) -> Sequence[Compiled]:
         """The rules that may match a packet of this destination, protocol and port, in order."""
@@ -155,53 +133,8 @@ class CompiledChain:
         if found is None:
             if len(self._candidates) > 20_000:
                 self._candidates.clear()
-            found = self._candidates[key] = [self._rule(i) for i in self._positions(p)]
+            found = self._candidates[key] = [self._rule(i) for i in positions(self.source, p)]
         return found
-
-    def _positions(self, p: Packet) -> Sequence[int]:
-        if self.size < _INDEX_FROM:
-            return range(self.size)
-        block = self.source.raw_lines()
-        if isinstance(block, LineBlock) and self._by_key is None and self._searches < _SEARCHES:
-            return self._search(block, p)
-        if self._by_key is None:
-            self._index()
-        assert self._by_key is not None
-        hits = self._by_key.get(to_text(p.family, p.dst), [])
-        ports = self._by_key.get((pk.PROTOCOL_NAMES.get(p.proto, ""), p.dport), [])
-        if not hits and not ports:
-            return self._other
-        return sorted({*hits, *ports, *self._other})
-
-    def _search(self, block: LineBlock, p: Packet) -> Sequence[int]:
-        """As the index would answer, or more, from the chain's text: a few questions do not pay for an index."""
-        if not self._searches:
-            name = re.escape(self.name.encode("utf-8", "surrogateescape"))
-            self._other = block.matching(re.compile(_NOT_KEYED % (name, name)))
-        self._searches += 1
-        bits = 32 if p.family == 4 else 128
-        hits = block.containing(f" -d {to_text(p.family, p.dst)}/{bits} ".encode())
-        ports = block.containing(f" --dport {p.dport} ".encode()) if isinstance(p.dport, int) else []
-        # A rule for one other address is none for this packet, whatever its port is (a cluster IP's is often 80).
-        ports = [i for i in ports if (found := _KEY.match(block[i])) is None or found[1] is None]
-        return sorted({*hits, *ports, *self._other})
-
-    def _index(self) -> None:
-        by_key: dict[Any, list[int]] = {}
-        other: list[int] = []
-        match = _KEY.match
-        for i, line in enumerate(self.source.raw_lines()):
-            m = match(line)
-            if m is None:
-                other.append(i)
-                continue
-            dst, proto, port = m.groups()
-            key = dst if dst is not None else (proto, int(port))
-            if key in by_key:
-                by_key[key].append(i)
-            else:
-                by_key[key] = [i]
-        self._by_key, self._other = by_key, other
 
     def _rule(self, index: int) -> Compiled:
         found = self._compiled.get(index)

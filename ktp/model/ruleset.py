@@ -198,7 +198,18 @@ class Chain:
     Where it was not read whole (`reading`) a rule stands for those that are not known, so that it is never empty.
     """
 
-    __slots__ = ("_parse", "_raw", "_rules", "counters", "first_line", "name", "policy", "reading", "table")
+    __slots__ = (
+        "__weakref__",
+        "_parse",
+        "_raw",
+        "_rules",
+        "counters",
+        "first_line",
+        "name",
+        "policy",
+        "reading",
+        "table",
+    )
 
     def __init__(
         self,
