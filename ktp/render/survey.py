@@ -58,18 +58,18 @@ def _is_faulty(row: Row) -> bool:
 
 
 def headline(rows: Sequence[Row]) -> tuple[str, str]:
-    """The survey in one sentence, and its style. With the API alone it says what should happen."""
+    """The survey in one sentence, and its style. With the API alone it says so first."""
 
     def keys(of: Callable[[Row], object]) -> set[str]:
         return {r.key for r in rows if of(r)}
 
     services, broken, opened = {r.key for r in rows}, keys(lambda r: r.failing), keys(_is_open)
     faulty = len(keys(_is_faulty))
-    should = "should " if all(r.basis == "api" for r in rows) else ""
+    by = "by the API objects alone, " if all(r.basis == "api" for r in rows) else ""
     which = "Services with an external front end"
     findings = f"{faulty} of them {'has' if faulty == 1 else 'have'} findings"
     if broken:
-        words = f"{len(broken)} of {len(services)} {which} {should}fail on some node"
+        words = f"{by}{len(broken)} of {len(services)} {which} fail on some node"
         if opened - broken:
             words += f"; of {len(opened - broken)} more it is not known whether they answer"
         return words, "bold red"
@@ -80,8 +80,8 @@ def headline(rows: Sequence[Row]) -> tuple[str, str]:
             words = f"it is not known of {len(opened)} of {len(services)} {which} whether they answer"
         return words + (f"; {findings}" if faulty else ""), "bold yellow"
     if faulty:
-        return f"all {len(services)} {which} {should}answer; {findings}", "bold yellow"
-    return f"all {len(services)} {which} {should}answer" + ("" if should else " as they should"), "bold green"
+        return f"{by}all {len(services)} {which} answer; {findings}", "bold yellow"
+    return f"{by}all {len(services)} {which} answer" + ("" if by else " as they should"), "bold green"
 
 
 def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False, guessed: int = 0) -> None:

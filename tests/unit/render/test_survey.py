@@ -30,7 +30,7 @@ def row(key: str, *, basis: str = "rules", severity: Severity | None = None, **s
         ),
         (
             [row("a/b", connects=3, basis="api")],
-            "all 1 Services with an external front end should answer",
+            "by the API objects alone, all 1 Services with an external front end answer",
         ),
         (
             [row("a/b", connects=3, severity=Severity.WARNING), row("a/c", connects=3)],
@@ -50,7 +50,7 @@ def row(key: str, *, basis: str = "rules", severity: Severity | None = None, **s
         ),
         (
             [row("a/b", times_out=1, connects=2, basis="api"), row("a/b", unknown=3, basis="api")],
-            "1 of 1 Services with an external front end should fail on some node",
+            "by the API objects alone, 1 of 1 Services with an external front end fail on some node",
         ),
     ],
 )
