@@ -44,7 +44,10 @@ def serve(state: State, host: Host, hook: str) -> list[Verdict]:
         ):
             # Seen on a kernel: with an address of kube-ipvs0 the handshake ends well, and no data follows; with one
             # of a device that is up it does. Later packets are not walked.
-            why = "IPVS without conntrack serves a process that dials from the virtual server's own address"
+            why = (
+                "IPVS without conntrack serves a process that dials from the virtual server's own address: the "
+                "handshake ends well, and no data follows where that address is on a device that is down (kube-ipvs0)"
+            )
             return [Verdict(UNKNOWN, state, why, step)]
         return [Verdict(ACCEPT, state)]
     if p.ipvs or p.reply or hook == FORWARD:
