@@ -13,6 +13,7 @@ from ktp.diagnose.questions import (
     PodsByNode,
     Question,
     external_client,
+    further_addresses,
     has_default_route,
     near_client,
     node_addresses,
@@ -274,6 +275,20 @@ class Examiner:
                 found.append((f"pods of {home}", _asked_by(question, pod[1], flow)))
         return found
 
+    def at_further_addresses(self, question: Question) -> list[Question]:
+        """An outside client's question about a node port, at the node's other addresses."""
+        if question.front_end.kind is not FrontEndKind.NODE_PORT or question.vantage is not Vantage.EXTERNAL:
+            return []
+        return [
+            replace(
+                question,
+                front_end=question.front_end.on(address),
+                flow=replace(question.flow, dst=str(address)),
+            )
+            for address in further_addresses(self.snapshot, question.node)
+            if address.version == question.front_end.ip_version
+        ][:_MOST_ADDRESSES]
+
     def _named_networks(self, node: str, family: int) -> list[IPNetwork]:
         """Networks outside that a policy which Cilium enforces names: each has an identity of its own."""
         state = self.snapshot.nodes.get(node)
@@ -503,6 +518,7 @@ def _key(service: Service, port: ServicePort, node: str) -> tuple[str, str, str,
     return service.key, service.external_traffic_policy, port.name, port.port, port.protocol, node
 
 
+_MOST_ADDRESSES = 16  # of one node, that are asked beside its own
 _MOST_OTHERS = 4
 
 

@@ -50,6 +50,32 @@ def node_addresses(snapshot: Snapshot, name: str) -> tuple[IPAddress, ...]:
     return tuple(found)
 
 
+def further_addresses(snapshot: Snapshot, name: str) -> tuple[IPAddress, ...]:
+    """Addresses of the node that the API does not list and outside clients may dial too: second networks, virtual ones.
+
+    Those of devices that are up and in a network of their own; left out are tunnels, bridges with their ports, what
+    holds nothing but single addresses (kube-ipvs0, a local DNS cache) and the pods' network.
+    """
+    state, node = snapshot.nodes.get(name), (snapshot.cluster.nodes or {}).get(name)
+    interfaces = (state.interfaces if state is not None else None) or ()
+    bridges = {i.master for i in interfaces}
+    known = set(node_addresses(snapshot, name))
+    pods = [ip_network(cidr, strict=False) for cidr in (node.pod_cidrs if node is not None else ())]
+    found = []
+    for i in interfaces:
+        if i.link_type != "ether" or not {"UP", "LOWER_UP"} <= i.flags or i.name in bridges:
+            continue
+        tunnels = state.tunnels if state is not None else None
+        if i.name in (tunnels or {}) or all(a.prefixlen == a.ip.max_prefixlen for a in i.addresses):
+            continue
+        found += [
+            a.ip
+            for a in i.addresses
+            if a.scope == "global" and a.ip not in known and not any(a.ip in net for net in pods)
+        ]
+    return tuple(dict.fromkeys(found))
+
+
 def near_client(snapshot: Snapshot, name: str, family: int, taken: Collection[IPAddress]) -> IPAddress | None:
     """A client on the node's own network: an address of its subnet that is not taken."""
     state = snapshot.nodes.get(name)

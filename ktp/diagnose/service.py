@@ -30,6 +30,7 @@ from ktp.model.diagnosis import (
     FrontEndMatrix,
     LoadShare,
     NodeRow,
+    OtherAddress,
     OtherClient,
     ServiceDiagnosis,
     Severity,
@@ -188,7 +189,11 @@ def _entries(
                     asked = examiner.ask(service, port, question)
                     cell = examiner.cell(asked)
                     if asked.fact is not None and front_end.kind is not FrontEndKind.CLUSTER_IP:
-                        cell = replace(cell, others=_others(examiner, service, port, question, cell))
+                        cell = replace(
+                            cell,
+                            others=_others(examiner, service, port, question, cell),
+                            addresses=_addresses(examiner, service, port, question),
+                        )
                 found.append(Entry(port=port, front_end=front_end, title=title, asked=asked, cell=cell))
         out += [entry for node in questions for entry in answers[node]]
     return out
@@ -228,6 +233,19 @@ def _others(
                     who=who, client=str(other.client.ip), symptom=theirs.symptom, reason=theirs.reason
                 )
             )
+    return tuple(found)
+
+
+def _addresses(
+    examiner: Examiner, service: Service, port: ServicePort, question: Question
+) -> tuple[OtherAddress, ...]:
+    """The same at each further address of the node."""
+    found = []
+    for other in examiner.at_further_addresses(question):
+        theirs = examiner.cell(examiner.ask(service, port, other))
+        found.append(
+            OtherAddress(address=str(other.front_end.ip), symptom=theirs.symptom, reason=theirs.reason)
+        )
     return tuple(found)
 
 

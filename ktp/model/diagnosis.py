@@ -52,6 +52,15 @@ class OtherClient:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherAddress:
+    """A further address of the node, which the API does not list, and what the cell's client sees there."""
+
+    address: str
+    symptom: Symptom
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One answer of the matrix: a kind of client, a front end, a node.
 
@@ -74,6 +83,7 @@ class Cell:
     intended_by: str = ""
     assumptions: tuple[Assumption, ...] = ()
     others: tuple[OtherClient, ...] = ()
+    addresses: tuple[OtherAddress, ...] = ()
 
     @property
     def rests_on(self) -> tuple[Assumption, ...]:

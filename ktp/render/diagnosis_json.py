@@ -132,6 +132,10 @@ def _cell(c: Cell) -> dict[str, Any]:
         out["intended"] = {"symptom": c.intended.value, "decidedBy": c.intended_by}
     if c.assumptions:
         out["assumptions"] = assumptions_json(c.assumptions)
+    if c.addresses:
+        out["otherAddresses"] = [
+            {"address": o.address, "symptom": o.symptom.value, "reason": o.reason} for o in c.addresses
+        ]
     if c.others:
         out["otherClients"] = [
             {"who": o.who, "client": o.client, "symptom": o.symptom.value, "reason": o.reason}

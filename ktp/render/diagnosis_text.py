@@ -15,6 +15,7 @@ from ktp.render.probe_tables import print_rows, print_witnesses
 from ktp.render.report_words import (
     ASSUMED_LEGEND,
     KEPT_LEGEND,
+    addresses_of,
     assumed_of,
     cells_of,
     fix_words,
@@ -168,6 +169,8 @@ def _print_reasons(d: ServiceDiagnosis, console: Console, *, verbose: bool) -> N
     cells = cells_of(_shown(d, verbose))
     for words in others_of(_shown(d, verbose)):
         write(console, Text(words, style="yellow"), 0, 2)
+    for words in addresses_of(_shown(d, verbose), every=verbose):
+        write(console, Text(words, style="dim"), 0, 2)
     said = [("unknown", c.reason) for c in cells if c.symptom is Symptom.UNKNOWN]
     said += [("assumed", words) for words in assumed_of(cells, len(d.evidence_nodes))]
     if verbose:

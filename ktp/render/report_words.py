@@ -156,6 +156,22 @@ def others_of(matrices: Iterable[FrontEndMatrix]) -> list[str]:
     ]
 
 
+def addresses_of(matrices: Iterable[FrontEndMatrix], *, every: bool = False) -> list[str]:
+    """What outside clients see at further addresses of nodes: where it is not what they see at the first, or all."""
+    found: dict[Symptom, dict[str, str]] = {}
+    for m in matrices:
+        for row in m.nodes:
+            for cell in row.cells.values():
+                for other in cell.addresses:
+                    if every or other.symptom is not cell.symptom:
+                        found.setdefault(other.symptom, {}).setdefault(other.address, row.node)
+    return [
+        f"clients outside {_SEEN.get(symptom, 'fail')} at other addresses of the nodes: "
+        + ", ".join(f"{address} ({node})" for address, node in where.items())
+        for symptom, where in found.items()
+    ]
+
+
 def cell_words(cell: Cell | None) -> str:
     """A cell in a word or two: "ok, kept", "times out", "67 % ok"; with a star where it rests on what was not read."""
     return "-" if cell is None else _fate_words(cell) + ("*" if cell.rests_on else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from ktp.model.cluster import (
 from ktp.model.diagnosis import ServiceDiagnosis
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
-from tests.unit.diagnose.worlds import Asked, cell, codes, recorded
+from tests.unit.diagnose.worlds import LOCAL, Asked, cell, codes, recorded
 
 NODES = {
     name: Node(
@@ -225,3 +226,49 @@ def test_local_by_external_ip_and_load_balancer_too() -> None:
         assert failing
         assert {r.cells["external"].cause for r in failing} == {"KTP501"}
         assert replace(diagnosis, verdict="").findings
+
+
+@pytest.mark.parametrize(
+    ("device", "prefixlen", "asked"), [("eth0", 32, True), ("eth0", 24, True), ("cni9", 32, False)]
+)
+def test_an_address_that_the_api_does_not_list_is_asked(device: str, prefixlen: int, asked: bool) -> None:
+    """A virtual address on the node's network is dialled, too; one on a device that holds nothing else is not."""
+
+    def edit(text: str) -> str:
+        links = json.loads(text)
+        info = {
+            "family": "inet",
+            "local": "10.0.0.77",
+            "prefixlen": prefixlen,
+            "scope": "global",
+            "secondary": True,
+        }
+        for link in links:
+            if link["ifname"] == device:
+                link["addr_info"].append(info)
+        if device == "cni9":
+            links.append({**links[1], "ifname": device, "ifindex": 99, "addr_info": [info]})
+        return json.dumps(links)
+
+    def local(text: str) -> str:
+        way = {
+            "type": "local",
+            "dst": "10.0.0.77",
+            "dev": device,
+            "table": "local",
+            "scope": "host",
+            "flags": [],
+        }
+        return json.dumps([*json.loads(text), way])
+
+    diagnosis = Asked(
+        recorded({("node-b", "ip-addr.json"): edit, ("node-b", "ip-route.json"): local}), LOCAL
+    ).diagnosis()
+    found = {
+        o.address: o.symptom
+        for m in diagnosis.frontends
+        for row in m.nodes
+        if row.node == "node-b" and m.kind == "nodePort"
+        for o in row.cells["external"].addresses
+    }
+    assert found.get("10.0.0.77") is (Symptom.TIMES_OUT if asked else None)
