@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from ktp.model.host import NodeState
-from ktp.model.nftables import ExtensionHeader, Mangle, Statement
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Hop, Path
 from ktp.model.tunnel import TunnelDevice
+
+if TYPE_CHECKING:  # some ninety dataclasses, for nodes that have such rules
+    from ktp.model.nftables import Statement
 
 ETHERNET = 1500
 """What an outside client's network is taken to carry, in bytes."""
@@ -168,6 +171,8 @@ def _clamps(hop: Hop) -> bool:
 
 
 def _sets_option(statement: Statement) -> bool:
+    from ktp.model.nftables import ExtensionHeader, Mangle
+
     return (
         isinstance(statement, Mangle)
         and isinstance(statement.key, ExtensionHeader)
