@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernel.drawing import Case, Packet
-from kernel.lab import ADDRESSES, PODS
+from tests.kernel.drawing import Case, Packet
+from tests.kernel.lab import ADDRESSES, PODS
 
 
 @dataclass(frozen=True)

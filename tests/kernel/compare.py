@@ -8,13 +8,12 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kernel.drawing import Case, Packet, flow_of
-from kernel.lab import NODES, Lab, LabError, topology_of_lab
-
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
 from ktp.explain.effects import step_words
 from ktp.model.trace import Flow, FlowAnswer, Path, StepKind, Symptom
+from tests.kernel.drawing import Case, Packet, flow_of
+from tests.kernel.lab import NODES, Lab, LabError, topology_of_lab
 
 _FAILED_LINE = re.compile(r"line:? (\d+)")
 _REFUSED_COMMAND = re.compile(r"^/dev/stdin:(\d+):", re.MULTILINE)

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from kernel.lab import COMMANDS, Lab, LabError
+
+from tests.kernel.lab import COMMANDS, Lab, LabError
 
 
 @pytest.fixture(scope="module")

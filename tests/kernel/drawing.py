@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from kernel.lab import ADDRESSES, NETS, NODES, OUTSIDE, PODS
+from tests.kernel.lab import ADDRESSES, NETS, NODES, OUTSIDE, PODS
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from kernel.drawing import Case, Drawing, Packet
-from kernel.lab import ADDRESSES, NODES, POD_PORTS
+from tests.kernel.drawing import Case, Drawing, Packet
+from tests.kernel.lab import ADDRESSES, NODES, POD_PORTS
 
 HOOKS = {
     "raw": ("PREROUTING", "OUTPUT"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from kernel.drawing import Case, Packet
-from kernel.generator import HOOKS, Maker
-from kernel.lab import NODES, POD_PORTS
+from tests.kernel.drawing import Case, Packet
+from tests.kernel.generator import HOOKS, Maker
+from tests.kernel.lab import NODES, POD_PORTS
 
 _SCHEDULERS = ("rr", "rr", "rr", "wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq", "lblc", "lblcr", "fo")
 _REAL = ("pa1", "pa2", "qa1", "qa2", "pb1", "qb1", "pa1", "pb1", "srv", "a", "b", "a.dummy", "dead")

@@ -20,10 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kernel.compare import Outcome, differs, judge, load, unload, wire
-from kernel.drawing import Case, Packet, flow_of
-from kernel.lab import NODES, Lab, topology_of_lab
-
 from ktp.dataplane.answer import answer_flow, fold
 from ktp.dataplane.walk import Leaf, LimitExceededError, Walker
 from ktp.model.capture import MemoryCapture
@@ -41,6 +37,9 @@ from ktp.model.effect import (
     Unmodelled,
 )
 from ktp.model.trace import Flow, FlowAnswer, Path, Step, StepKind, Symptom
+from tests.kernel.compare import Outcome, differs, judge, load, unload, wire
+from tests.kernel.drawing import Case, Packet, flow_of
+from tests.kernel.lab import NODES, Lab, topology_of_lab
 
 # Long enough for packet and answer between namespaces, and where it is not, the pair is asked again.
 _QUICK, _PATIENT = 0.06, 0.5

@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from kernel.drawing import Case, Drawing, Packet
-from kernel.generator import Maker
-from kernel.lab import NODES, POD_PORTS, PODS
+from tests.kernel.drawing import Case, Drawing, Packet
+from tests.kernel.generator import Maker
+from tests.kernel.lab import NODES, POD_PORTS, PODS
 
 _TARGETS = ("pa1", "pa2", "qa1", "qa2", "pb1", "qb1", "srv", "a", "b", "a.dummy", "b.eth1")
 _DEVICES = ("eth0", "eth*", "cni0", "lo", "vp-*", "vp-pa1", "eth1", "vq-*", "dummy0")

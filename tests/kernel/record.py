@@ -15,11 +15,10 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
 
-from kernel.cases import ALL, Named
-from kernel.compare import RuleKey, load, run_case, unload
-from kernel.lab import Lab
-
 from ktp.model.capture import MemoryCapture
+from tests.kernel.cases import ALL, Named
+from tests.kernel.compare import RuleKey, load, run_case, unload
+from tests.kernel.lab import Lab
 
 RECORDED = Path(__file__).resolve().parents[1] / "unit" / "dataplane" / "recorded.json"
 _CHANGING = re.compile(

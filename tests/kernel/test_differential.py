@@ -12,9 +12,10 @@ import random
 from collections import Counter
 
 import pytest
-from kernel.compare import Outcome, run_case, tell
-from kernel.generator import make_case
-from kernel.lab import Lab
+
+from tests.kernel.compare import Outcome, run_case, tell
+from tests.kernel.generator import make_case
+from tests.kernel.lab import Lab
 
 pytestmark = pytest.mark.kernel
 

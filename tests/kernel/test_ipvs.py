@@ -12,10 +12,11 @@ import random
 from collections import Counter
 
 import pytest
-from kernel.compare import Outcome, run_case, tell
-from kernel.drawing import Case, Packet
-from kernel.ipvs_generator import make_case
-from kernel.lab import ADDRESSES, Lab
+
+from tests.kernel.compare import Outcome, run_case, tell
+from tests.kernel.drawing import Case, Packet
+from tests.kernel.ipvs_generator import make_case
+from tests.kernel.lab import ADDRESSES, Lab
 
 pytestmark = pytest.mark.kernel
 

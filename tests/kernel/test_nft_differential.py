@@ -12,11 +12,12 @@ import random
 from collections import Counter
 
 import pytest
-from kernel.compare import tell
-from kernel.drawing import Case, Packet
-from kernel.lab import ADDRESSES, Lab
-from kernel.nft_compare import run_nft_case
-from kernel.nft_generator import make_nft_case
+
+from tests.kernel.compare import tell
+from tests.kernel.drawing import Case, Packet
+from tests.kernel.lab import ADDRESSES, Lab
+from tests.kernel.nft_compare import run_nft_case
+from tests.kernel.nft_generator import make_nft_case
 
 pytestmark = pytest.mark.kernel
 

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
-from kernel.lab import Agent, topology_of_nodes
 
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
@@ -19,6 +18,7 @@ from ktp.model.capture import MemoryCapture
 from ktp.model.trace import Flow, Symptom
 from ktp.parse.nft_hooks import parse_nft_hooks
 from ktp.parse.snapshot import parse_snapshot
+from tests.kernel.lab import Agent, topology_of_nodes
 
 pytestmark = pytest.mark.kernel
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from kernel.cases import ALL, Named, p, save_text
-from kernel.compare import run_case, tell
-from kernel.drawing import Case
-from kernel.lab import Lab, topology_of_lab
-from kernel.record import read_recorded
 
 from ktp.dataplane.hooks import HookTable
 from ktp.dataplane.host import Host
+from tests.kernel.cases import ALL, Named, p, save_text
+from tests.kernel.compare import run_case, tell
+from tests.kernel.drawing import Case
+from tests.kernel.lab import Lab, topology_of_lab
+from tests.kernel.record import read_recorded
 
 pytestmark = pytest.mark.kernel
 

@@ -6,7 +6,8 @@ import os
 import sys
 
 import pytest
-from support.user_mode_linux import NoGuestError, missing, run
+
+from tests.support.user_mode_linux import NoGuestError, missing, run
 
 pytestmark = pytest.mark.kernel
 

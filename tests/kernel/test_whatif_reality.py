@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel.lab import ADDRESSES, Lab
 
 from ktp.diagnose.whatif import changed_by, what_if
 from ktp.model.capture import MemoryCapture
@@ -26,6 +25,7 @@ from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
 from ktp.parse.nft import parse_nft_json, render_nft
 from ktp.parse.snapshot import parse_snapshot
+from tests.kernel.lab import ADDRESSES, Lab
 
 pytestmark = pytest.mark.kernel
 

@@ -7,15 +7,15 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel.drawing import Case, flow_of
-from kernel.generator import make_case
-from kernel.lab import topology_of_lab
-from kernel.record import read_recorded
 
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
 from ktp.model.capture import MemoryCapture
 from ktp.model.trace import Flow, FlowAnswer, Symptom
+from tests.kernel.drawing import Case, flow_of
+from tests.kernel.generator import make_case
+from tests.kernel.lab import topology_of_lab
+from tests.kernel.record import read_recorded
 
 SEEDS = st.integers(min_value=0, max_value=2**32)
 # A packet that nobody sends, a set that nobody dumped, and an hour that nobody knows.

@@ -6,15 +6,15 @@ from functools import cache
 from typing import Any
 
 import pytest
-from kernel.cases import ALL, Named
-from kernel.compare import counters_differ, judge
-from kernel.drawing import flow_of
-from kernel.lab import topology_of_lab
-from kernel.record import capture_of, moved_of, read_recorded
 
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
 from ktp.model.trace import Flow
+from tests.kernel.cases import ALL, Named
+from tests.kernel.compare import counters_differ, judge
+from tests.kernel.drawing import flow_of
+from tests.kernel.lab import topology_of_lab
+from tests.kernel.record import capture_of, moved_of, read_recorded
 
 
 @cache

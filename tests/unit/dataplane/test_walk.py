@@ -7,7 +7,6 @@ from functools import cache
 from ipaddress import ip_address, ip_network
 
 import pytest
-from kernel.cases import save_text
 
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.packet import to_int
@@ -16,6 +15,7 @@ from ktp.model.host import Interface, InterfaceAddress, IpSet, ListeningSocket, 
 from ktp.model.ruleset import Backend
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
 from ktp.parse.iptables_save import open_ruleset
+from tests.kernel.cases import save_text
 
 NODE, CLIENT, VIP = "10.1.0.11", "10.1.0.50", "10.96.0.10"
 PODS = {"10.244.1.10": "one", "10.244.1.11": "two"}

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from unit.kubeproxy.objects import LOCAL_IP, REMOTE_IP
-
 from ktp.dataplane.walk import Attached, Topology, Walker
 from ktp.model.cluster import Endpoint
 from ktp.model.host import Interface, InterfaceAddress, NextHop, NodeState, Route
 from ktp.parse.ipset import parse_ipsets
 from ktp.parse.iptables_save import open_ruleset
 from ktp.parse.ipvs import parse_ipvs
+from tests.unit.kubeproxy.objects import LOCAL_IP, REMOTE_IP
 
 NODE_IPS = ("10.0.0.3", "10.0.0.103")
 LB_IP, EXTERNAL_IP, CLUSTER_IP = "10.99.0.10", "10.99.0.20", "172.16.0.10"

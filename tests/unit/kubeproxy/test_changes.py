@@ -6,7 +6,6 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from unit.kubeproxy.objects import ready, service, terminating, unready
 
 from ktp.kubeproxy.changes import (
     cordoned,
@@ -34,6 +33,7 @@ from ktp.model.cluster import (
 )
 from ktp.model.host import Interface, InterfaceAddress, NextHop, NodeState, Route
 from ktp.model.snapshot import Snapshot
+from tests.unit.kubeproxy.objects import ready, service, terminating, unready
 
 READY = (Condition(type="Ready", status="True"),)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unit.kubeproxy.objects import (
+
+from ktp.kubeproxy.endpoints import EndpointSelection, index_slices, select_endpoints
+from ktp.model.cluster import Cluster, Endpoint, EndpointPort, EndpointSlice, ServicePort
+from tests.unit.kubeproxy.objects import (
     ENDPOINTS,
     LOCAL_IP,
     PORT,
@@ -16,9 +19,6 @@ from unit.kubeproxy.objects import (
     service,
     terminating,
 )
-
-from ktp.kubeproxy.endpoints import EndpointSelection, index_slices, select_endpoints
-from ktp.model.cluster import Cluster, Endpoint, EndpointPort, EndpointSlice, ServicePort
 
 
 def select(endpoints: str | tuple[Endpoint, ...], minor: int, **changes: Any) -> EndpointSelection:

@@ -6,11 +6,11 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from unit.kubeproxy.objects import PORT, node, service
 
 from ktp.kubeproxy.frontends import FrontEndKind, front_ends, ignored_reason, serves_node_port
 from ktp.kubeproxy.node import ProxyMode
 from ktp.model.cluster import LoadBalancerIngress, ServicePort
+from tests.unit.kubeproxy.objects import PORT, node, service
 
 IPTABLES, NFTABLES, IPVS = ProxyMode.IPTABLES, ProxyMode.NFTABLES, ProxyMode.IPVS
 

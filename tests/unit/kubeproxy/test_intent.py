@@ -7,7 +7,6 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from unit.kubeproxy.objects import ENDPOINTS, LOCAL_IP, PORT, REMOTE_IP, index, node, ready, service
 
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.intent import Client, Intent, PortOnNode, Vantage, intended_outcome
@@ -16,6 +15,7 @@ from ktp.kubeproxy.version import ANY_VERSION, VersionRange
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Service
 from ktp.model.trace import Disposition, Symptom
+from tests.unit.kubeproxy.objects import ENDPOINTS, LOCAL_IP, PORT, REMOTE_IP, index, node, ready, service
 
 NODE_PORT, LOAD_BALANCER = FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER
 EXTERNAL_IP, CLUSTER_IP = FrontEndKind.EXTERNAL_IP, FrontEndKind.CLUSTER_IP

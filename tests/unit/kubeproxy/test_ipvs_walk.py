@@ -9,8 +9,6 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
-from unit.kubeproxy.ipvs_node import walker
-from unit.kubeproxy.objects import ENDPOINTS, LOCAL_IP, PORT, REMOTE_IP, index, node, service
 
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
@@ -18,6 +16,8 @@ from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.intent import Client, Intent, Vantage, intended_outcome
 from ktp.kubeproxy.node import ProxyMode
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
+from tests.unit.kubeproxy.ipvs_node import walker
+from tests.unit.kubeproxy.objects import ENDPOINTS, LOCAL_IP, PORT, REMOTE_IP, index, node, service
 
 NODE_PORT, LOAD_BALANCER = FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER
 EXTERNAL_IP, CLUSTER_IP = FrontEndKind.EXTERNAL_IP, FrontEndKind.CLUSTER_IP

@@ -11,7 +11,6 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from unit.kubeproxy.objects import ENDPOINTS, index, node, ready, service
 
 from ktp.collect.snapshot import open_snapshot
 from ktp.dataplane.answer import answer_flow
@@ -50,6 +49,7 @@ from ktp.model.trace import Flow, FlowAnswer, Symptom
 from ktp.parse.iptables_save import open_ruleset, parse_rule
 from ktp.parse.snapshot import parse_snapshot
 from tests.support.recordings import RECORDINGS
+from tests.unit.kubeproxy.objects import ENDPOINTS, index, node, ready, service
 
 WHOLE = RECORDINGS
 PACKAGED = Path(__file__).parents[2] / "data" / "cases"

@@ -9,7 +9,6 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from unit.kubeproxy.objects import ENDPOINTS, index, node, service
 
 from ktp.collect.snapshot import open_snapshot
 from ktp.kubeproxy.changes import with_policy, with_ready_pod_on
@@ -39,6 +38,7 @@ from ktp.model.snapshot import Snapshot
 from ktp.parse.nft import parse_nft_text
 from ktp.parse.snapshot import parse_snapshot
 from tests.support.recordings import RECORDINGS
+from tests.unit.kubeproxy.objects import ENDPOINTS, index, node, service
 
 RECORDED = RECORDINGS / "core-1.36-nftables"
 TEXTS = Path(__file__).parents[2] / "data" / "nft"
