@@ -75,7 +75,7 @@ lint: $(DEV) ## ruff: rules and formatting
 	@rc=0; $(BIN)/ruff check . || rc=1; $(BIN)/ruff format --check . || rc=1; exit $$rc
 
 type: $(DEV) ## mypy --strict
-	@$(BIN)/mypy --strict ktp
+	@$(BIN)/mypy --strict
 
 imports: $(DEV) ## the import contract
 	@$(BIN)/lint-imports

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ktp.collect.local_node import CommandResult, collect_local_node
+from ktp.collect.local_node import collect_local_node
+from ktp.collect.machine import CommandResult
 from ktp.collect.parallel import run_in_parallel
 from ktp.collect.pod_exec import NOT_FOUND, Container, ExecResult, exec_in_pod
 from ktp.collect.remote_script import build_script, collect_recorded, parse_stream
@@ -277,7 +278,7 @@ class _PodReader:
 
 
 class ExecRunner:
-    """A `ktp.collect.local_node.CommandRunner` whose commands are execs in a container without a shell.
+    """A `ktp.collect.machine.CommandRunner` whose commands are execs in a container without a shell.
 
     Nothing can be looked at first, so nothing is run that could change the node where it finds nothing: the
     kernel's modules are taken to be there (kube-proxy itself asked for them when it started), a legacy table is

@@ -33,7 +33,7 @@ from ktp.collect.parallel import run_in_parallel
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
 
 if TYPE_CHECKING:
-    from ktp.collect.local_node import CommandRunner
+    from ktp.collect.machine import Commands
     from ktp.collect.nf_tables import NfTables
 
 PARTIAL_MARK = "# ktp: only the chains that the question can reach"
@@ -160,7 +160,7 @@ class ChainReader:
     """
 
     def __init__(
-        self, runner: CommandRunner, command: str = "iptables-nft", kernel: NfTables | None = None
+        self, runner: Commands, command: str = "iptables-nft", kernel: NfTables | None = None
     ) -> None:
         self.command = command
         self.family = "ip6" if command.startswith("ip6") else "ip"
@@ -284,7 +284,7 @@ class ChainReader:
         return _parse_listing(answer.stdout.decode("utf-8", "surrogateescape"))
 
 
-def list_nft_tables(runner: CommandRunner) -> frozenset[tuple[str, str]] | None:
+def list_nft_tables(runner: Commands) -> frozenset[tuple[str, str]] | None:
     """(family, name) of every nf_tables table; None where nft cannot tell.
 
     By `nft list flowtables`, which prints the head of every table in milliseconds: `nft list tables` reads all
@@ -332,7 +332,7 @@ def _listed_chains(listed: bytes) -> Iterator[tuple[str, str, bool]]:
 
 
 def collect_reachable(
-    runner: CommandRunner,
+    runner: Commands,
     node: str,
     reach: Reach,
     *,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ktp.collect.children import ending_children
-from ktp.collect.local_node import CommandRunner, LocalRunner
+from ktp.collect.machine import CommandRunner, LocalRunner
 from ktp.collect.parallel import run_in_parallel
 from ktp.model.probing import Attempt, HealthAnswer, HealthTarget, Observation, ProbeTarget
 from ktp.model.trace import Symptom

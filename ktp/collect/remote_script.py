@@ -18,16 +18,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ktp.collect.local_node import (
-    CILIUM_AGENT,
-    CILIUM_DEVICE,
     CILIUM_FOLDER,
     CILIUM_READS,
     IPV4_CONF_KEYS,
     IPV6_CONF_KEYS,
     SINGLE_SYSCTLS,
-    CommandResult,
     collect_local_node,
 )
+from ktp.collect.machine import CILIUM_AGENT, CILIUM_DEVICE, CommandResult
 from ktp.collect.nft_chains import (
     LARGE_CHAINS,
     LARGE_SERVICES,
@@ -550,7 +548,7 @@ def _add(recording: Recording, what: str, body: bytes, status: str, errors: byte
 
 
 class RecordedRunner:
-    """A `ktp.collect.local_node.CommandRunner` that answers from a recording."""
+    """A `ktp.collect.machine.CommandRunner` that answers from a recording."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording

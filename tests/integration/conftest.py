@@ -34,7 +34,7 @@ def _no_node_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits between tries, which are not waited for."""
     taken: list[float] = []
-    monkeypatch.setitem(connect.__kwdefaults__, "sleep", taken.append)
+    monkeypatch.setitem(connect.__kwdefaults__ or {}, "sleep", taken.append)
     return taken
 
 

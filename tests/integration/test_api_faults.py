@@ -85,6 +85,7 @@ def test_when_certificates_end(pki: Pki) -> None:
         assert ends is not None
         assert year in {None, ends.year}
         assert kube_api._end_of_certificate(str(key)) is None
+    assert ends is not None
     assert ends > datetime.now(timezone.utc)
     assert kube_api._end_of_certificate("/no/such/file") is None
 
@@ -191,7 +192,7 @@ def test_pods_whose_list_never_ends_well_are_a_gap(
 def test_a_server_that_takes_the_request_and_is_silent(
     kubeconfig: Kubeconfig, server: ApiServer, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(connect.__kwdefaults__, "read_timeout", 0.1)
+    monkeypatch.setitem(connect.__kwdefaults__ or {}, "read_timeout", 0.1)
     server.misbehave("/services/", *[Fault(delay=0.5)] * 5)
     assert diagnose(kubeconfig(), LOCAL) == 3
     refused(capsys, "took the request and gave no answer within 0.1 s", "overloaded")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ktp.cli import run
-from ktp.collect.local_node import CommandResult, LocalRunner
+from ktp.collect.machine import CommandResult, LocalRunner
 from ktp.collect.snapshot import open_snapshot
 from tests.support.api_server import ApiServer, Fault, Pki
 

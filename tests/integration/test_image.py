@@ -46,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     base = store / "base.tar"
 
     def buildah(*words: str) -> str:
-        command = [
+        command: list[str | Path] = [
             "buildah",
             "--root",
             store / "root",

@@ -33,7 +33,7 @@ def read(command: str, *, timeout: float = 20.0, sudo: bool = False) -> MemoryCa
 def the_gap(capture: MemoryCapture) -> tuple[str, str]:
     (gap,) = [g for g in capture.gaps if g.kind == "node-rules"]
     assert gap.subject == "node-b"
-    return gap.message, gap.remedy
+    return gap.message, gap.remedy or ""
 
 
 def test_a_node_is_read_as_over_ssh(tmp_path: Path) -> None:

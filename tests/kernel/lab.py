@@ -330,7 +330,8 @@ class Lab:
         ]  # fmt: skip
 
     def _batch(self, host: str, commands: Sequence[str]) -> None:
-        for version, wanted in (("-4", []), ("-6", [])):
+        kinds: tuple[tuple[str, list[str]], ...] = (("-4", []), ("-6", []))
+        for version, wanted in kinds:
             lines = []
             for command in commands:
                 six = command.startswith("-6 ") or (
@@ -519,7 +520,7 @@ def _run(*argv: str) -> None:
 
 def topology_of_lab(capture: MemoryCapture) -> Topology:
     """The laboratory as ktp sees it: the nodes from their own words, the pods and the outside server by address."""
-    return topology_of_nodes(parse_snapshot(capture).nodes)
+    return topology_of_nodes(dict(parse_snapshot(capture).nodes))
 
 
 def topology_of_nodes(nodes: dict[str, NodeState]) -> Topology:

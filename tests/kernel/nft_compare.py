@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -92,7 +91,7 @@ def _handles(capture: MemoryCapture, node: str) -> dict[tuple[str, str, int], in
             rule = item["rule"]
             key = (f"{rule['family']} {rule['table']}", rule["chain"])
             at[key] = at.get(key, 0) + 1
-            found[(*key, at[key])] = rule["handle"]
+            found[key[0], key[1], at[key]] = rule["handle"]
     return found
 
 
@@ -288,7 +287,7 @@ def _same(real: Mark, told: Mark) -> bool:
     return real[:3] == told[:3] and (told[3] in ("", "?") or real[3] == told[3])
 
 
-def _wait_for_late_answers(lab: Lab, case: Case, outcomes: Sequence[Outcome]) -> None:
+def _wait_for_late_answers(lab: Lab, case: Case, outcomes: list[Outcome]) -> None:
     """Who got no answer in the short time is asked once more: silence is to be silence."""
     quiet = [n for n, each in enumerate(outcomes) if each.agrees and each.kernel["outcome"] == "times_out"]
     if not quiet:

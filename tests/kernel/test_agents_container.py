@@ -16,7 +16,8 @@ pytestmark = pytest.mark.kernel
 # What runs on the node, in its network namespace: reading it prints the files of the snapshot.
 READ = """
 import sys
-from ktp.collect.local_node import LocalRunner, collect_local_node
+from ktp.collect.local_node import collect_local_node
+from ktp.collect.machine import LocalRunner
 from ktp.collect.remote_script import build_script, collect_recorded, parse_stream
 import subprocess
 if sys.argv[1] == "local":

@@ -462,7 +462,7 @@ def _page(path: str, until: str) -> str:
     while time.monotonic() < deadline:
         try:
             with inside(NETNS), urllib.request.urlopen(f"http://127.0.0.1:9497{path}", timeout=10) as answer:
-                text = answer.read().decode()
+                text = str(answer.read().decode())
             if until in text:
                 return text
         except OSError:

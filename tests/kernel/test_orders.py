@@ -85,7 +85,7 @@ def test_what_was_registered_last_runs_first(ends: tuple[Agent, Agent], case: tu
     files = {name: text.encode("latin-1") for name, text in node.ask(do="collect", node="node-a").items()}
     nodes = parse_snapshot(MemoryCapture(files={**files, "cluster/services.json": b'{"items": []}'})).nodes
     asked = Flow(src=CLIENT, via="node-a", dst=NODE, port=port, protocol="tcp")
-    answer = answer_flow(Walker(topology_of_nodes(nodes)), asked)
+    answer = answer_flow(Walker(topology_of_nodes(dict(nodes))), asked)
     if answer.symptom is not Symptom.UNKNOWN:
         assert [(path.symptom.value, path.endpoint_port) for path in answer.paths] == [
             (met["outcome"], met["port"])

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ktp.collect import pod_namespaces
-from ktp.collect.local_node import LocalRunner, collect_local_node
+from ktp.collect.local_node import collect_local_node
+from ktp.collect.machine import LocalRunner
 from ktp.collect.pod_namespaces import addresses_of, local_namespaces, pods_to_read
 from ktp.collect.remote_script import build_script, collect_recorded, parse_stream
 from ktp.model.capture import MemoryCapture

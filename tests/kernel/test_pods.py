@@ -175,7 +175,9 @@ class Lab:
         files |= self.read(self.pod, "nodes/node-a/pods/test_web")
         states = without_kube_proxy(files)
         pod = Attached(name="test/web", node="node-a")
-        attached = {(a.version, int(a)): pod for a in map(ip_address, (POD, POD6))}
+        attached: dict[tuple[int, int], Attached] = {
+            (a.version, int(a)): pod for a in map(ip_address, (POD, POD6))
+        }
         return Walker(Topology(nodes=states, attached=attached))
 
     def dial(self, flow: tuple[str, str, int], namespace: str = "") -> subprocess.Popen[str]:

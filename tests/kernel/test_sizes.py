@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def tunnelled(
 
 def hop(node: str, direction: str, *, arrives: bool) -> Hop:
     header = Header(src="", sport=0, dst="", dport=0, mark=0)
-    device = {"in_interface": "vx0"} if arrives else {"out_interface": "vx0"}
+    device: dict[str, Any] = {"in_interface": "vx0"} if arrives else {"out_interface": "vx0"}
     return Hop(node=node, direction=direction, arrived=header, left=header, **device)
 
 

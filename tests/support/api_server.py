@@ -194,11 +194,11 @@ class ApiServer:
                     yield {"type": happened, "object": found}
             if time.monotonic() > bookmark:
                 bookmark = time.monotonic() + self.bookmark_every
-                version = prefix.removeprefix("/apis/").removeprefix("/api/")
+                group = prefix.removeprefix("/apis/").removeprefix("/api/")
                 metadata = {"resourceVersion": str(seen)}
                 yield {
                     "type": "BOOKMARK",
-                    "object": {"kind": kind, "apiVersion": version, "metadata": metadata},
+                    "object": {"kind": kind, "apiVersion": group, "metadata": metadata},
                 }
 
     def paths(self) -> list[str]:
@@ -337,7 +337,7 @@ def _status(code: int, reason: str, message: str) -> dict[str, Any]:
 class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that gives up in the middle is what some tests are about; a fault of this file is not."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
@@ -415,14 +415,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _client_name(self) -> str | None:
         if not isinstance(self.connection, ssl.SSLSocket):
             return None
-        subject = (self.connection.getpeercert() or {}).get("subject", ())
+        subject: Any = (self.connection.getpeercert() or {}).get("subject", ())
         return next((value for part in subject for key, value in part if key == "commonName"), None)
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the base class's name
         """Keeps the test output clean."""
 
 
-class _HandlerWithExec(ExecHandler, _Handler):
+class _HandlerWithExec(ExecHandler, _Handler):  # type: ignore[misc]
     def do_GET(self) -> None:
         if urlsplit(self.path).path.endswith("/exec"):
             self._record()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def processes_with(token: str, but: int | None = None) -> list[Sequence[bytes]]:
     """The command lines that hold `token`, but this process's own and that of `but`."""
-    found = []
+    found: list[Sequence[bytes]] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) not in {os.getpid(), but}:
             try:

@@ -26,7 +26,7 @@ class Terminal:
             try:
                 os.chdir(cwd)
                 os.environ["TERM"] = "xterm"
-                os.execvp(command[0], command)
+                os.execvp(command[0], list(command))
             finally:
                 os._exit(127)
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 100, 0, 0))

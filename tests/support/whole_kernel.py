@@ -185,7 +185,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", default="trixie")
-    return told(parser, lambda words, command, **how: run(words.suite, command, **how), timeout=3000)
+    return int(told(parser, lambda words, command, **how: run(words.suite, command, **how), timeout=3000))
 
 
 if __name__ == "__main__":

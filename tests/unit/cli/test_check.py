@@ -191,7 +191,8 @@ def test_no_host_is_every_address_of_both_families() -> None:
 
 
 def test_a_look_that_fails_is_told_once_counted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, stop, told = looker(), threading.Event(), []
+    one, stop = looker(), threading.Event()
+    told: list[str] = []
     answers: list[NodeCheck | str] = ["away", "away", CHECK, "gone"]
 
     def look(self: Looker) -> NodeCheck:

@@ -410,11 +410,12 @@ def nft_snapshot(folder: Path) -> Path:
         "ports": [{"name": "80-80-tcp", "protocol": "TCP", "port": 80}],
         "endpoints": [{"addresses": ["10.244.1.10"], "conditions": conditions, "nodeName": "node-a"}],
     }
-    files = {
+    files: dict[str, dict[str, Any]] = {
         "cluster/endpointslices.json": {"items": [slice_]},
         "cluster/services.json": {"items": [{"metadata": metadata, "spec": spec}]},
         "cluster/nodes.json": {"items": nodes},
     }
+
     for path, items in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps({"apiVersion": "v1", "kind": "List", **items}))

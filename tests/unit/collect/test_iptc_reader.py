@@ -13,7 +13,8 @@ import pytest
 
 from ktp.collect.children import ChildResult
 from ktp.collect.iptc_reader import read_legacy_tables
-from ktp.collect.local_node import CommandResult, collect_local_node
+from ktp.collect.local_node import collect_local_node
+from ktp.collect.machine import CommandResult
 from ktp.model.ruleset import Ruleset
 from ktp.parse.iptables_save import open_ruleset, render_rule
 from tests.unit.collect.test_local_node import PROC, FakeRunner
@@ -123,8 +124,8 @@ def test_reading_makes_no_table(inside: Inside) -> None:
 
 HIDDEN = """
 import json
-from ktp.collect import local_node
-class Without(local_node.LocalRunner):
+from ktp.collect import local_node, machine
+class Without(machine.LocalRunner):
     def has_command(self, name):
         return "tables" not in name and super().has_command(name)
 capture = local_node.collect_local_node("n", Without(), legacy_reader=local_node._read_with_iptc)

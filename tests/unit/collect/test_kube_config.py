@@ -38,7 +38,7 @@ def test_the_order_of_the_search(
     monkeypatch.setenv("KUBECONFIG", str(variable))
 
     def host(kubeconfig: Path | None = None) -> str:
-        return load_configuration(kubeconfig, node_kubeconfigs=("/no/such", str(node))).client.host
+        return str(load_configuration(kubeconfig, node_kubeconfigs=("/no/such", str(node))).client.host)
 
     assert host(explicit) == "http://explicit"
     assert host() == "http://variable"

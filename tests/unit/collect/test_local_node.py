@@ -16,11 +16,10 @@ import pytest
 from ktp.collect.local_node import (
     CILIUM_FOLDER,
     CILIUM_READS,
-    CommandResult,
-    LocalRunner,
     collect_local_node,
     local_node_name,
 )
+from ktp.collect.machine import CommandResult, LocalRunner
 from ktp.model.capture import Capture, MemoryCapture
 
 ADDRESSES = [{"ifname": "lo", "addr_info": [{"local": "127.0.0.1"}]}, {"addr_info": [{"local": "10.0.0.3"}]}]
@@ -82,6 +81,12 @@ class FakeRunner:
         return (
             output if isinstance(output, CommandResult) else CommandResult(status=0, stdout=output.encode())
         )
+
+    def namespaces(self, addresses: Sequence[str]) -> dict[str, int]:
+        return {}
+
+    def agents_command(self) -> str:
+        return ""
 
     def has_command(self, name: str) -> bool:
         return any(line.split()[0] == name for line in self.outputs)

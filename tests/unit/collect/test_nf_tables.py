@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ktp.collect.local_node import LocalRunner, collect_local_node
+from ktp.collect.local_node import collect_local_node
+from ktp.collect.machine import LocalRunner
 from ktp.collect.nf_tables import ChainSize, NfTables
 from ktp.collect.nft_chains import Destination, Reach
 from tests.support.node_netns import inside

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktp.collect.local_node import CommandResult, LocalRunner
+from ktp.collect.machine import CommandResult, LocalRunner
 from ktp.collect.nf_tables import ChainSize, NfTables
 from ktp.collect.nft_chains import (
     HUGE_CHAIN,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ktp.collect import nft_whole
-from ktp.collect.local_node import CommandResult, LocalRunner, collect_local_node
+from ktp.collect.local_node import collect_local_node
+from ktp.collect.machine import CommandResult, LocalRunner
 from ktp.collect.nf_tables import NfTables
 from ktp.collect.nft_chains import LARGE_CHAINS, ChainReader
 from ktp.collect.nft_decode import Decoded, decode_rule

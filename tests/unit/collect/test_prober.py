@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ktp.collect import prober
-from ktp.collect.local_node import CommandResult
+from ktp.collect.machine import CommandResult
 from ktp.collect.prober import (
     ProbeSettings,
     ask_health,
@@ -32,7 +32,7 @@ QUICK = ProbeSettings(tries=3, timeout=0.3)
 
 
 @contextlib.contextmanager
-def tcp(answer: Callable[[socket.socket], None] = lambda _: None) -> Iterator[int]:
+def tcp(answer: Callable[[socket.socket], object] = lambda _: None) -> Iterator[int]:
     """A TCP server on loopback; `answer` gets each connection."""
 
     class Handler(socketserver.BaseRequestHandler):
@@ -163,7 +163,7 @@ def test_udp_answers_are_refused_or_silent() -> None:
 
 def test_what_udp_sends() -> None:
     got: list[bytes] = []
-    with udp(lambda data: got.append(data) or data) as port:  # type: ignore[func-returns-value]
+    with udp(lambda data: got.append(data) or data) as port:
         one(port, "UDP", ProbeSettings(tries=1, timeout=0.5))
         one(port, "UDP", ProbeSettings(tries=1, timeout=0.5, datagram=b"\x00hi"))
         one(port, "UDP", ProbeSettings(tries=1, timeout=0.5, dns_ports=frozenset({port})))

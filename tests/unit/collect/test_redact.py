@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -345,7 +345,7 @@ def test_policies_choose_the_same_pods_and_clients() -> None:
     assert (new.namespace, new.isolates, len(new.rules)) == (gold.namespace, True, 2)
     old = parse_policies(items(policy))[0].rules[0]
     block, peer = json.loads(files["cluster/networkpolicies.json"])["items"][0]["spec"]["ingress"][0]["from"]
-    network, hole = ip_network(block["ipBlock"]["cidr"]), ip_network(block["ipBlock"]["except"][0])
+    network, hole = IPv4Network(block["ipBlock"]["cidr"]), IPv4Network(block["ipBlock"]["except"][0])
     assert (network.prefixlen, hole.prefixlen) == (24, 26)
     assert hole.subnet_of(network)
     assert peer["namespaceSelector"] == {}

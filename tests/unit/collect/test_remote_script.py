@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktp.collect.local_node import CommandResult
+from ktp.collect.machine import CommandResult
 from ktp.collect.nft_chains import Destination, Reach
 from ktp.collect.remote_script import RecordedRunner, build_script, collect_recorded, parse_stream
 

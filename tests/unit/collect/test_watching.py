@@ -168,7 +168,7 @@ def test_a_list_that_was_begun_again_holds_nothing_of_the_first(
     from ktp.collect import kube_api
 
     monkeypatch.setattr(kube_api, "PAGE_SIZE", 10)
-    monkeypatch.setitem(KubeApi.list_pages.__kwdefaults__, "limit", 10)
+    monkeypatch.setitem(KubeApi.list_pages.__kwdefaults__ or {}, "limit", 10)
     gone = of(server, "services", "cluster-none")
     server.objects["services"].sort(
         key=lambda s: s["metadata"]["name"] != "cluster-none"

@@ -22,7 +22,7 @@ PODS = {"10.244.1.10": "one", "10.244.1.11": "two"}
 
 
 def _interface(name: str, index: int, address: str | None) -> Interface:
-    addresses = ()
+    addresses: tuple[InterfaceAddress, ...] = ()
     if address is not None:
         ip, _, length = address.partition("/")
         scope = "host" if name == "lo" else "global"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from ktp.kubeproxy.names import service_chains
 from ktp.model.announcing import AddressPool, Advertisement, Announcing, Provider
@@ -64,7 +65,8 @@ def slices_with(
             parts = getattr(cluster, kind)
             if parts is not None:
                 new = tuple(change(p) if (p.namespace, p.service_name) == mine else p for p in parts)
-                cluster = replace(cluster, **{kind: new})
+                changed: dict[str, Any] = {kind: new}
+                cluster = replace(cluster, **changed)
         return cluster
 
     return edit

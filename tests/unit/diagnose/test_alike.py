@@ -85,7 +85,7 @@ class Cluster:
             "none": [],
         }[shape]
         hinted = r.random() < 0.3
-        out = []
+        out: list[dict[str, Any]] = []
         for number, n in enumerate(homes):
             ip = self.ip(n) if on_host else f"10.244.{n}.{10 + number % 100}"
             if any(e["addresses"] == [ip] for e in out):

@@ -318,8 +318,8 @@ ALL_SERVICES = {"matchExpressions": [{"key": "no", "operator": "NotIn", "values"
 
 
 def cilium_pool(name: str = "blue", **spec: Any) -> dict[str, Any]:
-    spec = {"blocks": [{"cidr": "10.99.0.0/24"}], **spec}
-    return {"kind": "CiliumLoadBalancerIPPool", "metadata": {"name": name}, "spec": spec}
+    whole = {"blocks": [{"cidr": "10.99.0.0/24"}], **spec}
+    return {"kind": "CiliumLoadBalancerIPPool", "metadata": {"name": name}, "spec": whole}
 
 
 def l2_policy(**spec: Any) -> dict[str, Any]:
@@ -360,7 +360,7 @@ def hosts(snapshot: Snapshot) -> Snapshot:
 
 
 def test_cilium_announces_by_policies_and_over_bgp(recorded: Snapshot) -> None:
-    cluster = {"external_traffic_policy": "Cluster"}
+    cluster: dict[str, Any] = {"external_traffic_policy": "Cluster"}
     for objects in (
         [l2_policy()],
         [l2_policy(serviceSelector={"matchLabels": {"io.kubernetes.service.namespace": "edge"}})],
@@ -399,10 +399,13 @@ def test_an_address_of_cilium_that_nothing_announces(
     # Of a kind that was not read nothing is concluded, nor where kube-vip says that it has the address.
     for unread in CILIUM[1:4]:
         assert findings(with_cilium(recorded, cilium_pool(), *objects, unread=[unread]), "KTP608") == []
-    vip = {"annotations": {"kube-vip.io/vipHost": next(iter(holders(recorded)))}}
+    vip: dict[str, Any] = {"annotations": {"kube-vip.io/vipHost": next(iter(holders(recorded)))}}
     assert findings(with_cilium(recorded, cilium_pool(), *objects, **vip), "KTP608") == []
     # A policy of the other class does not take a Service with one.
-    other = {"load_balancer_class": "io.cilium/bgp-control-plane", "external_traffic_policy": "Cluster"}
+    other: dict[str, Any] = {
+        "load_balancer_class": "io.cilium/bgp-control-plane",
+        "external_traffic_policy": "Cluster",
+    }
     assert findings(with_cilium(recorded, cilium_pool(), l2_policy(), **other), "KTP608") != []
 
 
@@ -482,11 +485,12 @@ def test_why_cilium_gives_no_address(
 def test_cilium_is_not_blamed_for_what_it_may_not_have_to_do_with(recorded: Snapshot) -> None:
     """Pools that serve it, none at all, a class of somebody else's, pools that were not read."""
     closed = cilium_pool(disabled=True)
-    for objects, service in (
+    cases: list[tuple[list[Any], dict[str, Any]]] = [
         ([cilium_pool()], {}),
         ([], {}),
         ([closed], {"load_balancer_class": "example.com/cloud"}),
-    ):
+    ]
+    for objects, service in cases:
         (found,) = findings(with_cilium(recorded, *objects, ingress=(), **service), "KTP607")
         assert "Cilium" not in found.message
     (found,) = findings(with_cilium(recorded, closed, ingress=(), unread=CILIUM[:1]), "KTP607")
@@ -494,7 +498,9 @@ def test_cilium_is_not_blamed_for_what_it_may_not_have_to_do_with(recorded: Snap
 
 
 def test_blocks_and_conflicts_of_cilium_pools() -> None:
-    spec = {"blocks": [{"start": "192.0.2.10", "stop": "192.0.2.20"}, {"start": "192.0.2.30"}]}
+    spec: dict[str, Any] = {
+        "blocks": [{"start": "192.0.2.10", "stop": "192.0.2.20"}, {"start": "192.0.2.30"}]
+    }
     status = {"conditions": [{"type": "cilium.io/PoolConflict", "status": "True", "message": "overlaps red"}]}
     text = json.dumps([{**cilium_pool(**spec), "status": status}])
     (only,) = parse_announced(text, CILIUM[0])

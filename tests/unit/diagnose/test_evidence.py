@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_rules_and_api_agree_on_every_cell_that_both_answer() -> None:
                         )
 
 
-def without(**lists: None) -> Snapshot:
+def without(**lists: Any) -> Snapshot:
     snapshot = only_nodes(demo())
     return replace(snapshot, cluster=replace(snapshot.cluster, **lists))
 

@@ -10,7 +10,7 @@ import pytest
 
 from ktp.cli import run
 from ktp.collect.snapshot import open_snapshot
-from ktp.dataplane.answer import Flow, answer_flow
+from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
 from ktp.diagnose.service import diagnose_service
 from ktp.diagnose.topology import topology_of
@@ -18,7 +18,7 @@ from ktp.model.assumption import EvidenceKind
 from ktp.model.capture import MemoryCapture
 from ktp.model.diagnosis import Cell, ServiceDiagnosis, Severity
 from ktp.model.snapshot import Snapshot
-from ktp.model.trace import Symptom
+from ktp.model.trace import Flow, Symptom
 from ktp.parse.snapshot import parse_snapshot
 
 REPORTS = Path(__file__).resolve().parents[2] / "data" / "reports"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def loaded() -> Callable[[str], Snapshot]:
     return load
 
 
-def changed(snapshot: Snapshot, key: str, **fields: object) -> Snapshot:
+def changed(snapshot: Snapshot, key: str, **fields: Any) -> Snapshot:
     services = {**snapshot.cluster.services, key: replace(snapshot.cluster.services[key], **fields)}
     return replace(snapshot, cluster=replace(snapshot.cluster, services=services))
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ktp.app.settings import demo_path
 from ktp.diagnose.probing import (
     MOST_NODES,
     Predictor,
@@ -29,7 +30,6 @@ from tests.unit.diagnose.worlds import (
     LEGACY,
     LOCAL,
     demo,
-    demo_path,
     of_service,
     programmed,
     recorded,

@@ -208,7 +208,7 @@ def test_external_ip_in_iptables_mode(
 def test_external_ip_that_is_an_address_of_the_node() -> None:
     for minor, expected in ((20, "any SNAT"), (36, "any SNAT")):
         assert cell(ask(SELF, EXTERNAL_IP, BOTH, node(minor), address="10.0.0.103")) == expected
-    local = {"external_traffic_policy": "Local", "address": "10.0.0.103"}
+    local: dict[str, Any] = {"external_traffic_policy": "Local", "address": "10.0.0.103"}
     assert cell(ask(EXT, EXTERNAL_IP, REMOTE, node(24), **local)) == "DROP"
     assert cell(ask(SELF, EXTERNAL_IP, NONE, node(36), **local)) == "REJ"
 
@@ -465,7 +465,7 @@ def test_unknown_detector_leaves_endpoints_open() -> None:
 
 
 def test_unknown_cni_matters_to_pods_of_other_nodes_only() -> None:
-    local = {"external_traffic_policy": "Local", "pods_masqueraded": None}
+    local: dict[str, Any] = {"external_traffic_policy": "Local", "pods_masqueraded": None}
     assert ask(POD2, NODE_PORT, BOTH, node(36), **local).symptom is Symptom.UNKNOWN
     assert ask(POD, NODE_PORT, BOTH, node(36), **local).symptom is Symptom.CONNECTS
 

@@ -131,7 +131,8 @@ def test_the_walk_finds_what_the_table_says(
 def test_intent_and_walk_agree(
     kind: FrontEndKind, minor: int, policy: str, endpoints: str, vantage: Vantage
 ) -> None:
-    meant, found = (f(vantage, kind, endpoints, policy, minor) for f in (intent, fact))
+    asked = (vantage, kind, endpoints, policy, minor)
+    meant, found = intent(*asked), fact(*asked)
     assert meant.symptom == found.symptom
     drawn = {e.ip for e in meant.endpoints}
     assert drawn == {p.endpoint_ip for p in found.paths if p.endpoint_ip in (LOCAL_IP, REMOTE_IP)}

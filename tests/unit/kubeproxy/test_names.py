@@ -129,8 +129,10 @@ def test_every_role_has_words_of_its_own() -> None:
 
 
 S = "4MORCIL57YHWCCJM"
-FILTER_1_24 = {"filter": {"KUBE-EXTERNAL-SERVICES": []}}
-FILTER_1_25 = {"filter": {"KUBE-EXTERNAL-SERVICES": [], "KUBE-PROXY-FIREWALL": []}}
+FILTER_1_24: dict[str, dict[str, list[str]]] = {"filter": {"KUBE-EXTERNAL-SERVICES": []}}
+FILTER_1_25: dict[str, dict[str, list[str]]] = {
+    "filter": {"KUBE-EXTERNAL-SERVICES": [], "KUBE-PROXY-FIREWALL": []}
+}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
@@ -111,7 +111,7 @@ def judge(probe: Probe, intent: Intent) -> str | None:
         held = set(outcomes) == {"connected-silent"} and intent.disposition is Disposition.HOST_PROCESS
         return None if held else f"{intent.disposition} but {outcomes}"
     seen = {SEEN[o] for o in outcomes}
-    said: Counter[Symptom] = Counter()
+    said: dict[Symptom, float] = defaultdict(float)
     if intent.symptom is Symptom.INTERMITTENT:
         for endpoint in intent.endpoints:
             said[endpoint.symptom] += endpoint.probability or 0

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,7 @@ from ktp.kubeproxy.synthesis_iptables import (
 from ktp.kubeproxy.version import exact
 from ktp.model.cluster import LoadBalancerIngress, Service, ServicePort
 from ktp.model.host import KubeProxyConfig, NodeState
+from ktp.model.reading import TableReading
 from ktp.model.ruleset import Backend, Chain, Ruleset
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow, FlowAnswer, Symptom
@@ -213,7 +215,7 @@ def kinds(rules: ServiceRules) -> set[str]:
         (36, {"internal_traffic_policy": "Local"}, {"SVC", "SVL", "EXT", "SEP"}),
     ],
 )
-def test_chains_by_version(minor: int, changes: Mapping[str, object], expected: set[str]) -> None:
+def test_chains_by_version(minor: int, changes: Mapping[str, Any], expected: set[str]) -> None:
     assert kinds(rules_of(minor, **changes)) == expected
 
 
@@ -284,7 +286,7 @@ def test_terminating_endpoints(minor: int, endpoints: str, expected: int) -> Non
     assert sum(name.startswith("KUBE-SEP-") for name in rules_of(minor, endpoints).own) == expected
 
 
-RANGES = {"load_balancer_source_ranges": ("10.0.0.0/24", "fd00::/64")}
+RANGES: dict[str, Any] = {"load_balancer_source_ranges": ("10.0.0.0/24", "fd00::/64")}
 
 
 @pytest.mark.parametrize(("minor", "tail"), [(24, "-j KUBE-MARK-DROP"), (25, "KUBE-EXT"), (27, 'FIREWALL"')])
@@ -494,6 +496,9 @@ class Recording:
     def tables(self) -> tuple[str, ...]:
         return tuple(self.base.tables())
 
+    def reading(self, table: str) -> TableReading:
+        return self.base.reading(table)
+
     def chain_names(self, table: str) -> tuple[str, ...]:
         self.asked.append("names")
         return tuple(self.base.chain_names(table))
@@ -542,7 +547,7 @@ def questions(
         }
         for port in one.ports:
             for front_end in front_ends(one, port, proxy).programmed:
-                version = front_end.ip_version
+                version: Any = front_end.ip_version
                 at_node = front_end.kind is FrontEndKind.NODE_PORT
                 if at_node and version not in own:
                     continue

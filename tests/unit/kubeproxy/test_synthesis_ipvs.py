@@ -129,8 +129,9 @@ def test_sets_that_were_not_read_stay_unread() -> None:
 def test_local_without_a_local_endpoint_by_version(minor: int) -> None:
     """`syncEndpoint`: nothing behind the virtual server up to 1.23, every endpoint from 1.24 on."""
     snapshot = opened()
-    version = replace(snapshot.cluster.nodes["node-b"], kube_proxy_version=f"v1.{minor}.0")
-    cluster = replace(snapshot.cluster, nodes={**snapshot.cluster.nodes, "node-b": version})
+    nodes = snapshot.cluster.nodes or {}
+    version = replace(nodes["node-b"], kube_proxy_version=f"v1.{minor}.0")
+    cluster = replace(snapshot.cluster, nodes={**nodes, "node-b": version})
     snapshot = replace(snapshot, cluster=cluster)
     made = reprogram(snapshot, cluster, services={ONE}).nodes["node-b"]
     server = by_place(made)["tcp", ip_address("10.0.0.10"), 30001]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ktp.kubeproxy.version import (
@@ -33,7 +35,7 @@ def parse(table: str, chain: str, text: str, line: int, position: int) -> Rule:
 def rules(
     nat: list[str], filter_chains: dict[str, list[str]], backend: Backend = Backend.LEGACY
 ) -> DictRuleset:
-    tables = {"nat": dict.fromkeys(["KUBE-NODEPORTS", *nat], ()), "filter": filter_chains}
+    tables: dict[str, Any] = {"nat": dict.fromkeys(["KUBE-NODEPORTS", *nat], ()), "filter": filter_chains}
     return DictRuleset(
         "ip",
         backend,

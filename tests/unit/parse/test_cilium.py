@@ -71,7 +71,7 @@ def test_front_ends_of_every_version(printed: str, protocol: str | None) -> None
     external, internal = parse_lb_list(printed)
     assert (external.ip, external.port, external.protocol) == (ip_address("10.0.0.3"), 30006, protocol)
     assert (external.internal, internal.internal) == (False, True)
-    assert (external.kind, external.flags) == (LbKind.NODE_PORT, {LbFlag.EXTERNAL_LOCAL})
+    assert (external.kind, external.flags) == (LbKind.NODE_PORT, frozenset((LbFlag.EXTERNAL_LOCAL,)))
     assert [str(b.ip) for b in external.backends] == ["10.244.1.7", "10.244.1.8"]
     assert (external.revnat, internal.revnat, internal.backends) == (37, 39, ())
     assert not external.counted  # how many slots are drawn was not told
@@ -151,7 +151,11 @@ def test_the_agents_own_list() -> None:
     assert isinstance(found, LbFrontend)
     assert [str(b.ip) for b in found.backends] == ["10.244.1.8"]
     assert [str(b.ip) for b in found.spare] == ["10.244.1.7"]
-    assert (found.kind, found.flags, found.internal) == (LbKind.NODE_PORT, {LbFlag.EXTERNAL_LOCAL}, False)
+    assert (found.kind, found.flags, found.internal) == (
+        LbKind.NODE_PORT,
+        frozenset((LbFlag.EXTERNAL_LOCAL,)),
+        False,
+    )
 
 
 def test_small_maps() -> None:

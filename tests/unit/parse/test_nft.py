@@ -29,7 +29,6 @@ from ktp.model.nftables import (
     NftChain,
     NftRule,
     NftRuleset,
-    NftSet,
     NftTable,
     Numgen,
     Payload,
@@ -82,7 +81,7 @@ def unsupported(item: Any) -> Iterator[str]:
 def as_json_tells(ruleset: NftRuleset) -> NftRuleset:
     """Without what nft 1.0.6 leaves out of its JSON."""
 
-    def bare_set(item: NftSet) -> NftSet:
+    def bare_set(item: Any) -> Any:
         flags = tuple(flag for flag in item.flags if flag != "dynamic")
         return dataclasses.replace(item, auto_merge=False, flags=flags)
 

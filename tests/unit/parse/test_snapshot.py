@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def capture(*gaps: EvidenceGap, nodes: tuple[str, ...] = (), **files: bytes) -> 
     return MemoryCapture(files=cluster | files, gaps=gaps)
 
 
-def node_files(**files: bytes) -> dict[str, bytes]:
+def node_files(**files: bytes) -> dict[str, Any]:
     def name(word: str) -> str:
         stem, _, ending = word.rpartition("_")
         return f"nodes/node-a/{stem.replace('_', '-')}.{ending}"

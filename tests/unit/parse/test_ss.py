@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -105,8 +106,8 @@ def test_addresses_read_back(ip: object, port: int, protocol: str) -> None:
     spelled = f"[{ip}]" if ":" in str(ip) else str(ip)
     state = "UNCONN" if protocol == "udp" else "LISTEN"
     (socket,) = parse_sockets(f"{protocol} {state} 0 5 {spelled}:{port} x:*")
-    expected = getattr(ip, "ipv4_mapped", None) or ip
-    assert socket.ip == (None if expected.is_unspecified else expected)  # type: ignore[attr-defined]
+    expected: Any = getattr(ip, "ipv4_mapped", None) or ip
+    assert socket.ip == (None if expected.is_unspecified else expected)
     assert (socket.port, socket.protocol) == (port, protocol)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import pytest
 import yaml
 
 from ktp.render.structured import dump
 
-DATA = {"b": [1, 2.5, None, True], "a": {"text": "no: \"quotes\" – and 'so'", "on": "on", "empty": []}}
+DATA: Any = {"b": [1, 2.5, None, True], "a": {"text": "no: \"quotes\" – and 'so'", "on": "on", "empty": []}}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
