@@ -13,6 +13,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 # More words for pytest, such as PYTEST_ARGS='-k nodeport'.
 PYTEST_ARGS ?=
 WORKERS ?= 2
+# Branch coverage in percent, of the quick tests as root: what `make cover` asks at least.
+FLOOR ?= 90
 
 BIN := $(VENV)/bin
 DEV := $(VENV)/.ktp-dev
@@ -24,7 +26,7 @@ BUILDER ?= buildah
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ktp/__init__.py)
 DEMO_SERVICE := test/nginx-externaltrafficpolicy
 
-.PHONY: pages golden help demo test test-cases test-kernel test-vm test-image image lint type imports fmt bench check pyz krew dist sbom site clean system-packages
+.PHONY: pages golden help demo test cover test-cases test-kernel test-vm test-image image lint type imports fmt bench check pyz krew dist sbom site clean system-packages
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +40,9 @@ test: system-packages $(DEV) ## everything CI runs: all checks, then the quick t
 	@rc=0; $(MAKE) -k check || rc=1; \
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS) || rc=1; \
 	exit $$rc
+
+cover: system-packages $(DEV) ## the quick tests with branch coverage; fails below its floor
+	@$(BIN)/python -m pytest -n $(WORKERS) --cov=ktp --cov-branch --cov-report=term:skip-covered --cov-fail-under=$(FLOOR) $(PYTEST_ARGS)
 
 test-kernel: system-packages $(DEV) ## the tests that ask the Linux kernel (as root)
 	@KTP_REQUIRE_KERNEL=1 KTP_KERNEL_CASES=$${KTP_KERNEL_CASES:-200} KTP_CHECK_SERVICES=1000 KTP_CHECK_LOOKS=200 \

@@ -140,8 +140,10 @@ def _route(words: list[str], route: Json, line: str) -> Json:
             key = _ROUTE_VALUES[word]
             route[key] = int(value) if key in _NUMBERS else value
         elif word in _ROUTE_METRICS:
-            if next(items, "") == "lock":
-                next(items, "")
+            value = next(items, "")
+            value = next(items, "") if value == "lock" else value
+            if word == "mtu":
+                route["metrics"] = [{"mtu": int(value)}]
         elif word in _ROUTE_FLAGS:
             route.setdefault("flags", []).append(word)
         else:

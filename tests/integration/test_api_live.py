@@ -87,7 +87,7 @@ def test_several_services(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[
 
 def test_all_services_worst_first(kubeconfig: Kubeconfig, capsys: pytest.CaptureFixture[str]) -> None:
     assert diagnose(kubeconfig(), "-A") == 1
-    assert capsys.readouterr().out.startswith("1 of 2 Services")
+    assert capsys.readouterr().out.startswith("by the API objects alone, 1 of 2 Services")
     assert diagnose(kubeconfig(), "-n", "test", "-o", "json") == 1
     items = json.loads(capsys.readouterr().out)["items"]
     assert [i["service"]["name"] for i in items] == ["nginx-externaltrafficpolicy", "nginx-log"]
