@@ -12,7 +12,7 @@ from ktp.dataplane.walk import Topology, Walker
 from ktp.explain.front_end import NodePortRules, generation_of, is_ipvs, node_address, pod_network
 from ktp.explain.kube import explain_rule
 from ktp.explain.tree import chain_tree, quiet_tables, rule_node, stages_of
-from ktp.explain.verdict import verdict_of
+from ktp.explain.verdict import verdict_of, verdict_on_fragment
 from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES, host_port
 from ktp.model.explanation import ChainNode, Explanation
 from ktp.model.host import NodeState
@@ -85,18 +85,15 @@ def explain_flow(walker: Walker, asked: Asked, *, every_rule: bool = False) -> E
     verdict = verdict_of(
         answer,
         asked.node,
+        walker.topology.nodes,
         asked.names,
         asked.rules,
         by_node=asked.vantage in (NODE, LOCALHOST),
-        nft=state.nft if state is not None else None,
         service=asked.service,
-        front_ends=state.cilium.frontends if state is not None and state.cilium is not None else None,
     )
     chains: tuple[ChainNode, ...] = ()
     fragment = _fragment(state, asked)
     if fragment is not None:
-        from ktp.explain.nft_verdict import verdict_on_fragment
-
         verdict = verdict_on_fragment(*fragment)
     elif answer.disposition is Disposition.UNDETERMINED and state is not None and state.rulesets:
         from ktp.explain.partial import with_what_is_known

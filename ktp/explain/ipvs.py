@@ -13,20 +13,14 @@ from ktp.dataplane.host import Host
 from ktp.dataplane.ipset import compile_set
 from ktp.dataplane.ipvs import draw
 from ktp.dataplane.packet import Packet
-from ktp.explain.words import condition_words, percent
+from ktp.explain.kube import purpose_of
+from ktp.explain.purpose import ipset_words
+from ktp.explain.words import percent
 from ktp.kubeproxy.names import (
     IPVS_INTERFACE,
-    KUBE_FIREWALL,
     KUBE_IPVS_FILTER,
     KUBE_IPVS_OUT_FILTER,
-    KUBE_LOAD_BALANCER,
-    KUBE_MARK_DROP,
-    KUBE_MARK_MASQ,
-    KUBE_NODE_PORT,
-    KUBE_POSTROUTING,
     KUBE_PROXY_FIREWALL,
-    KUBE_SERVICES,
-    KUBE_SOURCE_RANGES_FIREWALL,
     host_port,
 )
 from ktp.model.assumption import Assumption, EvidenceKind
@@ -62,25 +56,6 @@ _SCHEDULERS = {
     "fo": "to the one with the highest weight",
     "ovf": "to the one with the highest weight, until it is full",
 }
-_SET_WORDS = {
-    "LOOP-BACK": "endpoints of this node that dial themselves through their Service",
-    "CLUSTER-IP": "cluster IPs with their ports",
-    "EXTERNAL-IP": "external IPs under externalTrafficPolicy Cluster",
-    "EXTERNAL-IP-LOCAL": "external IPs under externalTrafficPolicy Local",
-    "LOAD-BALANCER": "load-balancer IPs with their ports",
-    "LOAD-BALANCER-LOCAL": "load-balancer IPs under externalTrafficPolicy Local",
-    "LOAD-BALANCER-FW": "load-balancer IPs with loadBalancerSourceRanges",
-    "LOAD-BALANCER-SOURCE-IP": "load-balancer IPs with the addresses that may dial them",
-    "LOAD-BALANCER-SOURCE-CID": "load-balancer IPs with the networks that may dial them",
-    "NODE-PORT-TCP": "node ports (TCP)",
-    "NODE-PORT-UDP": "node ports (UDP)",
-    "NODE-PORT-SCTP": "node ports (SCTP)",
-    "NODE-PORT-LOCAL-TCP": "node ports under externalTrafficPolicy Local (TCP)",
-    "NODE-PORT-LOCAL-UDP": "node ports under externalTrafficPolicy Local (UDP)",
-    "NODE-PORT-LOCAL-SCTP": "node ports under externalTrafficPolicy Local (SCTP)",
-    "HEALTH-CHECK-NODE-PORT": "ports of the load balancers' health checks",
-    "IPVS-IPS": f"the addresses of {IPVS_INTERFACE}",
-}
 _MOST_TRIED = 20_000  # entries of one set that are tried for the packet's
 
 
@@ -98,119 +73,6 @@ def ipvs_generation(ruleset: Ruleset) -> str:
     else:
         words = "1.24 or older"
     return f"kube-proxy {words}, IPVS mode"
-
-
-def _set_name(rule: Rule) -> str:
-    """The ipset that the rule asks, without KUBE-; "" where it asks none."""
-    for match in rule.matches:
-        if match.name == "set" and (option := match.option("--match-set")) is not None and option.args:
-            return option.args[0].removeprefix("KUBE-").removeprefix("6-")
-    return ""
-
-
-def set_words(name: str) -> str:
-    """What one of kube-proxy's ipsets holds; IPv6 names are cut to 31 characters."""
-    short = name.removeprefix("KUBE-").removeprefix("6-")
-    if short in _SET_WORDS:
-        return _SET_WORDS[short]
-    # Longest first: NODE-PORT-TCP begins as NODE-PORT-LOCAL-TCP does not, LOAD-BALANCER as all of them.
-    return next(
-        (
-            w
-            for n, w in sorted(_SET_WORDS.items(), key=lambda i: -len(i[0]))
-            if name.startswith("KUBE-") and (short.startswith(n) or n.startswith(short))
-        ),
-        "",
-    )
-
-
-def ipvs_rule_words(rule: Rule, target: str) -> str | None:
-    """kube-proxy's rules of IPVS mode; None for a rule that is none of them."""
-    name, chain, table = _set_name(rule), rule.chain, rule.table
-    if table == "nat":
-        if chain == KUBE_POSTROUTING and name == "LOOP-BACK":
-            return (
-                "an endpoint that dials itself through its Service: source becomes an address of this node; concerns "
-                "no one else"
-            )
-        if chain == KUBE_SERVICES:
-            return _services(rule, target, name)
-        if chain == KUBE_LOAD_BALANCER:
-            return _load_balancer(target, name)
-        if chain == KUBE_NODE_PORT and name.startswith("NODE-PORT"):
-            if target == "RETURN":
-                return (
-                    "node ports under externalTrafficPolicy Local: back without a mark, so the client's address "
-                    "stays"
-                )
-            if target == KUBE_MARK_MASQ:
-                return (
-                    "node ports: marked for masquerading (externalTrafficPolicy Cluster; those under Local went back "
-                    "before)"
-                )
-        if chain == KUBE_FIREWALL and name.startswith("LOAD-BALANCER-SOURCE"):
-            return "from a source that loadBalancerSourceRanges allow: back, on its way"
-        if chain == KUBE_FIREWALL and target == KUBE_MARK_DROP:
-            return "everyone else: marked to be dropped, for loadBalancerSourceRanges do not allow the source"
-        return None
-    if table != "filter":
-        return None
-    if chain == KUBE_NODE_PORT and name == "HEALTH-CHECK-NODE-PORT":
-        return "lets the load balancers' health checks in"
-    if chain == KUBE_PROXY_FIREWALL and name.startswith("LOAD-BALANCER"):
-        return f"a load-balancer IP with loadBalancerSourceRanges: on to {target}"
-    if chain == KUBE_SOURCE_RANGES_FIREWALL:
-        if target == "RETURN":
-            return "from a source that loadBalancerSourceRanges allow: back, on its way"
-        if target == "DROP":
-            return "everyone else: dropped, for loadBalancerSourceRanges do not allow the source"
-    if chain in (KUBE_IPVS_FILTER, KUBE_IPVS_OUT_FILTER):
-        if target == "RETURN":
-            return f"a Service's own address and port ({set_words('KUBE-' + name) or name}): back, on its way"
-        if target == "REJECT":
-            return (
-                f"an address of {IPVS_INTERFACE} with a port that no Service has: refused, so that the node's own "
-                "services do not answer there"
-            )
-    return None
-
-
-def _services(rule: Rule, target: str, name: str) -> str | None:
-    what = set_words("KUBE-" + name) if name else ""
-    if target == KUBE_NODE_PORT:
-        return "to any address of this node: on to the marks for node ports"
-    if target == KUBE_LOAD_BALANCER:
-        return "load-balancer IPs: on to their marks"
-    if target == "RETURN" and not name:
-        return f"{condition_words(rule)}: back, nothing of this is for loopback sources"
-    if target == "ACCEPT" and name:
-        return f"{what}: accepted here; IPVS comes later"
-    if target != KUBE_MARK_MASQ:
-        return None
-    if name == "CLUSTER-IP":
-        outside = next(
-            (m.options[0].args[0] for m in rule.matches if m.name == "" and m.options[0].flag == "-s"), None
-        )
-        whom = (
-            f"dialled from outside the pod network {outside}" if outside is not None else "dialled by anyone"
-        )
-        sides = next(
-            (o.args[1] for m in rule.matches if m.name == "set" for o in m.options if len(o.args) > 1), ""
-        )
-        if sides.startswith("src"):
-            whom = "of a Service as the source: the node's own process, whose packet the kernel gave such an address"
-        return f"a cluster IP {whom}: marked for masquerading"
-    return f"{what}: marked for masquerading"
-
-
-def _load_balancer(target: str, name: str) -> str | None:
-    if target == "RETURN":
-        return "load-balancer IPs under externalTrafficPolicy Local: back without a mark, so the client's address stays"
-    if target == KUBE_MARK_MASQ and not name:
-        return "all others (externalTrafficPolicy Cluster): marked for masquerading"
-    if target == KUBE_FIREWALL:
-        return "load-balancer IPs with loadBalancerSourceRanges: on to the check of the source"
-    return None
 
 
 def ipset_lookups(rule: Rule, host: Host, packets: Sequence[Packet]) -> tuple[LookupNode, ...]:
@@ -235,7 +97,7 @@ def ipset_lookups(rule: Rule, host: Host, packets: Sequence[Packet]) -> tuple[Lo
                 LookupNode(
                     kind="ipset",
                     name=name,
-                    words=set_words(name),
+                    words=ipset_words(name),
                     elements=tuple(ElementNode(text=entry, words="in the set") for entry in hits),
                     left_out=left,
                     left_out_words=words if left else "",
@@ -380,9 +242,8 @@ def ipvs_stage(
 
 def keeps_source(rules: Sequence[Rule]) -> bool:
     """Whether the packet met the rule that spares externalTrafficPolicy Local from masquerading."""
-    return any(
-        _set_name(r).endswith(("-LOCAL", "-LOCAL-TCP", "-LOCAL-UDP", "-LOCAL-SCTP-HASH")) for r in rules
-    )
+    met = [p for r in rules if (p := purpose_of(r)) is not None]
+    return any(p.aim.keeps_source or p.set_name == "EXTERNAL-IP-LOCAL" for p in met)
 
 
 def ipvs_notes(state: NodeState | None, dst: str) -> tuple[str, ...]:

@@ -1,50 +1,27 @@
-"""kube-proxy's and the kubelet's rules in words: what each is there for, whom it concerns, and whom it does not.
+"""kube-proxy's and the kubelet's iptables rules: what each is there for, and the words for it.
 
-Rules are recognised by chain, target and matches. Comments only name the Service: kube-proxy leaves them out in
-large clusters. Facts: kube-proxy 1.18 to 1.36.
+Rules are recognised by chain, target and matches. Comments only name the Service and which of its addresses it is:
+kube-proxy leaves them out in large clusters. Facts: kube-proxy 1.18 to 1.36.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from ktp.explain.words import condition_words, host_words, percent, rule_words, target_words
-from ktp.kubeproxy.names import (
-    EXT_PREFIX,
-    FW_PREFIX,
-    KUBE_EXTERNAL_SERVICES,
-    KUBE_FIREWALL,
-    KUBE_FORWARD,
-    KUBE_IPVS_FILTER,
-    KUBE_IPVS_OUT_FILTER,
-    KUBE_LOAD_BALANCER,
-    KUBE_MARK_DROP,
-    KUBE_MARK_MASQ,
-    KUBE_NODE_PORT,
-    KUBE_NODEPORTS,
-    KUBE_POSTROUTING,
-    KUBE_PROXY_FIREWALL,
-    KUBE_SERVICES,
-    KUBE_SOURCE_RANGES_FIREWALL,
-    SEP_PREFIX,
-    SVC_PREFIX,
-    SVL_PREFIX,
-    XLB_PREFIX,
-    role_of_chain,
-)
+from ktp.explain.purpose import Aim, Front, FrontKind, Purpose
+from ktp.explain.words import condition_words, host_words, rule_words, target_words
+from ktp.kubeproxy.names import KUBE_FIREWALL, KUBE_POSTROUTING, ChainRole, role_of_chain
 from ktp.model.reading import Reading
 from ktp.model.ruleset import Rule, Ruleset
 
 _SERVICE = re.compile(r"(?<![^\s\"])([a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*(?::[a-z0-9-]*)?)(?![^\s\"])")
-_OWN_PREFIXES = (SVC_PREFIX, SVL_PREFIX, EXT_PREFIX, XLB_PREFIX, FW_PREFIX, SEP_PREFIX)
-# Of IPVS mode alone; their rules do not always ask an ipset.
-_IPVS_CHAINS = (
-    KUBE_NODE_PORT,
-    KUBE_LOAD_BALANCER,
-    KUBE_SOURCE_RANGES_FIREWALL,
-    KUBE_IPVS_FILTER,
-    KUBE_IPVS_OUT_FILTER,
-)
+_ADDRESS_KINDS = {
+    "cluster IP": FrontKind.CLUSTER_IP,
+    "loadbalancer IP": FrontKind.LOAD_BALANCER_IP,
+    "external IP": FrontKind.EXTERNAL_IP,
+}
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 _BASE_WORDS = {
@@ -64,11 +41,10 @@ def explain_rule(rule: Rule, ruleset: Ruleset | None = None, *, brief: bool = Fa
     `ruleset` tells which endpoint a KUBE-SEP chain stands for; `brief` leaves out what the chain that the rule leads to
     is for, as its own line tells it.
     """
-    if rule.error is None and rule.unread is None and rule.lost is None:
-        words = _kube_words(rule, ruleset, brief)
-        if words is not None:
-            return words
-    return rule_words(rule)
+    purpose = purpose_of(rule, ruleset)
+    if purpose is None:
+        return rule_words(rule)
+    return purpose.words(conditions=condition_words(rule), action=target_words(rule.target), brief=brief)
 
 
 def explain_chain(table: str, name: str) -> str:
@@ -132,7 +108,8 @@ _OWNERS = (
 
 def is_service_chain(name: str) -> bool:
     """Whether the chain belongs to one service port or endpoint."""
-    return name.startswith(_OWN_PREFIXES)
+    role = role_of_chain("nat", name)
+    return role is not None and role.is_per_service
 
 
 def is_kube_chain(name: str) -> bool:
@@ -194,292 +171,336 @@ def destination_port(rule: Rule) -> int | None:
 
 def protocol_of(rule: Rule) -> str | None:
     """The protocol that the rule asks for."""
-    option = _header(rule, "-p")
-    return option[0] if option is not None and not option[1] else None
+    return _header(rule, "-p") or None
 
 
-# -- one chain each
+# -- what a rule asks for
 
 
-def _header(rule: Rule, flag: str) -> tuple[str, bool] | None:
-    """(argument, negated) of a header option."""
+def _header(rule: Rule, flag: str, *, negated: bool = False) -> str:
+    """The argument of a header option; "" where the rule has none of that sense."""
     for match in rule.matches:
         if match.name == "" and match.options and match.options[0].flag == flag and match.options[0].args:
-            return match.options[0].args[0], match.options[0].negated
-    return None
+            return match.options[0].args[0] if match.options[0].negated is negated else ""
+    return ""
 
 
-def _has(rule: Rule, name: str, flag: str = "") -> bool:
-    return any(m.name == name and (not flag or m.option(flag) is not None) for m in rule.matches)
-
-
-def _type_is_local(rule: Rule, flag: str) -> bool:
+def _has(rule: Rule, name: str, flag: str = "", *args: str) -> bool:
     for match in rule.matches:
-        if match.name == "addrtype":
-            option = match.option(flag)
-            if option is not None and option.args == ("LOCAL",) and not option.negated:
+        if match.name == name:
+            option = match.option(flag) if flag else None
+            if not flag or (option is not None and not option.negated and args in ((), option.args)):
                 return True
     return False
 
 
-def _bare(rule: Rule) -> bool:
+def _is_bare(rule: Rule) -> bool:
     return all(m.name == "comment" for m in rule.matches)
 
 
-def _kube_words(rule: Rule, ruleset: Ruleset | None, brief: bool) -> str | None:
-    chain, table = rule.chain, rule.table
-    if not chain.startswith("KUBE-"):
-        return _jump_in(rule, brief)
+def _asked_set(rule: Rule) -> tuple[str, str]:
+    """The ipset that the rule asks, without KUBE-, and the sides; "" where it asks none."""
+    for match in rule.matches:
+        option = match.option("--match-set") if match.name == "set" else None
+        if option is not None and len(option.args) > 1:
+            return option.args[0].removeprefix("KUBE-").removeprefix("6-"), option.args[1]
+    return "", ""
+
+
+def _node_port(rule: Rule) -> Front:
+    return Front(FrontKind.NODE_PORT, None, destination_port(rule), protocol_of(rule))
+
+
+def _address(rule: Rule, kind: FrontKind) -> Front:
+    return Front(kind, host_words(_header(rule, "-d")), destination_port(rule), protocol_of(rule))
+
+
+# -- what it is for
+
+
+def purpose_of(rule: Rule, ruleset: Ruleset | None = None) -> Purpose | None:
+    """What a rule of kube-proxy's or the kubelet's is there for; None for any other.
+
+    `ruleset` tells which endpoint a KUBE-SEP chain stands for, and who drops what is marked.
+    """
+    if rule.error is not None or rule.unread is not None or rule.lost is not None:
+        return None
     target = rule.target.name if rule.target is not None else ""
-    if chain in _IPVS_CHAINS or (chain == KUBE_FIREWALL and table == "nat") or _has(rule, "set"):
-        from ktp.explain.ipvs import ipvs_rule_words
-
-        if (words := ipvs_rule_words(rule, target)) is not None:
-            return words
-    if table == "nat":
-        if chain == KUBE_SERVICES and target in (KUBE_NODE_PORT, "RETURN"):
-            from ktp.explain.ipvs import ipvs_rule_words
-
-            return ipvs_rule_words(rule, target)
-        if chain == KUBE_SERVICES:
-            return _services(rule, target)
-        if chain == KUBE_NODEPORTS:
-            return _nodeports(rule, target)
-        if chain.startswith((XLB_PREFIX, EXT_PREFIX)):
-            return _external(rule, target, ruleset)
-        if chain.startswith((SVC_PREFIX, SVL_PREFIX)):
-            return _balance(rule, target, ruleset)
-        if chain.startswith(SEP_PREFIX):
-            return _endpoint(rule, target)
-        if chain.startswith(FW_PREFIX):
-            return _ranges(rule, target, ruleset)
-        if chain == KUBE_POSTROUTING:
-            return _postrouting(rule, target)
-        if chain == KUBE_MARK_MASQ and target == "MARK":
-            return f"{target_words(rule.target)}: KUBE-POSTROUTING will replace the source address of this packet"
-        if chain == KUBE_MARK_DROP and target == "MARK":
-            if ruleset is not None and not _drops_marked(ruleset, rule):
-                return f"{target_words(rule.target)}: to be dropped, but no rule of KUBE-FIREWALL drops such packets"
-            return (
-                f"{target_words(rule.target)}: KUBE-FIREWALL in the filter table drops packets with this mark"
-            )
-    elif table == "filter":
-        if chain in (KUBE_EXTERNAL_SERVICES, KUBE_SERVICES):
-            return _no_endpoints(rule, target)
-        if chain == KUBE_NODEPORTS and target == "ACCEPT":
-            port = destination_port(rule)
-            return f"lets the load balancer's health checks of {_service(rule)} in (port {port})"
-        if chain == KUBE_PROXY_FIREWALL and target == "DROP":
-            return (
-                f"drops what dials the load-balancer IP {_dialled(rule)} of {_service(rule)} from outside its "
-                "loadBalancerSourceRanges: KUBE-FW let the allowed sources go on to the endpoints before"
-            )
-        if chain == KUBE_FORWARD:
-            return _forward(rule, target)
-        if chain == KUBE_FIREWALL:
-            return _firewall(rule, target)
-    return None
-
-
-def _service(rule: Rule) -> str:
-    return service_of(rule) or "the Service"
-
-
-def _dialled(rule: Rule) -> str:
-    """`10.96.0.10:80/tcp`, as far as the rule says."""
-    dst = _header(rule, "-d")
-    port = destination_port(rule)
-    address = host_words(dst[0]) if dst is not None else "?"
-    if ":" in address and port is not None:
-        address = f"[{address}]"
-    return (
-        address
-        + (f":{port}" if port is not None else "")
-        + (f"/{protocol_of(rule)}" if protocol_of(rule) else "")
-    )
-
-
-def _jump_in(rule: Rule, brief: bool) -> str | None:
-    """A base chain's jump into Kubernetes' chains."""
-    target = rule.target
-    if target is None or target.options or not is_kube_chain(target.name):
+    to = role_of_chain(rule.table, target)
+    if not rule.chain.startswith("KUBE-"):
+        if to is None or to.is_per_service or rule.target is None or rule.target.options:
+            return None
+        return Purpose(aim=Aim.ENTER, source=rule.table, to=target, role=to)
+    where = role_of_chain(rule.table, rule.chain)
+    if where is None or (recognise := _RECOGNISERS.get(where)) is None:
         return None
-    if is_service_chain(target.name):
+    found = recognise(_Placed(rule, where, target, to))
+    if isinstance(found, Aim):
+        found = Purpose(aim=found)
+    if found is None:
         return None
-    role = role_of_chain(rule.table, target.name)
-    if role is None:
+    endpoint = found.endpoint
+    if to is ChainRole.ENDPOINT:
+        endpoint = endpoint_of(target, ruleset) or target
+    aim = found.aim
+    if aim is Aim.MARK_DROP and ruleset is not None and not _drops_marked(ruleset, rule):
+        aim = Aim.MARK_DROP_IN_VAIN
+    if aim is Aim.RANGES_MARK and not _has_ranges(ruleset, rule):
+        aim = Aim.RANGES_MARK_REST
+    service = found.service or service_of(rule)
+    return replace(found, aim=aim, endpoint=endpoint, service=service, to=found.to or target, role=to)
+
+
+_Found = Purpose | Aim | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A rule with the role of its chain, its target, and the role of the chain that this is."""
+
+    rule: Rule
+    where: ChainRole
+    target: str
+    to: ChainRole | None
+
+
+def _services(k: _Placed) -> _Found:
+    name, sides = _asked_set(k.rule)
+    dst, outside = _header(k.rule, "-d"), _header(k.rule, "-s", negated=True)
+    if k.to is ChainRole.NODEPORTS_NAT:
+        if dst:
+            return Purpose(aim=Aim.SEEK_NODE_PORT_AT, source=host_words(dst))
+        return Aim.SEEK_NODE_PORT
+    if k.to is ChainRole.IPVS_NODE_PORT_NAT:
+        return Aim.IPVS_NODE_PORTS
+    if k.to is ChainRole.IPVS_LOAD_BALANCER:
+        return Aim.IPVS_LOAD_BALANCERS
+    if k.target == "RETURN" and not name:
+        return Aim.IPVS_LOOPBACK
+    if k.to is ChainRole.MARK_MASQ and (name == "CLUSTER-IP" or (dst and outside)):
+        if sides.startswith("src"):
+            return Aim.MASQ_FROM_CLUSTER_IP
+        front = Front(FrontKind.CLUSTER_IP) if name else _address(k.rule, FrontKind.CLUSTER_IP)
+        return Purpose(aim=Aim.MASQ_OUTSIDE if outside else Aim.MASQ_ANYONE, front=front, source=outside)
+    if name and (k.target == "ACCEPT" or k.to is ChainRole.MARK_MASQ):
+        aim = Aim.IPVS_ACCEPT if k.target == "ACCEPT" else Aim.IPVS_MASQ
+        return Purpose(aim=aim, set_name=name)
+    if not dst:
         return None
-    conditions = condition_words(rule)
-    every = f"packets {conditions}" if conditions else "every packet"
-    if target.name == KUBE_SERVICES and rule.table == "nat":
-        every = "every new connection"
-    return f"{every}: on to {target.name}" + ("" if brief else f", which {role.words}")
-
-
-def _services(rule: Rule, target: str) -> str | None:
-    if target == KUBE_NODEPORTS:
-        dst = _header(rule, "-d")
-        if dst is not None and not dst[1]:
-            return (
-                f"to {host_words(dst[0])}, an address of this node that has node ports: on to the node ports"
-            )
-        return "to any address of this node: look the port up among the node ports (always the last rule)"
-    dst = _header(rule, "-d")
-    if dst is None or dst[1]:
+    if k.to is ChainRole.MARK_MASQ:
+        return Purpose(aim=Aim.MASQ_ADDRESS, front=_address(k.rule, FrontKind.ADDRESS))
+    if k.to is None or not k.to.is_per_service:
         return None
-    if target == KUBE_MARK_MASQ:
-        src = _header(rule, "-s")
-        if src is not None and src[1]:
-            whom = f"clients that are not pods (source outside {src[0]})"
-        else:
-            whom = "every client"
-        return f"{_dialled(rule)} of {_service(rule)}: masquerades the connections of {whom}; decides nothing else"
-    comment = rule.comment or ""
-    kind = "Service address"
-    for word, name in (
-        ("cluster IP", "cluster IP"),
-        ("loadbalancer IP", "load-balancer IP"),
-        ("external IP", "external IP"),
-    ):
-        if comment.endswith(word):
-            kind = name
-    if target.startswith(_OWN_PREFIXES):
-        extra = ""
-        if _has(rule, "physdev") or _type_is_local(rule, "--dst-type"):
-            extra = f" (only {condition_words(rule).split(', ', 1)[-1]})"
-        return f"{kind} {_dialled(rule)} of {_service(rule)}{extra}: on to {_chain_words(target)}"
-    return None
+    label = (k.rule.comment or "").rpartition(" ")[0].rpartition(" ")[2] + " IP"
+    front = _address(k.rule, _ADDRESS_KINDS.get(label, FrontKind.SERVICE_ADDRESS))
+    limited = _has(k.rule, "physdev") or _has(k.rule, "addrtype", "--dst-type", "LOCAL")
+    return Purpose(aim=Aim.LEAD_IF if limited else Aim.LEAD, front=front)
 
 
-def _chain_words(target: str) -> str:
-    if target.startswith(XLB_PREFIX):
-        return "its chain for external traffic under policy Local"
-    if target.startswith(EXT_PREFIX):
-        return "its chain for external traffic"
-    if target.startswith(FW_PREFIX):
-        return "its check of source ranges"
-    if target.startswith(SVL_PREFIX):
-        return "the choice among its endpoints on this node"
-    return "the choice among all its endpoints"
-
-
-def _nodeports(rule: Rule, target: str) -> str | None:
-    port = destination_port(rule)
-    if port is None:
+def _nodeports(k: _Placed) -> _Found:
+    if destination_port(k.rule) is None or k.to is None:
         return None
-    name = f"node port {port}/{protocol_of(rule) or '?'} of {_service(rule)}"
-    src, dst = _header(rule, "-s"), _header(rule, "-d")
-    if target == KUBE_MARK_MASQ:
-        if src is not None and src[0] in _LOOPBACK and not src[1]:
-            return (
-                f"masquerades packets with a loopback source ({src[0]}), for an answer could not find back to "
-                "them; grants and denies nothing: all other packets just pass by this rule"
-            )
-        if src is None:
-            return (
-                f"{name}: externalTrafficPolicy Cluster, so the client's address is replaced on the way out "
-                "and the endpoint sees this node's"
-            )
+    src, dst = _header(k.rule, "-s"), _header(k.rule, "-d")
+    if k.to is ChainRole.MARK_MASQ:
+        if src in _LOOPBACK:
+            return Purpose(aim=Aim.MASQ_LOOPBACK, source=src)
+        return None if src else Purpose(aim=Aim.MASQ_FRONT, front=_node_port(k.rule))
+    if not k.to.is_per_service:
         return None
-    if not target.startswith(_OWN_PREFIXES):
-        return None
-    if dst is not None and not dst[1] and _has(rule, "nfacct"):
-        return f"{name}, dialled on a loopback address ({dst[0]}): counted, then on to {_chain_words(target)}"
-    return f"{name}: on to {_chain_words(target)}"
+    counted = dst and _has(k.rule, "nfacct")
+    return Purpose(aim=Aim.LEAD_COUNTED if counted else Aim.LEAD, front=_node_port(k.rule), source=dst)
 
 
-def _external(rule: Rule, target: str, ruleset: Ruleset | None) -> str | None:
-    src = _header(rule, "-s")
-    from_node = _type_is_local(rule, "--src-type")
-    if target.startswith(SVC_PREFIX):
-        if from_node:
-            return (
-                "from this node's own processes: the policy does not hold for them, any endpoint of the cluster "
-                "serves"
-            )
-        if src is not None and not src[1]:
-            return (
-                f"from pods ({src[0]}): the policy does not hold for them, any endpoint of the cluster serves"
-            )
-        if _header(rule, "-i") is not None:
-            return (
-                f"{condition_words(rule)} (pods): the policy does not hold for them, any endpoint of the "
-                "cluster serves"
-            )
-        if _bare(rule):
-            return "externalTrafficPolicy Cluster: any endpoint of the cluster serves"
-        return None
-    if target == KUBE_MARK_MASQ:
-        if from_node:
-            return "from this node's own processes: masquerade (their packets may go to endpoints on other nodes)"
-        if _bare(rule):
-            return (
-                "externalTrafficPolicy Cluster: the client's address is replaced on the way out, and the "
-                "endpoint sees this node's"
-            )
-        return None
-    if target.startswith(SVL_PREFIX):
-        return "everyone else: externalTrafficPolicy Local, only endpoints on this node serve"
-    if target == KUBE_MARK_DROP:
-        return (
-            "everyone else: externalTrafficPolicy Local, and no usable endpoint of the Service runs on this node: "
-            "marked to be dropped"
-        )
-    if target.startswith(SEP_PREFIX):
-        return "externalTrafficPolicy Local: " + _draw(rule, target, ruleset)
-    return None
+def _external(k: _Placed) -> _Found:
+    from_node = _has(k.rule, "addrtype", "--src-type", "LOCAL")
+    pods = _header(k.rule, "-s")
+    match k.to:
+        case ChainRole.SERVICE if pods and not from_node:
+            return Purpose(aim=Aim.SPARE_PODS, source=pods)
+        case ChainRole.SERVICE if from_node or _is_bare(k.rule):
+            return Aim.SPARE_OWN if from_node else Aim.CLUSTER_POLICY
+        case ChainRole.SERVICE if _header(k.rule, "-i") or _header(k.rule, "-i", negated=True):
+            return Aim.SPARE_PODS_BY_DEVICE
+        case ChainRole.MARK_MASQ if from_node or _is_bare(k.rule):
+            return Aim.MASQ_OWN if from_node else Aim.MASQ_POLICY
+        case ChainRole.SERVICE_LOCAL:
+            return Aim.LOCAL_POLICY
+        case ChainRole.MARK_DROP:
+            return Aim.NO_LOCAL_MARKED
+        case ChainRole.ENDPOINT:
+            return _draw(k.rule, Aim.DRAW_LOCAL, Aim.DRAW_LOCAL_LAST)
+        case _:
+            return None
 
 
-def _draw(rule: Rule, target: str, ruleset: Ruleset | None) -> str:
-    endpoint = endpoint_of(target, ruleset) or target
+def _draw(rule: Rule, drawn: Aim, last: Aim) -> Purpose:
     if _has(rule, "recent", "--rcheck"):
-        seconds = next((m.option("--seconds") for m in rule.matches if m.name == "recent"), None)
-        within = f" within {seconds.args[0]} s" if seconds is not None and seconds.args else ""
-        return f"session affinity: a client that {endpoint} served{within} stays with it"
+        seconds = next((o.args for m in rule.matches if (o := m.option("--seconds")) is not None), ())
+        return Purpose(aim=Aim.STAY, seconds="".join(seconds[:1]))
     chance = chance_of(rule)
-    if chance is None:
-        return f"endpoint {endpoint}, for all that is left"
-    return f"endpoint {endpoint}, for {percent(chance)} of what gets here, drawn at random"
+    return Purpose(aim=last if chance is None else drawn, share=chance)
 
 
-def _balance(rule: Rule, target: str, ruleset: Ruleset | None) -> str | None:
-    if target.startswith(SEP_PREFIX):
-        return _draw(rule, target, ruleset)
-    if target == KUBE_MARK_DROP:
-        return (
-            "externalTrafficPolicy Local, and no usable endpoint of the Service runs on this node: marked to be "
-            "dropped"
-        )
-    if target != KUBE_MARK_MASQ:
+def _balance(k: _Placed) -> _Found:
+    if k.to is ChainRole.ENDPOINT:
+        return _draw(k.rule, Aim.DRAW, Aim.DRAW_LAST)
+    if k.to is ChainRole.MARK_DROP:
+        return Aim.NO_LOCAL_MARKED
+    if k.to is not ChainRole.MARK_MASQ:
         return None
-    src, dst, port = _header(rule, "-s"), _header(rule, "-d"), destination_port(rule)
-    if dst is not None:
-        if src is not None and src[1]:
-            return (
-                f"cluster IP {_dialled(rule)} dialled from outside the pod network {src[0]}: masquerade; concerns "
-                "the cluster IP only, not node ports"
-            )
-        return f"cluster IP {_dialled(rule)}: masquerade"
-    if port is not None:
-        return (
-            f"node port {port}/{protocol_of(rule) or '?'}: externalTrafficPolicy Cluster, so the client's address is "
-            "replaced on the way out and the endpoint sees this node's"
+    outside = _header(k.rule, "-s", negated=True)
+    if _header(k.rule, "-d"):
+        aim = Aim.MASQ_OUTSIDE if outside else Aim.MASQ_ANYONE
+        return Purpose(aim=aim, front=_address(k.rule, FrontKind.CLUSTER_IP), source=outside)
+    if destination_port(k.rule) is not None:
+        return Purpose(aim=Aim.MASQ_FRONT, front=_node_port(k.rule))
+    return None
+
+
+def _endpoint(k: _Placed) -> _Found:
+    src = _header(k.rule, "-s")
+    if k.to is ChainRole.MARK_MASQ and src:
+        return Purpose(aim=Aim.MASQ_SELF, endpoint=host_words(src))
+    if k.target == "DNAT" and k.rule.target is not None:
+        aim = Aim.TRANSLATE_NOTED if _has(k.rule, "recent", "--set") else Aim.TRANSLATE
+        return Purpose(aim=aim, endpoint=k.rule.target.value("--to-destination"))
+    return None
+
+
+def _ranges(k: _Placed) -> _Found:
+    if k.target == "":
+        return Aim.RANGES_NOTE
+    if k.to is ChainRole.MARK_DROP:
+        return Aim.RANGES_MARK
+    if k.to is ChainRole.MARK_MASQ:
+        return Aim.MASQ_POLICY
+    if k.to is None or not k.to.is_per_service:
+        return None
+    src = _header(k.rule, "-s")
+    return Purpose(aim=Aim.RANGES_LEAD if src else Aim.RANGES_NONE, source=host_words(src))
+
+
+def _postrouting(k: _Placed) -> _Found:
+    if _asked_set(k.rule)[0] == "LOOP-BACK":
+        return Aim.SNAT_SELF
+    if k.target == "RETURN" and _has(k.rule, "mark"):
+        return Aim.UNMARKED
+    return {"MARK": Aim.UNMARK, "MASQUERADE": Aim.MASQUERADE}.get(k.target)
+
+
+def _marks(k: _Placed) -> _Found:
+    if k.target != "MARK":
+        return None
+    if k.where is ChainRole.MARK_DROP:
+        return Aim.MARK_DROP
+    return Purpose(aim=Aim.MARK_MASQ, to=KUBE_POSTROUTING)
+
+
+def _stops_front_end(k: _Placed) -> _Found:
+    """kube-proxy drops and refuses front ends one by one: a host's address, or LOCAL, with a port."""
+    local = _has(k.rule, "addrtype", "--dst-type", "LOCAL")
+    host = _header(k.rule, "-d").endswith(("/32", "/128"))
+    if k.target not in ("DROP", "REJECT") or destination_port(k.rule) is None or not (local or host):
+        return None
+    front = _node_port(k.rule) if local else _address(k.rule, FrontKind.ADDRESS)
+    if k.where is ChainRole.PROXY_FIREWALL:
+        return Purpose(aim=Aim.RANGES_DROP, front=replace(front, kind=FrontKind.LOAD_BALANCER_IP))
+    inside = k.where is ChainRole.SERVICES_FILTER
+    dropped = Aim.NO_LOCAL_INTERNAL if inside else Aim.NO_LOCAL
+    return Purpose(aim=Aim.NO_ENDPOINT if k.target == "REJECT" else dropped, front=front)
+
+
+def _proxy_firewall(k: _Placed) -> _Found:
+    if _asked_set(k.rule)[0].startswith("LOAD-BALANCER"):
+        return Aim.RANGES_CHECK
+    return _stops_front_end(k) if k.target == "DROP" else None
+
+
+def _health_check(k: _Placed) -> _Found:
+    if _asked_set(k.rule)[0] == "HEALTH-CHECK-NODE-PORT":
+        return Aim.HEALTH_CHECKS
+    return Purpose(aim=Aim.HEALTH_CHECK, front=_node_port(k.rule)) if k.target == "ACCEPT" else None
+
+
+def _forward(k: _Placed) -> _Found:
+    if k.target == "DROP":
+        return Aim.DROP_INVALID if _has(k.rule, "conntrack", "--ctstate", "INVALID") else None
+    if k.target == "ACCEPT" and _has(k.rule, "mark"):
+        return Aim.ACCEPT_MARKED
+    return Aim.ACCEPT_OPEN if k.target == "ACCEPT" and _has(k.rule, "conntrack") else None
+
+
+def _firewall(k: _Placed) -> _Found:
+    if k.target != "DROP":
+        return None
+    if _has(k.rule, "mark", "--mark"):
+        return Aim.DROP_MARKED
+    return Aim.DROP_LOOPBACK if _header(k.rule, "-d") in _LOOPBACK else None
+
+
+# -- IPVS mode: marks by ipset
+
+
+def _ipvs_marks(k: _Placed) -> _Found:
+    ports = k.where is ChainRole.IPVS_NODE_PORT_NAT
+    name = _asked_set(k.rule)[0]
+    if k.to is ChainRole.FIREWALL_IPVS:
+        return Aim.RANGES_CHECK
+    if k.target == "RETURN" and name:
+        return Aim.IPVS_NODE_PORTS_LOCAL if ports else Aim.IPVS_LOAD_BALANCERS_LOCAL
+    if k.to is ChainRole.MARK_MASQ and bool(name) is ports:
+        return Aim.IPVS_NODE_PORTS_MASQ if ports else Aim.IPVS_OTHERS_MASQ
+    return None
+
+
+def _ipvs_ranges(k: _Placed) -> _Found:
+    if k.target == "RETURN":
+        return Aim.RANGES_RETURN
+    if k.to is ChainRole.MARK_DROP:
+        return Aim.RANGES_MARK_OTHERS
+    return Aim.RANGES_DROP_OTHERS if k.target == "DROP" and _is_bare(k.rule) else None
+
+
+def _ipvs_filter(k: _Placed) -> _Found:
+    name = _asked_set(k.rule)[0]
+    if k.target == "RETURN":
+        return Purpose(aim=Aim.IPVS_OWN, set_name=name)
+    if k.target == "DROP" and _has(k.rule, "ipvs", "--vaddr"):
+        asked = {o.flag: o.args[0] for m in k.rule.matches if m.name == "ipvs" for o in m.options if o.args}
+        port = asked.get("--vport", "")
+        number = int(port) if port.isdigit() else None
+        return Purpose(
+            aim=Aim.RANGES_DROP_OWN, front=Front(FrontKind.LOAD_BALANCER_IP, asked["--vaddr"], number)
         )
-    return None
+    return Aim.IPVS_FOREIGN if k.target == "REJECT" and name else None
 
 
-def _endpoint(rule: Rule, target: str) -> str | None:
-    if target == KUBE_MARK_MASQ:
-        src = _header(rule, "-s")
-        if src is not None and not src[1]:
-            itself = host_words(src[0])
-            return f"masquerades the endpoint's connections to itself (source {itself}); concerns no one else"
-    if target == "DNAT" and rule.target is not None:
-        words = f"destination becomes {rule.target.value('--to-destination') or '?'} (DNAT)"
-        if _has(rule, "recent", "--set"):
-            words += "; the client is noted for session affinity"
-        return words
-    return None
+_RECOGNISERS: Mapping[ChainRole, Callable[[_Placed], _Found]] = {
+    ChainRole.SERVICES_NAT: _services,
+    ChainRole.NODEPORTS_NAT: _nodeports,
+    ChainRole.EXTERNAL: _external,
+    ChainRole.EXTERNAL_LOCAL_OLD: _external,
+    ChainRole.SERVICE: _balance,
+    ChainRole.SERVICE_LOCAL: _balance,
+    ChainRole.ENDPOINT: _endpoint,
+    ChainRole.LOAD_BALANCER_FIREWALL: _ranges,
+    ChainRole.POSTROUTING: _postrouting,
+    ChainRole.MARK_MASQ: _marks,
+    ChainRole.MARK_DROP: _marks,
+    ChainRole.SERVICES_FILTER: _stops_front_end,
+    ChainRole.EXTERNAL_SERVICES: _stops_front_end,
+    ChainRole.PROXY_FIREWALL: _proxy_firewall,
+    ChainRole.NODEPORTS_FILTER: _health_check,
+    ChainRole.IPVS_NODE_PORT_FILTER: _health_check,
+    ChainRole.FORWARD: _forward,
+    ChainRole.FIREWALL_FILTER: _firewall,
+    ChainRole.IPVS_NODE_PORT_NAT: _ipvs_marks,
+    ChainRole.IPVS_LOAD_BALANCER: _ipvs_marks,
+    ChainRole.FIREWALL_IPVS: _ipvs_ranges,
+    ChainRole.IPVS_SOURCE_RANGES: _ipvs_ranges,
+    ChainRole.IPVS_FILTER: _ipvs_filter,
+    ChainRole.IPVS_OUT_FILTER: _ipvs_filter,
+}
 
 
 def _drops_marked(ruleset: Ruleset, rule: Rule) -> bool:
@@ -497,76 +518,10 @@ def _drops_marked(ruleset: Ruleset, rule: Rule) -> bool:
     return mark in asked
 
 
-def _ranges(rule: Rule, target: str, ruleset: Ruleset | None) -> str | None:
-    service = _service(rule)
-    if target == "":
-        return f"only a note: whatever else dials {service} is dropped by KUBE-PROXY-FIREWALL in the filter table"
-    if target == KUBE_MARK_DROP:
-        chain = ruleset.chain(rule.table, rule.chain) if ruleset is not None else None
-        if chain is not None and not any(_header(each, "-s") for each in chain):
-            return "whatever no rule above took (no local endpoint): marked to be dropped"
-        return "every other source: outside loadBalancerSourceRanges (or no local endpoint), marked to be dropped"
-    if target == KUBE_MARK_MASQ:
-        return "externalTrafficPolicy Cluster: the client's address is replaced on the way out"
-    src = _header(rule, "-s")
-    if target.startswith(_OWN_PREFIXES):
-        if src is not None and not src[1]:
-            return f"from {host_words(src[0])}, which loadBalancerSourceRanges allows: on to {_chain_words(target)}"
-        return f"no source ranges are set: on to {_chain_words(target)}"
-    return None
-
-
-def _postrouting(rule: Rule, target: str) -> str | None:
-    if target == "RETURN" and _has(rule, "mark"):
-        return "not marked for masquerading: keeps its source address, done here"
-    if target == "MARK":
-        return "the mark has served: taken off again"
-    if target == "MASQUERADE":
-        if _has(rule, "set"):
-            return None
-        return "marked for masquerading: source becomes an address of this node"
-    return None
-
-
-def _no_endpoints(rule: Rule, target: str) -> str | None:
-    if target not in ("DROP", "REJECT"):
-        return None
-    port = destination_port(rule)
-    if _type_is_local(rule, "--dst-type"):
-        what = f"node port {port}/{protocol_of(rule) or '?'}"
-    else:
-        what = _dialled(rule)
-    service = _service(rule)
-    if target == "REJECT":
-        return f"{what} of {service}: refused, for the Service has no usable endpoint on any node"
-    if rule.chain == KUBE_SERVICES:
-        return f"{what} of {service}: dropped; internalTrafficPolicy Local, and no usable endpoint runs on this node"
-    return (
-        f"{what} of {service}: dropped; externalTrafficPolicy Local, and no usable endpoint runs on this node. "
-        "Pods and this node's own processes do not get here: their packets went on to an endpoint before"
-    )
-
-
-def _forward(rule: Rule, target: str) -> str | None:
-    if target == "DROP" and _has(rule, "conntrack"):
-        return "drops packets that belong to no known connection (INVALID); does not concern a new connection"
-    if target == "ACCEPT" and _has(rule, "mark"):
-        return "accepts packets marked for masquerading"
-    if target == "ACCEPT" and _has(rule, "conntrack"):
-        return "accepts packets of connections that are already open, and answers"
-    return None
-
-
-def _firewall(rule: Rule, target: str) -> str | None:
-    if target != "DROP":
-        return None
-    if _has(rule, "mark"):
-        return "drops packets that KUBE-MARK-DROP marked"
-    if _header(rule, "-d") is not None:
-        return (
-            "drops packets from outside to loopback addresses; does not concern connections to node addresses"
-        )
-    return None
+def _has_ranges(ruleset: Ruleset | None, rule: Rule) -> bool:
+    """Whether the rule's chain lets single sources pass; True where it was not read."""
+    chain = ruleset.chain(rule.table, rule.chain) if ruleset is not None else None
+    return chain is None or any(_header(each, "-s") for each in chain)
 
 
 __all__ = [
@@ -578,5 +533,6 @@ __all__ = [
     "is_kube_chain",
     "is_service_chain",
     "protocol_of",
+    "purpose_of",
     "service_of",
 ]

@@ -5,20 +5,21 @@ Recognised by names and statements; comments only name the Service. Facts: kube-
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from ktp.explain.nft_words import condition_words, nft_rule_words, share_words
+from ktp.explain.nft_words import condition_words, nft_rule_words
+from ktp.explain.purpose import Aim, Front, FrontKind, Purpose
 from ktp.kubeproxy.names import (
     NFT_AFFINITY_PREFIX,
-    NFT_ENDPOINT_PREFIX,
     NFT_EXTERNAL_PREFIX,
-    NFT_FIREWALL_PREFIX,
-    NFT_LOCAL_PREFIX,
     NFT_SERVICE_PREFIX,
     NFT_TABLE,
+    ChainRole,
     host_port,
+    is_kube_table,
+    role_of_nft_chain,
 )
 from ktp.model.effect import Endpoint
 from ktp.model.nftables import (
@@ -34,7 +35,6 @@ from ktp.model.nftables import (
     Match,
     Meta,
     Nat,
-    NftChain,
     NftRule,
     NftRuleset,
     NftTable,
@@ -49,26 +49,6 @@ from ktp.model.nftables import (
     Verdict,
     Vmap,
 )
-
-SERVICES, MASQUERADING, MARK, REJECT_CHAIN = "services", "masquerading", "mark-for-masquerade", "reject-chain"
-NODEPORT_CHECK, SERVICE_CHECK, ENDPOINTS_CHECK = (
-    "nodeport-endpoints-check",
-    "service-endpoints-check",
-    "endpoints-check",
-)
-FIREWALL_CHECK, FIREWALL_ALLOW_CHECK, CLUSTER_IPS_CHECK = (
-    "firewall-check",
-    "firewall-allow-check",
-    "cluster-ips-check",
-)
-_OWN_PREFIXES = (
-    NFT_SERVICE_PREFIX,
-    NFT_LOCAL_PREFIX,
-    NFT_EXTERNAL_PREFIX,
-    NFT_ENDPOINT_PREFIX,
-    NFT_FIREWALL_PREFIX,
-)
-_FIXED = frozenset((SERVICE_CHECK, FIREWALL_CHECK, FIREWALL_ALLOW_CHECK))  # begin like a Service's own
 
 
 class NftGeneration(Enum):
@@ -87,22 +67,18 @@ def generation_of(table: NftTable) -> NftGeneration | None:
     if "hairpin-connections" in table.sets:
         return NftGeneration.GE_1_36
     if "filter-prerouting-pre-dnat" in table.chains:
-        return NftGeneration.V1_33 if MARK in table.chains else NftGeneration.GE_1_36
+        return NftGeneration.V1_33 if "mark-for-masquerade" in table.chains else NftGeneration.GE_1_36
     if "filter-output-post-dnat" in table.chains or "firewall-ips" in table.maps:
         return NftGeneration.V1_30
-    if FIREWALL_ALLOW_CHECK in table.chains or ENDPOINTS_CHECK in table.chains:
+    if "firewall-allow-check" in table.chains or "endpoints-check" in table.chains:
         return NftGeneration.V1_29
     return None
 
 
-def is_kube_table(family: str, name: str) -> bool:
-    """Whether a table is kube-proxy's."""
-    return name == NFT_TABLE and family in ("ip", "ip6")
-
-
 def is_service_chain(name: str) -> bool:
     """Whether the chain belongs to one service port or endpoint."""
-    return name.startswith(_OWN_PREFIXES) and name not in _FIXED
+    role = role_of_nft_chain(name)
+    return role is not None and role.is_per_service
 
 
 def service_of_chain(name: str | None) -> str | None:
@@ -126,10 +102,9 @@ def endpoint_of_chain(name: str) -> str | None:
 
 
 def _base(name: str | None) -> str | None:
-    for prefix in (*_OWN_PREFIXES, NFT_AFFINITY_PREFIX):
-        if name is not None and name.startswith(prefix) and name not in _FIXED:
-            digest, dash, base = name[len(prefix) :].partition("-")
-            return base if dash and len(digest) == 8 else None
+    if name is not None and (is_service_chain(name) or name.startswith(NFT_AFFINITY_PREFIX)):
+        digest, dash, base = name.partition("-")[2].partition("-")
+        return base if dash and len(digest) == 8 else None
     return None
 
 
@@ -190,7 +165,7 @@ def node_port_addresses(table: NftTable) -> tuple[str, ...] | None:
 def pod_network_of(table: NftTable) -> str | None:
     """The pods' network as the rules tell it."""
     for name, chain in table.chains.items():
-        if name != SERVICES and not name.startswith((NFT_EXTERNAL_PREFIX, NFT_SERVICE_PREFIX)):
+        if name != "services" and not name.startswith((NFT_EXTERNAL_PREFIX, NFT_SERVICE_PREFIX)):
             continue
         for rule in chain.rules:
             for s in rule.statements:
@@ -219,36 +194,6 @@ def _is_field(expression: Expression, name: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------- chains, sets
 
-_CHAIN_WORDS = {
-    SERVICES: "sorts packets by what they dial: cluster IPs, external and load-balancer IPs, node ports",
-    NODEPORT_CHECK: "stops packets to node ports without usable endpoints",
-    SERVICE_CHECK: "stops packets to cluster, external and load-balancer IPs without usable endpoints",
-    ENDPOINTS_CHECK: "stops packets to front ends without usable endpoints",
-    FIREWALL_CHECK: "applies loadBalancerSourceRanges",
-    FIREWALL_ALLOW_CHECK: "lets the sources of loadBalancerSourceRanges pass and drops the rest",
-    CLUSTER_IPS_CHECK: "stops packets that are still addressed to a cluster IP, which no node has",
-    MASQUERADING: "gives marked packets a source address of this node",
-    MARK: "marks a packet whose source address is to be replaced on its way out",
-    REJECT_CHAIN: "refuses packets",
-    "forward": "drops packets that belong to no connection",
-    "filter-prerouting": "kube-proxy's checks before destination NAT",
-    "filter-prerouting-pre-dnat": "kube-proxy's checks before destination NAT",
-    "filter-output-pre-dnat": "kube-proxy's checks before destination NAT, of what this node's own processes send",
-    "filter-output-post-dnat": "kube-proxy's checks after destination NAT, of what this node's own processes send",
-    "filter-input": "kube-proxy's checks of what this node's own processes receive",
-    "filter-forward": "kube-proxy's checks of what passes through this node",
-    "filter-output": "kube-proxy's checks of what this node's own processes send",
-    "nat-prerouting": "kube-proxy's destination NAT for what arrives from outside and from pods",
-    "nat-output": "kube-proxy's destination NAT for what this node's own processes send",
-    "nat-postrouting": "kube-proxy's source NAT for what leaves",
-}
-_PREFIX_WORDS = {
-    NFT_EXTERNAL_PREFIX: "takes external traffic of one service port and applies its externalTrafficPolicy",
-    NFT_SERVICE_PREFIX: "chooses among all endpoints of one service port",
-    NFT_LOCAL_PREFIX: "chooses among the endpoints of one service port on this node",
-    NFT_ENDPOINT_PREFIX: "sends packets to one endpoint",
-    NFT_FIREWALL_PREFIX: "drops load-balancer traffic of one service port from outside its source ranges",
-}
 _SET_WORDS = {
     "service-ips": "cluster, external and load-balancer IPs with the chain of each one's service port",
     "service-nodeports": "node ports with the chain of each one's service port",
@@ -283,19 +228,18 @@ _OWNERS = (
 def explain_nft_chain(table: NftTable, name: str) -> str:
     """What a chain is for; of a chain of unknown making, whose table it is in."""
     if is_kube_table(table.family, table.name):
-        words = _CHAIN_WORDS.get(name)
-        if words is None and is_service_chain(name):
-            words = next(w for prefix, w in _PREFIX_WORDS.items() if name.startswith(prefix))
-            service = service_of_chain(name)
-            words = words.replace("one service port", service) if service is not None else words
-            if name.startswith(NFT_EXTERNAL_PREFIX) and _serves_nobody_else(table, name):
-                words += (
-                    "; without a rule for everyone else, for no usable endpoint runs on this node: their packets go "
-                    "on unchanged"
-                )
-            if name.startswith(NFT_ENDPOINT_PREFIX) and (endpoint := endpoint_of_chain(name)) is not None:
-                words = f"sends packets to endpoint {endpoint}"
-        if name == FIREWALL_CHECK and generation_of(table) is NftGeneration.V1_29:
+        role, service = role_of_nft_chain(name), service_of_chain(name)
+        words = role.words if role is not None else None
+        if role is ChainRole.ENDPOINT and (endpoint := endpoint_of_chain(name)) is not None:
+            words = f"sends packets to endpoint {endpoint}"
+        elif words is not None and service is not None:
+            words = words.replace("one service port", service)
+        if role is ChainRole.EXTERNAL and _serves_nobody_else(table, name):
+            words = (
+                f"{words}; without a rule for everyone else, for no usable endpoint runs on this node: their packets "
+                "go on unchanged"
+            )
+        if role is ChainRole.FIREWALL_CHECK and generation_of(table) is NftGeneration.V1_29:
             words = (
                 "applies loadBalancerSourceRanges (1.29: of forwarded connections it sees the endpoint's address "
                 "already, and so does not stop them)"
@@ -341,99 +285,69 @@ def set_words(table: NftTable, name: str) -> str:
 
 def element_words(table: NftTable, name: str, element: SetElement) -> str:
     """What an element of a set or map says."""
+    purpose = purpose_of_element(table, name, element)
+    if purpose is not None:
+        return purpose.words()
+    return f"{element.value}" if element.value is not None else "in the set"
+
+
+_ELEMENTS = {
+    "nodeport-ips": Aim.HAS_NODE_PORTS,
+    "cluster-ips": Aim.IS_CLUSTER_IP,
+    "firewall-allow": Aim.RANGES_MAY,
+    "firewall": Aim.RANGES_HAS,
+    "firewall-ips": Aim.RANGES_HAS,
+}
+
+
+def purpose_of_element(table: NftTable, name: str, element: SetElement) -> Purpose | None:
+    """What an element of a set or map of kube-proxy's is there for; None for any other."""
     if not is_kube_table(table.family, table.name):
-        return f"{element.value}" if element.value is not None else "in the set"
+        return None
     parts = _parts(element.key)
     value = element.value if isinstance(element.value, Verdict) else None
-    service = service_of_element(element) or "a Service"
-    if name in ("service-nodeports", "no-endpoint-nodeports") and len(parts) == 2:
-        front = f"node port {parts[1]}/{parts[0]} of {service}"
-    elif len(parts) == 3:
-        front = f"{_dialled(parts)} of {service}"
-    else:
-        front = ""
-    if name in ("service-nodeports", "service-ips") and value is not None:
-        kind = "" if name == "service-nodeports" else _kind_of_address(value.target)
-        return f"{kind}{front}: on to {_target_words(value.target)}"
-    if (why := without_endpoint(table, name, element)) is not None:
-        return f"{front}: {_refusal(table, name, why)}"
-    if name in ("firewall-ips", "firewall"):
-        return f"load-balancer IP {front}: has loadBalancerSourceRanges"
+    target = value.target if value is not None else None
+    role = role_of_nft_chain(target) if target is not None else None
     if name.startswith(NFT_AFFINITY_PREFIX):
-        left = f", for another {element.expires} s" if element.expires is not None else ""
-        return f"this client stays with endpoint {endpoint_of_chain(name) or '?'}{left}"
+        seconds = str(element.expires) if element.expires is not None else ""
+        return Purpose(aim=Aim.STAYS, endpoint=endpoint_of_chain(name), seconds=seconds)
     if name == "hairpin-connections" and len(parts) == 4:
-        return f"endpoint {host_port(str(parts[0]), int(str(parts[3])))} dials itself"
-    words = {
-        "nodeport-ips": "has node ports",
-        "cluster-ips": "a cluster IP",
-        "firewall-allow": "this source may dial it",
-    }
-    return words.get(name, "in the set")
+        return Purpose(aim=Aim.DIALS_ITSELF, endpoint=host_port(str(parts[0]), int(str(parts[3]))))
+    front: Front | None = None
+    if len(parts) == 2 and isinstance(parts[1], int):
+        front = Front(FrontKind.NODE_PORT, None, parts[1], str(parts[0]))
+    elif len(parts) == 3 and isinstance(parts[2], int):
+        kind = FrontKind.ADDRESS
+        if name == "service-ips":
+            kind = FrontKind.EXTERNAL if role is ChainRole.EXTERNAL else FrontKind.CLUSTER_IP
+        if name in ("firewall", "firewall-ips"):
+            kind = FrontKind.LOAD_BALANCER_IP
+        front = Front(kind, str(parts[0]), parts[2], str(parts[1]))
+    aim, until = _ELEMENTS.get(name), ""
+    if name in ("service-ips", "service-nodeports") and value is not None:
+        aim = Aim.LEAD
+    elif name in ("no-endpoint-services", "no-endpoint-nodeports") and value is not None:
+        aim, until = _without_endpoint(table, name, element, value)
+    service = service_of_element(element)
+    found = None if aim is None else Purpose(aim=aim, front=front, service=service, role=role, until=until)
+    return found if found is None or target is None else replace(found, to=target)
 
 
-def _dialled(parts: tuple[object, ...]) -> str:
-    return f"{host_port(str(parts[0]), int(str(parts[2])))}/{parts[1]}"
-
-
-def _kind_of_address(target: str | None) -> str:
-    if target is not None and target.startswith(NFT_EXTERNAL_PREFIX):
-        return "external or load-balancer IP "
-    return "cluster IP "
-
-
-def _target_words(target: str | None) -> str:
-    name = target or ""
-    if name.startswith(NFT_EXTERNAL_PREFIX):
-        return "its chain for external traffic"
-    if name.startswith(NFT_LOCAL_PREFIX):
-        return "the choice among its endpoints on this node (internalTrafficPolicy Local)"
-    return "the choice among all its endpoints"
-
-
-class WithoutEndpoint(Enum):
-    """What an element of the maps no-endpoint-nodeports and no-endpoint-services is there for."""
-
-    ANYWHERE = "no usable endpoint on any node"
-    EXTERNAL_LOCAL = "externalTrafficPolicy"
-    INTERNAL_LOCAL = "internalTrafficPolicy"
-
-
-def without_endpoint(table: NftTable, name: str, element: SetElement) -> WithoutEndpoint | None:
-    """Why an element of map `name` stops packets; None where it is of another map."""
-    if name not in ("no-endpoint-services", "no-endpoint-nodeports") or not isinstance(
-        element.value, Verdict
-    ):
-        return None
-    if element.value.kind != "drop":
-        return WithoutEndpoint.ANYWHERE
+def _without_endpoint(table: NftTable, name: str, element: SetElement, value: Verdict) -> tuple[Aim, str]:
+    """Why an element stops packets, and the last version that stops more than it should."""
+    if value.kind != "drop":
+        return Aim.NO_ENDPOINT, ""
     cluster_ips = table.sets.get("cluster-ips")
-    inside = cluster_ips is not None and any(
-        _parts(e.key) == _parts(element.key)[:1] for e in cluster_ips.elements
-    )
-    return (
-        WithoutEndpoint.INTERNAL_LOCAL
-        if name == "no-endpoint-services" and inside
-        else WithoutEndpoint.EXTERNAL_LOCAL
-    )
-
-
-def _refusal(table: NftTable, name: str, why: WithoutEndpoint) -> str:
-    if why is WithoutEndpoint.ANYWHERE:
-        return "refused, for the Service has no usable endpoint on any node"
-    if why is WithoutEndpoint.INTERNAL_LOCAL:
-        return "dropped; internalTrafficPolicy Local, and no usable endpoint runs on this node"
-    words = "dropped; externalTrafficPolicy Local, and no usable endpoint runs on this node. "
+    address = _parts(element.key)[:1]
+    if name == "no-endpoint-services" and cluster_ips is not None:
+        if any(_parts(e.key) == address for e in cluster_ips.elements):
+            return Aim.NO_LOCAL_INTERNAL, ""
     generation = generation_of(table)
     if generation is NftGeneration.V1_29 or (
         generation is NftGeneration.V1_30 and name == "no-endpoint-services"
     ):
-        until = "1.29" if name == "no-endpoint-nodeports" else "1.32"
-        return (
-            f"{words}This node's own processes are dropped too: kube-proxy up to {until} checks what they send "
-            "before it would send them to an endpoint"
-        )
-    return f"{words}Pods and this node's own processes do not get here: their packets went on to an endpoint before"
+        return Aim.NO_LOCAL_EARLY, "1.29" if name == "no-endpoint-nodeports" else "1.32"
+    return Aim.NO_LOCAL, ""
 
 
 # --------------------------------------------------------------------------------------------------------- rules
@@ -444,10 +358,9 @@ def explain_nft_rule(table: NftTable, chain: str, rule: NftRule, *, brief: bool 
 
     `brief` leaves out what the chain that the rule leads to is for, as its own line tells it.
     """
-    if is_kube_table(table.family, table.name):
-        words = _kube_words(table, chain, rule, brief)
-        if words is not None:
-            return words
+    purpose = purpose_of_nft(table, chain, rule)
+    if purpose is not None:
+        return purpose.words(conditions=condition_words(rule.statements), brief=brief)
     found = table.chains.get(chain)
     return nft_rule_words(
         rule, policy=(found.policy or "accept") if found is not None and found.is_base else None
@@ -459,177 +372,212 @@ def verdict_in(rule: NftRule) -> Verdict | None:
     return next((s for s in rule.statements if isinstance(s, Verdict)), None)
 
 
-def _marks(statements: Iterable[Statement]) -> bool:
-    """Whether the packet is marked for masquerading: by a chain up to 1.35, in place since 1.36."""
-    return any(
-        (isinstance(s, Verdict) and s.target == MARK)
-        or (
-            isinstance(s, Mangle)
-            and s.key == Meta("mark")
-            and isinstance(s.value, Binary)
-            and s.value.operator == "|"
-        )
-        for s in statements
-    )
-
-
 def _conditions(rule: NftRule) -> list[Match]:
     return [s for s in rule.statements if isinstance(s, Match)]
 
 
-def _kube_words(table: NftTable, chain: str, rule: NftRule, brief: bool) -> str | None:
+def purpose_of_nft(table: NftTable, chain: str, rule: NftRule) -> Purpose | None:
+    """What a rule of kube-proxy's nftables tables is there for; None for any other."""
+    found = table.chains.get(chain)
+    where = role_of_nft_chain(chain)
+    if not is_kube_table(table.family, table.name):
+        return None
     verdict = verdict_in(rule)
-    vmap = next((s for s in rule.statements if isinstance(s, Vmap)), None)
-    found: NftChain | None = table.chains.get(chain)
-    if found is not None and found.is_base and verdict is not None and verdict.target is not None:
-        conditions = condition_words(rule.statements)
-        every = f"packets {conditions}" if conditions else "every packet"
-        if found.type == "nat":
-            every = "every new connection"
-        words = f"{every}: on to {verdict.target}"
-        return words if brief else f"{words}, which {explain_nft_chain(table, verdict.target)}"
-    if vmap is not None and isinstance(vmap.data, SetReference):
-        return _lookup_words(rule, vmap.data.name)
-    if chain == SERVICES and _marks(rule.statements):
-        return _cluster_ip_mark(rule)
-    if chain == MASQUERADING:
-        return _masquerading(rule, verdict)
-    if chain == MARK and _marks(rule.statements):
-        return "marked for masquerading: chain masquerading will replace the source address of this packet"
-    if chain == REJECT_CHAIN and any(isinstance(s, Reject) for s in rule.statements):
-        return "refused: the client sees 'connection refused'"
-    if chain == CLUSTER_IPS_CHECK:
-        if any(isinstance(s, Reject) for s in rule.statements):
-            return "still addressed to a cluster IP, so to a port that its Service does not have: refused"
-        if verdict is not None and verdict.kind == "drop":
-            return f"{condition_words(rule.statements)}, an address that no Service has: dropped"
-    if chain == FIREWALL_CHECK and verdict is not None:
-        return f"to a load-balancer IP with source ranges (set firewall): on to {verdict.target}"
-    if chain == FIREWALL_ALLOW_CHECK and verdict is not None:
-        if verdict.kind == "return":
-            return "from a source that loadBalancerSourceRanges allow (set firewall-allow): back, on its way"
-        return "everyone else: dropped, for loadBalancerSourceRanges do not allow the source"
-    if chain == "forward" and verdict is not None and verdict.kind == "drop":
-        return "drops packets that belong to no known connection (invalid); does not concern a new connection"
-    if chain.startswith(NFT_FIREWALL_PREFIX) and verdict is not None and verdict.kind == "drop":
-        return f"{condition_words(rule.statements)} (loadBalancerSourceRanges of {service_of_chain(chain)}): dropped"
-    if chain.startswith(NFT_EXTERNAL_PREFIX):
-        return _external(rule, verdict)
-    if chain.startswith(NFT_ENDPOINT_PREFIX):
-        return _endpoint(chain, rule)
-    if chain.startswith((NFT_SERVICE_PREFIX, NFT_LOCAL_PREFIX)):
-        return _balance(table, rule, verdict, vmap)
-    return None
+    target = verdict.target if verdict is not None else None
+    to = role_of_nft_chain(target) if target is not None else None
+    if found is not None and found.is_base and target is not None:
+        return Purpose(aim=Aim.ENTER, source=found.type or "", to=target, role=to)
+    named = next((s for s in rule.statements if isinstance(s, Vmap)), None)
+    if named is not None and isinstance(named.data, SetReference):
+        return _purpose_of_lookup(rule, named.data.name)
+    recognise = _RECOGNISERS.get(where) if where is not None else None
+    purpose = recognise(_Placed(table, chain, rule, verdict, to)) if recognise is not None else None
+    if isinstance(purpose, Aim):
+        purpose = Purpose(aim=purpose)
+    if purpose is None:
+        return None
+    return replace(purpose, service=service_of_chain(chain), to=purpose.to or target or "", role=to)
 
 
-def _lookup_words(rule: NftRule, name: str) -> str | None:
-    where = "to any address of this node that has node ports"
-    for match in _conditions(rule):
-        if isinstance(match.left, Fib):
-            where = "to any address of this node but loopback ones"
-    words = {
-        "service-ips": "address, protocol and port looked up among cluster, external and load-balancer IPs",
-        "service-nodeports": f"{where}: the port looked up among the node ports",
-        "no-endpoint-services": "address, protocol and port looked up among those without usable endpoints",
-        "no-endpoint-nodeports": f"{where}: the port looked up among those without usable endpoints",
-        "firewall-ips": "address, protocol and port looked up among those with loadBalancerSourceRanges",
-    }
-    return words.get(name)
+_Found = Purpose | Aim | None
 
 
-def _cluster_ip_mark(rule: NftRule) -> str:
-    outside = next((m for m in _conditions(rule) if _is_field(m.left, "saddr")), None)
-    whom = (
-        f"dialled from outside the pod network {outside.right}" if outside is not None else "whoever dials it"
-    )
-    if outside is None and any(isinstance(m.left, Meta) for m in _conditions(rule)):
-        whom = "dialled by others than pods"
-    return f"a cluster IP {whom}: marked for masquerading; concerns cluster IPs only, not node ports"
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A rule of a chain, its verdict, and the role of the chain that this leads to."""
 
+    table: NftTable
+    chain: str
+    rule: NftRule
+    verdict: Verdict | None
+    to: ChainRole | None
 
-def _masquerading(rule: NftRule, verdict: Verdict | None) -> str | None:
-    if any(isinstance(s, Match) and s.right == SetReference("hairpin-connections") for s in rule.statements):
-        return (
-            "an endpoint that dials itself through its Service: source becomes an address of this node, for it would "
-            "answer itself directly otherwise; concerns no one else"
+    @property
+    def kind(self) -> str:
+        return self.verdict.kind if self.verdict is not None else ""
+
+    @property
+    def conditions(self) -> list[Match]:
+        return _conditions(self.rule)
+
+    def has(self, kind: type[Statement]) -> bool:
+        return any(isinstance(s, kind) for s in self.rule.statements)
+
+    def field(self, name: str) -> str:
+        """What the rule asks of an address of the packet, "" where it asks nothing."""
+        asked = (m.right for m in self.conditions if _is_field(m.left, name))
+        return next((str(value) for value in asked if not isinstance(value, SetReference)), "")
+
+    @property
+    def cluster_ip(self) -> Front:
+        """The cluster IP that the rule asks for."""
+        address = self.field("daddr") or None
+        for match in self.conditions:
+            if isinstance(match.left, Payload) and match.left.field == "dport":
+                port = match.right.value if isinstance(match.right, Immediate) else None
+                return Front(
+                    FrontKind.CLUSTER_IP,
+                    address,
+                    port if isinstance(port, int) else None,
+                    match.left.protocol,
+                )
+        return Front(FrontKind.CLUSTER_IP, address)
+
+    @property
+    def marks(self) -> bool:
+        """Whether it marks for masquerading: by a chain up to 1.35, in place since 1.36."""
+        return self.to is ChainRole.MARK_MASQ or any(
+            isinstance(s, Mangle)
+            and s.key == Meta("mark")
+            and isinstance(s.value, Binary)
+            and s.value.operator == "|"
+            for s in self.rule.statements
         )
-    if verdict is not None and verdict.kind == "return":
-        return "without the mark for masquerading: back, the source stays as it is"
-    if any(isinstance(s, Nat) for s in rule.statements):
-        return "marked for masquerading: source becomes an address of this node"
-    if any(isinstance(s, Mangle) for s in rule.statements):
-        return "the mark has served: taken off again"
+
+
+_LOOKUPS = {
+    "service-ips": Aim.SEEK_ADDRESS,
+    "service-nodeports": Aim.SEEK_NODE_PORT_OF_SET,
+    "no-endpoint-services": Aim.SEEK_EMPTY_ADDRESS,
+    "no-endpoint-nodeports": Aim.SEEK_EMPTY_NODE_PORT_OF_SET,
+    "firewall-ips": Aim.SEEK_RANGES,
+}
+_WITHOUT_SET = {
+    Aim.SEEK_NODE_PORT_OF_SET: Aim.SEEK_NODE_PORT_NO_LOOPBACK,
+    Aim.SEEK_EMPTY_NODE_PORT_OF_SET: Aim.SEEK_EMPTY_NODE_PORT_NO_LOOPBACK,
+}
+
+
+def _purpose_of_lookup(rule: NftRule, name: str) -> Purpose | None:
+    aim = _LOOKUPS.get(name)
+    if aim is not None and any(isinstance(m.left, Fib) for m in _conditions(rule)):
+        aim = _WITHOUT_SET.get(aim, aim)
+    return Purpose(aim=aim) if aim is not None else None
+
+
+def _masq_cluster_ip(k: _Placed) -> _Found:
+    if not k.marks:
+        return None
+    outside, front = k.field("saddr"), k.cluster_ip
+    if outside:
+        return Purpose(aim=Aim.MASQ_OUTSIDE, front=front, source=outside)
+    by_device = any(isinstance(m.left, Meta) and m.left.key != "l4proto" for m in k.conditions)
+    return Purpose(aim=Aim.MASQ_NO_POD if by_device else Aim.MASQ_ANYONE, front=front)
+
+
+def _masquerading(k: _Placed) -> _Found:
+    if any(m.right == SetReference("hairpin-connections") for m in k.conditions):
+        return Aim.SNAT_SELF
+    if k.kind == "return":
+        return Aim.UNMARKED
+    return Aim.MASQUERADE if k.has(Nat) else Aim.UNMARK if k.has(Mangle) else None
+
+
+def _external(k: _Placed) -> _Found:
+    from_node = any(isinstance(m.left, Fib) and m.left.flags == ("saddr",) for m in k.conditions)
+    if k.marks:
+        return Aim.MASQ_OWN if from_node else None if k.conditions else Aim.MASQ_POLICY
+    if k.to is ChainRole.SERVICE_LOCAL:
+        return Aim.LOCAL_POLICY
+    if k.to is not ChainRole.SERVICE:
+        return None
+    if from_node or not k.conditions:
+        return Aim.SPARE_OWN if from_node else Aim.CLUSTER_POLICY
+    pods = k.field("saddr")
+    return Purpose(aim=Aim.SPARE_PODS if pods else Aim.SPARE_PODS_BY_DEVICE, source=pods)
+
+
+def _endpoint(k: _Placed) -> _Found:
+    aim = Aim.MASQ_SELF if k.marks else Aim.NOTE_CLIENT if k.has(SetUpdate) else None
+    if aim is None and any(isinstance(s, Nat) and s.kind == "dnat" for s in k.rule.statements):
+        aim = Aim.TRANSLATE
+    return Purpose(aim=aim, endpoint=endpoint_of_chain(k.chain)) if aim is not None else None
+
+
+def _balance(k: _Placed) -> _Found:
+    if k.marks:
+        return _masq_cluster_ip(k)
+    stuck = next((m.right for m in k.conditions if isinstance(m.right, SetReference)), None)
+    if stuck is not None and k.verdict is not None:
+        clients = k.table.sets.get(stuck.name)
+        seconds = str(clients.timeout) if clients is not None and clients.timeout else ""
+        return Purpose(aim=Aim.STAY, endpoint=endpoint_of_chain(stuck.name), seconds=seconds)
+    for statement in k.rule.statements:
+        match statement:
+            case Vmap(key=Numgen(), data=AnonymousSet() as drawn) if drawn.elements:
+                only = Aim.DRAW_ONLY
+            case Nat(address=MapLookup(data=AnonymousSet() as drawn)) if drawn.elements:
+                only = Aim.TRANSLATE_ONLY
+            case _:
+                continue
+        if len(drawn.elements) > 1:
+            return Purpose(aim=Aim.DRAW_ONE, share=1 / len(drawn.elements))
+        return Purpose(aim=only, endpoint=endpoint_of_value(drawn.elements[0].value))
     return None
 
 
-def _external(rule: NftRule, verdict: Verdict | None) -> str | None:
-    conditions = _conditions(rule)
-    from_node = any(isinstance(m.left, Fib) and m.left.flags == ("saddr",) for m in conditions)
-    if _marks(rule.statements):
-        if from_node:
-            return "from this node's own processes: masquerade (their packets may go to endpoints on other nodes)"
-        if not conditions:
-            return (
-                "externalTrafficPolicy Cluster: the client's address is replaced on the way out, and the endpoint "
-                "sees this node's"
-            )
-        return None
-    if verdict is None or verdict.target is None:
-        return None
-    if verdict.target.startswith(NFT_LOCAL_PREFIX):
-        return "everyone else: externalTrafficPolicy Local, only endpoints on this node serve"
-    if not verdict.target.startswith(NFT_SERVICE_PREFIX):
-        return None
-    if from_node:
-        return "from this node's own processes: the policy does not hold for them, any endpoint of the cluster serves"
-    if not conditions:
-        return "externalTrafficPolicy Cluster: any endpoint of the cluster serves"
-    source = next((m for m in conditions if _is_field(m.left, "saddr")), None)
-    whom = (
-        f"from pods ({source.right})" if source is not None else f"{condition_words(rule.statements)} (pods)"
-    )
-    return f"{whom}: the policy does not hold for them, any endpoint of the cluster serves"
+def _stops(k: _Placed) -> _Found:
+    """The rules of chains that refuse or drop."""
+    refuses, drops = k.has(Reject), k.kind == "drop"
+    match role_of_nft_chain(k.chain):
+        case ChainRole.REJECT if refuses:
+            return Aim.REFUSE
+        case ChainRole.CLUSTER_IPS_CHECK if refuses or drops:
+            return Aim.NO_SUCH_PORT if refuses else Aim.NO_SUCH_ADDRESS
+        case ChainRole.FIREWALL_CHECK if k.verdict is not None:
+            return Aim.RANGES_CHECK
+        case ChainRole.FIREWALL_ALLOW_CHECK if drops or k.kind == "return":
+            return Aim.RANGES_DROP_OTHERS if drops else Aim.RANGES_RETURN
+        case ChainRole.INVALID if drops:
+            return Aim.DROP_INVALID
+        case ChainRole.SERVICE_FIREWALL if drops:
+            return Aim.RANGES_DROP_OF
+        case ChainRole.MARK_MASQ if k.marks:
+            return Purpose(aim=Aim.MARK_MASQ, to="masquerading")
+        case _:
+            return None
 
 
-def _endpoint(chain: str, rule: NftRule) -> str | None:
-    endpoint = endpoint_of_chain(chain) or "the endpoint"
-    if _marks(rule.statements):
-        return f"masquerades the endpoint's connections to itself ({endpoint}); concerns no one else"
-    for statement in rule.statements:
-        if isinstance(statement, SetUpdate):
-            return f"session affinity: notes that {endpoint} serves this client"
-        if isinstance(statement, Nat) and statement.kind == "dnat":
-            return f"destination becomes {endpoint} (DNAT)"
-    return None
-
-
-def _balance(table: NftTable, rule: NftRule, verdict: Verdict | None, vmap: Vmap | None) -> str | None:
-    if _marks(rule.statements):
-        dialled = next((str(m.right) for m in _conditions(rule) if _is_field(m.left, "daddr")), "")
-        outside = next((m for m in _conditions(rule) if _is_field(m.left, "saddr")), None)
-        whom = f" dialled from outside the pod network {outside.right}" if outside is not None else ""
-        return f"cluster IP {dialled}{whom}: masquerade; concerns the cluster IP only, not node ports"
-    stuck = next((m.right for m in _conditions(rule) if isinstance(m.right, SetReference)), None)
-    if stuck is not None and verdict is not None:
-        found = table.sets.get(stuck.name)
-        within = f" within {found.timeout} s" if found is not None and found.timeout else ""
-        return f"session affinity: a client that {endpoint_of_chain(stuck.name)} served{within} stays with it"
-    drawn: AnonymousSet | None = None
-    if vmap is not None and isinstance(vmap.key, Numgen) and isinstance(vmap.data, AnonymousSet):
-        drawn = vmap.data
-    for statement in rule.statements:
-        if isinstance(statement, Nat) and isinstance(statement.address, MapLookup):
-            drawn = statement.address.data if isinstance(statement.address.data, AnonymousSet) else None
-    if drawn is None or not drawn.elements:
-        return None
-    if len(drawn.elements) > 1:
-        return f"one of {len(drawn.elements)} endpoints, each for {share_words(len(drawn.elements))}"
-    endpoint = endpoint_of_value(drawn.elements[0].value)
-    return (
-        f"destination becomes {endpoint} (DNAT), the only endpoint"
-        if vmap is None
-        else f"endpoint {endpoint}, the only one"
-    )
+_RECOGNISERS: Mapping[ChainRole, Callable[[_Placed], _Found]] = {
+    ChainRole.SERVICES_NAT: _masq_cluster_ip,
+    ChainRole.POSTROUTING: _masquerading,
+    ChainRole.EXTERNAL: _external,
+    ChainRole.ENDPOINT: _endpoint,
+    ChainRole.SERVICE: _balance,
+    ChainRole.SERVICE_LOCAL: _balance,
+    **dict.fromkeys(
+        (
+            ChainRole.REJECT,
+            ChainRole.CLUSTER_IPS_CHECK,
+            ChainRole.FIREWALL_CHECK,
+            ChainRole.FIREWALL_ALLOW_CHECK,
+            ChainRole.INVALID,
+            ChainRole.SERVICE_FIREWALL,
+            ChainRole.MARK_MASQ,
+        ),
+        _stops,
+    ),
+}
 
 
 def endpoint_of_value(value: MapValue | None) -> str:

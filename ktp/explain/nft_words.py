@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ktp.explain.words import percent
 from ktp.model.nftables import (
     AnonymousSet,
     Binary,
@@ -368,11 +367,4 @@ def _mangle_words(mangle: Mangle) -> str:
     return f"`{mangle}`"
 
 
-def share_words(count: int) -> str:
-    """One of `count` lots as part of all: `50% of what gets here, drawn at random`."""
-    return (
-        "all of what gets here" if count == 1 else f"{percent(1 / count)} of what gets here, drawn at random"
-    )
-
-
-__all__ = ["action_words", "condition_words", "match_words", "nft_rule_words", "share_words", "verdict_words"]
+__all__ = ["action_words", "condition_words", "match_words", "nft_rule_words", "verdict_words"]

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ktp.explain.front_end import NodePortRules
-from ktp.explain.kube import explain_rule, is_kube_chain, is_service_chain, service_of
-from ktp.explain.tree import request_steps
-from ktp.explain.words import percent
-from ktp.kubeproxy.names import (
-    FW_PREFIX,
-    KUBE_EXTERNAL_SERVICES,
-    KUBE_FIREWALL,
-    KUBE_MARK_DROP,
-    KUBE_NODEPORTS,
-    KUBE_PROXY_FIREWALL,
-    KUBE_SERVICES,
-    SEP_PREFIX,
+from ktp.explain.kube import purpose_of
+from ktp.explain.purpose import Aim
+from ktp.explain.steps import (
+    is_of_rule,
+    owner_words,
+    purpose_of_step,
+    request_steps,
+    role_of_step,
+    rule_words,
+    table_of,
 )
+from ktp.explain.words import percent
+from ktp.kubeproxy.names import ChainRole, role_of_chain, role_of_nft_chain
 from ktp.model.explanation import EndpointShare, Verdict
-from ktp.model.ruleset import Rule
-from ktp.model.trace import Disposition, FlowAnswer, Path, StepKind, Symptom
+from ktp.model.host import NodeState
+from ktp.model.trace import Disposition, FlowAnswer, Path, Step, StepKind, Symptom
 
 if TYPE_CHECKING:
     from ktp.explain.nft_kube import NftNodePort
-    from ktp.explain.nft_verdict import Decided
-    from ktp.model.cilium import LbFrontend
-    from ktp.model.nftables import NftRuleset
+    from ktp.model.nftables import NftRuleset, NftTable, SetElement
 
 _SYMPTOM_WORDS = {
     Symptom.CONNECTS: "the client connects",
@@ -52,34 +50,32 @@ _HEADS = {
 def verdict_of(
     answer: FlowAnswer,
     node: str,
+    nodes: Mapping[str, NodeState],
     names: Mapping[str, str],
     rules: NodePortRules | NftNodePort | None = None,
     *,
     by_node: bool = False,
-    nft: NftRuleset | None = None,
     service: str | None = None,
-    front_ends: Sequence[LbFrontend] | None = None,
 ) -> Verdict:
     """The verdict on a flow that reached the cluster, or was sent, at `node`.
 
-    `names` says what to call addresses that stand for unknown ones; `rules` are those that the node port has here;
-    `by_node` tells that a process of the node itself asks; `nft` is the node's native nftables ruleset;
-    `service` names the Service where no rule on the packet's way does; `front_ends` are Cilium's on the node.
+    `nodes` are all that were read; `names` says what to call addresses that stand for unknown ones; `rules` are those
+    that the node port has here; `by_node` tells that a process of the node itself asks; `service` names the Service
+    where no rule on the packet's way does.
     """
     endpoints = _endpoints(answer, names)
     worst = _worst(answer)
     decided = worst.decided_by if worst is not None else answer.decided_by
-    steps = request_steps(worst, node) if worst is not None else []
-    by = _deciding_rule(worst)
-    in_nft = _decided_by_nft(worst, nft, answer)
+    stop: _Stop | None = None
     if answer.disposition is Disposition.UNDETERMINED:
         why = "; ".join(dict.fromkeys(u.why for u in answer.unknowns)) or answer.reason
     elif answer.symptom is Symptom.CONNECTS and answer.disposition is not Disposition.HOST_PROCESS:
-        why = _delivered(
-            answer, endpoints, node, by_node=by_node, placeholders=bool(names), native=nft is not None
-        )
+        why = _delivered(answer, endpoints, node, by_node=by_node, placeholders=bool(names))
+    elif worst is None:
+        why = answer.reason
     else:
-        why = _failed(worst, by, steps, rules, answer, node, nft, in_nft, service, front_ends)
+        service = _service_met(worst, node) or (rules.service if rules is not None else None) or service
+        why, stop = _failed(worst, rules, answer, node, nodes, service or "the Service")
     head = _HEADS[answer.disposition]
     if answer.symptom is Symptom.INTERMITTENT:
         head = f"sometimes {head}"
@@ -95,10 +91,10 @@ def verdict_of(
         table=decided.table if decided is not None else "",
         chain=decided.chain if decided is not None else "",
         rule=decided.rule if decided is not None and decided.kind in (StepKind.RULE, StepKind.POLICY) else "",
-        position=by.position if by is not None else in_nft.position if in_nft is not None else 0,
-        line=by.line if by is not None else decided.line if decided is not None else 0,
-        lookup=in_nft.lookup if in_nft is not None else "",
-        element=in_nft.element if in_nft is not None else "",
+        position=decided.step.position if decided is not None and decided.step is not None else 0,
+        line=decided.line if decided is not None else 0,
+        lookup=stop.lookup if stop is not None else "",
+        element=stop.element if stop is not None else "",
         endpoints=endpoints,
         client_source=source,
         assumptions=tuple(replace(a, taken=shown(a.taken, names)) for a in answer.assumptions),
@@ -125,26 +121,6 @@ def _worst(answer: FlowAnswer) -> Path | None:
     return max(bad or answer.paths, key=lambda p: p.probability)
 
 
-def _deciding_rule(path: Path | None) -> Rule | None:
-    """The rule that decided, found again among the steps."""
-    if path is None or path.decided_by is None or path.decided_by.kind is not StepKind.RULE:
-        return None
-    d = path.decided_by
-    for hop in reversed(path.hops):
-        for step in reversed(hop.steps):
-            if step.rule is not None and (step.table, step.chain, step.text) == (d.table, d.chain, d.rule):
-                return step.rule
-    return None
-
-
-def _decided_by_nft(path: Path | None, nft: NftRuleset | None, answer: FlowAnswer) -> Decided | None:
-    if path is None or path.decided_by is None or path.decided_by.backend != "nftables":
-        return None
-    from ktp.explain.nft_verdict import stopped_by
-
-    return stopped_by(path, nft, answer)
-
-
 def _endpoints(answer: FlowAnswer, names: Mapping[str, str]) -> tuple[EndpointShare, ...]:
     found: dict[tuple[str, str, str | None, str | None], float] = {}
     for path in answer.paths:
@@ -167,17 +143,8 @@ def _delivered(
     *,
     by_node: bool,
     placeholders: bool,
-    native: bool,
 ) -> str:
-    strange = [
-        (rule.chain, rule.table)
-        for path in answer.paths
-        for rule in _foreign_translations(request_steps(path, node))
-    ]
-    if native:
-        from ktp.explain.nft_verdict import foreign_translations
-
-        strange += [(s.chain, s.table) for path in answer.paths for s in foreign_translations(path, node)]
+    strange = [step for path in answer.paths for step in _foreign_translations(path, node)]
     if len(endpoints) == 1:
         words = f"all connections go to {_endpoint_words(endpoints[0])}"
     elif len({round(e.share, 4) for e in endpoints}) == 1:
@@ -186,7 +153,7 @@ def _delivered(
         words = f"balanced over {len(endpoints)} endpoints"
     if strange:
         words += (
-            f"; by a rule that is not kube-proxy's, in chain {strange[0][0]} of table {strange[0][1]}, which "
+            f"; by a rule that is not kube-proxy's, in chain {strange[0].chain} of table {strange[0].table}, which "
             "comes before kube-proxy's"
         )
     if by_node and placeholders:
@@ -199,25 +166,23 @@ def _delivered(
     return words
 
 
-def _foreign_translations(steps: list[tuple[str, Rule]]) -> list[Rule]:
+def _foreign_translations(path: Path, node: str) -> list[Step]:
     """The rules on the way that gave the packet another destination and are not kube-proxy's."""
     return [
-        rule
-        for _, rule in steps
-        if rule.target is not None
-        and rule.target.name in ("DNAT", "REDIRECT")
-        and not rule.chain.startswith(SEP_PREFIX)
+        step
+        for step in request_steps(path, node)
+        if any(t.kind.of_destination for t in step.translations) and role_of_step(step) is None
     ]
 
 
-def _astray(steps: list[tuple[str, Rule]], path: Path) -> str:
+def _astray(path: Path, node: str) -> str:
     """The start of a sentence about a packet that somebody else's rule sent where it is lost."""
-    found = _foreign_translations(steps)
+    found = _foreign_translations(path, node)
     if not found:
         return ""
-    rule = found[0]
     where = f" to {path.endpoint_ip}" if path.endpoint_ip is not None else ""
-    return f"a rule that is not kube-proxy's, in chain {rule.chain} of table {rule.table}, sends the packet{where}; "
+    place = f"chain {found[0].chain} of table {found[0].table}"
+    return f"a rule that is not kube-proxy's, in {place}, sends the packet{where}; "
 
 
 def _endpoint_words(endpoint: EndpointShare) -> str:
@@ -225,166 +190,244 @@ def _endpoint_words(endpoint: EndpointShare) -> str:
     return endpoint.address + (f" ({' '.join(where)})" if where else "")
 
 
+def _service_met(path: Path, node: str) -> str | None:
+    """The Service whose rules the packet met."""
+    for step in request_steps(path, node):
+        if step.rule is not None:
+            purpose = purpose_of(step.rule)
+            found = purpose.service if purpose is not None else None
+        else:
+            from ktp.explain.nft_kube import service_of_chain
+
+            found = next((s for c in (step.chain, *step.leads_to) if (s := service_of_chain(c))), None)
+        if found is not None:
+            return found
+    return None
+
+
 def _failed(
-    path: Path | None,
-    by: Rule | None,
-    steps: list[tuple[str, Rule]],
+    path: Path,
     rules: NodePortRules | NftNodePort | None,
     answer: FlowAnswer,
     node: str,
-    nft: NftRuleset | None,
-    in_nft: Decided | None,
-    named: str | None,
-    front_ends: Sequence[LbFrontend] | None,
-) -> str:
-    service = next((s for _, rule in steps if (s := service_of(rule)) is not None), None)
-    if nft is not None and service is None:
-        from ktp.explain.nft_verdict import service_in
-
-        service = service_in(path, node)
-    service = service or (rules.service if rules is not None else None) or named or "the Service"
-    if path is None:
-        return answer.reason
+    nodes: Mapping[str, NodeState],
+    service: str,
+) -> tuple[str, _Stop | None]:
     lead = ""
     if answer.symptom is Symptom.INTERMITTENT and path.endpoint_ip is not None:
         good = sum(p.probability for p in answer.paths if p.symptom is Symptom.CONNECTS)
         lead = f"connects in {percent(good)} of tries; those that draw {path.endpoint_ip} fail: "
-    if by is not None and path.disposition in (Disposition.DROPPED, Disposition.REJECTED):
-        words = _by_rule(by, steps, service)
-        if path.decided_by is not None and path.decided_by.node != node:
-            words = f"on {path.decided_by.node}: {words}"
-        return lead + words
-    if in_nft is not None and path.disposition in (Disposition.DROPPED, Disposition.REJECTED):
-        from ktp.explain.nft_verdict import early_check_words
-
-        words = in_nft.words + (early_check_words(path, nft) if in_nft.element else "")
-        if path.decided_by is not None and path.decided_by.node != node:
-            words = f"on {path.decided_by.node}: {words}"
-        return lead + words
-    if path.decided_by is not None and path.decided_by.backend == "cilium" and front_ends is not None:
+    decided = path.decided_by
+    if decided is not None and path.disposition in (Disposition.DROPPED, Disposition.REJECTED):
+        there = nodes.get(decided.node)
+        stop = _stopped(path, there.nft if there is not None else None, answer, service)
+        if stop is not None:
+            where = f"on {decided.node}: " if decided.node != node else ""
+            return f"{lead}{where}{stop.words}", stop
+    if decided is not None and decided.backend == "cilium" and (state := nodes.get(node)) is not None:
         from ktp.explain.cilium import failed_words
 
-        by_text = next((f for f in front_ends if f.text == path.decided_by.rule), None)
+        front_ends = state.cilium.frontends or () if state.cilium is not None else ()
+        by_text = next((f for f in front_ends if f.text == decided.rule), None)
         if by_text is not None and not by_text.backends and by_text.port:
-            return lead + failed_words(by_text, service)
-    if path.decided_by is not None and path.decided_by.backend == "ipvs":
+            return lead + failed_words(by_text, service), None
+    if decided is not None and decided.backend == "ipvs":
         return (
             f"{lead}the virtual server has no real server that takes connections: {service} has no usable endpoint, or "
             "(kube-proxy up to 1.23, externalTrafficPolicy Local) none on this node"
+        ), None
+    if path.disposition is Disposition.DROPPED and decided is not None and decided.kind is StepKind.POLICY:
+        return (
+            f"{lead}no rule of table {decided.table} accepts the packet, and {decided.rule} applies",
+            None,
         )
-    if (
-        path.disposition is Disposition.DROPPED
-        and path.decided_by is not None
-        and path.decided_by.kind is StepKind.POLICY
-    ):
-        d = path.decided_by
-        return f"{lead}no rule of table {d.table} accepts the packet, and {d.rule} applies"
     untouched = path.endpoint_ip in (None, answer.flow.dst)
     if path.disposition in (Disposition.NO_LISTENER, Disposition.HOST_PROCESS) and untouched:
         by_whom = f" ({path.reason})" if path.disposition is Disposition.HOST_PROCESS else ""
-        return lead + _stays(path, steps, rules, service, answer, node, nft) + by_whom
+        return lead + _stays(path, rules, service, answer, node, nodes) + by_whom, None
     if path.disposition is Disposition.LOST and path.endpoint_node != node and _by_ipvs(path, node):
         from ktp.explain.ipvs import keeps_source
 
-        if keeps_source([rule for _, rule in steps]):
+        if keeps_source([step.rule for step in request_steps(path, node) if step.rule is not None]):
             lead += (
                 f"externalTrafficPolicy of {service} is Local, and no usable endpoint of it runs on this node: "
                 "kube-proxy since 1.24 then gives the virtual server all endpoints of the cluster, and the client's "
                 "address stays; "
             )
-    return lead + _astray(steps, path) + path.reason
+    return lead + _astray(path, node) + path.reason, None
 
 
 def _by_ipvs(path: Path, node: str) -> bool:
     return any(s.table == "ipvs" for hop in path.hops if hop.is_of(node) for s in hop.steps)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """Why a rule stopped a packet, and the element that it found in a map, where that decided."""
+
+    words: str
+    lookup: str = ""
+    element: str = ""
+
+
+def _stopped(path: Path, nft: NftRuleset | None, answer: FlowAnswer, service: str) -> _Stop | None:
+    """Why the rule that decided `path` stopped it; None where no rule did. `nft` is the ruleset of its node."""
+    decided = path.decided_by
+    step = decided.step if decided is not None else None
+    if decided is None or step is None or decided.kind is not StepKind.RULE or not is_of_rule(step):
+        return None
+    if step.nft_rule is not None and table_of(nft, step) is None:
+        return _Stop(f"a rule of table {step.table}, chain {step.chain}, stops it")
+    words, purpose = rule_words(step, nft), purpose_of_step(step, nft)
+    if purpose is None:
+        place = f"in chain {step.chain} of table {step.table}{owner_words(step, nft)}"
+        return _Stop(f"a rule that is not kube-proxy's, {place}: {words}")
+    before = request_steps(path, decided.node)
+    before = before[: before.index(step)] if step in before else before
+    if purpose.aim is Aim.DROP_MARKED:
+        for earlier in reversed(before):
+            marking = purpose_of_step(earlier, nft)
+            if marking is not None and marking.aim.marks_for_drop:
+                why = marking.why(service, "")
+                return _Stop(f"{why}: {earlier.chain} marks the packet, {step.chain} drops it")
+    asking = step
+    if purpose.aim is Aim.REFUSE:
+        asking = next((s for s in reversed(before) if step.chain in s.leads_to), step)
+    table = table_of(nft, step)
+    found = _element(table, asking, answer) if table is not None else None
+    if table is None or found is None:
+        return _Stop(purpose.why(service, words))
+    return _stopped_by_element(table, *found, service, asking.hook)
+
+
+def _stopped_by_element(
+    table: NftTable, name: str, element: SetElement, service: str, hook: str = ""
+) -> _Stop:
+    from ktp.explain.nft_kube import element_words, purpose_of_element
+    from ktp.model.nftables import render_element
+
+    item = table.maps[name]
+    words, purpose = element_words(table, name, element), purpose_of_element(table, name, element)
+    if purpose is not None:
+        words = purpose.why(service, words)
+        if purpose.aim is Aim.NO_LOCAL_EARLY and hook == "OUTPUT":
+            words += (
+                f"; kube-proxy up to {purpose.until} checks this before it would send the node's own packets to an "
+                "endpoint of another node"
+            )
+    return _Stop(words, name, render_element(element, item.key_types, item.value_types))
+
+
+def _element(table: NftTable, step: Step, answer: FlowAnswer) -> tuple[str, SetElement] | None:
+    """The element of a map that the rule of `step` found for the dialled address and port."""
+    from ktp.model.nftables import Concat, Immediate, SetReference, Vmap
+
+    flow = answer.flow
+    for statement in step.nft_rule.statements if step.nft_rule is not None else ():
+        if isinstance(statement, Vmap) and isinstance(statement.data, SetReference):
+            item = table.maps.get(statement.data.name)
+            parts = (Immediate(flow.protocol.lower()), Immediate(flow.port))
+            keys = (Concat(parts), Concat((Immediate(flow.dst), *parts)))
+            found = next((e for e in item.elements if e.key in keys), None) if item is not None else None
+            if found is not None:
+                return statement.data.name, found
+    return None
+
+
+def verdict_on_fragment(table: NftTable, rules: NftNodePort) -> Verdict:
+    """What elements of a node port say where the chains that ask them were not read: kube-proxy's table has them."""
+    elements = {"service-nodeports": rules.nat, "no-endpoint-nodeports": rules.refusing}
+    found = [
+        _stopped_by_element(table, name, element, rules.service or "the Service")
+        for name, element in elements.items()
+        if element is not None
+    ]
+    said = [f"map {stop.lookup} has it: {stop.words}" for stop in found]
+    return Verdict(
+        disposition=Disposition.UNDETERMINED.value,
+        symptom=Symptom.UNKNOWN.value,
+        headline="UNDETERMINED: what the client sees is not known",
+        why="; ".join(
+            (*said, f"table {table.family} {table.name} was not read whole: the text is a fragment")
+        ),
+        lookup=found[0].lookup,
+        element=found[0].element,
+    )
+
+
 def _stays(
     path: Path,
-    steps: list[tuple[str, Rule]],
     rules: NodePortRules | NftNodePort | None,
     service: str,
     answer: FlowAnswer,
     node: str,
-    nft: NftRuleset | None,
+    nodes: Mapping[str, NodeState],
 ) -> str:
-    """Why the packet stays with the node itself."""
-    if nft is None:
-        return _untranslated(steps, rules if isinstance(rules, NodePortRules) else None, service)
-    from ktp.explain.nft_kube import NftNodePort, kube_table
-    from ktp.explain.nft_tree import nft_steps
-    from ktp.explain.nft_verdict import untranslated
-
-    table = kube_table(nft, "ip6" if ":" in answer.flow.dst else "ip")
-    if table is None:
-        return _untranslated(steps, rules if isinstance(rules, NodePortRules) else None, service)
-    own = rules if isinstance(rules, NftNodePort) else None
-    return untranslated(table, own, answer.flow.dst, nft_steps(path, node), service)
-
-
-def _by_rule(by: Rule, steps: list[tuple[str, Rule]], service: str) -> str:
-    name = service_of(by) or service
-    if by.chain == KUBE_FIREWALL and by.table == "filter":
-        marking = next(
-            (r for _, r in reversed(steps) if r.target is not None and r.target.name == KUBE_MARK_DROP), None
-        )
-        if marking is not None and marking.chain.startswith(FW_PREFIX):
-            return (
-                f"loadBalancerSourceRanges of {name} do not allow this client: {marking.chain} marks the packet, "
-                "KUBE-FIREWALL drops it"
-            )
-        if marking is not None:
-            why = _no_local(service_of(marking) or name)
-            return f"{why}: {marking.chain} marks the packet, KUBE-FIREWALL drops it"
-    if by.chain == KUBE_EXTERNAL_SERVICES and by.target is not None:
-        if by.target.name == "DROP":
-            return _no_local(name)
-        if by.target.name == "REJECT":
-            return f"{name} has no usable endpoint on any node"
-    if by.chain == KUBE_SERVICES and by.table == "filter" and by.target is not None:
-        if by.target.name == "DROP":
-            return f"internalTrafficPolicy of {name} is Local, and no usable endpoint of it runs on this node"
-        if by.target.name == "REJECT":
-            return f"{name} has no usable endpoint on any node"
-    if by.chain == KUBE_PROXY_FIREWALL:
-        return f"loadBalancerSourceRanges of {name} do not allow this client"
-    words = explain_rule(by)
-    if is_kube_chain(by.chain):
-        return words
-    return f"a rule that is not kube-proxy's, in chain {by.chain} of table {by.table}: {words}"
-
-
-def _no_local(service: str) -> str:
-    return f"externalTrafficPolicy of {service} is Local, and no usable endpoint of it runs on this node"
-
-
-def _untranslated(steps: list[tuple[str, Rule]], rules: NodePortRules | None, service: str) -> str:
     """Why no rule sent the packet to an endpoint, and the node itself answered."""
-    taken = [rule for _, rule in steps]
-    if any(r.target is not None and r.target.name == KUBE_MARK_DROP for r in taken):
-        return (
-            _no_local(service)
-            + "; the packet is marked to be dropped, but no rule drops marked packets (the "
-            "kubelet's in KUBE-FIREWALL is missing), so the node itself answers"
-        )
-    own = [r for r in taken if is_service_chain(r.chain)]
-    if own:
+    nft = nodes[node].nft if node in nodes else None
+    steps = request_steps(path, node)
+    for step in steps:
+        purpose = purpose_of_step(step, nft)
+        if purpose is not None and purpose.aim.marks_for_drop:
+            return (
+                f"{purpose.why(service, '')}; the packet is marked to be dropped, but no rule drops marked packets "
+                "(the kubelet's in KUBE-FIREWALL is missing), so the node itself answers"
+            )
+    if any((role := role_of_step(step)) is not None and role.is_per_service for step in steps):
         return f"the chains of {service} lead to no endpoint, so the packet stays with the node itself"
-    entered = any(r.chain == KUBE_NODEPORTS and r.table == "nat" for r in taken)
-    asked = any(r.chain == KUBE_SERVICES and r.table == "nat" for r in taken)
-    if rules is not None and rules.nat and not entered:
-        if not any(
-            r.target is not None and r.target.name == KUBE_SERVICES and r.table == "nat" for r in taken
-        ):
-            return (
-                "the node port has its rules, but no packet gets to them: the built-in nat chain does not jump to "
-                "KUBE-SERVICES any more (something flushed it; kube-proxy puts it back when it restarts)"
-            )
-        if not asked:
-            return (
-                "the node port has its rules, but KUBE-SERVICES does not lead this packet to KUBE-NODEPORTS"
-            )
-    return "no rule sends the packet to an endpoint, so it stays with the node itself"
+    unreached = ""
+    if isinstance(rules, NodePortRules) and rules.nat:
+        unreached = _unreached(steps)
+    elif rules is not None and rules.nat and nft is not None and not isinstance(rules, NodePortRules):
+        unreached = _unreached_nft(nft, steps, answer.flow.dst)
+    return unreached or "no rule sends the packet to an endpoint, so it stays with the node itself"
+
+
+def _roles(steps: Sequence[Step]) -> set[ChainRole | None]:
+    """What the chains are for that the packet got to."""
+    return {role_of_step(s) for s in steps} | {
+        role_of_chain(s.table, c) if s.nft_rule is None else role_of_nft_chain(c)
+        for s in steps
+        for c in s.leads_to
+    }
+
+
+def _unreached(steps: Sequence[Step]) -> str:
+    """Why the packet did not get to the rules of the node port; "" where it did."""
+    roles = _roles(steps)
+    if ChainRole.SERVICES_NAT not in roles:
+        return (
+            "the node port has its rules, but no packet gets to them: the built-in nat chain does not jump to "
+            "KUBE-SERVICES any more (something flushed it; kube-proxy puts it back when it restarts)"
+        )
+    if ChainRole.NODEPORTS_NAT not in roles:
+        return "the node port has its rules, but KUBE-SERVICES does not lead this packet to KUBE-NODEPORTS"
+    return ""
+
+
+def _unreached_nft(nft: NftRuleset, steps: Sequence[Step], dst: str) -> str:
+    """As `_unreached`, of kube-proxy's nftables mode."""
+    from ktp.explain.nft_kube import kube_table, node_port_addresses
+
+    table = kube_table(nft, "ip6" if ":" in dst else "ip")
+    if ChainRole.SERVICES_NAT not in _roles(steps):
+        return (
+            "the node port has its element in map service-nodeports, but no packet gets to chain services: the "
+            "base chain that jumps there is missing or empty"
+        )
+    if dst.startswith("127.") or dst == "::1":
+        return (
+            "kube-proxy's nftables mode serves node ports on no loopback address, so the packet stays with "
+            "the node itself"
+        )
+    addresses = node_port_addresses(table) if table is not None else None
+    if addresses is not None and dst not in addresses:
+        which = ", ".join(addresses) or "no address at all"
+        return (
+            f"kube-proxy serves node ports on {which} (set nodeport-ips), not on {dst}, so the packet "
+            "stays with the node itself"
+        )
+    return ""
 
 
 __all__ = ["is_fine", "shown", "verdict_of"]

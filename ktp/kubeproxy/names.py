@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ktp.model.ruleset import Rule
-
 if TYPE_CHECKING:
     from ktp.model.cluster import Service, ServicePort
     from ktp.model.ruleset import Ruleset
@@ -60,33 +58,14 @@ _NFT_HASH_LENGTH = 8
 _NFT_BASE_MAX = 240  # knftables.NameLengthMax 256, less 16 for the prefix
 
 
+def is_kube_table(family: str, name: str) -> bool:
+    """Whether an nftables table is kube-proxy's."""
+    return name == NFT_TABLE and family in ("ip", "ip6")
+
+
 def is_kube_proxys(table: str, chain: str) -> bool:
     """Whether a chain is kube-proxy's or the kubelet's: by its name, or by the table of the nftables mode."""
-    return chain.startswith("KUBE-") or table in (f"ip {NFT_TABLE}", f"ip6 {NFT_TABLE}")
-
-
-_IPVS_FILTERS = frozenset(("KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER", "KUBE-SOURCE-RANGES-FIREWALL"))
-_BY_FRONT_END = frozenset((KUBE_SERVICES, KUBE_EXTERNAL_SERVICES, KUBE_NODEPORTS, KUBE_PROXY_FIREWALL))
-
-
-def stops_for_kube_proxy(rule: Rule) -> bool:
-    """Whether a rule that stops packets in one of kube-proxy's chains has the form in which kube-proxy writes such.
-
-    By what it matches, never by its comment (1.18 to 1.36, `syncProxyRules` and `ensureKubeletIptables`): one front end
-    (a host address, or LOCAL, with a port) in the chains of Services, INVALID in KUBE-FORWARD, a mark or loopback in
-    KUBE-FIREWALL, anything in the chains of IPVS mode's filters.
-    """
-    flags = {o.flag: o for m in rule.matches for o in m.options}
-    if rule.chain in _BY_FRONT_END:
-        address = flags.get("-d")
-        host = address is not None and address.args[0].endswith(("/32", "/128"))
-        local = "--dst-type" in flags and flags["--dst-type"].args == ("LOCAL",)
-        return (host or local) and "--dport" in flags
-    if rule.chain == KUBE_FORWARD:
-        return "--ctstate" in flags and flags["--ctstate"].args == ("INVALID",)
-    if rule.chain == KUBE_FIREWALL:
-        return "--mark" in flags or ("-d" in flags and flags["-d"].args == ("127.0.0.0/8",))
-    return rule.chain in _IPVS_FILTERS
+    return chain.startswith("KUBE-") or is_kube_table(*table.partition(" ")[::2])
 
 
 def service_port_string(namespace: str, service: str, port_name: str, *, legacy_unnamed: bool = False) -> str:
@@ -219,9 +198,7 @@ def nft_endpoint_names(
 class ChainRole(Enum):
     """What a chain that Kubernetes owns is for, in words."""
 
-    SERVICES_NAT = (
-        "sorts packets by the address they dial: cluster IPs, external and load-balancer IPs, node ports"
-    )
+    SERVICES_NAT = "sorts packets by what they dial: cluster IPs, external and load-balancer IPs, node ports"
     SERVICES_FILTER = "refuses or drops packets to cluster IPs of Services without usable endpoints"
     EXTERNAL_SERVICES = "refuses or drops packets to external front ends without usable endpoints"
     NODEPORTS_NAT = "picks the Service whose node port was dialled"
@@ -249,11 +226,38 @@ class ChainRole(Enum):
     IPVS_SOURCE_RANGES = "lets the sources of loadBalancerSourceRanges pass and drops the rest (IPVS mode)"
     IPVS_FILTER = "keeps the node's own services from answering on Service addresses (IPVS mode)"
     IPVS_OUT_FILTER = "as KUBE-IPVS-FILTER, for packets of the node itself (IPVS mode)"
+    NODEPORT_CHECK = "stops packets to node ports without usable endpoints"
+    SERVICE_CHECK = "stops packets to cluster, external and load-balancer IPs without usable endpoints"
+    ENDPOINTS_CHECK = "stops packets to front ends without usable endpoints"
+    FIREWALL_CHECK = "applies loadBalancerSourceRanges"
+    FIREWALL_ALLOW_CHECK = "lets the sources of loadBalancerSourceRanges pass and drops the rest"
+    CLUSTER_IPS_CHECK = "stops packets that are still addressed to a cluster IP, which no node has"
+    SERVICE_FIREWALL = "drops load-balancer traffic of one service port from outside its source ranges"
+    REJECT = "refuses packets"
+    INVALID = "drops packets that belong to no connection"
+    CHECKS_BEFORE_DNAT = "kube-proxy's checks before destination NAT"
+    CHECKS_OF_SENT_BEFORE_DNAT = (
+        "kube-proxy's checks before destination NAT, of what this node's own processes send"
+    )
+    CHECKS_OF_SENT_AFTER_DNAT = (
+        "kube-proxy's checks after destination NAT, of what this node's own processes send"
+    )
+    CHECKS_OF_RECEIVED = "kube-proxy's checks of what this node's own processes receive"
+    CHECKS_OF_FORWARDED = "kube-proxy's checks of what passes through this node"
+    CHECKS_OF_SENT = "kube-proxy's checks of what this node's own processes send"
+    DNAT_OF_ARRIVING = "kube-proxy's destination NAT for what arrives from outside and from pods"
+    DNAT_OF_SENT = "kube-proxy's destination NAT for what this node's own processes send"
+    SNAT_OF_LEAVING = "kube-proxy's source NAT for what leaves"
 
     @property
     def words(self) -> str:
         """The role as the end of a sentence that starts with the chain's name."""
         return self.value
+
+    @property
+    def is_per_service(self) -> bool:
+        """Whether each service port, or each endpoint, has a chain of its own with this role."""
+        return self in _PER_SERVICE
 
 
 _ROLE_OF_NAME: Mapping[str, ChainRole] = {
@@ -297,6 +301,45 @@ def role_of_chain(table: str, chain: str) -> ChainRole | None:
     if role is None and (parts := split_service_chain(chain)) is not None:
         return _ROLE_OF_PREFIX[parts[0]]
     return role
+
+
+_PER_SERVICE = frozenset((*_ROLE_OF_PREFIX.values(), ChainRole.SERVICE_FIREWALL))
+_ROLE_OF_NFT_NAME: Mapping[str, ChainRole] = {
+    "services": ChainRole.SERVICES_NAT,
+    "nodeport-endpoints-check": ChainRole.NODEPORT_CHECK,
+    "service-endpoints-check": ChainRole.SERVICE_CHECK,
+    "endpoints-check": ChainRole.ENDPOINTS_CHECK,
+    "firewall-check": ChainRole.FIREWALL_CHECK,
+    "firewall-allow-check": ChainRole.FIREWALL_ALLOW_CHECK,
+    "cluster-ips-check": ChainRole.CLUSTER_IPS_CHECK,
+    "masquerading": ChainRole.POSTROUTING,
+    "mark-for-masquerade": ChainRole.MARK_MASQ,
+    "reject-chain": ChainRole.REJECT,
+    "forward": ChainRole.INVALID,
+    "filter-prerouting": ChainRole.CHECKS_BEFORE_DNAT,
+    "filter-prerouting-pre-dnat": ChainRole.CHECKS_BEFORE_DNAT,
+    "filter-output-pre-dnat": ChainRole.CHECKS_OF_SENT_BEFORE_DNAT,
+    "filter-output-post-dnat": ChainRole.CHECKS_OF_SENT_AFTER_DNAT,
+    "filter-input": ChainRole.CHECKS_OF_RECEIVED,
+    "filter-forward": ChainRole.CHECKS_OF_FORWARDED,
+    "filter-output": ChainRole.CHECKS_OF_SENT,
+    "nat-prerouting": ChainRole.DNAT_OF_ARRIVING,
+    "nat-output": ChainRole.DNAT_OF_SENT,
+    "nat-postrouting": ChainRole.SNAT_OF_LEAVING,
+}
+_ROLE_OF_NFT_PREFIX: Mapping[str, ChainRole] = {
+    NFT_SERVICE_PREFIX: ChainRole.SERVICE,
+    NFT_LOCAL_PREFIX: ChainRole.SERVICE_LOCAL,
+    NFT_EXTERNAL_PREFIX: ChainRole.EXTERNAL,
+    NFT_ENDPOINT_PREFIX: ChainRole.ENDPOINT,
+    NFT_FIREWALL_PREFIX: ChainRole.SERVICE_FIREWALL,
+}
+
+
+def role_of_nft_chain(chain: str) -> ChainRole | None:
+    """What a chain of kube-proxy's nftables tables is for, None where kube-proxy makes none of that name."""
+    fixed = _ROLE_OF_NFT_NAME.get(chain)
+    return fixed or next((r for p, r in _ROLE_OF_NFT_PREFIX.items() if chain.startswith(p)), None)
 
 
 # Which generation of rules

@@ -34,7 +34,7 @@ from ktp.diagnose.changes import rules_renewed, with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.kube_common import restart_command
 from ktp.diagnose.checks.rule_common import RuleInPlace, stopped
-from ktp.kubeproxy.names import stops_for_kube_proxy
+from ktp.explain.kube import purpose_of
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
 from ktp.model.ruleset import Chain, EditedRuleset, Ruleset
@@ -146,7 +146,8 @@ def _foreign_rules(case: Case) -> Iterable[Finding]:
 
 def _is_own(rule: RuleInPlace) -> bool:
     owned = rule.chain.startswith(("KUBE-ROUTER", "KUBE-NWPLCY", "KUBE-POD-FW"))
-    return owned or (rule.parsed is not None and stops_for_kube_proxy(rule.parsed))
+    purpose = purpose_of(rule.parsed) if rule.parsed is not None else None
+    return owned or (purpose is not None and purpose.aim.stops)
 
 
 def _gaps(ruleset: Ruleset) -> list[tuple[str, str, str, tuple[str, ...]]]:
