@@ -11,8 +11,9 @@ from ktp.dataplane.packet import to_int
 from ktp.dataplane.walk import Topology, Walker
 from ktp.explain.front_end import NodePortRules, generation_of, is_ipvs, node_address, pod_network
 from ktp.explain.kube import explain_rule
-from ktp.explain.tree import chain_tree, quiet_tables, rule_node, stages_of
+from ktp.explain.stages import quiet_tables, stages_of
 from ktp.explain.verdict import verdict_of, verdict_on_fragment
+from ktp.explain.xt_tree import chain_tree, rule_node
 from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES, host_port
 from ktp.model.explanation import ChainNode, Explanation
 from ktp.model.host import NodeState

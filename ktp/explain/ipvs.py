@@ -15,6 +15,7 @@ from ktp.dataplane.ipvs import draw
 from ktp.dataplane.packet import Packet
 from ktp.explain.kube import purpose_of
 from ktp.explain.purpose import ipset_words
+from ktp.explain.tree import Way
 from ktp.explain.words import percent
 from ktp.kubeproxy.names import (
     IPVS_INTERFACE,
@@ -38,7 +39,7 @@ from ktp.model.explanation import (
 from ktp.model.host import IpSet, NodeState
 from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
 from ktp.model.ruleset import Rule, Ruleset
-from ktp.model.trace import Disposition, FlowAnswer, Symptom
+from ktp.model.trace import Disposition, Symptom
 
 TABLE = "ipvs"
 _SCHEDULERS = {
@@ -198,25 +199,15 @@ def _server_node(
 
 
 def ipvs_stage(
-    host: Host, hook: str, words: str, answer: FlowAnswer, node: str, packets: Sequence[Packet], priority: int
+    way: Way, host: Host, words: str, packets: Sequence[Packet], priority: int
 ) -> StageNode | None:
     """IPVS at one hook: the virtual server of the packet, and how many others there are."""
     table = host.state.ipvs
     if table is None or host.virtual_servers is None:
         return None
-    taken: dict[Endpoint, float] = {}
-    share = 0.0
-    for path in answer.paths:
-        steps = [
-            step
-            for hop in path.hops
-            if hop.is_of(node) and hop.direction == "request"
-            for step in hop.steps
-            if step.table == TABLE and step.hook == hook
-        ]
-        share += path.probability if steps else 0.0
-        for server in {t.after for step in steps for t in step.translations}:
-            taken[server] = taken.get(server, 0.0) + path.probability
+    met = (way.hook, TABLE, TABLE, "", 0)
+    share = way.taken.share(met)
+    taken = {e: s for (k, e), s in way.taken.effects.items() if k == met and isinstance(e, Endpoint)}
     servers: list[VirtualServer] = []
     for packet in packets:
         scheduled = host.virtual_servers.schedule(packet)
@@ -225,14 +216,14 @@ def ipvs_stage(
     total = len(table.services)
     left = total - len(servers)
     return StageNode(
-        hook=hook,
+        hook=way.hook,
         words=words,
         backend=TABLE,
         chain=ChainNode(
             table=TABLE,
             name="virtual servers",
             words="sends packets to virtual servers on to one of their real servers",
-            rules=tuple(_server_node(s, min(1.0, share), taken) for s in servers),
+            rules=tuple(_server_node(s, share, taken) for s in servers),
             left_out=left,
             left_out_words="virtual servers of other addresses and ports" if left else "",
         ),

@@ -1,34 +1,30 @@
-"""The nftables rules that a packet meets, as a tree: base chains, their rules, what these find in sets and maps.
+"""The chains of nftables as a tree, with what their rules find in sets and maps.
 
-As in `ktp.explain.tree` the walker decides what is taken. Of a map only the element that concerns the packet is shown.
+Of a map only the element that concerns the packet is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ktp.dataplane.host import Host
-from ktp.dataplane.nft import BaseChain
+from ktp.dataplane.nft import BACKEND
 from ktp.dataplane.nft_outcome import verdict_outcome
 from ktp.dataplane.nft_sets import SetLookup
 from ktp.dataplane.nft_values import compile_value
-from ktp.dataplane.packet import Packet
 from ktp.explain.nft_kube import (
     element_words,
     endpoint_of_value,
     explain_nft_chain,
     explain_nft_rule,
-    is_kube_table,
-    is_service_chain,
     set_words,
     target_of_value,
     verdict_in,
 )
+from ktp.explain.tree import LARGE, Tree, Way
 from ktp.explain.words import percent
-from ktp.kubeproxy.names import NFT_AFFINITY_PREFIX
-from ktp.model.effect import Effect, Endpoint, Goto, Jump, Keep, Translate
-from ktp.model.explanation import ChainNode, ElementNode, LookupNode, RuleNode, StageNode
+from ktp.kubeproxy.names import NFT_AFFINITY_PREFIX, ChainRole, is_kube_table, role_of_nft_chain
+from ktp.model.explanation import ChainNode, ElementNode, LookupNode, RuleNode
 from ktp.model.nftables import (
     AnonymousSet,
     Concat,
@@ -55,105 +51,14 @@ from ktp.model.nftables import (
     datatypes_of,
     render_element,
 )
-from ktp.model.trace import FlowAnswer, Path, Step, StepKind
-
-_LARGE = 64  # rules, or lots; a longer chain is shown as far as the packet takes it
-_DEPTH = 24
-
-
-def nft_steps(path: Path, node: str) -> list[Step]:
-    """Every nftables rule that the request took on `node`, in order."""
-    return [
-        step
-        for hop in path.hops
-        if hop.is_of(node) and hop.direction == "request"
-        for step in hop.steps
-        if step.backend == "nftables" and step.kind is StepKind.RULE
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class NftTaken:
-    """Which part of the packets takes a rule (hook, table, chain, position), and with which effect."""
-
-    rules: dict[tuple[str, str, str, int], float]
-    effects: dict[tuple[str, str, str, int, Effect | Endpoint], float]
-
-    @classmethod
-    def of(cls, answer: FlowAnswer, node: str) -> NftTaken:
-        """What the answer's request took on `node`."""
-        rules: dict[tuple[str, str, str, int], float] = {}
-        effects: dict[tuple[str, str, str, int, Effect | Endpoint], float] = {}
-        for path in answer.paths:
-            steps = nft_steps(path, node)
-            for rule in dict.fromkeys((s.hook, s.table, s.chain, s.position) for s in steps):
-                rules[rule] = rules.get(rule, 0.0) + path.probability
-            for effect in dict.fromkeys(
-                (s.hook, s.table, s.chain, s.position, _outcome_of(s)) for s in steps
-            ):
-                effects[effect] = effects.get(effect, 0.0) + path.probability
-        return cls(rules, effects)
-
-    def chains(self, hook: str, table: str) -> set[str]:
-        """The chains that the packet gets to in a table at a hook."""
-        return {e[4].chain for e in self.effects if e[:2] == (hook, table) and isinstance(e[4], Jump | Goto)}
-
-
-def _outcome_of(step: Step) -> Effect | Endpoint:
-    """What a rule came to: of one that translates the endpoint, as an element of a map names it."""
-    last = step.effects[-1]
-    return last.after if isinstance(last, Translate) else last.at if isinstance(last, Keep) else last
-
-
-class NftStages:
-    """Makes the stages of one flow's nftables base chains."""
-
-    def __init__(
-        self,
-        answer: FlowAnswer,
-        node: str,
-        before: Sequence[Packet],
-        after: Sequence[Packet],
-        *,
-        every_rule: bool = False,
-    ) -> None:
-        """`before` and `after` are the packets before and behind the translation of their destination."""
-        self._taken = NftTaken.of(answer, node)
-        self._before = before
-        self._after = after
-        self._every_rule = every_rule
-
-    def stage(
-        self, program: object, host: Host, hook: str, words: str, *, translated: bool
-    ) -> StageNode | None:
-        """The tree of one base chain; None for what is no IP base chain (rules of a bridge)."""
-        if not isinstance(program, BaseChain):
-            return None
-        packets = self._after if translated or program.priority > -100 else self._before
-        builder = _Builder(
-            program.program.source,
-            self._every_rule,
-            taken=self._taken,
-            hook=hook,
-            host=host,
-            packets=packets or self._before,
-        )
-        return StageNode(
-            hook=hook,
-            words=words,
-            backend=program.backend,
-            chain=builder.chain(program.source, 0),
-            priority=program.priority,
-            type=program.chain_type,
-        )
 
 
 def nft_chain_tree(table: NftTable, chain: NftChain, *, every_rule: bool = False) -> ChainNode:
     """A chain and all that it leads to, without a packet."""
-    return _Builder(table, every_rule).chain(chain, 0)
+    return NftTree(table, every_rule=every_rule).chain(chain)
 
 
-def nft_rule_node(rule: NftRule, words: str, share: float | None = None) -> RuleNode:
+def nft_rule_node(rule: NftRule, words: str) -> RuleNode:
     """A rule without what lies behind it."""
     counter = next((s for s in rule.statements if isinstance(s, Counter) and s.name is None), None)
     verdict = verdict_in(rule)
@@ -164,104 +69,52 @@ def nft_rule_node(rule: NftRule, words: str, share: float | None = None) -> Rule
         words=words,
         packets=counter.packets if counter is not None else None,
         bytes=counter.bytes if counter is not None else None,
-        share=share,
         goes_to=verdict.target if verdict is not None else None,
         handle=rule.handle,
     )
 
 
-class _Builder:
-    """The tree behind one chain, with a packet or (`taken` None) without."""
+class NftTree(Tree[NftChain, NftRule]):
+    """The tree behind a chain of one table."""
 
-    def __init__(
-        self,
-        table: NftTable,
-        every_rule: bool,
-        *,
-        taken: NftTaken | None = None,
-        hook: str = "",
-        host: Host | None = None,
-        packets: Sequence[Packet] = (),
-    ) -> None:
+    backend = BACKEND
+
+    def __init__(self, table: NftTable, way: Way | None = None, *, every_rule: bool = False) -> None:
+        """Show `table`, as the packets of `way` meet it."""
         self._table = table
-        self._name = f"{table.family} {table.name}"
         self._is_kube = is_kube_table(table.family, table.name)
-        self._every_rule = every_rule
-        self._taken = taken
-        self._hook = hook
-        self._host = host
-        self._packets = packets
-        self._shown: set[str] = set()
-        self._reached = taken.chains(hook, self._name) if taken is not None else set()
+        super().__init__(f"{table.family} {table.name}", way, every_rule=every_rule)
 
-    def chain(self, chain: NftChain, depth: int) -> ChainNode:
-        """`chain` with its rules, each with what lies behind it."""
-        self._shown.add(chain.name)
-        rules = self._rules_of(chain)
-        nodes = tuple(self._rule(chain.name, rule, depth) for rule in rules)
-        left_out = len(chain.rules) - len(rules)
-        words = "more rules (-v shows them)"
-        if self._taken is not None:
-            words = "rules that this packet does not take (-v shows them)"
-        return ChainNode(
-            table=self._name,
-            name=chain.name,
-            words=explain_nft_chain(self._table, chain.name),
-            policy=chain.policy,
-            rules=nodes,
-            left_out=left_out,
-            left_out_words=words if left_out else "",
-        )
+    def find(self, name: str) -> NftChain | None:
+        """The chain of that name."""
+        return self._table.chains.get(name)
 
-    def _rules_of(self, chain: NftChain) -> Sequence[NftRule]:
-        if self._every_rule:
+    def role(self, name: str) -> ChainRole | None:
+        """By name, in kube-proxy's table."""
+        return role_of_nft_chain(name) if self._is_kube else None
+
+    def chain_node(self, chain: NftChain) -> tuple[ChainNode, int]:
+        """With what it is for."""
+        words = explain_nft_chain(self._table, chain.name)
+        node = ChainNode(table=self.table, name=chain.name, words=words, policy=chain.policy)
+        return node, len(chain.rules)
+
+    def rules_of(self, chain: NftChain) -> Sequence[NftRule]:
+        """All, of a long chain those that the packets take."""
+        if self.every_rule:
             return chain.rules
-        if self._taken is None:
-            return chain.rules[:_LARGE]
-        if (self._is_kube or chain.is_base) and len(chain.rules) <= _LARGE:
+        if self.way is None:
+            return chain.rules[:LARGE]
+        if (self._is_kube or chain.is_base) and len(chain.rules) <= LARGE:
             return chain.rules
-        return [rule for rule in chain.rules if self._share(chain.name, rule)]
+        return [rule for rule in chain.rules if self.share(chain.name, rule.index + 1)]
 
-    def _share(self, chain: str, rule: NftRule) -> float | None:
-        if self._taken is None:
-            return None
-        return min(1.0, self._taken.rules.get((self._hook, self._name, chain, rule.index + 1), 0.0))
+    def rule_node(self, chain: str, rule: NftRule, *, brief: bool = False) -> RuleNode:
+        """With its words and counter."""
+        return nft_rule_node(rule, explain_nft_rule(self._table, chain, rule, brief=brief))
 
-    def _effect_share(self, chain: str, rule: NftRule, effect: Effect | Endpoint | None) -> float | None:
-        if self._taken is None:
-            return None
-        if effect is None:
-            return 0.0
-        key = (self._hook, self._name, chain, rule.index + 1, effect)
-        return min(1.0, self._taken.effects.get(key, 0.0))
-
-    def _rule(self, chain: str, rule: NftRule, depth: int) -> RuleNode:
-        share = self._share(chain, rule)
-        node = nft_rule_node(rule, explain_nft_rule(self._table, chain, rule), share)
-        node = replace(node, lookups=tuple(self._lookups(chain, rule, share, depth)))
-        if node.goes_to is None:
-            return node
-        behind, shown = self._behind(node.goes_to, share, depth)
-        if behind is None:
-            return replace(node, shown=shown)
-        return replace(node, words=explain_nft_rule(self._table, chain, rule, brief=True), chain=behind)
-
-    def _behind(self, name: str, share: float | None, depth: int) -> tuple[ChainNode | None, str]:
-        """The chain that a rule or element leads to, where the tree shows it here; else where it does."""
-        found = self._table.chains.get(name)
-        if found is None:
-            return None, ""
-        service = self._is_kube and is_service_chain(name)
-        expands = share is None or share > 0 or (service and name not in self._reached)
-        if expands and name not in self._shown and depth < _DEPTH:
-            return self.chain(found, depth + 1), ""
-        if not service and not expands:
-            return None, ""
-        return None, "above" if name in self._shown else "below"
-
-    # -- sets and maps
-
-    def _lookups(self, chain: str, rule: NftRule, share: float | None, depth: int) -> list[LookupNode]:
+    def lookups(self, chain: str, rule: NftRule, share: float | None, depth: int) -> tuple[LookupNode, ...]:
+        """What it finds in sets, maps and draws."""
         found: list[LookupNode] = []
         for key, data in _looked_up(rule.statements):
             if isinstance(data, SetReference):
@@ -279,7 +132,7 @@ class _Builder:
                 found.append(self._draw(chain, rule, data, key, depth))
             elif any(isinstance(e.value, Verdict) and e.value.target is not None for e in data.elements):
                 found.append(self._anonymous(chain, rule, key, data, depth))
-        return found
+        return tuple(found)
 
     def _named(
         self, chain: str, rule: NftRule, key: Expression, name: str, share: float | None, depth: int
@@ -315,7 +168,7 @@ class _Builder:
             replace(
                 self._element(chain, rule, e, str(e.value), None, depth), text=render_element(e, types, ())
             )
-            for e in (hits if hits is not None else data.elements[:_LARGE])
+            for e in (hits if hits is not None else data.elements[:LARGE])
         ]
         return LookupNode(
             kind="map",
@@ -329,7 +182,7 @@ class _Builder:
     def _draw(
         self, chain: str, rule: NftRule, data: AnonymousSet, key: Numgen | Jhash | Symhash, depth: int
     ) -> LookupNode:
-        elements = data.elements if self._every_rule else data.elements[:_LARGE]
+        elements = data.elements if self.every_rule else data.elements[:LARGE]
         count = len(data.elements)
         how = "at random" if isinstance(key, Numgen) and key.mode == "random" else "in turn or by a hash"
         nodes = []
@@ -352,24 +205,27 @@ class _Builder:
     ) -> ElementNode:
         value = element.value
         effect = verdict_outcome(value).effect if isinstance(value, Verdict) else target_of_value(value)
-        own = share if value is None else self._effect_share(chain, rule, effect)
+        own = share
+        if value is not None and self.way is not None:
+            own = self.share(chain, rule.index + 1, effect) if effect is not None else 0.0
         node = ElementNode(text="", words=words, share=own)
         if not isinstance(value, Verdict) or value.target is None:
             return node
-        behind, shown = self._behind(value.target, own, depth)
+        behind, shown = self.behind(value.target, own, depth)
         return replace(node, goes_to=value.target, chain=behind, shown=shown)
 
     def _hits(
         self, key: Expression, elements: Sequence[SetElement], types: Sequence[str | None]
     ) -> list[SetElement] | None:
         """The elements for the packets; None where there is no packet, or the key is more than headers tell."""
-        if self._host is None or not self._packets or not _is_told(key):
+        way = self.way
+        if way is None or way.host is None or not way.packets or not _is_told(key):
             return None
         lookup = SetLookup(elements, types, lambda element: element)
         get = compile_value(key).get
         hits: dict[int, SetElement] = {}
-        for packet in self._packets:
-            found = lookup.find(get(packet, self._host, self._hook)).element
+        for packet in way.packets:
+            found = lookup.find(get(packet, way.host, way.hook)).element
             if isinstance(found, SetElement):
                 hits.setdefault(id(found), found)
         return list(hits.values())

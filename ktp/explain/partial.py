@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ktp.explain.front_end import NodePortRules
 from ktp.explain.kube import endpoint_behind, explain_rule
-from ktp.explain.tree import chain_tree, rule_node
+from ktp.explain.xt_tree import chain_tree, rule_node
 from ktp.kubeproxy.names import KUBE_EXTERNAL_SERVICES
 from ktp.model.explanation import ChainNode, EndpointShare, RuleNode, StageNode, Verdict
 from ktp.model.reading import Lack, Reading, unread_words
