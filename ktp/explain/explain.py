@@ -15,7 +15,7 @@ from ktp.explain.stages import quiet_tables, stages_of
 from ktp.explain.verdict import verdict_of, verdict_on_fragment
 from ktp.explain.xt_tree import chain_tree, rule_node
 from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES, host_port
-from ktp.model.explanation import ChainNode, Explanation
+from ktp.model.explanation import ChainNode, Explanation, RuleNode
 from ktp.model.host import NodeState
 from ktp.model.ruleset import Chain, Rule, Ruleset
 from ktp.model.trace import Disposition, Flow
@@ -30,6 +30,7 @@ CLIENT_IP = {4: "198.51.100.253", 6: "2001:db8:fd:2::253"}
 POD_IP = {4: "203.0.113.253", 6: "2001:db8:fd:3::253"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
+MOST_CALLERS = 20  # of a chain's, that are shown
 EXTERNAL, NODE, LOCALHOST, POD = "external", "node", "localhost", "pod"
 PROCESS = "process"  # NODE, where it is not the node's own address that is dialled
 VANTAGE_WORDS = {
@@ -152,63 +153,98 @@ def ask_dump(
     rules: NodePortRules,
     dialled: AskedAddress | None = None,
 ) -> tuple[Walker, Asked]:
-    """The question to a dump alone: nothing but rules is known, so addresses are placeholders.
+    """The question to a dump alone.
 
     `ruleset` is the one of the node's that names the port. With `dialled` that address is asked about, else the node's.
     """
-    node = state.name
-    family = 4 if ruleset.family == "ip" else 6
-    own = dialled.address if dialled is not None and dialled.is_own else node_address(ruleset)
+    told = node_address(ruleset)
+    notes = []
+    if vantage == LOCALHOST and ruleset.family == "ip":
+        notes.append("needs net.ipv4.conf.all.route_localnet = 1 as well, which rules do not tell")
+    return ask_rules(
+        state,
+        ruleset.family,
+        protocol,
+        port,
+        vantage,
+        rules,
+        dialled,
+        addresses=(told,) if told is not None else (),
+        pod_network=pod_network(ruleset, rules.nat) if vantage == POD else None,
+        source=ruleset.source,
+        written_by=rules_of(ruleset, (*rules.nat, *rules.refusing)),
+        notes=notes,
+    )
+
+
+def ask_rules(
+    state: NodeState,
+    family_name: str,
+    protocol: str,
+    port: int,
+    vantage: str,
+    rules: NodePortRules | NftNodePort,
+    dialled: AskedAddress | None,
+    *,
+    addresses: Sequence[str],
+    pod_network: str | None,
+    source: str,
+    written_by: str,
+    notes: Sequence[str] = (),
+) -> tuple[Walker, Asked]:
+    """The question to rules alone: nothing else is known, so addresses that they do not tell are placeholders.
+
+    `addresses` are those of the node that have node ports, `pod_network` that of the pods, as far as the rules tell.
+    """
+    node, family = state.name, 4 if family_name == "ip" else 6
+    if dialled is not None and dialled.is_own:
+        addresses = (dialled.address,)
+    own = addresses[0] if addresses else NODE_IP[family]
     names: dict[str, str] = {}
-    if own is None:
-        own = NODE_IP[family]
+    if not addresses:
         names[own] = "NODE-IP"
-    notes: list[str] = []
+    elif vantage != EXTERNAL:
+        names[own] = own  # told by the rules, but which address a process of the node sends from is not
+    found: list[str] = []
     client: str | None = None
     if vantage == EXTERNAL:
         client = CLIENT_IP[family]
         names[client] = "CLIENT-IP"
     elif vantage == POD:
-        network = pod_network(ruleset, rules.nat)
-        client = address_in(network) if network is not None else POD_IP[family]
+        client = address_in(pod_network) if pod_network is not None else POD_IP[family]
         names[client] = "POD-IP"
-        if network is None:
-            notes.append(
-                "the rules do not tell the pods' network, so a pod is to them like any client from outside"
-            )
-        else:
-            notes.append(
-                f"the pod is taken to have an address of {network}, the pods' network by these rules"
-            )
-    elif vantage == LOCALHOST and family == 4:
-        notes.append("needs net.ipv4.conf.all.route_localnet = 1 as well, which rules do not tell")
+        found.append(
+            "the rules do not tell the pods' network, so a pod is to them like any client from outside"
+            if pod_network is None
+            else f"the pod is taken to have an address of {pod_network}, the pods' network by these rules"
+        )
     if dialled is not None:
-        notes += dialled.notes()
+        found += dialled.notes()
+    here = vantage == LOCALHOST
     flow = Flow(
-        dst=dialled.address if dialled is not None else LOOPBACK[family] if vantage == LOCALHOST else own,
+        dst=dialled.address if dialled is not None else LOOPBACK[family] if here else own,
         port=port,
         protocol=protocol,
-        src=LOOPBACK[family] if vantage == LOCALHOST else client,
+        src=LOOPBACK[family] if here else client,
         from_node=node if vantage != EXTERNAL else None,
         via=node if vantage == EXTERNAL else None,
     )
     topology = Topology(
         nodes={node: state},
         node_addresses={to_int(own): node},
-        assumed_local={node: frozenset((to_int(own),))},
+        assumed_local={node: frozenset(to_int(a) for a in (addresses or (own,)))},
     )
+    subject = dialled.words(protocol, port) if dialled else node_port_words(protocol, port, rules)
     asked = Asked(
-        subject=dialled.words(protocol, port)
-        if dialled is not None
-        else node_port_words(protocol, port, rules),
+        subject=subject,
         node=node,
         vantage=vantage,
         flow=flow,
-        source=ruleset.source,
-        rules_of=rules_of(ruleset, (*rules.nat, *rules.refusing)),
+        source=source,
+        rules_of=written_by,
         names=names,
-        rules=rules,
-        notes=tuple(notes),
+        rules=rules if dialled is None or dialled.is_own else None,
+        notes=(*found, *notes),
     )
     return Walker(topology), asked
 
@@ -242,34 +278,60 @@ def explain_chain_alone(
 ) -> Explanation | None:
     """What a chain is, who jumps to it, and its rules; None where no table of the ruleset has it."""
     chains: list[Chain] = [c for t in ruleset.tables() if (c := ruleset.chain(t, name)) is not None]
+    callers: list[Rule] = [r for c in chains for r in jumps_to(ruleset, c.table, name)]
+    shown = callers if every_rule else callers[:MOST_CALLERS]
+    return chain_alone(
+        name,
+        node,
+        ruleset.source,
+        rules_of(ruleset),
+        [chain_tree(ruleset, c.table, c, every_rule=every_rule) for c in chains],
+        [
+            rule_node(r, f"{r.table} {r.chain}, rule {r.position}: {explain_rule(r, ruleset, brief=True)}")
+            for r in shown
+        ],
+        len(callers) - len(shown),
+        is_base=any(c.policy is not None for c in chains),
+    )
+
+
+def chain_alone(
+    name: str,
+    node: str,
+    source: str,
+    written_by: str,
+    chains: Sequence[ChainNode],
+    callers: Sequence[RuleNode],
+    more: int,
+    *,
+    is_base: bool,
+    what: tuple[str, str] = ("rule", "rules"),
+    emptied: str = "",
+    notes: Iterable[str] = (),
+) -> Explanation | None:
+    """A chain without a packet: `callers` lead to it, and `more` that are not shown. None where there is no chain.
+
+    `what` leads to chains in its back end, `emptied` says why one may be there to which nothing leads.
+    """
     if not chains:
         return None
-    callers: list[Rule] = [r for c in chains for r in jumps_to(ruleset, c.table, name)]
-    notes: list[str] = []
-    shown = callers if every_rule else callers[:_CALLERS]
-    if len(shown) < len(callers):
-        notes.append(f"{len(callers) - len(shown)} more rules lead here (-v shows them)")
-    if not callers and all(c.policy is None for c in chains):
-        notes.append("no rule leads here: no packet gets to this chain")
-    empty = [c.table for c in chains if not len(c)]
-    if len(empty) == len(chains):
-        notes.append("the chain is empty")
+    found: list[str] = []
+    if more:
+        found.append(f"{more} more {what[1]} lead here (-v shows them)")
+    if not callers and not is_base:
+        found.append(f"no {what[0]} leads here: no packet gets to this chain{emptied}")
+    if not any(c.rules or c.left_out for c in chains):
+        found.append("the chain is empty")
     return Explanation(
         subject=f"chain {name}",
         node=node,
         vantage="",
-        source=ruleset.source,
-        rules_of=rules_of(ruleset),
-        chains=tuple(chain_tree(ruleset, c.table, c, every_rule=every_rule) for c in chains),
-        jumps_here=tuple(
-            rule_node(r, f"{r.table} {r.chain}, rule {r.position}: {explain_rule(r, ruleset, brief=True)}")
-            for r in shown
-        ),
-        notes=tuple(notes),
+        source=source,
+        rules_of=written_by,
+        chains=tuple(chains),
+        jumps_here=tuple(callers),
+        notes=(*found, *notes),
     )
-
-
-_CALLERS = 20
 
 
 def jumps_to(ruleset: Ruleset, table: str, name: str) -> Sequence[Rule]:

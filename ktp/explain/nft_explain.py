@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ktp.dataplane.packet import to_int
-from ktp.dataplane.walk import Topology, Walker
-from ktp.explain.explain import (
-    CLIENT_IP,
-    EXTERNAL,
-    LOCALHOST,
-    LOOPBACK,
-    NODE_IP,
-    POD,
-    POD_IP,
-    Asked,
-    AskedAddress,
-    address_in,
-    node_port_words,
-)
+from ktp.dataplane.walk import Walker
+from ktp.explain.explain import MOST_CALLERS, Asked, AskedAddress, ask_rules, chain_alone
 from ktp.explain.nft_kube import (
     NftNodePort,
     element_words,
@@ -37,9 +24,7 @@ from ktp.model.explanation import Explanation, RuleNode
 from ktp.model.host import NodeState
 from ktp.model.nftables import AnonymousSet, NftMap, NftRuleset, NftTable, Vmap, render_element
 from ktp.model.nftables import Verdict as NftVerdict
-from ktp.model.trace import Flow
 
-_CALLERS = 20
 FAMILIES = ("ip", "ip6")
 
 
@@ -108,67 +93,26 @@ def _ask(
     vantage: str,
     dialled: AskedAddress | None,
 ) -> tuple[Walker, Asked]:
-    family = 4 if table.family == "ip" else 6
     addresses = node_port_addresses(table)
-    if dialled is not None and dialled.is_own:
-        addresses = (dialled.address,)
-    names: dict[str, str] = {}
-    notes: list[str] = []
-    own = addresses[0] if addresses else NODE_IP[family]
-    if not addresses:
-        names[own] = "NODE-IP"
-    elif vantage != EXTERNAL:
-        names[own] = own  # told by the rules, but which address a process of the node sends from is not
-    client: str | None = None
-    if vantage == EXTERNAL:
-        client = CLIENT_IP[family]
-        names[client] = "CLIENT-IP"
-    elif vantage == POD:
-        network = pod_network_of(table)
-        client = address_in(network) if network is not None else POD_IP[family]
-        names[client] = "POD-IP"
-        if network is None:
-            notes.append(
-                "the rules do not tell the pods' network, so a pod is to them like any client from outside"
-            )
-        else:
-            notes.append(
-                f"the pod is taken to have an address of {network}, the pods' network by these rules"
-            )
-    target = LOOPBACK[family] if vantage == LOCALHOST else own
-    if dialled is not None:
-        target = dialled.address
-        notes += dialled.notes()
-    flow = Flow(
-        dst=target,
-        port=port,
-        protocol=protocol,
-        src=LOOPBACK[family] if vantage == LOCALHOST else client,
-        from_node=node if vantage != EXTERNAL else None,
-        via=node if vantage == EXTERNAL else None,
-    )
+    notes = []
     if addresses is not None and dialled is None:
-        which = ", ".join(addresses) or "no address"
-        notes.append(f"node ports are served on {which} only (set nodeport-ips)")
-    topology = Topology(
-        nodes={node: NodeState(name=node, nft=ruleset)},
-        node_addresses={to_int(own): node},
-        assumed_local={node: frozenset(to_int(a) for a in (addresses or (own,)))},
-    )
-    asked = Asked(
-        subject=dialled.words(protocol, port)
-        if dialled is not None
-        else node_port_words(protocol, port, rules),
-        node=node,
-        vantage=vantage,
-        flow=flow,
+        notes.append(
+            f"node ports are served on {', '.join(addresses) or 'no address'} only (set nodeport-ips)"
+        )
+    return ask_rules(
+        NodeState(name=node, nft=ruleset),
+        table.family,
+        protocol,
+        port,
+        vantage,
+        rules,
+        dialled,
+        addresses=addresses or (),
+        pod_network=pod_network_of(table),
         source=ruleset.source,
-        rules_of=rules_of_nft(table),
-        names=names,
-        rules=rules if dialled is None or dialled.is_own else None,
-        notes=tuple(notes),
+        written_by=rules_of_nft(table),
+        notes=notes,
     )
-    return Walker(topology), asked
 
 
 # ------------------------------------------------------------------------------------------------- one chain
@@ -179,41 +123,28 @@ def explain_nft_chain_alone(
 ) -> Explanation | None:
     """What a chain is, what leads to it, and its rules; None where no table of the ruleset has it."""
     tables = [t for t in ruleset.tables if name in t.chains]
+    chains = [t.chains[name] for t in tables]
     if not tables:
         return None
     callers = [c for t in tables for c in _callers(t, name)]
-    shown = callers if every_rule else callers[:_CALLERS]
-    notes: list[str] = []
-    if len(shown) < len(callers):
-        notes.append(f"{len(callers) - len(shown)} more rules and elements lead here (-v shows them)")
-    chains = [t.chains[name] for t in tables]
-    if not callers and not any(c.is_base for c in chains):
-        notes.append(
-            "no rule or element leads here: no packet gets to this chain"
-            + (
-                " (kube-proxy empties chains that it does not need, and deletes them later)"
-                if is_kube_table(tables[0].family, tables[0].name)
-                else ""
-            )
-        )
-    if not any(c.rules for c in chains):
-        notes.append("the chain is empty")
-    for table, chain in zip(tables, chains, strict=True):
-        if chain.is_base:
-            notes.append(
-                f"the kernel calls it at hook {chain.hook} of family {table.family} (type {chain.type}, "
-                f"priority {chain.priority})"
-            )
+    shown = callers if every_rule else callers[:MOST_CALLERS]
     kube = [t for t in tables if is_kube_table(t.family, t.name)]
-    return Explanation(
-        subject=f"chain {name}",
-        node=node,
-        vantage="",
-        source=ruleset.source,
-        rules_of=rules_of_nft(kube[0]) if kube else f"{owner_of(tables[0])}, nftables",
-        chains=tuple(nft_chain_tree(t, t.chains[name], every_rule=every_rule) for t in tables),
-        jumps_here=tuple(shown),
-        notes=tuple(notes),
+    return chain_alone(
+        name,
+        node,
+        ruleset.source,
+        rules_of_nft(kube[0]) if kube else f"{owner_of(tables[0])}, nftables",
+        [nft_chain_tree(t, t.chains[name], every_rule=every_rule) for t in tables],
+        shown,
+        len(callers) - len(shown),
+        is_base=any(c.is_base for c in chains),
+        what=("rule or element", "rules and elements"),
+        emptied=" (kube-proxy empties chains that it does not need, and deletes them later)" if kube else "",
+        notes=[
+            f"the kernel calls it at hook {c.hook} of family {t.family} (type {c.type}, priority {c.priority})"
+            for t, c in zip(tables, chains, strict=True)
+            if c.is_base
+        ],
     )
 
 
