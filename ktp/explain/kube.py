@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ktp.explain.purpose import Aim, Front, FrontKind, Purpose
 from ktp.explain.words import condition_words, host_words, rule_words, target_words
 from ktp.kubeproxy.names import KUBE_FIREWALL, KUBE_POSTROUTING, ChainRole, role_of_chain
+from ktp.kubeproxy.owners import owner_of_chain
 from ktp.model.reading import Reading
 from ktp.model.ruleset import Rule, Ruleset
 
@@ -57,53 +58,8 @@ def explain_chain(table: str, name: str) -> str:
         return role.words
     if name in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"):
         return f"the rules of table {table} at this point of the packet's way"
-    for prefix, owner in _OWNERS:
-        if name.startswith(prefix):
-            return f"a chain of {owner}"
-    return "a chain that is not Kubernetes'"
-
-
-_OWNERS = (
-    ("DOCKER", "Docker"),
-    ("ufw6-", "ufw"),
-    ("ufw-", "ufw"),
-    ("cali-", "Calico"),
-    ("CILIUM_", "Cilium"),
-    ("OLD_CILIUM_", "Cilium"),
-    ("FLANNEL-", "flannel"),
-    ("CNI-FORWARD", "the CNI's firewall plugin"),
-    ("CNI-ADMIN", "the CNI's firewall plugin"),
-    ("CNI-", "the CNI's portmap plugin (hostPorts)"),
-    ("KUBE-HOSTPORTS", "kubelet's or CRI-O's host ports"),
-    ("KUBE-HP-", "kubelet's or CRI-O's host ports"),
-    ("OVN-KUBE-", "OVN-Kubernetes"),
-    ("ANTREA-", "Antrea"),
-    ("AWS-", "the AWS VPC CNI"),
-    ("AZURE-NPM", "Azure NPM"),
-    ("IP-MASQ", "ip-masq-agent"),
-    ("OPENSHIFT-", "OpenShift"),
-    ("SUBMARINER-", "Submariner"),
-    ("ts-", "Tailscale"),
-    ("KUBE-ROUTER-", "kube-router"),
-    ("KUBE-POD-FW-", "kube-router"),
-    ("KUBE-NWPLCY-", "kube-router"),
-    ("WEAVE", "Weave"),
-    ("f2b-", "fail2ban"),
-    ("LIBVIRT_", "libvirt"),
-    ("NETAVARK", "Podman"),
-    ("PRE_", "firewalld"),
-    ("POST_", "firewalld"),
-    ("IN_", "firewalld"),
-    ("FWD_", "firewalld"),
-    ("FWDI_", "firewalld"),
-    ("FWDO_", "firewalld"),
-    ("INPUT_", "firewalld"),
-    ("FORWARD_", "firewalld"),
-    ("PREROUTING_", "firewalld"),
-    ("POSTROUTING_", "firewalld"),
-    ("ISTIO_", "Istio"),
-    ("KUBE-", "Kubernetes"),
-)
+    owner = owner_of_chain(name)
+    return f"a chain of {owner.name}" if owner is not None else "a chain that is not Kubernetes'"
 
 
 def is_service_chain(name: str) -> bool:

@@ -21,6 +21,7 @@ from ktp.kubeproxy.names import (
     is_kube_table,
     role_of_nft_chain,
 )
+from ktp.kubeproxy.owners import owner_of_table
 from ktp.model.effect import Endpoint
 from ktp.model.nftables import (
     AnonymousSet,
@@ -206,23 +207,6 @@ _SET_WORDS = {
     "cluster-ips": "the cluster IPs of all Services",
     "hairpin-connections": "endpoints of this node that dial themselves through their Service",
 }
-_OWNERS = (
-    ("firewalld", "firewalld"),
-    ("docker", "Docker"),
-    ("calico", "Calico"),
-    ("cilium", "Cilium"),
-    ("flannel", "flannel"),
-    ("kube-router", "kube-router"),
-    ("f2b", "fail2ban"),
-    ("fail2ban", "fail2ban"),
-    ("crowdsec", "CrowdSec"),
-    ("libvirt", "libvirt"),
-    ("netavark", "Podman"),
-    ("cni_hostport", "the CNI's portmap plugin (hostPorts)"),
-    ("kindnet", "kindnet"),
-    ("antrea", "Antrea"),
-    ("azure", "Azure"),
-)
 
 
 def explain_nft_chain(table: NftTable, name: str) -> str:
@@ -265,9 +249,8 @@ def owner_of(table: NftTable) -> str:
         return "kube-proxy"
     if table.is_xtables:
         return f"iptables-nft (table {table.family} {table.name})"
-    low = table.name.lower()
-    owner = next((words for mark, words in _OWNERS if mark in low), None)
-    return owner or f"table {table.family} {table.name}, which is not Kubernetes'"
+    owner = owner_of_table(f"{table.family} {table.name}")
+    return owner.name if owner is not None else f"table {table.family} {table.name}, which is not Kubernetes'"
 
 
 def set_words(table: NftTable, name: str) -> str:

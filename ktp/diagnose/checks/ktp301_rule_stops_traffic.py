@@ -33,9 +33,10 @@ from ktp.dataplane.answer import answer_flow
 from ktp.diagnose.case import Case, Entry, Mended, given, goes_astray
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.checks.policy_common import Enforced, enforced_by
-from ktp.diagnose.checks.rule_common import BANNING, RuleInPlace, command_of, deciding_rule, merged, stopped
+from ktp.diagnose.checks.rule_common import RuleInPlace, command_of, deciding_rule, merged, stopped
 from ktp.diagnose.witnesses import witnesses
 from ktp.kubeproxy.outcome import Vantage
+from ktp.kubeproxy.owners import FIREWALLD
 from ktp.model.diagnosis import Finding, Fix, Severity
 from ktp.model.trace import Path, Symptom
 
@@ -81,10 +82,10 @@ def _finding(case: Case, rule: RuleInPlace, path: Path, mended: Mended, cells: l
         fixes=[
             Fix(
                 summary="put the pod network into firewalld's trusted zone"
-                if rule.author == "firewalld"
+                if rule.owner is FIREWALLD
                 else f"let the traffic pass before this rule, where it is configured ({rule.author})",
                 cost="opens what the rule closes: check what else it protects",
-                command=command_of(rule.author, case) if rule.author == "firewalld" else None,
+                command=command_of(rule.owner, case) if rule.owner is FIREWALLD else None,
                 cures=mended.cures() if mended else None,
             )
         ],
@@ -202,7 +203,7 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
                     outcome=f"without the rule {flow.src} connects",
                 )
             ],
-            severity=Severity.INFO if rule.author in BANNING else Severity.ERROR,
+            severity=Severity.INFO if rule.owner is not None and rule.owner.bans else Severity.ERROR,
         )
 
 

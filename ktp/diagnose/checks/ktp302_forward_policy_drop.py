@@ -32,7 +32,8 @@ from ktp.dataplane.hooks import FORWARD
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import dropping_nft_chains, policy_accepts
 from ktp.diagnose.checks.base import Check, counterfactual
-from ktp.diagnose.checks.rule_common import author_of, author_of_policy, command_of, decided_here, merged
+from ktp.diagnose.checks.rule_common import command_of, decided_here, merged, owner_of, owner_of_policy
+from ktp.kubeproxy.owners import FIREWALLD, UFW, Owner
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
 from ktp.model.trace import StepKind
@@ -53,14 +54,14 @@ def run(case: Case) -> Iterable[Finding]:
         )
         if not mended:
             continue
-        what, author, evidence, command = dropping[0]
+        what, owner, evidence, command = dropping[0]
         excepted = any(r.chain("filter", "KUBE-FORWARD") is not None for r in state.rulesets)
         note = (
             "; masqueraded traffic (policy Cluster) is accepted by KUBE-FORWARD and passes"
             if case.service.external_traffic_policy == "Local" and excepted and what.endswith("of FORWARD")
             else ""
         )
-        by = f" (set by {author})" if author else ""
+        by = f" (set by {owner.name})" if owner is not None else ""
         yield CHECK.finding(
             f"{what} on {node}{by} drops the Service's traffic: no rule accepts it{note}",
             node=node,
@@ -70,9 +71,9 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=_cure(node, author),
+                    summary=_cure(node, owner),
                     cost="the node forwards what no rule forbids",
-                    command=command_of(author, case) or command,
+                    command=command_of(owner, case) or command,
                     cures=mended.cures(),
                 )
             ],
@@ -83,7 +84,7 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-def _dropping(state: NodeState) -> list[tuple[str, str, Evidence, str]]:
+def _dropping(state: NodeState) -> list[tuple[str, Owner | None, Evidence, str]]:
     """(what, who set it, evidence, command) for each base chain at the forward hook whose policy is drop."""
     out = []
     for ruleset in state.rulesets:
@@ -95,18 +96,17 @@ def _dropping(state: NodeState) -> list[tuple[str, str, Evidence, str]]:
         out.append(
             (
                 "policy DROP of FORWARD",
-                author_of_policy(state, "filter", "FORWARD"),
+                owner_of_policy(state, "filter", "FORWARD"),
                 Evidence(kind="policy", source=where, text=f":FORWARD DROP{count}"),
                 ("iptables" if ruleset.family == "ip" else "ip6tables") + " -P FORWARD ACCEPT",
             )
         )
     for table, nft_chain in dropping_nft_chains(state, "forward"):
         place = f"{table.family} {table.name}"
-        author = author_of(nft_chain.name, "", None, place)
         out.append(
             (
                 f"policy drop of the chain {nft_chain.name} (table {place}, hook forward)",
-                "" if author.startswith("somebody") else author,
+                owner_of(nft_chain.name, table=place),
                 Evidence(
                     kind="policy",
                     source=f"{state.name} nftables {place}",
@@ -119,13 +119,13 @@ def _dropping(state: NodeState) -> list[tuple[str, str, Evidence, str]]:
     return out
 
 
-def _cure(node: str, author: str) -> str:
-    if author == "ufw":
+def _cure(node: str, owner: Owner | None) -> str:
+    if owner is UFW:
         return (
             f"set DEFAULT_FORWARD_POLICY=ACCEPT in /etc/default/ufw on {node} and reload ufw, "
             "or let `ufw route allow` pass the pod network"
         )
-    if author == "firewalld":
+    if owner is FIREWALLD:
         return f"put the pod network into firewalld's trusted zone on {node}"
     return f"set the policy of FORWARD to ACCEPT on {node}, or accept the pod network there"
 

@@ -7,6 +7,17 @@ from dataclasses import dataclass, field
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import rule_removed
+from ktp.kubeproxy.owners import (
+    DOCKER,
+    FIREWALLD,
+    HOST_PORTS,
+    KUBE,
+    UFW,
+    Owner,
+    owner_of_chain,
+    owner_of_comment,
+    owner_of_table,
+)
 from ktp.model.diagnosis import Evidence
 from ktp.model.effect import Refuse
 from ktp.model.host import NodeState
@@ -14,56 +25,20 @@ from ktp.model.ruleset import Rule
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import DecidedBy, Path, Step, StepKind, Symptom
 
-KUBE = "kube-proxy or kubelet"
 NOBODY = "somebody by hand, or a tool that leaves no name"
 
-# Marks at the beginning of a chain's or nft table's name, or anywhere in a comment; longer ones first.
-_AUTHORS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("KUBE-ROUTER", "KUBE-NWPLCY", "KUBE-POD-FW", "KUBE-SRC-DST", "kube-router"), "kube-router"),
-    (("KUBE-", "kubernetes", "kube-proxy"), KUBE),
-    (("DOCKER", "docker"), "docker"),
-    (("ufw", "UFW"), "ufw"),
-    (("cali-", "cali:", "calico", "felix"), "calico"),
-    (("CILIUM", "OLD_CILIUM", "cilium"), "cilium"),
-    (("FLANNEL", "flannel"), "flannel"),
-    (("WEAVE",), "weave"),
-    (("ANTREA", "antrea"), "antrea"),
-    (("OVN-KUBE", "OVNKUBE", "ovn-kubernetes"), "ovn-kubernetes"),
-    (("CNI-", "cnifw", "cni_hostport"), "a CNI plugin (portmap, firewall)"),
-    (("LIBVIRT", "libvirt"), "libvirt"),
-    (("f2b-", "fail2ban"), "fail2ban"),
-    (("crowdsec", "CROWDSEC"), "crowdsec"),
-    (("sshguard",), "sshguard"),
-    (("IN_", "FWD_", "FWDI_", "FWDO_", "POST_", "PRE_", "INPUT_ZONES", "FORWARD_ZONES", "FORWARD_IN_ZONES",
-      "FORWARD_OUT_ZONES", "POSTROUTING_ZONES", "firewalld", "filter_IN_", "filter_FWD", "filter_FORWARD",
-      "filter_INPUT", "nat_POST", "nat_PRE"), "firewalld"),
-    (("AWS-SNAT", "AWS-CONNMARK", "AWS, "), "the AWS VPC CNI"),
-    (("ISTIO",), "istio"),
-    (("kindnet", "KIND-MASQ"), "kindnet"),
-    (("IP-MASQ", "ip-masq-agent"), "ip-masq-agent"),
-    (("TRAEFIK", "CNI-HOSTPORT"), "a CNI plugin (portmap, firewall)"),
-    (("nixos-fw",), "NixOS's firewall"),
-    (("zone_", "fw4", "OPENWRT"), "OpenWrt's firewall"),
-    (("shorewall", "SHOREWALL"), "shorewall"),
-    (("net-fw", "loc-fw", "fw-net", "~excl"), "shorewall"),
-)  # fmt: skip
-BANNING = frozenset(("fail2ban", "crowdsec", "sshguard"))
-"""Tools that keep single clients out on purpose."""
+
+def owner_of(chain: str, target: str = "", table: str = "") -> Owner | None:
+    """Whose a rule is by its names; None where nothing tells. `table` counts for native nft ("inet NAME")."""
+    found = owner_of_chain(chain) or (owner_of_table(table) if table else None)
+    led = owner_of_chain(target)
+    return found or (led if led is not KUBE else None)
 
 
-def author_of(chain: str, text: str, comment: str | None = None, table: str = "") -> str:
-    """Who likely wrote a rule, in words; `NOBODY` where nothing tells. `table` counts for native nft ("inet NAME")."""
-    name = table.partition(" ")[2]
-    for marks, author in _AUTHORS:
-        if any(chain.startswith(m) or name.startswith(m) for m in marks):
-            return author
-        if comment is not None and any(m in comment for m in marks):
-            return author
-    target = text.rpartition(" -j ")[2].partition(" ")[0] if " -j " in text else ""
-    for marks, author in _AUTHORS:
-        if target and author != KUBE and any(target.startswith(m) for m in marks):
-            return author
-    return NOBODY
+def author_of(owner: Owner | None, comment: str | None = None) -> str:
+    """Who likely wrote a rule, in words: its owner, else who its comment speaks of; `NOBODY` where nothing tells."""
+    owner = owner or (owner_of_comment(comment) if comment is not None else None)
+    return owner.name if owner is not None else NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +58,15 @@ class RuleInPlace:
     parsed: Rule | None = field(default=None, compare=False)
 
     @property
+    def owner(self) -> Owner | None:
+        """Whose it is by its names."""
+        target = self.parsed.target.name if self.parsed is not None and self.parsed.target is not None else ""
+        return owner_of(self.chain, target, self.table if self.is_nft else "")
+
+    @property
     def author(self) -> str:
-        """Who likely wrote it."""
-        return author_of(self.chain, self.text, self.comment, self.table if self.is_nft else "")
+        """Who likely wrote it, in words."""
+        return author_of(self.owner, self.comment)
 
     @property
     def is_nft(self) -> bool:
@@ -94,8 +75,8 @@ class RuleInPlace:
 
     @property
     def is_kube(self) -> bool:
-        """Whether kube-proxy or the kubelet wrote it."""
-        return self.author == KUBE
+        """Whether it is in a chain of kube-proxy's or the kubelet's."""
+        return self.owner in (KUBE, HOST_PORTS)
 
     @property
     def verb(self) -> str:
@@ -125,13 +106,13 @@ class RuleInPlace:
         )
 
 
-def command_of(author: str, case: Case) -> str | None:
+def command_of(owner: Owner | None, case: Case) -> str | None:
     """How the tool that wrote a rule is told to let Services' traffic pass; None where ktp does not know it."""
-    if author == "ufw":
+    if owner is UFW:
         setting = 's/^DEFAULT_FORWARD_POLICY=.*/DEFAULT_FORWARD_POLICY="ACCEPT"/'
         return f"sed -i '{setting}' /etc/default/ufw && ufw reload"
     networks = [text for node in (case.snapshot.cluster.nodes or {}).values() for text in node.pod_cidrs]
-    if author == "firewalld" and networks:
+    if owner is FIREWALLD and networks:
         sources = " ".join(f"--add-source={text}" for text in dict.fromkeys(networks))
         return f"firewall-cmd --permanent --zone=trusted {sources} && firewall-cmd --reload"
     return None
@@ -187,13 +168,12 @@ def merged(first: Iterable[Entry], more: Iterable[Entry]) -> list[Entry]:
     return list({e.key: e for e in (*first, *more)}.values())
 
 
-def author_of_policy(state: NodeState, table: str, chain: str) -> str:
-    """Whose chains a base chain jumps to, where they are of one tool that sets policies; "" where nothing tells."""
+def owner_of_policy(state: NodeState, table: str, chain: str) -> Owner | None:
+    """Whose chains a base chain jumps to, where they are of one tool that sets policies; None where nothing tells."""
     for ruleset in state.rulesets:
         found = ruleset.chain(table, chain)
         for rule in found if found is not None else ():
-            if rule.target is not None:
-                author = author_of(rule.target.name, "")
-                if author in ("ufw", "docker", "firewalld"):
-                    return author
-    return ""
+            owner = owner_of_chain(rule.target.name) if rule.target is not None else None
+            if owner in (UFW, DOCKER, FIREWALLD):
+                return owner
+    return None

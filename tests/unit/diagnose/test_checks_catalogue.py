@@ -12,7 +12,7 @@ import pytest
 
 from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.checks.provider_annotations import CONFLICTS, KNOWN, direct_to_pods, selects
-from ktp.diagnose.checks.rule_common import NOBODY, author_of
+from ktp.diagnose.checks.rule_common import NOBODY, author_of, owner_of
 from ktp.diagnose.service import diagnose_service
 from ktp.kubeproxy.changes import with_endpoint_ready
 from ktp.model.cluster import Cluster, Endpoint, EndpointSlice, Service, ServicePort
@@ -529,16 +529,16 @@ def test_who_talks_to_pods_directly(annotations: dict[str, str], direct: bool) -
 
 
 @pytest.mark.parametrize(
-    ("chain", "text", "comment", "table", "author"),
+    ("chain", "target", "comment", "table", "author"),
     [
         ("KUBE-FORWARD", "", None, "", "kube-proxy or kubelet"),
         ("KUBE-ROUTER-INPUT", "", None, "", "kube-router"),
         ("KUBE-NWPLCY-X", "", None, "", "kube-router"),
         ("ufw-reject-forward", "", None, "", "ufw"),
-        ("DOCKER-USER", "", None, "", "docker"),
-        ("FORWARD", "-A FORWARD -j DOCKER-USER", None, "", "docker"),
-        ("FORWARD", "-A FORWARD -j DROP", "cali:abc", "", "calico"),
-        ("FORWARD", "-A FORWARD -j DROP", None, "", NOBODY),
+        ("DOCKER-USER", "", None, "", "Docker"),
+        ("FORWARD", "DOCKER-USER", None, "", "Docker"),
+        ("FORWARD", "DROP", "cali:abc", "", "Calico"),
+        ("FORWARD", "DROP", None, "", NOBODY),
         ("FWDI_public", "", None, "", "firewalld"),
         ("filter_FORWARD", "reject", None, "inet firewalld", "firewalld"),
         ("service-X", "", None, "ip kube-proxy", "kube-proxy or kubelet"),
@@ -547,5 +547,5 @@ def test_who_talks_to_pods_directly(annotations: dict[str, str], direct: bool) -
         ("FLANNEL-FWD", "", "flanneld forward", "", "flannel"),
     ],
 )
-def test_who_wrote_a_rule(chain: str, text: str, comment: str | None, table: str, author: str) -> None:
-    assert author_of(chain, text, comment, table) == author
+def test_who_wrote_a_rule(chain: str, target: str, comment: str | None, table: str, author: str) -> None:
+    assert author_of(owner_of(chain, target, table), comment) == author
