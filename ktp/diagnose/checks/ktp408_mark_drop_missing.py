@@ -34,7 +34,7 @@ from functools import partial
 from ktp.diagnose.case import Case, Entry, decided_evidence
 from ktp.diagnose.changes import with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
-from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
+from ktp.diagnose.checks.rule_common import RuleInPlace, marking_rule
 from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
 from ktp.model.ruleset import Chain, EditedRuleset, Ruleset, like
@@ -54,7 +54,7 @@ def run(case: Case) -> Iterable[Finding]:
         state = case.state(node)
         if state is None or state.data_plane:
             continue
-        marked = [(e, rule) for e in case.on(node) if (rule := _marking(e, node)) is not None]
+        marked = [(e, rule) for e in case.on(node) if (rule := marking_rule(e, node)) is not None]
         cells = [e for e, _ in marked if e.cell.disposition is not Disposition.DROPPED]
         if not cells:
             continue
@@ -106,21 +106,6 @@ def _finding(node: str, state: NodeState, cells: list[Entry], rule: RuleInPlace)
 
 def _dropped(cell: Cell) -> bool:
     return cell.disposition is Disposition.DROPPED
-
-
-def _marking(entry: Entry, node: str) -> RuleInPlace | None:
-    """The rule of the node that sent a packet of the cell to KUBE-MARK-DROP."""
-    fact = entry.asked.fact
-    for path in fact.paths if fact is not None else ():
-        for hop in path.hops:
-            for step in hop.steps if hop.node == node else ():
-                if (
-                    step.rule is not None
-                    and step.rule.target is not None
-                    and step.rule.target.name == "KUBE-MARK-DROP"
-                ):
-                    return rule_of_step(node, step)
-    return None
 
 
 def _missing(ruleset: Ruleset) -> list[tuple[str, str]]:

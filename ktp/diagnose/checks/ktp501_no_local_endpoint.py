@@ -42,6 +42,7 @@ from ktp.diagnose.checks.endpoints_common import honours_local, selection_of
 from ktp.diagnose.checks.health_common import is_kept_off
 from ktp.diagnose.checks.ktp304_cilium_policy import is_front_end
 from ktp.diagnose.checks.policy_common import policies_of_pods
+from ktp.diagnose.checks.rule_common import marking_rule
 from ktp.kubeproxy.endpoints import EndpointSelection
 from ktp.kubeproxy.frontends import FrontEndKind
 from ktp.kubeproxy.names import host_port, is_kube_proxys
@@ -138,7 +139,7 @@ def _explain(
             + _not_ready_here(selection, case.examiner.proxy(node).known_as),
         ),
         field(f"Service {service.key}", "spec.externalTrafficPolicy: Local"),
-        *_marking_rule(first),
+        *([marking.evidence()] if (marking := marking_rule(first)) is not None else []),
         *_virtual_server(first),
         *decided_evidence(first.cell),
     ]
@@ -234,24 +235,6 @@ def _is_other(after: DecidedBy | None, before: DecidedBy) -> bool:
     return after is not None and (after.kind, after.table, after.chain, after.rule) != (
         before.kind, before.table, before.chain, before.rule,
     )  # fmt: skip
-
-
-def _marking_rule(entry: Entry) -> list[Evidence]:
-    """kube-proxy up to 1.24 marks the packet in nat and leaves the drop to KUBE-FIREWALL: the rule that marks it."""
-    fact = entry.asked.fact
-    for path in fact.paths if fact is not None else ():
-        for hop in path.hops:
-            for step in hop.steps:
-                if (
-                    step.rule is not None
-                    and step.rule.target is not None
-                    and step.rule.target.name == "KUBE-MARK-DROP"
-                ):
-                    where = f"{hop.node} {step.backend} {step.table}" + (
-                        f" line {step.line}" if step.line else ""
-                    )
-                    return [Evidence(kind="rule", source=where, text=step.text)]
-    return []
 
 
 def _not_ready_here(selection: EndpointSelection, name: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import rule_removed
+from ktp.explain.kube import purpose_of
 from ktp.kubeproxy.owners import (
     DOCKER,
     FIREWALLD,
@@ -149,6 +150,18 @@ def deciding_rule(path: Path) -> RuleInPlace | None:
     if decided is None or decided.step is None:
         return None
     return rule_of_step(decided.node, decided.step)
+
+
+def marking_rule(entry: Entry, node: str | None = None) -> RuleInPlace | None:
+    """The rule (of `node`) that marked a packet of a cell for a drop later on, as kube-proxy up to 1.24 does."""
+    fact = entry.asked.fact
+    for path in fact.paths if fact is not None else ():
+        for hop in path.hops:
+            for step in hop.steps if node in (None, hop.node) else ():
+                purpose = purpose_of(step.rule) if step.rule is not None else None
+                if purpose is not None and purpose.aim.marks_for_drop:
+                    return rule_of_step(hop.node, step)
+    return None
 
 
 def decided_here(case: Case, node: str, is_it: Callable[[DecidedBy], bool]) -> list[Entry]:
