@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
+from ktp.explain.balancer import explain_table
 from ktp.explain.words import percent
 from ktp.kubeproxy.names import host_port
 from ktp.model.assumption import Assumption, EvidenceKind
@@ -16,15 +17,13 @@ from ktp.model.effect import Endpoint
 from ktp.model.explanation import (
     ChainNode,
     ElementNode,
-    EndpointShare,
     Explanation,
     LookupNode,
     RuleNode,
     StageNode,
-    Verdict,
 )
 from ktp.model.host import NodeState
-from ktp.model.trace import Disposition, FlowAnswer, Symptom
+from ktp.model.trace import FlowAnswer
 
 TABLE = "cilium"
 _HOOKS = {
@@ -202,46 +201,8 @@ def explain_cilium_dump(
         (f for f in mine if not f.internal and int(f.ip) and f.kind is not LbKind.CLUSTER_IP),
         next((f for f in mine if not f.internal), mine[0]),
     )
-    fails = not asked.backends
     shares = {host_port(str(b.ip), b.port): 1 / len(asked.backends) for b in asked.backends}
     where = host_port(str(asked.ip), asked.port)
-    verdict = Verdict(
-        disposition=(Disposition.REJECTED if fails else Disposition.DELIVERED).value,
-        symptom=(Symptom.REFUSED if fails else Symptom.CONNECTS).value,
-        headline="rejected: the client sees 'connection refused'"
-        if fails
-        else "delivered: Cilium sends new connections to a backend",
-        why=f"{where}: {failed_words(asked, 'the Service')}"
-        if fails
-        else f"{where} is balanced over {len(shares)} backend{'s' * (len(shares) > 1)}",
-        node=node,
-        table=TABLE,
-        chain="front ends",
-        rule=asked.text if fails else "",
-        endpoints=tuple(
-            EndpointShare(address=address, share=share, symptom=Symptom.CONNECTS.value)
-            for address, share in shares.items()
-        ),
-        assumptions=(
-            *(
-                (
-                    Assumption(
-                        "Cilium refuses where there is no backend, as from 1.15 on (its version was not read)",
-                        EvidenceKind.VERSION,
-                        node,
-                    ),
-                )
-                if fails
-                else (
-                    Assumption(
-                        "no policy and no rule stops the packets (the maps tell neither)",
-                        EvidenceKind.RULES,
-                        node,
-                    ),
-                )
-            ),
-        ),
-    )
     notes = []
     if not all(f.counted for f in mine):
         notes.append(
@@ -250,13 +211,28 @@ def explain_cilium_dump(
         )
     if LbFlag.TWO_SCOPES in asked.flags:
         notes.append("entries with /i are for clients inside the cluster, the others for clients outside")
-    return Explanation(
-        subject=f"front ends of {host_port(address, port) if address else f'port {port}'}/{protocol}",
+    taken_for = Assumption(
+        "no policy and no rule stops the packets (the maps tell neither)", EvidenceKind.RULES, node
+    )
+    refuses = Assumption(
+        "Cilium refuses where there is no backend, as from 1.15 on (its version was not read)",
+        EvidenceKind.VERSION,
+        node,
+    )
+    return explain_table(
+        _chain([_node(f, None, None) for f in mine], len(frontends)),
+        shares,
         node=node,
-        vantage="a client outside the cluster",
+        protocol=protocol,
+        port=port,
+        address=address,
         source=source,
-        rules_of="Cilium's load-balancing maps",
-        verdict=verdict,
-        chains=(_chain([_node(f, None, None) for f in mine], len(frontends)),),
-        notes=tuple(notes),
+        written_by="Cilium's load-balancing maps",
+        sends="Cilium sends new connections to a backend",
+        why=f"{where} is balanced over {len(shares)} backend{'s' * (len(shares) > 1)}"
+        if shares
+        else f"{where}: {failed_words(asked, 'the Service')}",
+        rule=asked.text,
+        assumption=taken_for if shares else refuses,
+        notes=notes,
     )

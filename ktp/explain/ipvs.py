@@ -13,6 +13,7 @@ from ktp.dataplane.host import Host
 from ktp.dataplane.ipset import compile_set
 from ktp.dataplane.ipvs import draw
 from ktp.dataplane.packet import Packet
+from ktp.explain.balancer import explain_table
 from ktp.explain.kube import purpose_of
 from ktp.explain.purpose import ipset_words
 from ktp.explain.tree import Way
@@ -29,17 +30,14 @@ from ktp.model.effect import Endpoint
 from ktp.model.explanation import (
     ChainNode,
     ElementNode,
-    EndpointShare,
     Explanation,
     LookupNode,
     RuleNode,
     StageNode,
-    Verdict,
 )
 from ktp.model.host import IpSet, NodeState
 from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
 from ktp.model.ruleset import Rule, Ruleset
-from ktp.model.trace import Disposition, Symptom
 
 TABLE = "ipvs"
 _SCHEDULERS = {
@@ -274,41 +272,7 @@ def explain_ipvs_dump(
     if not servers:
         return None
     nodes = tuple(_server_node(s, None, None) for s in servers)
-    shares: dict[str, float] = {}
-    for (ip, number), share in _shares(servers[0]).items():
-        shares[host_port(ip, number)] = share
-    fails = not shares
-    verdict = Verdict(
-        disposition=(Disposition.REJECTED if fails else Disposition.DELIVERED).value,
-        symptom=(Symptom.REFUSED if fails else Symptom.CONNECTS).value,
-        headline=(
-            "rejected: the client sees 'connection refused'"
-            if fails
-            else "delivered: IPVS sends new connections to a real server"
-        ),
-        why=(
-            "the virtual server has no real server that takes connections: the Service has no usable endpoint on any "
-            "node, or (kube-proxy up to 1.23, externalTrafficPolicy Local) none on this node"
-            if fails
-            else f"balanced over {len(shares)} real server{'s' * (len(shares) > 1)}"
-        ),
-        node=node,
-        table=TABLE,
-        chain="virtual servers",
-        rule=nodes[0].text if fails else "",
-        endpoints=tuple(
-            EndpointShare(address=address, share=share, symptom=Symptom.CONNECTS.value)
-            for address, share in shares.items()
-        ),
-        assumptions=(
-            Assumption(
-                "no rule stops the packets, and the answers come back by this node (ipvsadm tells neither rules nor "
-                "ipsets)",
-                EvidenceKind.RULES,
-                node,
-            ),
-        ),
-    )
+    shares = {host_port(ip, number): share for (ip, number), share in _shares(servers[0]).items()}
     notes = [
         "ipsets and rules decide whether the client's address is replaced: a snapshot with ipset-save.txt and "
         "iptables-save.txt tells that"
@@ -317,29 +281,41 @@ def explain_ipvs_dump(
         notes.append(
             "the virtual servers of this port do not have the same real servers; the verdict is of the first"
         )
-    elif not fails:
+    elif shares:
         notes.append(
             "under externalTrafficPolicy Local kube-proxy 1.24 and newer lists all endpoints where this node has none: "
             "clients outside then time out although the virtual server has real servers; the health check port says 503"
         )
-    return Explanation(
-        subject=f"virtual servers of {host_port(address, port) if address else f'port {port}'}/{protocol}",
-        node=node,
-        vantage="a client outside the cluster",
-        source=table.source,
-        rules_of="IPVS virtual servers (ipvsadm)",
-        verdict=verdict,
-        chains=(
-            ChainNode(
-                table=TABLE,
-                name="virtual servers",
-                words="send new connections on to one of their real servers",
-                rules=nodes,
-                left_out=len(table.services) - len(servers),
-                left_out_words="virtual servers of other ports" if len(table.services) > len(servers) else "",
-            ),
+    left = len(table.services) - len(servers)
+    return explain_table(
+        ChainNode(
+            table=TABLE,
+            name="virtual servers",
+            words="send new connections on to one of their real servers",
+            rules=nodes,
+            left_out=left,
+            left_out_words="virtual servers of other ports" if left else "",
         ),
-        notes=tuple(notes),
+        shares,
+        node=node,
+        protocol=protocol,
+        port=port,
+        address=address,
+        source=table.source,
+        written_by="IPVS virtual servers (ipvsadm)",
+        sends="IPVS sends new connections to a real server",
+        why=f"balanced over {len(shares)} real server{'s' * (len(shares) > 1)}"
+        if shares
+        else "the virtual server has no real server that takes connections: the Service has no usable endpoint on any "
+        "node, or (kube-proxy up to 1.23, externalTrafficPolicy Local) none on this node",
+        rule=nodes[0].text,
+        assumption=Assumption(
+            "no rule stops the packets, and the answers come back by this node (ipvsadm tells neither rules nor "
+            "ipsets)",
+            EvidenceKind.RULES,
+            node,
+        ),
+        notes=notes,
     )
 
 
