@@ -139,7 +139,7 @@ def _explain(
             + _not_ready_here(selection, case.examiner.proxy(node).known_as),
         ),
         field(f"Service {service.key}", "spec.externalTrafficPolicy: Local"),
-        *([marking.evidence()] if (marking := marking_rule(first)) is not None else []),
+        *_marked(first),
         *_virtual_server(first),
         *decided_evidence(first.cell),
     ]
@@ -235,6 +235,15 @@ def _is_other(after: DecidedBy | None, before: DecidedBy) -> bool:
     return after is not None and (after.kind, after.table, after.chain, after.rule) != (
         before.kind, before.table, before.chain, before.rule,
     )  # fmt: skip
+
+
+def _marked(entry: Entry) -> list[Evidence]:
+    """kube-proxy up to 1.24 marks the packet in nat and leaves the drop to KUBE-FIREWALL: the rule that marks it."""
+    rule = marking_rule(entry)
+    if rule is None:
+        return []
+    where = f"{rule.node} {rule.backend} {rule.table}" + (f" line {rule.line}" if rule.line else "")
+    return [Evidence(kind="rule", source=where, text=rule.text)]
 
 
 def _not_ready_here(selection: EndpointSelection, name: str) -> str:
