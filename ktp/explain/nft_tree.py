@@ -6,7 +6,7 @@ Of a map only the element that concerns the packet is shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ktp.dataplane.nft import BACKEND
 from ktp.dataplane.nft_outcome import verdict_outcome
@@ -74,6 +74,16 @@ def nft_rule_node(rule: NftRule, words: str) -> RuleNode:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The rule that looks something up, the part of the packets that take it, and how deep it is in the tree."""
+
+    chain: str
+    rule: NftRule
+    share: float | None
+    depth: int
+
+
 class NftTree(Tree[NftChain, NftRule]):
     """The tree behind a chain of one table."""
 
@@ -115,103 +125,76 @@ class NftTree(Tree[NftChain, NftRule]):
 
     def lookups(self, chain: str, rule: NftRule, share: float | None, depth: int) -> tuple[LookupNode, ...]:
         """What it finds in sets, maps and draws."""
+        at = _Place(chain, rule, share, depth)
         found: list[LookupNode] = []
         for key, data in _looked_up(rule.statements):
             if isinstance(data, SetReference):
-                node = self._named(chain, rule, key, data.name, share, depth)
+                node = self._named(at, key, data.name)
                 # Of the clients that an endpoint keeps, only the asked one is worth a line.
                 if node.elements or not (self._is_kube and data.name.startswith(NFT_AFFINITY_PREFIX)):
                     found.append(node)
             elif isinstance(key, Numgen | Jhash | Symhash):
+                # Of one endpoint that is translated to, the rule's words name it.
                 if (
-                    self._is_kube
-                    and len(data.elements) == 1
-                    and not isinstance(data.elements[0].value, Verdict)
+                    not self._is_kube
+                    or len(data.elements) != 1
+                    or isinstance(data.elements[0].value, Verdict)
                 ):
-                    continue  # the rule's words name the only endpoint
-                found.append(self._draw(chain, rule, data, key, depth))
+                    found.append(self._draw(at, data, key))
             elif any(isinstance(e.value, Verdict) and e.value.target is not None for e in data.elements):
-                found.append(self._anonymous(chain, rule, key, data, depth))
+                types = datatypes_of(key)
+                hits = self._hits(key, data.elements, types)
+                shown = hits if hits is not None else data.elements[:LARGE]
+                nodes = [self._element(at, e, str(e.value), types) for e in shown]
+                left = _left_out(len(data.elements), len(nodes), asked=hits is not None)
+                found.append(_lookup("map", "", "", nodes, len(data.elements), left))
         return tuple(found)
 
-    def _named(
-        self, chain: str, rule: NftRule, key: Expression, name: str, share: float | None, depth: int
-    ) -> LookupNode:
+    def _named(self, at: _Place, key: Expression, name: str) -> LookupNode:
         item = self._table.set_or_map(name)
-        kind = "map" if isinstance(item, NftMap) else "set"
         words = set_words(self._table, name)
         if item is None:
             return LookupNode(kind="set", name=name, words=words)
         values = item.value_types if isinstance(item, NftMap) else ()
         hits = self._hits(key, item.elements, item.key_types)
-        nodes = []
-        for element in hits or ():
-            node = self._element(
-                chain, rule, element, element_words(self._table, name, element), share, depth
-            )
-            nodes.append(replace(node, text=render_element(element, item.key_types, values)))
-        return LookupNode(
-            kind=kind,
-            name=name,
-            words=words,
-            elements=tuple(nodes),
-            left_out=len(item.elements) - len(nodes),
-            left_out_words=_left_out(len(item.elements), len(nodes), asked=hits is not None),
-        )
-
-    def _anonymous(
-        self, chain: str, rule: NftRule, key: Expression, data: AnonymousSet, depth: int
-    ) -> LookupNode:
-        types = datatypes_of(key)
-        hits = self._hits(key, data.elements, types)
         nodes = [
-            replace(
-                self._element(chain, rule, e, str(e.value), None, depth), text=render_element(e, types, ())
-            )
-            for e in (hits if hits is not None else data.elements[:LARGE])
+            self._element(at, e, element_words(self._table, name, e), item.key_types, values)
+            for e in hits or ()
         ]
-        return LookupNode(
-            kind="map",
-            name="",
-            words="",
-            elements=tuple(nodes),
-            left_out=len(data.elements) - len(nodes),
-            left_out_words=_left_out(len(data.elements), len(nodes), asked=hits is not None),
-        )
+        left = _left_out(len(item.elements), len(nodes), asked=hits is not None)
+        kind = "map" if isinstance(item, NftMap) else "set"
+        return _lookup(kind, name, words, nodes, len(item.elements), left)
 
-    def _draw(
-        self, chain: str, rule: NftRule, data: AnonymousSet, key: Numgen | Jhash | Symhash, depth: int
-    ) -> LookupNode:
+    def _draw(self, at: _Place, data: AnonymousSet, key: Numgen | Jhash | Symhash) -> LookupNode:
         elements = data.elements if self.every_rule else data.elements[:LARGE]
         count = len(data.elements)
         how = "at random" if isinstance(key, Numgen) and key.mode == "random" else "in turn or by a hash"
         nodes = []
         for element in elements:
             endpoint = endpoint_of_value(element.value)
-            words = f"endpoint {endpoint}" if endpoint else str(element.value)
-            node = self._element(chain, rule, element, words, None, depth)
-            nodes.append(replace(node, text=render_element(element, (), ())))
-        return LookupNode(
-            kind="draw",
-            name="",
-            words=f"drawn {how}, {percent(1 / count)} each" if count > 1 else "drawn",
-            elements=tuple(nodes),
-            left_out=count - len(nodes),
-            left_out_words="more (-v shows them)" if count > len(nodes) else "",
-        )
+            nodes.append(
+                self._element(at, element, f"endpoint {endpoint}" if endpoint else str(element.value))
+            )
+        words = f"drawn {how}, {percent(1 / count)} each" if count > 1 else "drawn"
+        return _lookup("draw", "", words, nodes, count, "more (-v shows them)")
 
     def _element(
-        self, chain: str, rule: NftRule, element: SetElement, words: str, share: float | None, depth: int
+        self,
+        at: _Place,
+        element: SetElement,
+        words: str,
+        types: tuple[str | None, ...] = (),
+        values: tuple[str | None, ...] = (),
     ) -> ElementNode:
         value = element.value
         effect = verdict_outcome(value).effect if isinstance(value, Verdict) else target_of_value(value)
-        own = share
+        share = at.share if value is None else None
         if value is not None and self.way is not None:
-            own = self.share(chain, rule.index + 1, effect) if effect is not None else 0.0
-        node = ElementNode(text="", words=words, share=own)
+            share = self.share(at.chain, at.rule.index + 1, effect) if effect is not None else 0.0
+        node = ElementNode(text=render_element(element, types, values), words=words, share=share)
         if not isinstance(value, Verdict) or value.target is None:
             return node
-        behind, shown = self.behind(value.target, own, depth)
+        behind, shown = self.behind(value.target, share, at.depth)
         return replace(node, goes_to=value.target, chain=behind, shown=shown)
 
     def _hits(
@@ -229,6 +212,20 @@ class NftTree(Tree[NftChain, NftRule]):
             if isinstance(found, SetElement):
                 hits.setdefault(id(found), found)
         return list(hits.values())
+
+
+def _lookup(
+    kind: str, name: str, words: str, nodes: Sequence[ElementNode], total: int, left_words: str
+) -> LookupNode:
+    left = total - len(nodes)
+    return LookupNode(
+        kind=kind,
+        name=name,
+        words=words,
+        elements=tuple(nodes),
+        left_out=left,
+        left_out_words=left_words if left else "",
+    )
 
 
 def _looked_up(statements: Sequence[Statement]) -> list[tuple[Expression, SetReference | AnonymousSet]]:
