@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ktp.explain.purpose import Aim, Front, FrontKind, Purpose
 from ktp.explain.words import condition_words, host_words, rule_words, target_words
@@ -204,14 +204,13 @@ def purpose_of(rule: Rule, ruleset: Ruleset | None = None) -> Purpose | None:
     if aim is Aim.RANGES_MARK and not _has_ranges(ruleset, rule):
         aim = Aim.RANGES_MARK_REST
     service = found.service or service_of(rule)
-    return replace(found, aim=aim, endpoint=endpoint, service=service, to=found.to or target, role=to)
+    return found._replace(aim=aim, endpoint=endpoint, service=service, to=found.to or target, role=to)
 
 
 _Found = Purpose | Aim | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
+class _Placed(NamedTuple):
     """A rule with the role of its chain, its target, and the role of the chain that this is."""
 
     rule: Rule
@@ -360,7 +359,7 @@ def _stops_front_end(k: _Placed) -> _Found:
         return None
     front = _node_port(k.rule) if local else _address(k.rule, FrontKind.ADDRESS)
     if k.where is ChainRole.PROXY_FIREWALL:
-        return Purpose(aim=Aim.RANGES_DROP, front=replace(front, kind=FrontKind.LOAD_BALANCER_IP))
+        return Purpose(aim=Aim.RANGES_DROP, front=front._replace(kind=FrontKind.LOAD_BALANCER_IP))
     inside = k.where is ChainRole.SERVICES_FILTER
     dropped = Aim.NO_LOCAL_INTERNAL if inside else Aim.NO_LOCAL
     return Purpose(aim=Aim.NO_ENDPOINT if k.target == "REJECT" else dropped, front=front)

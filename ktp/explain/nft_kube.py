@@ -6,8 +6,9 @@ Recognised by names and statements; comments only name the Service. Facts: kube-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from ktp.explain.nft_words import condition_words, nft_rule_words
 from ktp.explain.purpose import Aim, Front, FrontKind, Purpose
@@ -313,7 +314,7 @@ def purpose_of_element(table: NftTable, name: str, element: SetElement) -> Purpo
         aim, until = _without_endpoint(table, name, element, value)
     service = service_of_element(element)
     found = None if aim is None else Purpose(aim=aim, front=front, service=service, role=role, until=until)
-    return found if found is None or target is None else replace(found, to=target)
+    return found if found is None or target is None else found._replace(to=target)
 
 
 def _without_endpoint(table: NftTable, name: str, element: SetElement, value: Verdict) -> tuple[Aim, str]:
@@ -379,14 +380,13 @@ def purpose_of_nft(table: NftTable, chain: str, rule: NftRule) -> Purpose | None
         purpose = Purpose(aim=purpose)
     if purpose is None:
         return None
-    return replace(purpose, service=service_of_chain(chain), to=purpose.to or target or "", role=to)
+    return purpose._replace(service=service_of_chain(chain), to=purpose.to or target or "", role=to)
 
 
 _Found = Purpose | Aim | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
+class _Placed(NamedTuple):
     """A rule of a chain, its verdict, and the role of the chain that this leads to."""
 
     table: NftTable

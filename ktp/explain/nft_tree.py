@@ -6,7 +6,8 @@ Of a map only the element that concerns the packet is shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from ktp.dataplane.nft import BACKEND
 from ktp.dataplane.nft_outcome import verdict_outcome
@@ -74,8 +75,7 @@ def nft_rule_node(rule: NftRule, words: str) -> RuleNode:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """The rule that looks something up, the part of the packets that take it, and how deep it is in the tree."""
 
     chain: str

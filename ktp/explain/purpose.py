@@ -6,8 +6,8 @@ A purpose is found by each back end's recogniser (`kube`, `nft_kube`); here it b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from ktp.explain.words import percent
 from ktp.kubeproxy.names import IPVS_INTERFACE, ChainRole, host_port
@@ -262,8 +262,7 @@ class FrontKind(Enum):
     ADDRESS = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Front:
+class Front(NamedTuple):
     """A front end of a Service; None is what is not told. `address` is None of a node port, too."""
 
     kind: FrontKind
@@ -282,8 +281,7 @@ class Front:
         return f"{self.kind.value}{where}" + (f"/{self.protocol}" if self.protocol else "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Purpose:
+class Purpose(NamedTuple):
     """An aim and its arguments.
 
     `service` is `namespace/name:port`, `source` a network or address, `to` the chain that it leads to (`role` what that

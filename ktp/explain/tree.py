@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, TypeVar
+from dataclasses import replace
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from ktp.dataplane.host import Host
 from ktp.dataplane.packet import Packet
@@ -24,8 +24,7 @@ _MARKS = (ChainRole.MARK_MASQ, ChainRole.MARK_DROP)
 RuleKey = tuple[str, str, str, str, int]  # hook, back end, table, chain, position
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """Which part of the packets takes a rule, and with which effect."""
 
     rules: dict[RuleKey, float]
@@ -72,8 +71,7 @@ def _outcome_of(step: Step) -> Effect | Endpoint:
     return last.after if isinstance(last, Translate) else last.at if isinstance(last, Keep) else last
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(NamedTuple):
     """The packets that meet a table at a hook of a host, and what they take."""
 
     hook: str

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from ktp.explain.front_end import NodePortRules
 from ktp.explain.kube import purpose_of
@@ -261,8 +261,7 @@ def _by_ipvs(path: Path, node: str) -> bool:
     return any(s.table == "ipvs" for hop in path.hops if hop.is_of(node) for s in hop.steps)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stop:
+class _Stop(NamedTuple):
     """Why a rule stopped a packet, and the element that it found in a map, where that decided."""
 
     words: str

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ktp.kubeproxy.names import is_kube_table
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """A program that writes rules.
 
     `chains` are beginnings of its chains' names; `words` are in the names of its nft tables and in its comments, in
