@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
 from ktp.explain.balancer import explain_table
+from ktp.explain.purpose import Aim, Purpose
 from ktp.explain.words import percent
 from ktp.kubeproxy.names import host_port
 from ktp.model.assumption import Assumption, EvidenceKind
@@ -161,22 +162,15 @@ def _node(f: LbFrontend, share: float | None, taken: dict[Endpoint, float] | Non
     return RuleNode(position=0, line=0, text=f.text, words=words, share=share, lookups=lookups)
 
 
-def failed_words(f: LbFrontend | None, service: str) -> str:
-    """Why a front end without a backend gives nothing, for the verdict."""
-    if (
-        f is not None
-        and LbFlag.EXTERNAL_LOCAL in f.flags
-        and not f.internal
-        and f.kind is not LbKind.CLUSTER_IP
-    ):
-        return (
-            f"externalTrafficPolicy of {service} is Local, and Cilium's front end has no backend on this node"
-        )
-    if f is not None and LbFlag.INTERNAL_LOCAL in f.flags:
-        return (
-            f"internalTrafficPolicy of {service} is Local, and Cilium's front end has no backend on this node"
-        )
-    return f"Cilium's front end of {service} has no backend"
+def purpose_of_front_end(f: LbFrontend) -> Purpose | None:
+    """What a front end without a backend stops packets for; None for one that has some, and for other ports' drops."""
+    if f.backends or not f.port:
+        return None
+    if LbFlag.EXTERNAL_LOCAL in f.flags and not f.internal and f.kind is not LbKind.CLUSTER_IP:
+        return Purpose(aim=Aim.NO_LOCAL)
+    if LbFlag.INTERNAL_LOCAL in f.flags:
+        return Purpose(aim=Aim.NO_LOCAL_INTERNAL)
+    return Purpose(aim=Aim.NO_ENDPOINT if f.flags_known else Aim.NO_BACKEND)
 
 
 # ------------------------------------------------------------------------------------------------ a dump alone
@@ -203,6 +197,7 @@ def explain_cilium_dump(
     )
     shares = {host_port(str(b.ip), b.port): 1 / len(asked.backends) for b in asked.backends}
     where = host_port(str(asked.ip), asked.port)
+    purpose = purpose_of_front_end(asked)
     notes = []
     if not all(f.counted for f in mine):
         notes.append(
@@ -231,7 +226,7 @@ def explain_cilium_dump(
         sends="Cilium sends new connections to a backend",
         why=f"{where} is balanced over {len(shares)} backend{'s' * (len(shares) > 1)}"
         if shares
-        else f"{where}: {failed_words(asked, 'the Service')}",
+        else f"{where}: {purpose.why('the Service', '') if purpose is not None else ''}",
         rule=asked.text,
         assumption=taken_for if shares else refuses,
         notes=notes,

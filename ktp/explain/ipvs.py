@@ -15,7 +15,7 @@ from ktp.dataplane.ipvs import draw
 from ktp.dataplane.packet import Packet
 from ktp.explain.balancer import explain_table
 from ktp.explain.kube import purpose_of
-from ktp.explain.purpose import ipset_words
+from ktp.explain.purpose import Aim, Purpose, ipset_words
 from ktp.explain.tree import Way
 from ktp.explain.words import percent
 from ktp.kubeproxy.names import (
@@ -55,6 +55,7 @@ _SCHEDULERS = {
     "fo": "to the one with the highest weight",
     "ovf": "to the one with the highest weight, until it is full",
 }
+_EMPTY = Purpose(aim=Aim.NO_REAL_SERVER)
 _MOST_TRIED = 20_000  # entries of one set that are tried for the packet's
 
 
@@ -190,7 +191,7 @@ def _server_node(
         position=0,
         line=0,
         text=_server_text(server),
-        words=server_words(server) + ("" if shares else ": refuses, for it has no real server to send to"),
+        words=server_words(server) if shares else _EMPTY.words(conditions=server_words(server)),
         share=share,
         lookups=(LookupNode(kind="servers", name="", words=words, elements=tuple(elements)),),
     )
@@ -306,8 +307,7 @@ def explain_ipvs_dump(
         sends="IPVS sends new connections to a real server",
         why=f"balanced over {len(shares)} real server{'s' * (len(shares) > 1)}"
         if shares
-        else "the virtual server has no real server that takes connections: the Service has no usable endpoint on any "
-        "node, or (kube-proxy up to 1.23, externalTrafficPolicy Local) none on this node",
+        else _EMPTY.why("the Service", ""),
         rule=nodes[0].text,
         assumption=Assumption(
             "no rule stops the packets, and the answers come back by this node (ipvsadm tells neither rules nor "

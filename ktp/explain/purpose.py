@@ -168,6 +168,8 @@ class Aim(Enum):
         f"an address of {IPVS_INTERFACE} with a port that no Service has: refused, so that the node's own services do "
         "not answer there"
     )
+    NO_REAL_SERVER = "{conditions}: refuses, for it has no real server to send to"
+    NO_BACKEND = "{conditions}: no backend"
     # Elements of other sets
     HAS_NODE_PORTS = "has node ports"
     IS_CLUSTER_IP = "a cluster IP"
@@ -207,6 +209,11 @@ _WHY = {
     Aim.RANGES_DROP_OF: _RANGES_WHY,
     Aim.RANGES_DROP: _RANGES_WHY,
     Aim.RANGES_DROP_OWN: _RANGES_WHY,
+    Aim.NO_BACKEND: "Cilium's front end of {service} has no backend",
+    Aim.NO_REAL_SERVER: (
+        "the virtual server has no real server that takes connections: {service} has no usable endpoint on any node, "
+        "or (kube-proxy up to 1.23, externalTrafficPolicy Local) none on this node"
+    ),
     Aim.NO_SUCH_PORT: _INVALID,
     Aim.NO_SUCH_ADDRESS: _INVALID,
 }

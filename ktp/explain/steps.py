@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ktp.explain.kube import explain_rule, purpose_of
-from ktp.explain.purpose import Purpose
+from ktp.explain.purpose import Aim, Purpose
 from ktp.kubeproxy.names import ChainRole, is_kube_table, role_of_chain, role_of_nft_chain
+from ktp.kubeproxy.owners import owner_of_table
+from ktp.model.effect import Refuse
+from ktp.model.host import NodeState
 from ktp.model.trace import Path, Step
 
 if TYPE_CHECKING:
-    from ktp.model.nftables import NftRuleset, NftTable
+    from ktp.model.nftables import NftTable
 
 
 def request_steps(path: Path, node: str) -> list[Step]:
@@ -36,17 +39,25 @@ def role_of_step(step: Step) -> ChainRole | None:
     return role_of_nft_chain(step.chain) if is_kube_table(*step.table.partition(" ")[::2]) else None
 
 
-def table_of(nft: NftRuleset | None, step: Step) -> NftTable | None:
+def table_of(state: NodeState | None, step: Step) -> NftTable | None:
     """The nftables table of a step's rule."""
     family, _, name = step.table.partition(" ")
-    return nft.table(family, name) if nft is not None and step.nft_rule is not None else None
+    nft = state.nft if state is not None and step.nft_rule is not None else None
+    return nft.table(family, name) if nft is not None else None
 
 
-def purpose_of_step(step: Step, nft: NftRuleset | None) -> Purpose | None:
-    """What a step's rule is there for, where it is kube-proxy's or the kubelet's. `nft` is its node's ruleset."""
+def purpose_of_step(step: Step, state: NodeState | None) -> Purpose | None:
+    """What a step's rule, virtual server or front end is there for; None for a stranger's. `state` is its node's."""
     if step.rule is not None:
         return purpose_of(step.rule)
-    table = table_of(nft, step)
+    if step.backend == "ipvs" and any(isinstance(e, Refuse) for e in step.effects):
+        return Purpose(aim=Aim.NO_REAL_SERVER)
+    if step.backend == "cilium" and state is not None and state.cilium is not None:
+        from ktp.explain.cilium import purpose_of_front_end
+
+        front_end = next((f for f in state.cilium.frontends or () if f.text == step.text), None)
+        return purpose_of_front_end(front_end) if front_end is not None else None
+    table = table_of(state, step)
     if table is None or step.nft_rule is None:
         return None
     from ktp.explain.nft_kube import purpose_of_nft
@@ -54,11 +65,11 @@ def purpose_of_step(step: Step, nft: NftRuleset | None) -> Purpose | None:
     return purpose_of_nft(table, step.chain, step.nft_rule)
 
 
-def rule_words(step: Step, nft: NftRuleset | None) -> str:
+def rule_words(step: Step, state: NodeState | None) -> str:
     """The sentence of a step's rule."""
     if step.rule is not None:
         return explain_rule(step.rule)
-    table = table_of(nft, step)
+    table = table_of(state, step)
     if table is None or step.nft_rule is None:
         return step.text
     from ktp.explain.nft_kube import explain_nft_rule
@@ -66,12 +77,7 @@ def rule_words(step: Step, nft: NftRuleset | None) -> str:
     return explain_nft_rule(table, step.chain, step.nft_rule)
 
 
-def owner_words(step: Step, nft: NftRuleset | None) -> str:
+def owner_words(step: Step, state: NodeState | None) -> str:
     """` (firewalld)`: whose table a step's rule is in, where its name tells; "" otherwise."""
-    table = table_of(nft, step)
-    if table is None:
-        return ""
-    from ktp.explain.nft_kube import owner_of
-
-    owner = owner_of(table)
-    return "" if owner.startswith("table ") else f" ({owner})"
+    owner = owner_of_table(step.table) if table_of(state, step) is not None else None
+    return f" ({owner.name})" if owner is not None else ""

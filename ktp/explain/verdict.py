@@ -219,23 +219,10 @@ def _failed(
         lead = f"connects in {percent(good)} of tries; those that draw {path.endpoint_ip} fail: "
     decided = path.decided_by
     if decided is not None and path.disposition in (Disposition.DROPPED, Disposition.REJECTED):
-        there = nodes.get(decided.node)
-        stop = _stopped(path, there.nft if there is not None else None, answer, service)
+        stop = _stopped(path, nodes.get(decided.node), answer, service)
         if stop is not None:
             where = f"on {decided.node}: " if decided.node != node else ""
             return f"{lead}{where}{stop.words}", stop
-    if decided is not None and decided.backend == "cilium" and (state := nodes.get(node)) is not None:
-        from ktp.explain.cilium import failed_words
-
-        front_ends = state.cilium.frontends or () if state.cilium is not None else ()
-        by_text = next((f for f in front_ends if f.text == decided.rule), None)
-        if by_text is not None and not by_text.backends and by_text.port:
-            return lead + failed_words(by_text, service), None
-    if decided is not None and decided.backend == "ipvs":
-        return (
-            f"{lead}the virtual server has no real server that takes connections: {service} has no usable endpoint, or "
-            "(kube-proxy up to 1.23, externalTrafficPolicy Local) none on this node"
-        ), None
     if path.disposition is Disposition.DROPPED and decided is not None and decided.kind is StepKind.POLICY:
         return (
             f"{lead}no rule of table {decided.table} accepts the packet, and {decided.rule} applies",
@@ -269,30 +256,32 @@ class _Stop(NamedTuple):
     element: str = ""
 
 
-def _stopped(path: Path, nft: NftRuleset | None, answer: FlowAnswer, service: str) -> _Stop | None:
-    """Why the rule that decided `path` stopped it; None where no rule did. `nft` is the ruleset of its node."""
+def _stopped(path: Path, state: NodeState | None, answer: FlowAnswer, service: str) -> _Stop | None:
+    """Why the rule that decided `path` stopped it; None where no rule did. `state` is its node's."""
     decided = path.decided_by
     step = decided.step if decided is not None else None
-    if decided is None or step is None or decided.kind is not StepKind.RULE or not is_of_rule(step):
+    if decided is None or step is None or decided.kind is not StepKind.RULE:
         return None
-    if step.nft_rule is not None and table_of(nft, step) is None:
+    words, purpose = rule_words(step, state), purpose_of_step(step, state)
+    if not is_of_rule(step):
+        return _Stop(purpose.why(service, words)) if purpose is not None else None
+    table = table_of(state, step)
+    if step.nft_rule is not None and table is None:
         return _Stop(f"a rule of table {step.table}, chain {step.chain}, stops it")
-    words, purpose = rule_words(step, nft), purpose_of_step(step, nft)
     if purpose is None:
-        place = f"in chain {step.chain} of table {step.table}{owner_words(step, nft)}"
+        place = f"in chain {step.chain} of table {step.table}{owner_words(step, state)}"
         return _Stop(f"a rule that is not kube-proxy's, {place}: {words}")
     before = request_steps(path, decided.node)
     before = before[: before.index(step)] if step in before else before
     if purpose.aim is Aim.DROP_MARKED:
         for earlier in reversed(before):
-            marking = purpose_of_step(earlier, nft)
+            marking = purpose_of_step(earlier, state)
             if marking is not None and marking.aim.marks_for_drop:
                 why = marking.why(service, "")
                 return _Stop(f"{why}: {earlier.chain} marks the packet, {step.chain} drops it")
     asking = step
     if purpose.aim is Aim.REFUSE:
         asking = next((s for s in reversed(before) if step.chain in s.leads_to), step)
-    table = table_of(nft, step)
     found = _element(table, asking, answer) if table is not None else None
     if table is None or found is None:
         return _Stop(purpose.why(service, words))
@@ -363,10 +352,10 @@ def _stays(
     nodes: Mapping[str, NodeState],
 ) -> str:
     """Why no rule sent the packet to an endpoint, and the node itself answered."""
-    nft = nodes[node].nft if node in nodes else None
+    state = nodes.get(node)
     steps = request_steps(path, node)
     for step in steps:
-        purpose = purpose_of_step(step, nft)
+        purpose = purpose_of_step(step, state)
         if purpose is not None and purpose.aim.marks_for_drop:
             return (
                 f"{purpose.why(service, '')}; the packet is marked to be dropped, but no rule drops marked packets "
@@ -377,8 +366,8 @@ def _stays(
     unreached = ""
     if isinstance(rules, NodePortRules) and rules.nat:
         unreached = _unreached(steps)
-    elif rules is not None and rules.nat and nft is not None and not isinstance(rules, NodePortRules):
-        unreached = _unreached_nft(nft, steps, answer.flow.dst)
+    elif rules and rules.nat and state is not None and not isinstance(rules, NodePortRules):
+        unreached = _unreached_nft(state.nft, steps, answer.flow.dst)
     return unreached or "no rule sends the packet to an endpoint, so it stays with the node itself"
 
 
@@ -404,7 +393,7 @@ def _unreached(steps: Sequence[Step]) -> str:
     return ""
 
 
-def _unreached_nft(nft: NftRuleset, steps: Sequence[Step], dst: str) -> str:
+def _unreached_nft(nft: NftRuleset | None, steps: Sequence[Step], dst: str) -> str:
     """As `_unreached`, of kube-proxy's nftables mode."""
     from ktp.explain.nft_kube import kube_table, node_port_addresses
 
