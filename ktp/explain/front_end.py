@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ktp.explain.kube import destination_port, explain_chain, is_service_chain, protocol_of, service_of
+from ktp.explain.kube import (
+    destination_port,
+    explain_chain,
+    is_service_chain,
+    protocol_of,
+    purpose_of,
+    service_of,
+)
+from ktp.explain.purpose import Aim
 from ktp.kubeproxy.names import (
     EXT_PREFIX,
     KUBE_EXTERNAL_SERVICES,
@@ -151,13 +159,9 @@ def node_address(ruleset: Ruleset) -> str | None:
     if chain is None:
         return None
     for index in chain.containing(f"-j {KUBE_NODEPORTS}"):
-        rule = chain.rule(index)
-        if rule.target is None or rule.target.name != KUBE_NODEPORTS:
-            continue
-        for match in rule.matches:
-            option = match.options[0] if match.name == "" and match.options else None
-            if option is not None and option.flag == "-d" and not option.negated and option.args:
-                return option.args[0].partition("/")[0]
+        purpose = purpose_of(chain.rule(index))
+        if purpose is not None and purpose.aim is Aim.SEEK_NODE_PORT_AT:
+            return purpose.source
     return None
 
 
@@ -169,18 +173,7 @@ def pod_network(ruleset: Ruleset, rules: Iterable[Rule]) -> str | None:
         for name in (rule.target.name, SVC_PREFIX + rule.target.name.rpartition("-")[2]):
             chain = ruleset.chain("nat", name)
             for own in chain or ():
-                for match in own.matches:
-                    option = match.options[0] if match.name == "" and match.options else None
-                    if (
-                        option is not None
-                        and option.flag == "-s"
-                        and option.args
-                        and _is_network(option.args[0])
-                    ):
-                        return option.args[0]
+                purpose = purpose_of(own)
+                if purpose is not None and purpose.pod_network:
+                    return purpose.pod_network
     return None
-
-
-def _is_network(text: str) -> bool:
-    address, slash, bits = text.partition("/")
-    return bool(slash) and bits.isdigit() and int(bits) < (128 if ":" in address else 32)

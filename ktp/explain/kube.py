@@ -68,11 +68,6 @@ def is_service_chain(name: str) -> bool:
     return role is not None and role.is_per_service
 
 
-def is_kube_chain(name: str) -> bool:
-    """Whether Kubernetes owns the chain."""
-    return role_of_chain("nat", name) is not None or role_of_chain("filter", name) is not None
-
-
 def service_of(rule: Rule) -> str | None:
     """`namespace/name:port` that the rule's comment names, None where it names none."""
     comment = rule.comment
@@ -477,17 +472,3 @@ def _has_ranges(ruleset: Ruleset | None, rule: Rule) -> bool:
     """Whether the rule's chain lets single sources pass; True where it was not read."""
     chain = ruleset.chain(rule.table, rule.chain) if ruleset is not None else None
     return chain is None or any(_header(each, "-s") for each in chain)
-
-
-__all__ = [
-    "chance_of",
-    "destination_port",
-    "endpoint_of",
-    "explain_chain",
-    "explain_rule",
-    "is_kube_chain",
-    "is_service_chain",
-    "protocol_of",
-    "purpose_of",
-    "service_of",
-]

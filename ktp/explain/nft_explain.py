@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ktp.dataplane.walk import Walker
-from ktp.explain.explain import MOST_CALLERS, Asked, AskedAddress, ask_rules, chain_alone
+from ktp.explain.explain import MOST_CALLERS, POD, Asked, AskedAddress, ask_rules, chain_alone
 from ktp.explain.nft_kube import (
     NftNodePort,
     element_words,
     explain_nft_rule,
     generation_of,
-    is_kube_table,
     kube_table,
     nft_node_ports,
     node_port_addresses,
@@ -20,6 +19,7 @@ from ktp.explain.nft_kube import (
     pod_network_of,
 )
 from ktp.explain.nft_tree import nft_chain_tree, nft_rule_node
+from ktp.kubeproxy.names import is_kube_table
 from ktp.model.explanation import Explanation, RuleNode
 from ktp.model.host import NodeState
 from ktp.model.nftables import AnonymousSet, NftMap, NftRuleset, NftTable, Vmap, render_element
@@ -108,7 +108,7 @@ def _ask(
         rules,
         dialled,
         addresses=addresses or (),
-        pod_network=pod_network_of(table),
+        pod_network=pod_network_of(table) if vantage == POD else None,
         source=ruleset.source,
         written_by=rules_of_nft(table),
         notes=notes,

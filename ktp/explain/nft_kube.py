@@ -14,8 +14,6 @@ from ktp.explain.nft_words import condition_words, nft_rule_words
 from ktp.explain.purpose import Aim, Front, FrontKind, Purpose
 from ktp.kubeproxy.names import (
     NFT_AFFINITY_PREFIX,
-    NFT_EXTERNAL_PREFIX,
-    NFT_SERVICE_PREFIX,
     NFT_TABLE,
     ChainRole,
     host_port,
@@ -42,7 +40,6 @@ from ktp.model.nftables import (
     NftTable,
     Numgen,
     Payload,
-    Prefix,
     Reject,
     SetElement,
     SetReference,
@@ -167,12 +164,10 @@ def node_port_addresses(table: NftTable) -> tuple[str, ...] | None:
 def pod_network_of(table: NftTable) -> str | None:
     """The pods' network as the rules tell it."""
     for name, chain in table.chains.items():
-        if name != "services" and not name.startswith((NFT_EXTERNAL_PREFIX, NFT_SERVICE_PREFIX)):
-            continue
         for rule in chain.rules:
-            for s in rule.statements:
-                if isinstance(s, Match) and _is_field(s.left, "saddr") and isinstance(s.right, Prefix):
-                    return str(s.right)
+            purpose = purpose_of_nft(table, name, rule)
+            if purpose is not None and purpose.pod_network:
+                return purpose.pod_network
     return None
 
 
@@ -579,28 +574,3 @@ def target_of_value(value: MapValue | None) -> Endpoint | None:
         if isinstance(port, int):
             return Endpoint(str(ip), port)
     return None
-
-
-__all__ = [
-    "NftGeneration",
-    "NftNodePort",
-    "element_words",
-    "endpoint_of_chain",
-    "endpoint_of_value",
-    "explain_nft_chain",
-    "explain_nft_rule",
-    "generation_of",
-    "is_kube_table",
-    "is_service_chain",
-    "kube_table",
-    "nft_node_ports",
-    "node_port_addresses",
-    "node_port_elements",
-    "owner_of",
-    "pod_network_of",
-    "service_of_chain",
-    "service_of_element",
-    "set_words",
-    "target_of_value",
-    "verdict_in",
-]

@@ -365,6 +365,3 @@ def _mangle_words(mangle: Mangle) -> str:
             else f"connection's mark changed (`{mangle}`)"
         )
     return f"`{mangle}`"
-
-
-__all__ = ["action_words", "condition_words", "match_words", "nft_rule_words", "verdict_words"]

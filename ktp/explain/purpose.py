@@ -308,6 +308,12 @@ class Purpose(NamedTuple):
     set_name: str = ""
     until: str = ""
 
+    @property
+    def pod_network(self) -> str:
+        """The pods' network as kube-proxy detects it, where the rule tells pods by one; "" otherwise."""
+        bits = self.source.partition("/")[2] if self.aim in (Aim.SPARE_PODS, Aim.MASQ_OUTSIDE) else ""
+        return self.source if bits.isdigit() and int(bits) < (128 if ":" in self.source else 32) else ""
+
     def words(self, *, conditions: str = "", action: str = "", brief: bool = False) -> str:
         """The sentence. `conditions` and `action` are its rule's in words; `brief` leaves out what the chain is for."""
         service = self.service or "the Service"

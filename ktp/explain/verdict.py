@@ -416,6 +416,3 @@ def _unreached_nft(nft: NftRuleset | None, steps: Sequence[Step], dst: str) -> s
             "stays with the node itself"
         )
     return ""
-
-
-__all__ = ["is_fine", "shown", "verdict_of"]

@@ -454,5 +454,3 @@ _TARGETS: dict[str, Callable[[Target], str]] = {
     "HL": lambda t: f"hop limit changed ({' '.join(_raw(o) for o in t.options)}), then on",
     "CLASSIFY": lambda t: f"traffic class set ({' '.join(_raw(o) for o in t.options)}), then on",
 }
-
-__all__ = ["condition_words", "host_words", "match_words", "percent", "rule_words", "target_words"]
