@@ -45,7 +45,8 @@ def explain_rule(rule: Rule, ruleset: Ruleset | None = None, *, brief: bool = Fa
     purpose = purpose_of(rule, ruleset)
     if purpose is None:
         return rule_words(rule)
-    return purpose.words(conditions=condition_words(rule), action=target_words(rule.target), brief=brief)
+    conditions = condition_words(rule) if purpose.aim.tells_conditions else ""
+    return purpose.words(conditions=conditions, action=target_words(rule.target), brief=brief)
 
 
 def explain_chain(table: str, name: str) -> str:

@@ -339,7 +339,8 @@ def explain_nft_rule(table: NftTable, chain: str, rule: NftRule, *, brief: bool 
     """
     purpose = purpose_of_nft(table, chain, rule)
     if purpose is not None:
-        return purpose.words(conditions=condition_words(rule.statements), brief=brief)
+        conditions = condition_words(rule.statements) if purpose.aim.tells_conditions else ""
+        return purpose.words(conditions=conditions, brief=brief)
     found = table.chains.get(chain)
     return nft_rule_words(
         rule, policy=(found.policy or "accept") if found is not None and found.is_base else None

@@ -175,6 +175,11 @@ class Aim(Enum):
     IS_CLUSTER_IP = "a cluster IP"
 
     @property
+    def tells_conditions(self) -> bool:
+        """Whether its sentence has the conditions of the rule in it."""
+        return self in _CONDITIONAL
+
+    @property
     def stops(self) -> bool:
         """Whether it drops or refuses packets."""
         return self in _STOPS
@@ -227,6 +232,9 @@ _STOPS = frozenset(_WHY) - _MARKS_FOR_DROP | {
     Aim.DROP_INVALID,
     Aim.IPVS_FOREIGN,
 }
+_CONDITIONAL = frozenset(
+    aim for aim in Aim if any(name in aim.value for name in ("{every}", "{conditions}", "{rest}"))
+)
 _CHAINS = {
     ChainRole.EXTERNAL_LOCAL_OLD: "its chain for external traffic under policy Local",
     ChainRole.EXTERNAL: "its chain for external traffic",
@@ -337,7 +345,7 @@ class Purpose(NamedTuple):
             share=percent(self.share) if self.share is not None else "",
             count=round(1 / self.share) if self.share else 0,
             within=within if self.seconds else "",
-            set=ipset_words("KUBE-" + self.set_name) or self.set_name,
+            set=self.set_name and (ipset_words("KUBE-" + self.set_name) or self.set_name),
             until=self.until,
         )
         if self.aim is Aim.ENTER and self.role is not None and not brief:
