@@ -12,10 +12,11 @@ from ktp.diagnose.alike import Twin
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks.ktp902_probe_disagrees import CHECK as DISAGREES
 from ktp.diagnose.questions import node_addresses
+from ktp.explain.steps import is_kube_proxys_stop
 from ktp.kubeproxy.endpoints import EndpointSelection, ProxyEndpoint, external_policy_local
 from ktp.kubeproxy.frontends import FrontEndKind, ip_versions_of
 from ktp.kubeproxy.ipvs_mode import destinations
-from ktp.kubeproxy.names import host_port, is_kube_proxys
+from ktp.kubeproxy.names import host_port
 from ktp.kubeproxy.node import ProxyMode
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.cluster import Service
@@ -133,7 +134,7 @@ def _led_to(fact: FlowAnswer | None) -> frozenset[str] | None:
         if found:
             out.add(host_port(found[-1].ip, found[-1].port or 0))
         elif path.disposition in (Disposition.DROPPED, Disposition.REJECTED) and not (
-            path.decided_by is not None and is_kube_proxys(path.decided_by.table, path.decided_by.chain)
+            path.decided_by is not None and is_kube_proxys_stop(path.decided_by.step)
         ):
             return None  # another's rule ends the packet before it meets kube-proxy's
     return frozenset(out)

@@ -65,6 +65,17 @@ def purpose_of_step(step: Step, state: NodeState | None) -> Purpose | None:
     return purpose_of_nft(table, step.chain, step.nft_rule)
 
 
+def is_kube_proxys_stop(step: Step | None) -> bool:
+    """Whether kube-proxy (or the kubelet for it) drops or refuses at a step: in iptables by the rule's purpose.
+
+    Its nftables tables are its own, and nobody else writes there.
+    """
+    if step is None or step.rule is None:
+        return step is not None and role_of_step(step) is not None
+    purpose = purpose_of(step.rule)
+    return purpose is not None and purpose.aim.stops
+
+
 def rule_words(step: Step, state: NodeState | None) -> str:
     """The sentence of a step's rule."""
     if step.rule is not None:

@@ -63,11 +63,6 @@ def is_kube_table(family: str, name: str) -> bool:
     return name == NFT_TABLE and family in ("ip", "ip6")
 
 
-def is_kube_proxys(table: str, chain: str) -> bool:
-    """Whether a chain is kube-proxy's or the kubelet's: by its name, or by the table of the nftables mode."""
-    return chain.startswith("KUBE-") or is_kube_table(*table.partition(" ")[::2])
-
-
 def service_port_string(namespace: str, service: str, port_name: str, *, legacy_unnamed: bool = False) -> str:
     """`ServicePortName.String()`: `ns/name:port`, or `ns/name` for an unnamed port.
 

@@ -43,9 +43,10 @@ from ktp.diagnose.checks.health_common import is_kept_off
 from ktp.diagnose.checks.ktp304_cilium_policy import is_front_end
 from ktp.diagnose.checks.policy_common import policies_of_pods
 from ktp.diagnose.checks.rule_common import marking_rule
+from ktp.explain.steps import is_kube_proxys_stop
 from ktp.kubeproxy.endpoints import EndpointSelection
 from ktp.kubeproxy.frontends import FrontEndKind
-from ktp.kubeproxy.names import host_port, is_kube_proxys
+from ktp.kubeproxy.names import host_port
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.change import Change
 from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
@@ -221,7 +222,7 @@ def _gets_further(case: Case, entry: Entry, node: str, *, try_pod: bool) -> tupl
     before = entry.cell.decided_by
     if before is None or before.node != node:
         return None
-    if not is_kube_proxys(before.table, before.chain) and not is_front_end(before):
+    if not is_kube_proxys_stop(before.step) and not is_front_end(before):
         return None
     if try_pod and _is_other((after := _with_pod(case, entry, node)).decided_by, before):
         return f"a ready pod on {node}", after.reason
