@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ktp.explain.words import TYPE_WORDS
 from ktp.model.nftables import (
     AnonymousSet,
     Binary,
@@ -53,13 +54,6 @@ from ktp.model.nftables import (
     render,
 )
 
-_FIB_TYPES = {
-    "local": "an address of this node",
-    "broadcast": "a broadcast address",
-    "multicast": "a multicast address",
-    "unicast": "a unicast address that is not this node's",
-    "anycast": "an anycast address",
-}
 _REFUSED = ("port-unreachable", "icmp-port-unreachable", "icmpv6-port-unreachable")
 _SILENT = (Counter, Last)
 _SHOWN = 6  # elements of an anonymous set or map that a sentence names
@@ -152,7 +146,7 @@ def match_words(match: Match) -> str:
             return f"{no}of a connection marked {values}"
         case Fib("type", ("saddr",)) | Fib("type", ("daddr",)):
             side = "from" if left.flags == ("saddr",) else "to"
-            kinds = [_FIB_TYPES.get(v, v) for v in values.split(" or ")]
+            kinds = [TYPE_WORDS.get(v.upper(), v) for v in values.split(" or ")]
             return f"{no}{side} {' or '.join(kinds)}"
         case _:
             return f"`{match}`"

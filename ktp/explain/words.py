@@ -11,7 +11,7 @@ from ktp.model.reading import lost_words, unread_words
 from ktp.model.ruleset import Match, Option, Rule, Target
 
 _PROTOCOL_WORDS = {"icmpv6": "ICMPv6", "ipv6-icmp": "ICMPv6", "icmp": "ICMP"}
-_TYPE_WORDS = {
+TYPE_WORDS = {
     "LOCAL": "an address of this node",
     "BROADCAST": "a broadcast address",
     "MULTICAST": "a multicast address",
@@ -153,7 +153,7 @@ def _tcp(match: Match) -> list[str]:
 def _addrtype(match: Match) -> list[str]:
     out = []
     for o in match.options:
-        kinds = " or ".join(_TYPE_WORDS.get(k, k) for k in (o.args[0].split(",") if o.args else ()))
+        kinds = " or ".join(TYPE_WORDS.get(k, k) for k in (o.args[0].split(",") if o.args else ()))
         if o.flag == "--dst-type":
             out.append(f"{_not(o)}to {kinds}")
         elif o.flag == "--src-type":
