@@ -37,8 +37,12 @@ def owner_of(chain: str, target: str = "", table: str = "") -> Owner | None:
 
 
 def author_of(owner: Owner | None, comment: str | None = None) -> str:
-    """Who likely wrote a rule, in words: its owner, else who its comment speaks of; `NOBODY` where nothing tells."""
-    owner = owner or (owner_of_comment(comment) if comment is not None else None)
+    """Who likely wrote a rule, in words: its owner, else who its comment speaks of; `NOBODY` where nothing tells.
+
+    Many write rules for Kubernetes and say so: such a comment tells nothing.
+    """
+    named = owner_of_comment(comment) if comment is not None else None
+    owner = owner or (named if named is not KUBE else None)
     return owner.name if owner is not None else NOBODY
 
 

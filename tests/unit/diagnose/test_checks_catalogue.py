@@ -12,7 +12,7 @@ import pytest
 
 from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.checks.provider_annotations import CONFLICTS, KNOWN, direct_to_pods, selects
-from ktp.diagnose.checks.rule_common import NOBODY, author_of, owner_of
+from ktp.diagnose.checks.rule_common import NOBODY, RuleInPlace, author_of, owner_of
 from ktp.diagnose.service import diagnose_service
 from ktp.kubeproxy.changes import with_endpoint_ready
 from ktp.model.cluster import Cluster, Endpoint, EndpointSlice, Service, ServicePort
@@ -549,3 +549,22 @@ def test_who_talks_to_pods_directly(annotations: dict[str, str], direct: bool) -
 )
 def test_who_wrote_a_rule(chain: str, target: str, comment: str | None, table: str, author: str) -> None:
     assert author_of(owner_of(chain, target, table), comment) == author
+
+
+def test_a_comment_makes_no_rule_kube_proxys_and_no_ban() -> None:
+    def rule(chain: str, table: str, comment: str, backend: str = "iptables-nft") -> RuleInPlace:
+        return RuleInPlace(
+            node="node-a", backend=backend, table=table, chain=chain, position=1, text="", comment=comment
+        )
+
+    told = rule("PREROUTING", "nat", "for kubernetes ingress")
+    assert not told.is_kube
+    assert told.author == NOBODY
+    banned = rule("INPUT", "filter", "as fail2ban would")
+    assert banned.owner is None  # which decides whether it is a ban
+    assert banned.author == "fail2ban"  # where to look first, and no more
+    assert rule("KUBE-SERVICES", "nat", "").is_kube
+    assert rule("KUBE-HOSTPORTS", "nat", "").is_kube
+    assert not rule("KUBE-ROUTER-FORWARD", "filter", "").is_kube
+    assert rule("services", "ip kube-proxy", "", "nftables").is_kube
+    assert not rule("forward", "inet site", "kube-proxy", "nftables").is_kube
