@@ -160,8 +160,8 @@ def node_address(ruleset: Ruleset) -> str | None:
         return None
     for index in chain.containing(f"-j {KUBE_NODEPORTS}"):
         purpose = purpose_of(chain.rule(index))
-        if purpose is not None and purpose.aim is Aim.SEEK_NODE_PORT_AT:
-            return purpose.source
+        if purpose is not None and purpose.aim is Aim.SEEK_NODE_PORT_AT and purpose.front is not None:
+            return purpose.front.address
     return None
 
 

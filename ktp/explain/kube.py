@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from ktp.explain.purpose import Aim, Front, FrontKind, Purpose
 from ktp.explain.words import condition_words, host_words, rule_words, target_words
@@ -137,17 +136,51 @@ def _header(rule: Rule, flag: str, *, negated: bool = False) -> str:
     return ""
 
 
-def _has(rule: Rule, name: str, flag: str = "", *args: str) -> bool:
-    for match in rule.matches:
-        if match.name == name:
-            option = match.option(flag) if flag else None
-            if not flag or (option is not None and not option.negated and args in ((), option.args)):
-                return True
-    return False
+def _source(rule: Rule) -> str:
+    return _header(rule, "-s")
+
+
+def _outside(rule: Rule) -> str:
+    return _header(rule, "-s", negated=True)
+
+
+def _destination(rule: Rule) -> str:
+    return _header(rule, "-d")
+
+
+def _by_device(rule: Rule) -> str:
+    return _header(rule, "-i") or _header(rule, "-i", negated=True)
+
+
+def _is_loopback(rule: Rule) -> bool:
+    return _source(rule) in _LOOPBACK
+
+
+def _is_to_loopback(rule: Rule) -> bool:
+    return _destination(rule) in _LOOPBACK
 
 
 def _is_bare(rule: Rule) -> bool:
     return all(m.name == "comment" for m in rule.matches)
+
+
+def _has(name: str, flag: str = "", *args: str) -> Callable[[Rule], bool]:
+    """Whether the rule has that match, with an option of these arguments that is not negated."""
+
+    def asks(rule: Rule) -> bool:
+        for match in rule.matches:
+            if match.name == name:
+                option = match.option(flag) if flag else None
+                if not flag or (option is not None and not option.negated and args in ((), option.args)):
+                    return True
+        return False
+
+    return asks
+
+
+_from_node = _has("addrtype", "--src-type", "LOCAL")
+_to_node = _has("addrtype", "--dst-type", "LOCAL")
+_by_bridge = _has("physdev")
 
 
 def _asked_set(rule: Rule) -> tuple[str, str]:
@@ -159,15 +192,178 @@ def _asked_set(rule: Rule) -> tuple[str, str]:
     return "", ""
 
 
-def _node_port(rule: Rule) -> Front:
-    return Front(FrontKind.NODE_PORT, None, destination_port(rule), protocol_of(rule))
+def _set(beginning: str = "") -> Callable[[Rule], bool]:
+    return lambda rule: (name := _asked_set(rule)[0]) != "" and name.startswith(beginning)
 
 
-def _address(rule: Rule, kind: FrontKind) -> Front:
-    return Front(kind, host_words(_header(rule, "-d")), destination_port(rule), protocol_of(rule))
+def _no_set(rule: Rule) -> bool:
+    return not _asked_set(rule)[0]
+
+
+def _set_by_source(rule: Rule) -> bool:
+    name, sides = _asked_set(rule)
+    return name == "CLUSTER-IP" and sides.startswith("src")
+
+
+def _cluster_ip_from_outside(rule: Rule) -> bool:
+    return bool(_outside(rule)) and bool(_destination(rule) or _asked_set(rule)[0] == "CLUSTER-IP")
+
+
+def _limited(rule: Rule) -> bool:
+    return bool(_destination(rule)) and (_by_bridge(rule) or _to_node(rule))
+
+
+def _counted(rule: Rule) -> bool:
+    return destination_port(rule) is not None and bool(_destination(rule)) and _has("nfacct")(rule)
+
+
+def _port(rule: Rule) -> bool:
+    return destination_port(rule) is not None
+
+
+def _port_for_all(rule: Rule) -> bool:
+    return _port(rule) and not _source(rule)
+
+
+def _one_front_end(rule: Rule) -> bool:
+    """kube-proxy drops and refuses front ends one by one: a host's address, or LOCAL, with a port."""
+    return _port(rule) and (_to_node(rule) or _destination(rule).endswith(("/32", "/128")))
+
+
+def _front(rule: Rule, kind: FrontKind) -> Front:
+    if kind is FrontKind.SERVICE_ADDRESS:
+        label = (rule.comment or "").rpartition(" ")[0].rpartition(" ")[2] + " IP"
+        kind = _ADDRESS_KINDS.get(label, kind)
+    elif kind is FrontKind.ADDRESS and _to_node(rule):
+        kind = FrontKind.NODE_PORT
+    return Front(kind, host_words(_destination(rule)) or None, destination_port(rule), protocol_of(rule))
 
 
 # -- what it is for
+
+_Form = tuple[str | ChainRole | None, Callable[[Rule], object] | None, Aim, FrontKind | None]
+"""The target or what its chain is for (None: a chain of one service port), what else the rule asks for, and its aim."""
+
+_DRAWS: tuple[_Form, ...] = (
+    (ChainRole.ENDPOINT, _has("recent", "--rcheck"), Aim.STAY, None),
+    (ChainRole.ENDPOINT, _has("statistic"), Aim.DRAW, None),
+    (ChainRole.ENDPOINT, None, Aim.DRAW_LAST, None),
+    (ChainRole.MARK_DROP, None, Aim.NO_LOCAL_MARKED, None),
+    (ChainRole.MARK_MASQ, _cluster_ip_from_outside, Aim.MASQ_OUTSIDE, FrontKind.CLUSTER_IP),
+    (ChainRole.MARK_MASQ, _destination, Aim.MASQ_ANYONE, FrontKind.CLUSTER_IP),
+    (ChainRole.MARK_MASQ, _port, Aim.MASQ_FRONT, FrontKind.NODE_PORT),
+)
+_EXTERNAL: tuple[_Form, ...] = (
+    (ChainRole.SERVICE, _from_node, Aim.SPARE_OWN, None),
+    (ChainRole.SERVICE, _source, Aim.SPARE_PODS, None),
+    (ChainRole.SERVICE, _by_device, Aim.SPARE_PODS_BY_DEVICE, None),
+    (ChainRole.SERVICE, _is_bare, Aim.CLUSTER_POLICY, None),
+    (ChainRole.MARK_MASQ, _from_node, Aim.MASQ_OWN, None),
+    (ChainRole.MARK_MASQ, _is_bare, Aim.MASQ_POLICY, None),
+    (ChainRole.SERVICE_LOCAL, None, Aim.LOCAL_POLICY, None),
+    (ChainRole.MARK_DROP, None, Aim.NO_LOCAL_MARKED, None),
+    (ChainRole.ENDPOINT, _has("recent", "--rcheck"), Aim.STAY, None),
+    (ChainRole.ENDPOINT, _has("statistic"), Aim.DRAW_LOCAL, None),
+    (ChainRole.ENDPOINT, None, Aim.DRAW_LOCAL_LAST, None),
+)
+_HEALTH_CHECKS: tuple[_Form, ...] = (
+    ("ACCEPT", _set("HEALTH-CHECK"), Aim.HEALTH_CHECKS, None),
+    ("ACCEPT", None, Aim.HEALTH_CHECK, FrontKind.NODE_PORT),
+)
+_IPVS_FILTER: tuple[_Form, ...] = (
+    ("RETURN", None, Aim.IPVS_OWN, None),
+    ("REJECT", _set(), Aim.IPVS_FOREIGN, None),
+    ("DROP", _has("ipvs", "--vaddr"), Aim.RANGES_DROP_OWN, None),
+)
+_FORMS: Mapping[ChainRole, tuple[_Form, ...]] = {
+    ChainRole.SERVICES_NAT: (
+        (ChainRole.NODEPORTS_NAT, _destination, Aim.SEEK_NODE_PORT_AT, FrontKind.ADDRESS),
+        (ChainRole.NODEPORTS_NAT, None, Aim.SEEK_NODE_PORT, None),
+        (ChainRole.IPVS_NODE_PORT_NAT, None, Aim.IPVS_NODE_PORTS, None),
+        (ChainRole.IPVS_LOAD_BALANCER, None, Aim.IPVS_LOAD_BALANCERS, None),
+        ("RETURN", _no_set, Aim.IPVS_LOOPBACK, None),
+        ("ACCEPT", _set(), Aim.IPVS_ACCEPT, None),
+        (ChainRole.MARK_MASQ, _set_by_source, Aim.MASQ_FROM_CLUSTER_IP, None),
+        (ChainRole.MARK_MASQ, _cluster_ip_from_outside, Aim.MASQ_OUTSIDE, FrontKind.CLUSTER_IP),
+        (ChainRole.MARK_MASQ, _set("CLUSTER-IP"), Aim.MASQ_ANYONE, FrontKind.CLUSTER_IP),
+        (ChainRole.MARK_MASQ, _set(), Aim.IPVS_MASQ, None),
+        (ChainRole.MARK_MASQ, _destination, Aim.MASQ_ADDRESS, FrontKind.ADDRESS),
+        (None, _limited, Aim.LEAD_IF, FrontKind.SERVICE_ADDRESS),
+        (None, _destination, Aim.LEAD, FrontKind.SERVICE_ADDRESS),
+    ),
+    ChainRole.NODEPORTS_NAT: (
+        (ChainRole.MARK_MASQ, _is_loopback, Aim.MASQ_LOOPBACK, None),
+        (ChainRole.MARK_MASQ, _port_for_all, Aim.MASQ_FRONT, FrontKind.NODE_PORT),
+        (None, _counted, Aim.LEAD_COUNTED, FrontKind.NODE_PORT),
+        (None, _port, Aim.LEAD, FrontKind.NODE_PORT),
+    ),
+    ChainRole.EXTERNAL: _EXTERNAL,
+    ChainRole.EXTERNAL_LOCAL_OLD: _EXTERNAL,
+    ChainRole.SERVICE: _DRAWS,
+    ChainRole.SERVICE_LOCAL: _DRAWS,
+    ChainRole.ENDPOINT: (
+        (ChainRole.MARK_MASQ, _source, Aim.MASQ_SELF, None),
+        ("DNAT", _has("recent", "--set"), Aim.TRANSLATE_NOTED, None),
+        ("DNAT", None, Aim.TRANSLATE, None),
+    ),
+    ChainRole.LOAD_BALANCER_FIREWALL: (
+        ("", None, Aim.RANGES_NOTE, None),
+        (ChainRole.MARK_DROP, None, Aim.RANGES_MARK, None),
+        (ChainRole.MARK_MASQ, None, Aim.MASQ_POLICY, None),
+        (None, _source, Aim.RANGES_LEAD, None),
+        (None, None, Aim.RANGES_NONE, None),
+    ),
+    ChainRole.POSTROUTING: (
+        ("MASQUERADE", _set("LOOP-BACK"), Aim.SNAT_SELF, None),
+        ("MASQUERADE", None, Aim.MASQUERADE, None),
+        ("RETURN", _has("mark"), Aim.UNMARKED, None),
+        ("MARK", None, Aim.UNMARK, None),
+    ),
+    ChainRole.MARK_MASQ: (("MARK", None, Aim.MARK_MASQ, None),),
+    ChainRole.MARK_DROP: (("MARK", None, Aim.MARK_DROP, None),),
+    ChainRole.SERVICES_FILTER: (
+        ("REJECT", _one_front_end, Aim.NO_ENDPOINT, FrontKind.ADDRESS),
+        ("DROP", _one_front_end, Aim.NO_LOCAL_INTERNAL, FrontKind.ADDRESS),
+    ),
+    ChainRole.EXTERNAL_SERVICES: (
+        ("REJECT", _one_front_end, Aim.NO_ENDPOINT, FrontKind.ADDRESS),
+        ("DROP", _one_front_end, Aim.NO_LOCAL, FrontKind.ADDRESS),
+    ),
+    ChainRole.PROXY_FIREWALL: (
+        (ChainRole.IPVS_SOURCE_RANGES, _set("LOAD-BALANCER"), Aim.RANGES_CHECK, None),
+        ("DROP", _one_front_end, Aim.RANGES_DROP, FrontKind.LOAD_BALANCER_IP),
+    ),
+    ChainRole.NODEPORTS_FILTER: _HEALTH_CHECKS,
+    ChainRole.IPVS_NODE_PORT_FILTER: _HEALTH_CHECKS,
+    ChainRole.FORWARD: (
+        ("DROP", _has("conntrack", "--ctstate", "INVALID"), Aim.DROP_INVALID, None),
+        ("ACCEPT", _has("mark"), Aim.ACCEPT_MARKED, None),
+        ("ACCEPT", _has("conntrack"), Aim.ACCEPT_OPEN, None),
+    ),
+    ChainRole.FIREWALL_FILTER: (
+        ("DROP", _has("mark", "--mark"), Aim.DROP_MARKED, None),
+        ("DROP", _is_to_loopback, Aim.DROP_LOOPBACK, None),
+    ),
+    ChainRole.IPVS_NODE_PORT_NAT: (
+        ("RETURN", _set(), Aim.IPVS_NODE_PORTS_LOCAL, None),
+        (ChainRole.MARK_MASQ, _set(), Aim.IPVS_NODE_PORTS_MASQ, None),
+    ),
+    ChainRole.IPVS_LOAD_BALANCER: (
+        (ChainRole.FIREWALL_IPVS, None, Aim.RANGES_CHECK, None),
+        ("RETURN", _set(), Aim.IPVS_LOAD_BALANCERS_LOCAL, None),
+        (ChainRole.MARK_MASQ, _no_set, Aim.IPVS_OTHERS_MASQ, None),
+    ),
+    ChainRole.FIREWALL_IPVS: (
+        ("RETURN", None, Aim.RANGES_RETURN, None),
+        (ChainRole.MARK_DROP, None, Aim.RANGES_MARK_OTHERS, None),
+    ),
+    ChainRole.IPVS_SOURCE_RANGES: (
+        ("RETURN", None, Aim.RANGES_RETURN, None),
+        ("DROP", _is_bare, Aim.RANGES_DROP_OTHERS, None),
+    ),
+    ChainRole.IPVS_FILTER: _IPVS_FILTER,
+    ChainRole.IPVS_OUT_FILTER: _IPVS_FILTER,
+}
 
 
 def purpose_of(rule: Rule, ruleset: Ruleset | None = None) -> Purpose | None:
@@ -184,274 +380,45 @@ def purpose_of(rule: Rule, ruleset: Ruleset | None = None) -> Purpose | None:
             return None
         return Purpose(aim=Aim.ENTER, source=rule.table, to=target, role=to)
     where = role_of_chain(rule.table, rule.chain)
-    if where is None or (recognise := _RECOGNISERS.get(where)) is None:
-        return None
-    found = recognise(_Placed(rule, where, target, to))
-    if isinstance(found, Aim):
-        found = Purpose(aim=found)
-    if found is None:
-        return None
-    endpoint = found.endpoint
+    own = to is not None and to.is_per_service
+    for wanted, asks, aim, kind in _FORMS.get(where, ()) if where is not None else ():
+        if (wanted in (target, to) if wanted is not None else own) and (asks is None or asks(rule)):
+            return _purpose(rule, ruleset, target, to, aim, kind)
+    return None
+
+
+def _purpose(
+    rule: Rule, ruleset: Ruleset | None, target: str, to: ChainRole | None, aim: Aim, kind: FrontKind | None
+) -> Purpose:
+    """A rule's purpose with all that the rule tells."""
+    source = host_words(_source(rule) or _outside(rule))
+    endpoint = rule.target.value("--to-destination") if rule.target is not None else None
     if to is ChainRole.ENDPOINT:
         endpoint = endpoint_of(target, ruleset) or target
-    aim = found.aim
-    if aim is Aim.MARK_DROP and ruleset is not None and not _drops_marked(ruleset, rule):
+    elif aim is Aim.MASQ_SELF:
+        endpoint = source
+    elif aim is Aim.MARK_DROP and ruleset is not None and not _drops_marked(ruleset, rule):
         aim = Aim.MARK_DROP_IN_VAIN
-    if aim is Aim.RANGES_MARK and not _has_ranges(ruleset, rule):
+    elif aim is Aim.RANGES_MARK and not _has_ranges(ruleset, rule):
         aim = Aim.RANGES_MARK_REST
-    service = found.service or service_of(rule)
-    return found._replace(aim=aim, endpoint=endpoint, service=service, to=found.to or target, role=to)
-
-
-_Found = Purpose | Aim | None
-
-
-class _Placed(NamedTuple):
-    """A rule with the role of its chain, its target, and the role of the chain that this is."""
-
-    rule: Rule
-    where: ChainRole
-    target: str
-    to: ChainRole | None
-
-
-def _services(k: _Placed) -> _Found:
-    name, sides = _asked_set(k.rule)
-    dst, outside = _header(k.rule, "-d"), _header(k.rule, "-s", negated=True)
-    if k.to is ChainRole.NODEPORTS_NAT:
-        if dst:
-            return Purpose(aim=Aim.SEEK_NODE_PORT_AT, source=host_words(dst))
-        return Aim.SEEK_NODE_PORT
-    if k.to is ChainRole.IPVS_NODE_PORT_NAT:
-        return Aim.IPVS_NODE_PORTS
-    if k.to is ChainRole.IPVS_LOAD_BALANCER:
-        return Aim.IPVS_LOAD_BALANCERS
-    if k.target == "RETURN" and not name:
-        return Aim.IPVS_LOOPBACK
-    if k.to is ChainRole.MARK_MASQ and (name == "CLUSTER-IP" or (dst and outside)):
-        if sides.startswith("src"):
-            return Aim.MASQ_FROM_CLUSTER_IP
-        front = Front(FrontKind.CLUSTER_IP) if name else _address(k.rule, FrontKind.CLUSTER_IP)
-        return Purpose(aim=Aim.MASQ_OUTSIDE if outside else Aim.MASQ_ANYONE, front=front, source=outside)
-    if name and (k.target == "ACCEPT" or k.to is ChainRole.MARK_MASQ):
-        aim = Aim.IPVS_ACCEPT if k.target == "ACCEPT" else Aim.IPVS_MASQ
-        return Purpose(aim=aim, set_name=name)
-    if not dst:
-        return None
-    if k.to is ChainRole.MARK_MASQ:
-        return Purpose(aim=Aim.MASQ_ADDRESS, front=_address(k.rule, FrontKind.ADDRESS))
-    if k.to is None or not k.to.is_per_service:
-        return None
-    label = (k.rule.comment or "").rpartition(" ")[0].rpartition(" ")[2] + " IP"
-    front = _address(k.rule, _ADDRESS_KINDS.get(label, FrontKind.SERVICE_ADDRESS))
-    limited = _has(k.rule, "physdev") or _has(k.rule, "addrtype", "--dst-type", "LOCAL")
-    return Purpose(aim=Aim.LEAD_IF if limited else Aim.LEAD, front=front)
-
-
-def _nodeports(k: _Placed) -> _Found:
-    if destination_port(k.rule) is None or k.to is None:
-        return None
-    src, dst = _header(k.rule, "-s"), _header(k.rule, "-d")
-    if k.to is ChainRole.MARK_MASQ:
-        if src in _LOOPBACK:
-            return Purpose(aim=Aim.MASQ_LOOPBACK, source=src)
-        return None if src else Purpose(aim=Aim.MASQ_FRONT, front=_node_port(k.rule))
-    if not k.to.is_per_service:
-        return None
-    counted = dst and _has(k.rule, "nfacct")
-    return Purpose(aim=Aim.LEAD_COUNTED if counted else Aim.LEAD, front=_node_port(k.rule), source=dst)
-
-
-def _external(k: _Placed) -> _Found:
-    from_node = _has(k.rule, "addrtype", "--src-type", "LOCAL")
-    pods = _header(k.rule, "-s")
-    match k.to:
-        case ChainRole.SERVICE if pods and not from_node:
-            return Purpose(aim=Aim.SPARE_PODS, source=pods)
-        case ChainRole.SERVICE if from_node or _is_bare(k.rule):
-            return Aim.SPARE_OWN if from_node else Aim.CLUSTER_POLICY
-        case ChainRole.SERVICE if _header(k.rule, "-i") or _header(k.rule, "-i", negated=True):
-            return Aim.SPARE_PODS_BY_DEVICE
-        case ChainRole.MARK_MASQ if from_node or _is_bare(k.rule):
-            return Aim.MASQ_OWN if from_node else Aim.MASQ_POLICY
-        case ChainRole.SERVICE_LOCAL:
-            return Aim.LOCAL_POLICY
-        case ChainRole.MARK_DROP:
-            return Aim.NO_LOCAL_MARKED
-        case ChainRole.ENDPOINT:
-            return _draw(k.rule, Aim.DRAW_LOCAL, Aim.DRAW_LOCAL_LAST)
-        case _:
-            return None
-
-
-def _draw(rule: Rule, drawn: Aim, last: Aim) -> Purpose:
-    if _has(rule, "recent", "--rcheck"):
-        seconds = next((o.args for m in rule.matches if (o := m.option("--seconds")) is not None), ())
-        return Purpose(aim=Aim.STAY, seconds="".join(seconds[:1]))
-    chance = chance_of(rule)
-    return Purpose(aim=last if chance is None else drawn, share=chance)
-
-
-def _balance(k: _Placed) -> _Found:
-    if k.to is ChainRole.ENDPOINT:
-        return _draw(k.rule, Aim.DRAW, Aim.DRAW_LAST)
-    if k.to is ChainRole.MARK_DROP:
-        return Aim.NO_LOCAL_MARKED
-    if k.to is not ChainRole.MARK_MASQ:
-        return None
-    outside = _header(k.rule, "-s", negated=True)
-    if _header(k.rule, "-d"):
-        aim = Aim.MASQ_OUTSIDE if outside else Aim.MASQ_ANYONE
-        return Purpose(aim=aim, front=_address(k.rule, FrontKind.CLUSTER_IP), source=outside)
-    if destination_port(k.rule) is not None:
-        return Purpose(aim=Aim.MASQ_FRONT, front=_node_port(k.rule))
-    return None
-
-
-def _endpoint(k: _Placed) -> _Found:
-    src = _header(k.rule, "-s")
-    if k.to is ChainRole.MARK_MASQ and src:
-        return Purpose(aim=Aim.MASQ_SELF, endpoint=host_words(src))
-    if k.target == "DNAT" and k.rule.target is not None:
-        aim = Aim.TRANSLATE_NOTED if _has(k.rule, "recent", "--set") else Aim.TRANSLATE
-        return Purpose(aim=aim, endpoint=k.rule.target.value("--to-destination"))
-    return None
-
-
-def _ranges(k: _Placed) -> _Found:
-    if k.target == "":
-        return Aim.RANGES_NOTE
-    if k.to is ChainRole.MARK_DROP:
-        return Aim.RANGES_MARK
-    if k.to is ChainRole.MARK_MASQ:
-        return Aim.MASQ_POLICY
-    if k.to is None or not k.to.is_per_service:
-        return None
-    src = _header(k.rule, "-s")
-    return Purpose(aim=Aim.RANGES_LEAD if src else Aim.RANGES_NONE, source=host_words(src))
-
-
-def _postrouting(k: _Placed) -> _Found:
-    if _asked_set(k.rule)[0] == "LOOP-BACK":
-        return Aim.SNAT_SELF
-    if k.target == "RETURN" and _has(k.rule, "mark"):
-        return Aim.UNMARKED
-    return {"MARK": Aim.UNMARK, "MASQUERADE": Aim.MASQUERADE}.get(k.target)
-
-
-def _marks(k: _Placed) -> _Found:
-    if k.target != "MARK":
-        return None
-    if k.where is ChainRole.MARK_DROP:
-        return Aim.MARK_DROP
-    return Purpose(aim=Aim.MARK_MASQ, to=KUBE_POSTROUTING)
-
-
-def _stops_front_end(k: _Placed) -> _Found:
-    """kube-proxy drops and refuses front ends one by one: a host's address, or LOCAL, with a port."""
-    local = _has(k.rule, "addrtype", "--dst-type", "LOCAL")
-    host = _header(k.rule, "-d").endswith(("/32", "/128"))
-    if k.target not in ("DROP", "REJECT") or destination_port(k.rule) is None or not (local or host):
-        return None
-    front = _node_port(k.rule) if local else _address(k.rule, FrontKind.ADDRESS)
-    if k.where is ChainRole.PROXY_FIREWALL:
-        return Purpose(aim=Aim.RANGES_DROP, front=front._replace(kind=FrontKind.LOAD_BALANCER_IP))
-    inside = k.where is ChainRole.SERVICES_FILTER
-    dropped = Aim.NO_LOCAL_INTERNAL if inside else Aim.NO_LOCAL
-    return Purpose(aim=Aim.NO_ENDPOINT if k.target == "REJECT" else dropped, front=front)
-
-
-def _proxy_firewall(k: _Placed) -> _Found:
-    if _asked_set(k.rule)[0].startswith("LOAD-BALANCER"):
-        return Aim.RANGES_CHECK
-    return _stops_front_end(k) if k.target == "DROP" else None
-
-
-def _health_check(k: _Placed) -> _Found:
-    if _asked_set(k.rule)[0] == "HEALTH-CHECK-NODE-PORT":
-        return Aim.HEALTH_CHECKS
-    return Purpose(aim=Aim.HEALTH_CHECK, front=_node_port(k.rule)) if k.target == "ACCEPT" else None
-
-
-def _forward(k: _Placed) -> _Found:
-    if k.target == "DROP":
-        return Aim.DROP_INVALID if _has(k.rule, "conntrack", "--ctstate", "INVALID") else None
-    if k.target == "ACCEPT" and _has(k.rule, "mark"):
-        return Aim.ACCEPT_MARKED
-    return Aim.ACCEPT_OPEN if k.target == "ACCEPT" and _has(k.rule, "conntrack") else None
-
-
-def _firewall(k: _Placed) -> _Found:
-    if k.target != "DROP":
-        return None
-    if _has(k.rule, "mark", "--mark"):
-        return Aim.DROP_MARKED
-    return Aim.DROP_LOOPBACK if _header(k.rule, "-d") in _LOOPBACK else None
-
-
-# -- IPVS mode: marks by ipset
-
-
-def _ipvs_marks(k: _Placed) -> _Found:
-    ports = k.where is ChainRole.IPVS_NODE_PORT_NAT
-    name = _asked_set(k.rule)[0]
-    if k.to is ChainRole.FIREWALL_IPVS:
-        return Aim.RANGES_CHECK
-    if k.target == "RETURN" and name:
-        return Aim.IPVS_NODE_PORTS_LOCAL if ports else Aim.IPVS_LOAD_BALANCERS_LOCAL
-    if k.to is ChainRole.MARK_MASQ and bool(name) is ports:
-        return Aim.IPVS_NODE_PORTS_MASQ if ports else Aim.IPVS_OTHERS_MASQ
-    return None
-
-
-def _ipvs_ranges(k: _Placed) -> _Found:
-    if k.target == "RETURN":
-        return Aim.RANGES_RETURN
-    if k.to is ChainRole.MARK_DROP:
-        return Aim.RANGES_MARK_OTHERS
-    return Aim.RANGES_DROP_OTHERS if k.target == "DROP" and _is_bare(k.rule) else None
-
-
-def _ipvs_filter(k: _Placed) -> _Found:
-    name = _asked_set(k.rule)[0]
-    if k.target == "RETURN":
-        return Purpose(aim=Aim.IPVS_OWN, set_name=name)
-    if k.target == "DROP" and _has(k.rule, "ipvs", "--vaddr"):
-        asked = {o.flag: o.args[0] for m in k.rule.matches if m.name == "ipvs" for o in m.options if o.args}
+    front = _front(rule, kind) if kind is not None else None
+    if aim is Aim.RANGES_DROP_OWN:
+        asked = {o.flag: o.args[0] for m in rule.matches if m.name == "ipvs" for o in m.options if o.args}
         port = asked.get("--vport", "")
-        number = int(port) if port.isdigit() else None
-        return Purpose(
-            aim=Aim.RANGES_DROP_OWN, front=Front(FrontKind.LOAD_BALANCER_IP, asked["--vaddr"], number)
-        )
-    return Aim.IPVS_FOREIGN if k.target == "REJECT" and name else None
-
-
-_RECOGNISERS: Mapping[ChainRole, Callable[[_Placed], _Found]] = {
-    ChainRole.SERVICES_NAT: _services,
-    ChainRole.NODEPORTS_NAT: _nodeports,
-    ChainRole.EXTERNAL: _external,
-    ChainRole.EXTERNAL_LOCAL_OLD: _external,
-    ChainRole.SERVICE: _balance,
-    ChainRole.SERVICE_LOCAL: _balance,
-    ChainRole.ENDPOINT: _endpoint,
-    ChainRole.LOAD_BALANCER_FIREWALL: _ranges,
-    ChainRole.POSTROUTING: _postrouting,
-    ChainRole.MARK_MASQ: _marks,
-    ChainRole.MARK_DROP: _marks,
-    ChainRole.SERVICES_FILTER: _stops_front_end,
-    ChainRole.EXTERNAL_SERVICES: _stops_front_end,
-    ChainRole.PROXY_FIREWALL: _proxy_firewall,
-    ChainRole.NODEPORTS_FILTER: _health_check,
-    ChainRole.IPVS_NODE_PORT_FILTER: _health_check,
-    ChainRole.FORWARD: _forward,
-    ChainRole.FIREWALL_FILTER: _firewall,
-    ChainRole.IPVS_NODE_PORT_NAT: _ipvs_marks,
-    ChainRole.IPVS_LOAD_BALANCER: _ipvs_marks,
-    ChainRole.FIREWALL_IPVS: _ipvs_ranges,
-    ChainRole.IPVS_SOURCE_RANGES: _ipvs_ranges,
-    ChainRole.IPVS_FILTER: _ipvs_filter,
-    ChainRole.IPVS_OUT_FILTER: _ipvs_filter,
-}
+        front = Front(FrontKind.LOAD_BALANCER_IP, asked["--vaddr"], int(port) if port.isdigit() else None)
+    seconds = next((o.args for m in rule.matches if (o := m.option("--seconds")) is not None), ())
+    return Purpose(
+        aim=aim,
+        front=front,
+        service=service_of(rule),
+        source=source,
+        to=KUBE_POSTROUTING if aim is Aim.MARK_MASQ else target,
+        role=to,
+        endpoint=endpoint,
+        share=chance_of(rule),
+        seconds="".join(seconds[:1]),
+        set_name=_asked_set(rule)[0],
+    )
 
 
 def _drops_marked(ruleset: Ruleset, rule: Rule) -> bool:

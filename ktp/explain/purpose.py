@@ -29,7 +29,7 @@ class Aim(Enum):
     ENTER = "{every}: on to {to}"
     # Which Service is dialled
     SEEK_NODE_PORT = f"to any address of this node: {_AMONG_NODE_PORTS}"
-    SEEK_NODE_PORT_AT = "to {source}, an address of this node that has node ports: on to the node ports"
+    SEEK_NODE_PORT_AT = "to {address}, an address of this node that has node ports: on to the node ports"
     SEEK_NODE_PORT_OF_SET = f"{_OF_SET}: {_AMONG_NODE_PORTS}"
     SEEK_NODE_PORT_NO_LOOPBACK = f"{_NO_LOOPBACK}: {_AMONG_NODE_PORTS}"
     SEEK_EMPTY_NODE_PORT_OF_SET = f"{_OF_SET}: the port {_AMONG_EMPTY}"
@@ -39,7 +39,7 @@ class Aim(Enum):
     SEEK_RANGES = "address, protocol and port looked up among those with loadBalancerSourceRanges"
     LEAD = "{front}: on to {chain}"
     LEAD_IF = "{front} (only {rest}): on to {chain}"
-    LEAD_COUNTED = "{front}, dialled on a loopback address ({source}): counted, then on to {chain}"
+    LEAD_COUNTED = "{front}, dialled on a loopback address ({address}): counted, then on to {chain}"
     # The policy of external traffic
     SPARE_OWN = f"from this node's own processes: {_ANY_SERVES}"
     SPARE_PODS = f"from pods ({{source}}): {_ANY_SERVES}"
@@ -290,7 +290,7 @@ class Front(NamedTuple):
         """`cluster IP 10.96.0.10:80/tcp`, `node port 31015/tcp`, `a cluster IP`."""
         if self.address is None and self.port is None:
             return f"a {self.kind.value.strip()}"
-        if self.address is None:
+        if self.kind is FrontKind.NODE_PORT or self.address is None:
             return f"{self.kind.value}{self.port}/{self.protocol or '?'}"
         where = host_port(self.address, self.port) if self.port is not None else self.address
         return f"{self.kind.value}{where}" + (f"/{self.protocol}" if self.protocol else "")
@@ -341,6 +341,7 @@ class Purpose(NamedTuple):
             service=service,
             port=self.front.port if self.front is not None else None,
             source=self.source,
+            address=self.front.address if self.front is not None else "",
             endpoint=self.endpoint or "the endpoint",
             share=percent(self.share) if self.share is not None else "",
             count=round(1 / self.share) if self.share else 0,
