@@ -5,10 +5,9 @@ Recognised by names and statements; comments only name the Service. Facts: kube-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 from ktp.explain.nft_words import condition_words, nft_rule_words
 from ktp.explain.purpose import Aim, Front, FrontKind, Purpose
@@ -44,7 +43,6 @@ from ktp.model.nftables import (
     SetElement,
     SetReference,
     SetUpdate,
-    Statement,
     Verdict,
     Vmap,
 )
@@ -356,84 +354,132 @@ def _conditions(rule: NftRule) -> list[Match]:
     return [s for s in rule.statements if isinstance(s, Match)]
 
 
-def purpose_of_nft(table: NftTable, chain: str, rule: NftRule) -> Purpose | None:
-    """What a rule of kube-proxy's nftables tables is there for; None for any other."""
-    found = table.chains.get(chain)
-    where = role_of_nft_chain(chain)
-    if not is_kube_table(table.family, table.name):
-        return None
-    verdict = verdict_in(rule)
-    target = verdict.target if verdict is not None else None
-    to = role_of_nft_chain(target) if target is not None else None
-    if found is not None and found.is_base and target is not None:
-        return Purpose(aim=Aim.ENTER, source=found.type or "", to=target, role=to)
-    named = next((s for s in rule.statements if isinstance(s, Vmap)), None)
-    if named is not None and isinstance(named.data, SetReference):
-        return _purpose_of_lookup(rule, named.data.name)
-    recognise = _RECOGNISERS.get(where) if where is not None else None
-    purpose = recognise(_Placed(table, chain, rule, verdict, to)) if recognise is not None else None
-    if isinstance(purpose, Aim):
-        purpose = Purpose(aim=purpose)
-    if purpose is None:
-        return None
-    return purpose._replace(service=service_of_chain(chain), to=purpose.to or target or "", role=to)
+def _field(rule: NftRule, name: str) -> str:
+    """What the rule asks of an address of the packet, "" where it asks nothing."""
+    asked = (m.right for m in _conditions(rule) if _is_field(m.left, name))
+    return next((str(value) for value in asked if not isinstance(value, SetReference)), "")
 
 
-_Found = Purpose | Aim | None
+def _source(rule: NftRule) -> str:
+    return _field(rule, "saddr")
 
 
-class _Placed(NamedTuple):
-    """A rule of a chain, its verdict, and the role of the chain that this leads to."""
-
-    table: NftTable
-    chain: str
-    rule: NftRule
-    verdict: Verdict | None
-    to: ChainRole | None
-
-    @property
-    def kind(self) -> str:
-        return self.verdict.kind if self.verdict is not None else ""
-
-    @property
-    def conditions(self) -> list[Match]:
-        return _conditions(self.rule)
-
-    def has(self, kind: type[Statement]) -> bool:
-        return any(isinstance(s, kind) for s in self.rule.statements)
-
-    def field(self, name: str) -> str:
-        """What the rule asks of an address of the packet, "" where it asks nothing."""
-        asked = (m.right for m in self.conditions if _is_field(m.left, name))
-        return next((str(value) for value in asked if not isinstance(value, SetReference)), "")
-
-    @property
-    def cluster_ip(self) -> Front:
-        """The cluster IP that the rule asks for."""
-        address = self.field("daddr") or None
-        for match in self.conditions:
-            if isinstance(match.left, Payload) and match.left.field == "dport":
-                port = match.right.value if isinstance(match.right, Immediate) else None
-                return Front(
-                    FrontKind.CLUSTER_IP,
-                    address,
-                    port if isinstance(port, int) else None,
-                    match.left.protocol,
-                )
-        return Front(FrontKind.CLUSTER_IP, address)
-
-    @property
-    def marks(self) -> bool:
-        """Whether it marks for masquerading: by a chain up to 1.35, in place since 1.36."""
-        return self.to is ChainRole.MARK_MASQ or any(
-            isinstance(s, Mangle)
-            and s.key == Meta("mark")
-            and isinstance(s.value, Binary)
-            and s.value.operator == "|"
-            for s in self.rule.statements
-        )
+def _from_node(rule: NftRule) -> bool:
+    return any(isinstance(m.left, Fib) and m.left.flags == ("saddr",) for m in _conditions(rule))
 
 
+def _by_device(rule: NftRule) -> bool:
+    return any(isinstance(m.left, Meta) and m.left.key != "l4proto" for m in _conditions(rule))
+
+
+def _is_bare(rule: NftRule) -> bool:
+    return not _conditions(rule)
+
+
+def _hairpin(rule: NftRule) -> bool:
+    return any(m.right == SetReference("hairpin-connections") for m in _conditions(rule))
+
+
+def _clients(rule: NftRule) -> str:
+    """The set of an endpoint's clients that the rule asks, "" where it asks none."""
+    return next((m.right.name for m in _conditions(rule) if isinstance(m.right, SetReference)), "")
+
+
+def _lots(rule: NftRule) -> tuple[SetElement, ...]:
+    """The endpoints that the rule draws from, or translates to."""
+    for statement in rule.statements:
+        match statement:
+            case Vmap(key=Numgen(), data=AnonymousSet() as drawn):
+                return drawn.elements
+            case Nat(address=MapLookup(data=AnonymousSet() as drawn)):
+                return drawn.elements
+            case _:
+                pass
+    return ()
+
+
+def _several(rule: NftRule) -> bool:
+    return len(_lots(rule)) > 1
+
+
+def _does(rule: NftRule) -> Iterator[str | ChainRole]:
+    """What the rule does: the role of the chain that it leads to, its verdict, or its statement's name."""
+    for statement in rule.statements:
+        match statement:
+            case Verdict(kind=kind, target=target):
+                role = role_of_nft_chain(target) if target is not None else None
+                yield from (kind,) if role is None else (kind, role)
+            case Mangle(key=Meta("mark"), value=Binary("|")):
+                yield ChainRole.MARK_MASQ  # in place since 1.36, by a chain before
+            case Mangle():
+                yield "mangle"
+            case Nat(kind=kind):
+                yield kind
+            case Reject():
+                yield "reject"
+            case Vmap():
+                yield "draw"
+            case SetUpdate():
+                yield "note"
+            case _:
+                pass
+
+
+_Form = tuple[str | ChainRole, Callable[[NftRule], object] | None, Aim]
+"""What the rule does, what else it asks for, and its aim."""
+
+_MASQ_CLUSTER_IP: tuple[_Form, ...] = (
+    (ChainRole.MARK_MASQ, _source, Aim.MASQ_OUTSIDE),
+    (ChainRole.MARK_MASQ, _by_device, Aim.MASQ_NO_POD),
+    (ChainRole.MARK_MASQ, None, Aim.MASQ_ANYONE),
+)
+_DRAWS: tuple[_Form, ...] = (
+    *_MASQ_CLUSTER_IP,
+    (ChainRole.ENDPOINT, _clients, Aim.STAY),
+    ("draw", _several, Aim.DRAW_ONE),
+    ("draw", _lots, Aim.DRAW_ONLY),
+    ("dnat", _clients, Aim.STAY),
+    ("dnat", _several, Aim.DRAW_ONE),
+    ("dnat", _lots, Aim.TRANSLATE_ONLY),
+)
+_FORMS: Mapping[ChainRole, tuple[_Form, ...]] = {
+    ChainRole.SERVICES_NAT: _MASQ_CLUSTER_IP,
+    ChainRole.SERVICE: _DRAWS,
+    ChainRole.SERVICE_LOCAL: _DRAWS,
+    ChainRole.EXTERNAL: (
+        (ChainRole.MARK_MASQ, _from_node, Aim.MASQ_OWN),
+        (ChainRole.MARK_MASQ, _is_bare, Aim.MASQ_POLICY),
+        (ChainRole.SERVICE_LOCAL, None, Aim.LOCAL_POLICY),
+        (ChainRole.SERVICE, _from_node, Aim.SPARE_OWN),
+        (ChainRole.SERVICE, _is_bare, Aim.CLUSTER_POLICY),
+        (ChainRole.SERVICE, _source, Aim.SPARE_PODS),
+        (ChainRole.SERVICE, None, Aim.SPARE_PODS_BY_DEVICE),
+    ),
+    ChainRole.ENDPOINT: (
+        (ChainRole.MARK_MASQ, None, Aim.MASQ_SELF),
+        ("note", None, Aim.NOTE_CLIENT),
+        ("dnat", None, Aim.TRANSLATE),
+    ),
+    ChainRole.POSTROUTING: (
+        ("masquerade", _hairpin, Aim.SNAT_SELF),
+        ("masquerade", None, Aim.MASQUERADE),
+        ("return", None, Aim.UNMARKED),
+        ("mangle", None, Aim.UNMARK),
+    ),
+    ChainRole.MARK_MASQ: ((ChainRole.MARK_MASQ, None, Aim.MARK_MASQ),),
+    ChainRole.REJECT: (("reject", None, Aim.REFUSE),),
+    ChainRole.INVALID: (("drop", None, Aim.DROP_INVALID),),
+    ChainRole.CLUSTER_IPS_CHECK: (
+        ("reject", None, Aim.NO_SUCH_PORT),
+        ("drop", None, Aim.NO_SUCH_ADDRESS),
+    ),
+    ChainRole.FIREWALL_CHECK: ((ChainRole.FIREWALL_ALLOW_CHECK, None, Aim.RANGES_CHECK),),
+    ChainRole.FIREWALL_ALLOW_CHECK: (
+        ("return", None, Aim.RANGES_RETURN),
+        ("drop", None, Aim.RANGES_DROP_OTHERS),
+    ),
+    ChainRole.SERVICE_FIREWALL: (("drop", None, Aim.RANGES_DROP_OF),),
+}
 _LOOKUPS = {
     "service-ips": Aim.SEEK_ADDRESS,
     "service-nodeports": Aim.SEEK_NODE_PORT_OF_SET,
@@ -447,116 +493,55 @@ _WITHOUT_SET = {
 }
 
 
-def _purpose_of_lookup(rule: NftRule, name: str) -> Purpose | None:
-    aim = _LOOKUPS.get(name)
-    if aim is not None and any(isinstance(m.left, Fib) for m in _conditions(rule)):
-        aim = _WITHOUT_SET.get(aim, aim)
-    return Purpose(aim=aim) if aim is not None else None
-
-
-def _masq_cluster_ip(k: _Placed) -> _Found:
-    if not k.marks:
+def purpose_of_nft(table: NftTable, chain: str, rule: NftRule) -> Purpose | None:
+    """What a rule of kube-proxy's nftables tables is there for; None for any other."""
+    if not is_kube_table(table.family, table.name):
         return None
-    outside, front = k.field("saddr"), k.cluster_ip
-    if outside:
-        return Purpose(aim=Aim.MASQ_OUTSIDE, front=front, source=outside)
-    by_device = any(isinstance(m.left, Meta) and m.left.key != "l4proto" for m in k.conditions)
-    return Purpose(aim=Aim.MASQ_NO_POD if by_device else Aim.MASQ_ANYONE, front=front)
-
-
-def _masquerading(k: _Placed) -> _Found:
-    if any(m.right == SetReference("hairpin-connections") for m in k.conditions):
-        return Aim.SNAT_SELF
-    if k.kind == "return":
-        return Aim.UNMARKED
-    return Aim.MASQUERADE if k.has(Nat) else Aim.UNMARK if k.has(Mangle) else None
-
-
-def _external(k: _Placed) -> _Found:
-    from_node = any(isinstance(m.left, Fib) and m.left.flags == ("saddr",) for m in k.conditions)
-    if k.marks:
-        return Aim.MASQ_OWN if from_node else None if k.conditions else Aim.MASQ_POLICY
-    if k.to is ChainRole.SERVICE_LOCAL:
-        return Aim.LOCAL_POLICY
-    if k.to is not ChainRole.SERVICE:
-        return None
-    if from_node or not k.conditions:
-        return Aim.SPARE_OWN if from_node else Aim.CLUSTER_POLICY
-    pods = k.field("saddr")
-    return Purpose(aim=Aim.SPARE_PODS if pods else Aim.SPARE_PODS_BY_DEVICE, source=pods)
-
-
-def _endpoint(k: _Placed) -> _Found:
-    aim = Aim.MASQ_SELF if k.marks else Aim.NOTE_CLIENT if k.has(SetUpdate) else None
-    if aim is None and any(isinstance(s, Nat) and s.kind == "dnat" for s in k.rule.statements):
-        aim = Aim.TRANSLATE
-    return Purpose(aim=aim, endpoint=endpoint_of_chain(k.chain)) if aim is not None else None
-
-
-def _balance(k: _Placed) -> _Found:
-    if k.marks:
-        return _masq_cluster_ip(k)
-    stuck = next((m.right for m in k.conditions if isinstance(m.right, SetReference)), None)
-    if stuck is not None and k.verdict is not None:
-        clients = k.table.sets.get(stuck.name)
-        seconds = str(clients.timeout) if clients is not None and clients.timeout else ""
-        return Purpose(aim=Aim.STAY, endpoint=endpoint_of_chain(stuck.name), seconds=seconds)
-    for statement in k.rule.statements:
-        match statement:
-            case Vmap(key=Numgen(), data=AnonymousSet() as drawn) if drawn.elements:
-                only = Aim.DRAW_ONLY
-            case Nat(address=MapLookup(data=AnonymousSet() as drawn)) if drawn.elements:
-                only = Aim.TRANSLATE_ONLY
-            case _:
-                continue
-        if len(drawn.elements) > 1:
-            return Purpose(aim=Aim.DRAW_ONE, share=1 / len(drawn.elements))
-        return Purpose(aim=only, endpoint=endpoint_of_value(drawn.elements[0].value))
+    found, where = table.chains.get(chain), role_of_nft_chain(chain)
+    verdict = verdict_in(rule)
+    target = verdict.target if verdict is not None else None
+    if found is not None and found.is_base and target is not None:
+        return Purpose(aim=Aim.ENTER, source=found.type or "", to=target, role=role_of_nft_chain(target))
+    for statement in rule.statements:
+        if isinstance(statement, Vmap) and isinstance(statement.data, SetReference):
+            aim = _LOOKUPS.get(statement.data.name)
+            if aim is not None and any(isinstance(m.left, Fib) for m in _conditions(rule)):
+                aim = _WITHOUT_SET.get(aim, aim)
+            return Purpose(aim=aim) if aim is not None else None
+    done = tuple(_does(rule))
+    for does, asks, aim in _FORMS.get(where, ()) if where is not None else ():
+        if does in done and (asks is None or asks(rule)):
+            return _purpose(table, chain, rule, aim, target or "")
     return None
 
 
-def _stops(k: _Placed) -> _Found:
-    """The rules of chains that refuse or drop."""
-    refuses, drops = k.has(Reject), k.kind == "drop"
-    match role_of_nft_chain(k.chain):
-        case ChainRole.REJECT if refuses:
-            return Aim.REFUSE
-        case ChainRole.CLUSTER_IPS_CHECK if refuses or drops:
-            return Aim.NO_SUCH_PORT if refuses else Aim.NO_SUCH_ADDRESS
-        case ChainRole.FIREWALL_CHECK if k.verdict is not None:
-            return Aim.RANGES_CHECK
-        case ChainRole.FIREWALL_ALLOW_CHECK if drops or k.kind == "return":
-            return Aim.RANGES_DROP_OTHERS if drops else Aim.RANGES_RETURN
-        case ChainRole.INVALID if drops:
-            return Aim.DROP_INVALID
-        case ChainRole.SERVICE_FIREWALL if drops:
-            return Aim.RANGES_DROP_OF
-        case ChainRole.MARK_MASQ if k.marks:
-            return Purpose(aim=Aim.MARK_MASQ, to="masquerading")
-        case _:
-            return None
-
-
-_RECOGNISERS: Mapping[ChainRole, Callable[[_Placed], _Found]] = {
-    ChainRole.SERVICES_NAT: _masq_cluster_ip,
-    ChainRole.POSTROUTING: _masquerading,
-    ChainRole.EXTERNAL: _external,
-    ChainRole.ENDPOINT: _endpoint,
-    ChainRole.SERVICE: _balance,
-    ChainRole.SERVICE_LOCAL: _balance,
-    **dict.fromkeys(
-        (
-            ChainRole.REJECT,
-            ChainRole.CLUSTER_IPS_CHECK,
-            ChainRole.FIREWALL_CHECK,
-            ChainRole.FIREWALL_ALLOW_CHECK,
-            ChainRole.INVALID,
-            ChainRole.SERVICE_FIREWALL,
-            ChainRole.MARK_MASQ,
+def _purpose(table: NftTable, chain: str, rule: NftRule, aim: Aim, target: str) -> Purpose:
+    """A rule's purpose with all that the rule tells."""
+    clients = table.sets.get(_clients(rule))
+    lots = _lots(rule)
+    endpoint = endpoint_of_chain(chain) or (endpoint_of_value(lots[0].value) if lots else None)
+    dport = next((m for m in _conditions(rule) if _is_port(m.left)), None)
+    port = dport.right.value if dport is not None and isinstance(dport.right, Immediate) else None
+    return Purpose(
+        aim=aim,
+        front=Front(
+            FrontKind.CLUSTER_IP,
+            _field(rule, "daddr") or None,
+            port if isinstance(port, int) else None,
+            dport.left.protocol if dport is not None and isinstance(dport.left, Payload) else None,
         ),
-        _stops,
-    ),
-}
+        service=service_of_chain(chain),
+        source=_source(rule),
+        to="masquerading" if aim is Aim.MARK_MASQ else target,
+        role=role_of_nft_chain(target),
+        endpoint=endpoint_of_chain(clients.name) if clients is not None else endpoint,
+        share=1 / len(lots) if lots else None,
+        seconds=str(clients.timeout) if clients is not None and clients.timeout else "",
+    )
+
+
+def _is_port(expression: Expression) -> bool:
+    return isinstance(expression, Payload) and expression.field == "dport"
 
 
 def endpoint_of_value(value: MapValue | None) -> str:
