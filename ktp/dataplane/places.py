@@ -149,11 +149,6 @@ class Places:
             table = self._hooks[key] = HookTable(host, family, native)
         return table.groups(hook)
 
-    def groups(self, node: str, family: int, hook: str) -> tuple[Group, ...]:
-        """What hangs at `hook` of a node, first to run first; () where nothing was read of the node."""
-        host = self.host(node)
-        return self.groups_of(host, family, hook) if host is not None else ()
-
     def holding(self, node: str, address: str) -> Topology:
         """The same world in which `node`, one of `may_hold`, has the address."""
         family, ip = to_int(address)

@@ -114,13 +114,14 @@ class Walker:
         """Every way that the flow may take, to its end. Raises ValueError where an address or protocol is none."""
         return _Walk(self._places, self._outer).run(flow)
 
-    def host(self, name: str) -> Host | None:
-        """The compiled node, None where nothing was read of it."""
-        return self._places.host(name)
+    def host(self, name: str, pod: str = "") -> Host | None:
+        """The compiled node, or a pod's network namespace there; None where nothing was read of it."""
+        return self._places.inside(Attached(name=pod, node=name)) if pod else self._places.host(name)
 
-    def groups(self, node: str, family: int, hook: str) -> tuple[Group, ...]:
-        """What hangs at `hook` of a node, first to run first; () where nothing was read of the node."""
-        return self._places.groups(node, family, hook)
+    def groups(self, node: str, family: int, hook: str, pod: str = "") -> tuple[Group, ...]:
+        """What hangs at `hook` of a node or pod, first to run first; () where nothing was read of it."""
+        host = self.host(node, pod)
+        return self._places.groups_of(host, family, hook) if host is not None else ()
 
     def may_hold(self, address: str) -> tuple[str, ...]:
         """The nodes of which an address may be that nobody is known to have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ktp.dataplane.hooks import FORWARD, HOOKS, INPUT, OUTPUT, POSTROUTING, PREROUTING, HookProgram
 from ktp.dataplane.packet import PROTOCOLS, Packet, to_int
@@ -23,18 +24,37 @@ _HOOK_WORDS = {
     POSTROUTING: "as it leaves",
 }
 
+_POD_WORDS = {
+    OUTPUT: "as the pod's own program sends it",
+    INPUT: "on its way to the pod's programs",
+    FORWARD: "on its way through the pod",
+}
+
 _NAT = -100  # the priority from which on the destination is the translated one
 
 
 def stages_of(
     walker: Walker, node: str, answer: FlowAnswer, *, every_rule: bool = False
 ) -> tuple[StageNode, ...]:
-    """The tables that the flow's request meets on `node`, in the kernel's order."""
+    """The tables that the flow's request meets on `node`, in the kernel's order, then those of pods that it gets to."""
+    pods = dict.fromkeys(
+        (h.node, h.pod) for p in answer.paths for h in p.hops if h.pod and h.direction == "request"
+    )
+    return tuple(
+        stage
+        for place, pod in ((node, ""), *pods)
+        for stage in _stages_in(walker, place, pod, answer, every_rule=every_rule)
+    )
+
+
+def _stages_in(
+    walker: Walker, node: str, pod: str, answer: FlowAnswer, *, every_rule: bool
+) -> tuple[StageNode, ...]:
     family, dst = to_int(answer.flow.dst)
-    taken, hooks = Taken.of(answer, node), _hooks(answer, node)
-    before, after = _packets_of(answer, node)
+    taken, hooks = Taken.of(answer, node, pod), _hooks(answer, node, pod)
+    before, after = _packets_of(answer, node, pod)
     before = before or [Packet(family, PROTOCOLS[answer.flow.protocol.lower()], 0, dst, 0, answer.flow.port)]
-    host = walker.host(node)
+    host = walker.host(node, pod)
     stages: list[StageNode | None] = []
     if host is not None and host.cilium is not None:
         from ktp.explain.cilium import cilium_stages
@@ -47,7 +67,7 @@ def stages_of(
         again = hook in (PREROUTING, OUTPUT) and hook != hooks[0]
         # IPVS translates behind INPUT's rules.
         first = (hook in (PREROUTING, OUTPUT) and not again) or (hook == INPUT and OUTPUT in hooks[1:])
-        for group in walker.groups(node, family, hook):
+        for group in walker.groups(node, family, hook, pod):
             early = first and (group.priority <= _NAT or hook == INPUT)
             way = Way(hook, host, before if early or not after else after, taken)
             if group.kind == "ipvs" and host is not None and not again:
@@ -56,7 +76,10 @@ def stages_of(
                 stages.append(ipvs_stage(way, host, _HOOK_WORDS[hook], before, group.priority))
             for program in () if again and group.kind == "nat" else group.programs:
                 stages.append(_stage(program, way, group.priority, every_rule=every_rule))
-    return tuple(stage for stage in stages if stage is not None)
+    found = tuple(stage for stage in stages if stage is not None)
+    return (
+        found if not pod else tuple(replace(s, pod=pod, words=_POD_WORDS.get(s.hook, s.words)) for s in found)
+    )
 
 
 def _stage(program: HookProgram, way: Way, priority: int, *, every_rule: bool) -> StageNode | None:
@@ -91,13 +114,13 @@ def _is_past_rules(answer: FlowAnswer, node: str) -> bool:
     return bool(hops) and not any(s.hook in HOOKS for h in hops for s in h.steps)
 
 
-def _packets_of(answer: FlowAnswer, node: str) -> tuple[list[Packet], list[Packet]]:
+def _packets_of(answer: FlowAnswer, node: str, pod: str) -> tuple[list[Packet], list[Packet]]:
     """The packets before and behind the translation of their destination on `node`, with the client's source."""
     number = PROTOCOLS[answer.flow.protocol.lower()]
     found: tuple[dict[tuple[str, int], Packet], dict[tuple[str, int], Packet]] = ({}, {})
     for path in answer.paths:
         for hop in path.hops:
-            if not hop.is_of(node) or hop.direction != "request":
+            if not hop.is_of(node, pod) or hop.direction != "request":
                 continue
             family, src = to_int(hop.arrived.src)
             for packets, head in zip(found, (hop.arrived, hop.left), strict=True):
@@ -127,13 +150,13 @@ def quiet_tables(
     return tuple(t for t in ("raw", "mangle", "nat", "filter", "security") if t in tables)
 
 
-def _hooks(answer: FlowAnswer, node: str) -> list[str]:
+def _hooks(answer: FlowAnswer, node: str, pod: str) -> list[str]:
     """The hooks that the request passes on `node`, in order."""
     hooks: set[str] = set()
     local = ipvs = False
     for path in answer.paths:
         for hop in path.hops:
-            if not hop.is_of(node) or hop.direction != "request":
+            if not hop.is_of(node, pod) or hop.direction != "request":
                 continue
             hooks.update(s.hook for s in hop.steps if s.hook in HOOKS)
             local = local or hop.in_interface is None

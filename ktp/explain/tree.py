@@ -31,14 +31,14 @@ class Taken(NamedTuple):
     effects: dict[tuple[RuleKey, Effect | Endpoint], float]
 
     @classmethod
-    def of(cls, answer: FlowAnswer, node: str) -> Taken:
-        """What the answer's request took on `node`, a virtual server of IPVS as well."""
+    def of(cls, answer: FlowAnswer, node: str, pod: str = "") -> Taken:
+        """What the answer's request took on `node` or in a pod there, a virtual server of IPVS as well."""
         taken = cls({}, {})
         for path in answer.paths:
             met = [
                 (_key(step), _outcome_of(step))
                 for hop in path.hops
-                if hop.is_of(node) and hop.direction == "request"
+                if hop.is_of(node, pod) and hop.direction == "request"
                 for step in hop.steps
                 if step.kind is StepKind.RULE
             ]

@@ -420,7 +420,7 @@ def _log(target: Target) -> str:
 
 def _redirect(target: Target) -> str:
     ports = target.value("--to-ports")
-    return f"taken by a process of this node, port {ports}" if ports else "taken by a process of this node"
+    return f"taken by a process here, port {ports}" if ports else "taken by a process here"
 
 
 _TARGETS: dict[str, Callable[[Target], str]] = {

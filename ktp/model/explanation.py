@@ -81,6 +81,7 @@ class StageNode:
     chain: ChainNode
     priority: int | None = None
     type: str = ""
+    pod: str = ""  # "namespace/name" where it is in a pod's network namespace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,9 +134,9 @@ class Hop:
         """Whose network namespace it is: the node's name, or the pod's with its node."""
         return f"{self.pod} (pod on {self.node})" if self.pod else self.node
 
-    def is_of(self, node: str) -> bool:
-        """Whether it is in the node's own network namespace."""
-        return self.node == node and not self.pod
+    def is_of(self, node: str, pod: str = "") -> bool:
+        """Whether it is in the node's own network namespace, or in that of a pod there."""
+        return self.node == node and self.pod == pod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

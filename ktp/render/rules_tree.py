@@ -180,6 +180,7 @@ class _Page:
             where = _LOAD_BALANCERS[stage.backend]
         # Cilium's programs are at no hook of netfilter.
         hook = "" if stage.backend == "cilium" else f"{stage.hook}, "
+        hook = f"in pod {stage.pod}: {hook}" if stage.pod else hook
         self._put(f"{hook}{where} ({stage.words}){_policy(chain)}", "strong", "  ")
         self._rules(chain, "")
 
@@ -301,6 +302,7 @@ def _explanation(e: Explanation) -> dict[str, Any]:
                 "backend": s.backend,
                 "priority": s.priority,
                 "type": s.type or None,
+                **({"pod": s.pod} if s.pod else {}),
                 "chain": _chain(s.chain),
             }
             for s in e.stages
