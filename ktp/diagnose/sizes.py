@@ -25,7 +25,7 @@ ETHERNET = 1500
 """What an outside client's network is taken to carry, in bytes."""
 
 # What a tunnel puts before an IPv4 packet's or IPv6 packet's own header, in bytes, without the outer IP header
-# (RFC 7348; RFC 8926 without options; RFC 2003; RFC 2784; WireGuard's data message, rounded up to 16 apart).
+# (RFC 7348; RFC 8926 without options; RFC 2003; RFC 2784).
 _HEADERS = {"vxlan": 14 + 8 + 8, "geneve": 14 + 8 + 8, "ipip": 0, "sit": 0, "gre": 4, "gretap": 14 + 4}
 _OUTER = {4: 20, 6: 40}
 # These send on no packet that is then too long, but tell its sender (tnl_update_pmtu).
@@ -84,7 +84,7 @@ def _along(snapshot: Snapshot, hops: Sequence[Hop], segment: int) -> Iterator[Cr
             segment = min(segment, allowed)  # else the sender is told, and sends less
         tunnel = (here.tunnels or {}).get(hop.out_interface or "")
         if tunnel is None:
-            taken = there.mtu_of(following.in_interface)
+            taken = there.takes(following.in_interface)
             if taken is None or not (
                 _is_ethernet(here, hop.out_interface) and _is_ethernet(there, following.in_interface)
             ):
@@ -115,7 +115,10 @@ def _by_tunnel(
     mine, theirs = _underlay(snapshot, *here), _underlay(snapshot, *there)
     if tunnel.kind not in _HEADERS or mine is None or theirs is None:
         return None
-    (device, limit, version), (receiving_device, taken, _) = mine, theirs
+    (device, version), (receiving_device, _) = mine, theirs
+    limit, taken = sender.mtu_of(device), receiver.takes(receiving_device)
+    if limit is None or taken is None:
+        return None
     added = _HEADERS[tunnel.kind] + _OUTER[version]
     # A sender of the same node is told as well, since Linux 5.9 (skb_tunnel_check_pmtu).
     if tunnel.kind in _TELL_SENDERS or is_own:
@@ -132,10 +135,8 @@ def _is_ethernet(state: NodeState, device: str | None) -> bool:
     return any(i.name == device and i.link_type == "ether" for i in state.interfaces or ())
 
 
-def _underlay(
-    snapshot: Snapshot, state: NodeState, tunnel: TunnelDevice | None
-) -> tuple[str, int, int] | None:
-    """The device of a node that its tunnels' packets pass, its MTU, and the version of IP there."""
+def _underlay(snapshot: Snapshot, state: NodeState, tunnel: TunnelDevice | None) -> tuple[str, int] | None:
+    """The device of a node that its tunnels' packets pass, and the version of IP there."""
     node = (snapshot.cluster.nodes or {}).get(state.name)
     local = tunnel.local if tunnel is not None else None
     known = (
@@ -145,8 +146,8 @@ def _underlay(
     )
     for interface in state.interfaces or ():
         for address in interface.addresses:
-            if address.ip in known and (mtu := state.mtu_of(interface.name)) is not None:
-                return interface.name, mtu, address.ip.version
+            if address.ip in known:
+                return interface.name, address.ip.version
     return None
 
 

@@ -224,9 +224,13 @@ class NodeState:
         """Whether something else than kube-proxy serves Services here, and its tables were not read."""
         return bool(self.data_plane) and (self.cilium is None or not self.cilium.is_readable)
 
+    def takes(self, device: str | None) -> int | None:
+        """How many bytes a packet may have that comes in by a device: its MTU; None where that is not known."""
+        return next((i.mtu for i in self.interfaces or () if i.name == device), None)
+
     def mtu_of(self, device: str | None) -> int | None:
-        """How many bytes a packet by a device may have, by it and its routes; None where that is not known."""
-        own = next((i.mtu for i in self.interfaces or () if i.name == device), None)
+        """How many bytes a packet may have that leaves by a device, by it and all its routes; None as above."""
+        own = self.takes(device)
         if own is None:
             return None
         return min((own, *(r.mtu for r in self.routes or () if r.mtu and r.dev == device)))

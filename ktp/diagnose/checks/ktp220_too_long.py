@@ -77,7 +77,7 @@ def _finding(case: Case, receiver: str, device: str, lost: dict[Crossing, tuple[
     senders = sorted({crossing.sender for crossing in lost})
     sending = {(c.sender, c.device): None for c in lost}
     evidence = [
-        Evidence(kind="link", source=node, text=f"{name}: mtu {case.snapshot.nodes[node].mtu_of(name)}")
+        Evidence(kind="link", source=node, text=f"{name}: mtu {case.snapshot.nodes[node].takes(name)}")
         for node, name in ((receiver, device), *sending)
     ][:4]
     wider = _wider(case.snapshot, most)
@@ -90,8 +90,8 @@ def _finding(case: Case, receiver: str, device: str, lost: dict[Crossing, tuple[
     supposed = f" (of the client an MTU of {ETHERNET} is supposed)" if _is_outside(entry) else ""
     return CHECK.finding(
         f"{entry.title} on {entry.node} connects, and may then hang: a full segment has {most.segment} bytes, {by}, "
-        f"and {device} of {receiver} takes {most.taken}: {_SENT[most.direction]} of that length from {listed(senders)} "
-        f"are lost{supposed}",
+        f"and {device} of {receiver} takes {most.taken} by its MTU: {_SENT[most.direction]} of that length from "
+        f"{listed(senders)} may be lost{supposed}",
         node=receiver,
         nodes=[receiver, *(s for s in senders if s != receiver)],
         evidence=evidence,
@@ -112,8 +112,7 @@ def _wider(snapshot: Snapshot, lost: Crossing) -> Snapshot:
     interfaces = tuple(
         replace(i, mtu=lost.sent) if i.name == lost.receiving_device else i for i in state.interfaces or ()
     )
-    routes = tuple(replace(r, mtu=None) if r.dev == lost.receiving_device else r for r in state.routes or ())
-    return with_state(snapshot, replace(state, interfaces=interfaces, routes=routes))
+    return with_state(snapshot, replace(state, interfaces=interfaces))
 
 
 CHECK = Check(code="KTP220", name="TooLong", severity=Severity.WARNING, page=__doc__ or "", run=run)
