@@ -366,7 +366,7 @@ def test_a_plugin_that_hangs_is_ended_with_its_children(
     user = plugin(tmp_path, f"sh -c 'sleep 300; : {tmp_path}' & wait")
     before = time.monotonic()
     assert diagnose(kubeconfig(user=user), LOCAL) == 3
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30
     refused(capsys, "did not end within 0.3 s; it may wait for a login")
     assert left_behind(f": {tmp_path}") == []
 

@@ -22,7 +22,7 @@ def processes_with(token: str, but: int | None = None) -> list[Sequence[bytes]]:
     return found
 
 
-def wait_for_processes(token: str, number: int, *, seconds: float = 20) -> int:
+def wait_for_processes(token: str, number: int, *, seconds: float = 60) -> int:
     """How many there are once there are `number` of them, or when the time is up."""
     until = time.monotonic() + seconds
     while (there := len(processes_with(token))) < number and time.monotonic() < until:
@@ -30,7 +30,7 @@ def wait_for_processes(token: str, number: int, *, seconds: float = 20) -> int:
     return there
 
 
-def left_behind(token: str, *, seconds: float = 2) -> list[Sequence[bytes]]:
+def left_behind(token: str, *, seconds: float = 20) -> list[Sequence[bytes]]:
     """Those that are still there after a while: the kernel takes its time over a killed one."""
     until = time.monotonic() + seconds
     while (there := processes_with(token)) and time.monotonic() < until:

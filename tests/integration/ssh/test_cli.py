@@ -353,7 +353,7 @@ def test_an_end_by_signal_leaves_no_process(
         )
         sleeping = wait_for_processes(f"sleep 300; : {token}", 2 * nodes)
         child.send_signal(number)
-        out, err = child.communicate(timeout=10)
+        out, err = child.communicate(timeout=60)
     assert sleeping >= 2 * nodes  # of each node ssh and its ProxyCommand
     assert (child.returncode, out, err) == (status, "", words)
     assert left_behind(token) == []
@@ -394,7 +394,7 @@ def test_ctrl_c_while_the_api_server_or_a_plugin_is_waited_for(
         assert waits()
         before = time.monotonic()
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=10)
+        out, err = child.communicate(timeout=60)
         assert time.monotonic() - before < 2
         if server.execs is not None:
             server.execs.hanging.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,27 +13,28 @@ from pathlib import Path
 import pytest
 
 from ktp.collect.children import allow_children, ending_children, run_child, stop_children
+from tests.support.processes import left_behind, wait_for_processes
 
 
 def test_what_goes_in_and_out_is_exact() -> None:
     content = os.urandom(3_000_000)
-    done = run_child(["cat"], timeout=20, stdin=content)
+    done = run_child(["cat"], timeout=60, stdin=content)
     assert (done.status, done.stdout, done.stderr) == (0, content, b"")
 
 
 def test_status_and_errors() -> None:
-    done = run_child(["sh", "-c", "echo out; echo err >&2; exit 5"], timeout=5)
+    done = run_child(["sh", "-c", "echo out; echo err >&2; exit 5"], timeout=60)
     assert (done.status, done.stdout, done.stderr) == (5, b"out\n", b"err\n")
 
 
 def test_a_child_that_reads_nothing_may_be_given_something() -> None:
-    assert run_child(["true"], timeout=5, stdin=b"x" * 1_000_000).status == 0
+    assert run_child(["true"], timeout=60, stdin=b"x" * 1_000_000).status == 0
 
 
 def test_a_timeout_keeps_what_was_printed_and_ends_the_whole_group() -> None:
     before = time.monotonic()
-    done = run_child(["sh", "-c", "echo first; sleep 60 & echo $!; wait"], timeout=0.3)
-    assert time.monotonic() - before < 5
+    done = run_child(["sh", "-c", "echo first; sleep 60 & echo $!; wait"], timeout=1.5)
+    assert time.monotonic() - before < 30
     assert done.status is None
     first, child = done.stdout.split()
     assert first == b"first"
@@ -40,17 +42,17 @@ def test_a_timeout_keeps_what_was_printed_and_ends_the_whole_group() -> None:
 
 
 def ends_soon(pid: int) -> bool:
-    """Whether the process is gone within two seconds: the kernel takes its time over a killed one."""
+    """Whether the process is gone within a while: the kernel takes its time over a killed one."""
     before = time.monotonic()
     while is_alive(pid):
-        if time.monotonic() - before > 2:
+        if time.monotonic() - before > 20:
             return False
         time.sleep(0.01)
     return True
 
 
 def test_a_grandchild_does_not_outlive_the_command() -> None:
-    done = run_child(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], timeout=5)
+    done = run_child(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], timeout=60)
     assert done.status == 0
     assert ends_soon(int(done.stdout))
 
@@ -58,13 +60,15 @@ def test_a_grandchild_does_not_outlive_the_command() -> None:
 def test_one_that_leaves_its_session_and_keeps_stderr_is_not_waited_for() -> None:
     """As a ControlPersist master of OpenSSH before 8.5."""
     before = time.monotonic()
-    done = run_child(["sh", "-c", "setsid sleep 3 >/dev/null </dev/null & echo ok"], timeout=10)
-    assert (done.status, done.stdout) == (0, b"ok\n")
-    assert time.monotonic() - before < 2
+    done = run_child(["sh", "-c", "setsid sleep 60 >/dev/null </dev/null & echo $!"], timeout=50)
+    took = time.monotonic() - before
+    os.kill(int(done.stdout), signal.SIGKILL)
+    assert done.status == 0
+    assert took < 40
 
 
 def test_too_much_output_ends_it() -> None:
-    done = run_child(["cat", "/dev/zero"], timeout=20, limit=1_000_000)
+    done = run_child(["cat", "/dev/zero"], timeout=60, limit=1_000_000)
     assert done.overflowed
     assert done.status is None
     assert 1_000_000 <= len(done.stdout) < 2_000_000
@@ -72,33 +76,36 @@ def test_too_much_output_ends_it() -> None:
 
 def test_stopping_ends_all_and_starts_none() -> None:
     results = []
+    token = f"ktp-stopping-{os.getpid()}"
     threads = [
-        threading.Thread(target=lambda: results.append(run_child(["sleep", "60"], timeout=60)))
+        threading.Thread(
+            target=lambda: results.append(run_child(["sh", "-c", f"sleep 60; : {token}"], timeout=60))
+        )
         for _ in range(5)
     ]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
+    assert wait_for_processes(token, 5) >= 5  # one more while a shell forks
     try:
         stop_children()
         for thread in threads:
-            thread.join(5)
+            thread.join(30)
         assert [result.status for result in results] == [None] * 5
-        assert run_child(["true"], timeout=5).status is None
+        assert run_child(["true"], timeout=60).status is None
     finally:
         allow_children()
-    assert run_child(["true"], timeout=5).status == 0
+    assert run_child(["true"], timeout=60).status == 0
 
 
 def test_an_error_does_not_stop_what_comes_later() -> None:
     with pytest.raises(ValueError, match="x"), ending_children():
         raise ValueError("x")
-    assert run_child(["true"], timeout=5).status == 0
+    assert run_child(["true"], timeout=60).status == 0
 
 
 def test_a_command_that_is_not_there() -> None:
     with pytest.raises(FileNotFoundError):
-        run_child(["/nowhere/command"], timeout=5)
+        run_child(["/nowhere/command"], timeout=60)
 
 
 INTERRUPTED = """
@@ -122,18 +129,11 @@ def test_a_signal_leaves_nothing(number: int, repository: Path) -> None:
     )
     assert child.stdout is not None
     child.stdout.readline()
-    time.sleep(0.5)
+    assert wait_for_processes(f"sleep 60; : {token}", 4) >= 4
     child.send_signal(number)
-    assert child.wait(5) == (-2 if number == 2 else 128 + number)
+    assert child.wait(60) == (-2 if number == 2 else 128 + number)
     child.stdout.close()
-    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if token in read(path)]
-
-
-def read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
+    assert left_behind(token) == []
 
 
 def is_alive(pid: int) -> bool:

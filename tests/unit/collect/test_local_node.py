@@ -422,7 +422,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalRunner:
 
 def test_a_command_speaks_english_and_bytes(runner: LocalRunner, tmp_path: Path) -> None:
     script(tmp_path, "ktp-test", r"""echo "$LC_ALL $1"; printf '\377'; echo oops >&2; exit 3""")
-    answer = runner.run(("ktp-test", "a b"), timeout=5)
+    answer = runner.run(("ktp-test", "a b"), timeout=60)
     assert answer == CommandResult(status=3, stdout=b"C a b\n\xff", stderr=b"oops\n")
 
 
@@ -430,7 +430,7 @@ def test_a_command_that_hangs_is_killed(runner: LocalRunner, tmp_path: Path) -> 
     script(tmp_path, "ktp-test", "exec sleep 60")
     before = time.monotonic()
     assert runner.run(("ktp-test",), timeout=0.1).status is None
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30
 
 
 def test_commands_are_found_where_administrators_have_them(monkeypatch: pytest.MonkeyPatch) -> None:

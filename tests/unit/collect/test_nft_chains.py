@@ -569,7 +569,7 @@ def test_a_large_node_is_read_chain_by_chain_and_left_as_it_is(large_netns: str)
     assert ChainReader(runner).is_large()
     started = time.monotonic()
     capture = collect_reachable(runner, "n", reach)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
     text = capture.read("nodes/n/iptables-nft-save.txt").decode()
     assert capture.gaps == ()
     assert {name for name in chains_in(text) if name[-1].isdigit()} == {

@@ -57,7 +57,7 @@ def feed(api: KubeApi) -> Iterator[ClusterWatch]:
     made.stop()
 
 
-def until(what: Callable[[], Any], seconds: float = 10.0) -> None:
+def until(what: Callable[[], Any], seconds: float = 60.0) -> None:
     ends = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < ends, "it did not happen"

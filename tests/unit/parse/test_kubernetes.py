@@ -529,6 +529,6 @@ def test_a_large_cluster_takes_seconds() -> None:
             ],
         ),
     }
-    start = time.perf_counter()
+    start = time.process_time()
     k8s.parse_cluster(MemoryCapture(files=files))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
