@@ -9,11 +9,11 @@ The kernel drops the SYN of every further client, without an answer: their conne
 established to their clients, and get no answer either, until the program accepts them.
 
 # Evidence
-Recv-Q and Send-Q of the socket in the endpoint's network namespace, when it was read: connections that wait, and how
-many may. It may be over since.
+Recv-Q and Send-Q of the socket in the endpoint's network namespace (of a host-network pod the node's own), when it was
+read: connections that wait, and how many may. It may be over since.
 
 # Confirm by hand
-    ss -lnt                            # in the pod's network namespace: Recv-Q above Send-Q
+    ss -lnt                            # in the pod's network namespace, or on the node: Recv-Q above Send-Q
     nstat -az TcpExtListenOverflows    # there: grows while clients try
 
 # Fix
@@ -36,7 +36,7 @@ from ktp.diagnose.checks.passing_common import growing
 from ktp.kubeproxy.names import host_port
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import ListeningSocket
-from ktp.model.trace import StepKind
+from ktp.model.trace import Disposition, Header, StepKind
 
 
 @dataclass(slots=True)
@@ -44,6 +44,7 @@ class _Full:
     """Sockets of one port that are full, by node and pod ("" for the node's own network), and the cells they stop."""
 
     sockets: dict[tuple[str, str], ListeningSocket] = field(default_factory=dict)
+    names: dict[tuple[str, str], str] = field(default_factory=dict)
     cells: dict[Entry, None] = field(default_factory=dict)
 
 
@@ -54,30 +55,46 @@ def run(case: Case) -> Iterable[Finding]:
         fact = entry.asked.fact
         for path in fact.paths if fact is not None else ():
             decided = path.decided_by
-            if decided is None or decided.kind is not StepKind.SOCKET or path.endpoint_port is None:
+            if decided is None or decided.kind is not StepKind.SOCKET or path.disposition is not Disposition.DROPPED:
                 continue
+            # Where the packet is when it is dropped, also where nothing has translated it on its way.
+            last = next((h.left for h in reversed(path.hops) if h.direction == "request"), None)
             state = case.state(decided.node)
             inside = state.pods.get(decided.pod) if state is not None and decided.pod else state
-            socket = next(
-                (
-                    s
-                    for s in (inside.sockets if inside is not None else None) or ()
-                    if s.port == path.endpoint_port and s.is_full
-                ),
-                None,
+            if last is None or inside is None:
+                continue
+            full_ones = (
+                s
+                for s in inside.sockets or ()
+                if s.is_full and s.protocol == "tcp" and s.port == last.dport and str(s.ip or last.dst) == last.dst
             )
+            socket = next(full_ones, None)
             if socket is None:
                 continue
-            full = found.setdefault(path.endpoint_port, _Full())
+            full = found.setdefault(last.dport, _Full())
             full.sockets[decided.node, decided.pod] = socket
+            full.names[decided.node, decided.pod] = decided.pod or _host_network_pod(case, decided.node, last)
             full.cells[entry] = None
     for port, full in found.items():
         yield _finding(case, port, full)
 
 
+def _host_network_pod(case: Case, node: str, to: Header) -> str:
+    """Whose socket it is in a node's own network: the Service's pod with that address and port, where one has them."""
+    names = (
+        f"{e.target_namespace}/{e.target_name}"
+        for s in case.examiner.slices_of(case.service)
+        if any(p.port == to.dport for p in s.ports)
+        for e in s.endpoints
+        if to.dst in e.addresses and e.node_name == node and e.target_name
+    )
+    pod = next(iter(names), None)
+    return f"{pod} (in the network of {node})" if pod is not None else f"a process of {node}"
+
+
 def _finding(case: Case, port: int, full: _Full) -> Finding:
     cells = list(full.cells)
-    who = listed(pod or f"a process of {node}" for node, pod in full.sockets)
+    who = listed(full.names.values())
     nodes = sorted({node for node, _ in full.sockets})
     taken = case.mended(
         cells,

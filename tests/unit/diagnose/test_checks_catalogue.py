@@ -568,3 +568,43 @@ def test_a_comment_makes_no_rule_kube_proxys_and_no_ban() -> None:
     assert not rule("KUBE-ROUTER-FORWARD", "filter", "").is_kube
     assert rule("services", "ip kube-proxy", "", "nftables").is_kube
     assert not rule("forward", "inet site", "kube-proxy", "nftables").is_kube
+
+
+HOSTNET = "edge/hostnet-local"  # node port 30015, a host-network pod on node-c that listens on 18080
+
+
+def _queue(port: int, waiting: int, address: str = "*") -> tuple[str, str, Callable[[str], str]]:
+    line = f"tcp LISTEN {waiting} 5 {address}:{port} *:*\n"
+    return (
+        "node-c",
+        "ss.txt",
+        lambda text: "".join(t for t in text.splitlines(True) if f":{port} " not in t) + line,
+    )
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ([_queue(18080, 6)], "accepts no connections on port 18080: 6 wait, 5 may, and the kernel drops new ones"),
+        ([_queue(18080, 5)], None),
+        ([_queue(18080, 6, "127.0.0.1")], None),  # nobody's connections come to that one
+    ],
+    ids=["full", "at its limit", "another socket of that port"],
+)  # fmt: skip
+def test_the_full_accept_queue_of_a_host_network_pod(edits: list[Any], message: str | None) -> None:
+    found = findings(edited(HOSTNET, *edits, base=recorded)().diagnosis(), "KTP215")
+    if message is None:
+        assert found == []
+        return
+    (finding,) = found
+    assert finding.message.endswith(message)
+    assert "hostnet" in finding.message and "(in the network of node-c)" in finding.message
+    assert ("nodePort 30015/TCP", "node-c", "external") in finding.cells
+
+
+def test_the_full_accept_queue_of_a_port_that_nothing_translates() -> None:
+    """The program's port is the node port: the packet arrives as it was sent."""
+    change = slices_with(HOSTNET, lambda s: replace(s, ports=tuple(replace(p, port=30015) for p in s.ports)))
+    base = functools.partial(recorded, {_queue(30015, 6)[:2]: _queue(30015, 6)[2]})
+    (finding,) = findings(in_step(HOSTNET, change, base)().diagnosis(), "KTP215")
+    assert ("nodePort 30015/TCP", "node-c", "external") in finding.cells
