@@ -55,7 +55,11 @@ def run(case: Case) -> Iterable[Finding]:
         fact = entry.asked.fact
         for path in fact.paths if fact is not None else ():
             decided = path.decided_by
-            if decided is None or decided.kind is not StepKind.SOCKET or path.disposition is not Disposition.DROPPED:
+            if (
+                decided is None
+                or decided.kind is not StepKind.SOCKET
+                or path.disposition is not Disposition.DROPPED
+            ):
                 continue
             # Where the packet is when it is dropped, also where nothing has translated it on its way.
             last = next((h.left for h in reversed(path.hops) if h.direction == "request"), None)
@@ -66,7 +70,10 @@ def run(case: Case) -> Iterable[Finding]:
             full_ones = (
                 s
                 for s in inside.sockets or ()
-                if s.is_full and s.protocol == "tcp" and s.port == last.dport and str(s.ip or last.dst) == last.dst
+                if s.is_full
+                and s.protocol == "tcp"
+                and s.port == last.dport
+                and str(s.ip or last.dst) == last.dst
             )
             socket = next(full_ones, None)
             if socket is None:

@@ -598,7 +598,8 @@ def test_the_full_accept_queue_of_a_host_network_pod(edits: list[Any], message: 
         return
     (finding,) = found
     assert finding.message.endswith(message)
-    assert "hostnet" in finding.message and "(in the network of node-c)" in finding.message
+    assert "hostnet" in finding.message
+    assert "(in the network of node-c)" in finding.message
     assert ("nodePort 30015/TCP", "node-c", "external") in finding.cells
 
 
