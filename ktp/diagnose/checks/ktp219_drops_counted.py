@@ -32,7 +32,7 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, listed
-from ktp.diagnose.checks.passing_common import growing, growth
+from ktp.diagnose.checks.passing_common import INVALID, growing, growth, strict_drop
 from ktp.model.diagnosis import Finding, Severity
 
 # The counter, and of what it counts one for each. conntrack(8), -S; snmp_counter.rst; ip_route_input_slow.
@@ -42,7 +42,7 @@ _TRACKING = {
     "nf_conntrack.insert_failed": "packets whose new connection clashed with one that is there",
 }
 _OTHER = {
-    "nf_conntrack.invalid": "packets that fit no connection, which kube-proxy's rules drop (KUBE-FORWARD)",
+    INVALID: "packets that fit no connection",
     "TcpExt.IPReversePathFilter": "packets dropped by the reverse path filter",
     "IpExt.InNoRoutes": "packets without a route",
     "rt_cache.in_martian_src": "packets from addresses that cannot be there",
@@ -59,6 +59,8 @@ def run(case: Case) -> Iterable[Finding]:
         state = case.state(node)
         harm = growth(state, _TRACKING)
         other = growth(state, _OTHER)
+        if INVALID in other and strict_drop(state) is not None:
+            del other[INVALID]  # KTP221 says it
         if not (harm or other):
             continue
         what = listed(f"{by} {(_TRACKING | _OTHER)[name]}" for name, by in (harm | other).items())
@@ -66,7 +68,7 @@ def run(case: Case) -> Iterable[Finding]:
             f"{node} counted {what} while it was looked at; whether the Service's were among them, "
             "a counter does not tell",
             node=node,
-            evidence=growing(state, *_TRACKING, *_OTHER),
+            evidence=growing(state, *harm, *other),
             severity=Severity.WARNING if harm else None,
         )
 

@@ -314,7 +314,16 @@ def _with_mtu(mtu: int) -> Ask:
     return edited(CLUSTER, ("node-b", "ip-addr.json", edit), *links, base=recorded)
 
 
+def _invalid(grown: int, liberal: str = "0") -> Ask:
+    """A node on which packets fit no connection, that many more each five seconds."""
+    table = "entries  clashres invalid\n0000000a 00000000 {:08x}\n"
+    text = f"100.00 1.00\n{table.format(16)}105.00 1.00\n{table.format(16 + grown)}"
+    strict = sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", liberal)
+    return edited(CLUSTER, ("node-b", "netstat.txt", replaced(text)), ("node-b", "sysctl.txt", strict))
+
+
 CATALOGUE: dict[str, tuple[Ask, Ask]] = {
+    "KTP221": (_invalid(3), _invalid(3, liberal="1")),
     "KTP220": (_with_mtu(1400), _with_mtu(9000)),
     "KTP218": (
         edited("edge/udp-local", ("node-b", "conntrack.txt", _udp_entry("10.244.2.99")), base=recorded),

@@ -45,6 +45,7 @@ from tests.unit.diagnose.worlds import (
     first_rule,
     recorded,
     service_with,
+    sysctl,
     with_objects,
     without_rules,
 )
@@ -609,3 +610,36 @@ def test_the_full_accept_queue_of_a_port_that_nothing_translates() -> None:
     base = functools.partial(recorded, {_queue(30015, 6)[:2]: _queue(30015, 6)[2]})
     (finding,) = findings(in_step(HOSTNET, change, base)().diagnosis(), "KTP215")
     assert ("nodePort 30015/TCP", "node-c", "external") in finding.cells
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        (("0", 3, True), {"KTP221"}),
+        (("0", 0, True), set()),  # they stand still
+        (("1", 3, True), {"KTP219"}),
+        (("0", 3, False), {"KTP219"}),  # nothing drops them
+        ((None, 3, True), {"KTP219"}),  # the sysctl was not read
+        (("0", None, True), set()),  # the counters were not read
+    ],
+)
+def test_packets_that_fit_no_connection(
+    node: tuple[str | None, int | None, bool], expected: set[str]
+) -> None:
+    liberal, grown, drops = node
+    edits: list[Any] = []
+    if liberal is not None:
+        edits.append(("node-b", "sysctl.txt", sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", liberal)))
+    if grown is not None:
+        table = "entries  clashres invalid\n0000000a 00000000 {:08x}\n"
+        edits.append(
+            (
+                "node-b",
+                "netstat.txt",
+                replaced(f"1.00 1.00\n{table.format(9)}6.00 1.00\n{table.format(9 + grown)}"),
+            )
+        )
+    if not drops:
+        edits.append(("node-b", LEGACY, without_rules("-A KUBE-FORWARD", "INVALID")))
+    said = edited(CLUSTER, *edits)().diagnosis()
+    assert {f.code for f in said.findings} & {"KTP219", "KTP221"} == expected
