@@ -136,3 +136,73 @@ def test_what_a_node_drops_is_counted(make_netns: Callable[[str], str]) -> None:
     assert counters.moved("TcpExt.IPReversePathFilter") == 7
     assert counters.seconds is not None
     assert 1.9 < counters.seconds < 60
+
+
+# A connection through the node, and then segments far outside its window (TCP_REPAIR tells where that is).
+ASTRAY = """
+import socket, struct, sys
+c = socket.create_connection(("10.9.7.2", 8080), timeout=5)
+c.sendall(b"a"), c.recv(1)
+c.setsockopt(socket.IPPROTO_TCP, 19, 1)
+c.setsockopt(socket.IPPROTO_TCP, 20, 2)
+seq = (c.getsockopt(socket.IPPROTO_TCP, 21) + 0x40000000) & 0xFFFFFFFF
+c.setsockopt(socket.IPPROTO_TCP, 20, 1)
+ack = c.getsockopt(socket.IPPROTO_TCP, 21) & 0xFFFFFFFF
+head = struct.pack("!HHIIBBHHH", c.getsockname()[1], 8080, seq, ack, 0x50, 0x10, 500, 0, 0)
+whole = socket.inet_aton("10.9.8.2") + socket.inet_aton("10.9.7.2") + struct.pack("!BBH", 0, 6, len(head)) + head
+total = sum(struct.unpack(f"!{len(whole) // 2}H", whole))
+total = (total & 0xFFFF) + (total >> 16)
+head = head[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[18:]
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+for _ in range(5):
+    raw.sendto(head, ("10.9.7.2", 0))
+"""
+ECHO = """
+import socket
+s = socket.create_server(("10.9.7.2", 8080))
+print("ready", flush=True)
+held = []
+while True:
+    held.append(s.accept()[0])
+    held[-1].sendall(held[-1].recv(1))
+"""
+
+
+@pytest.mark.parametrize(("liberal", "lost"), [(0, 5), (1, 0)])
+def test_segments_outside_the_window(liberal: int, lost: int, make_netns: Callable[[str], str]) -> None:
+    """What KTP221 says: they are INVALID, counted as such and dropped by kube-proxy's rule, where that is asked of all."""
+    node, client, server = (make_netns(name) for name in ("wn", "wc", "ws"))
+
+    def run(where: str, *words: str) -> str:
+        done = subprocess.run(
+            ["ip", "netns", "exec", where, *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    for device, other, net in (("eth0", client, "10.9.8"), ("eth1", server, "10.9.7")):
+        run(node, "ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", other)
+        for where, name, last in ((node, device, 1), (other, "eth0", 2)):
+            run(where, "ip", "addr", "add", f"{net}.{last}/24", "dev", name)
+            run(where, "ip", "link", "set", name, "up")
+        run(other, "ip", "route", "add", "default", "via", f"{net}.1")
+    run(node, "sysctl", "-w", "net.ipv4.ip_forward=1", f"net.netfilter.nf_conntrack_tcp_be_liberal={liberal}")
+    run(node, "iptables", "-N", "KUBE-FORWARD")
+    run(node, "iptables", "-A", "FORWARD", "-j", "KUBE-FORWARD")
+    run(node, "iptables", "-A", "KUBE-FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
+    reading = ("cat", "/proc/net/stat/nf_conntrack")
+    with subprocess.Popen(
+        ["ip", "netns", "exec", server, sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True
+    ) as echo:
+        assert echo.stdout is not None
+        try:
+            assert echo.stdout.readline() == "ready\n"
+            before = run(node, *reading)
+            run(client, sys.executable, "-c", ASTRAY)
+            after = run(node, *reading)
+        finally:
+            echo.kill()
+    counters = parse_counters(before + after)
+    assert counters is not None
+    assert counters.moved("nf_conntrack.invalid") == lost
+    (dropped,) = (t for t in run(node, "iptables-save", "-c").splitlines() if "INVALID" in t)
+    assert dropped.startswith(f"[{lost}:")
