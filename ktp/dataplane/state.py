@@ -154,6 +154,19 @@ class Refusal:
     protocol: int
 
 
+class Client(NamedTuple):
+    """Who waits for the answer, and whom it asked; `pod` where it is no process of `node`, None outside the nodes."""
+
+    ip: int
+    node: str | None
+    pod: bool
+    dst: int
+    dport: Port
+
+
+_NOBODY = Client(0, None, False, 0, 0)
+
+
 class State:
     """Everything that belongs to one way the packet may take."""
 
@@ -163,6 +176,7 @@ class State:
         "asked_all",
         "assumptions",
         "balanced",
+        "client",
         "conns",
         "decisions",
         "delivery",
@@ -180,6 +194,7 @@ class State:
     def __init__(self, packet: Packet) -> None:
         self.packet = packet
         self.arrived = packet
+        self.client = _NOBODY  # before the sender is known
         self.steps: Steps = None
         self.decisions: Decisions = None
         self.assumptions: tuple[Assumption, ...] = ()
@@ -203,6 +218,7 @@ class State:
         new = object.__new__(State)
         new.packet = self.packet.copy()
         new.arrived = self.arrived
+        new.client = self.client
         new.steps = self.steps
         new.decisions = self.decisions
         new.assumptions = self.assumptions

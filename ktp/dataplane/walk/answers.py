@@ -1,0 +1,98 @@
+"""The turn of a packet into its answer, and what the client makes of what comes back."""
+
+from __future__ import annotations
+
+from ktp.dataplane import packet as pk
+from ktp.dataplane.host import Host
+from ktp.dataplane.icmp import symptom_of
+from ktp.dataplane.packet import Packet, endpoint_text
+from ktp.dataplane.state import Delivery, Refusal, State
+from ktp.dataplane.walk.context import Leaf, Walk
+from ktp.dataplane.walk.ends import ended
+from ktp.model.assumption import Assumption, EvidenceKind
+from ktp.model.trace import Disposition, Symptom
+
+
+def answer_arrives(walk: Walk, state: State, host: Host | None) -> None:
+    """The answer, or the error, is at the client: does the client take it for its own?"""
+    p = state.packet
+    client = state.client
+    if p.inner is not None:
+        src, _, dst, dport, _ = p.inner
+        known = src == client.ip and dst == client.dst and dport == client.dport
+    else:
+        known = p.src == client.dst and p.sport == client.dport and p.dst == client.ip
+    if state.direction == "error":
+        _error_arrived(walk, state, known)
+        return
+    if known:
+        delivered(walk, state, host, "")
+        return
+    shown = endpoint_text(p.family, p.src, p.sport)
+    wanted = endpoint_text(p.family, client.dst, client.dport)
+    d = state.delivery
+    assert isinstance(d, Delivery)
+    ended(
+        walk, state, Disposition.LOST, Symptom.TIMES_OUT,
+        f"the answer of {d.name or endpoint_text(p.family, d.ip, d.port)} comes back by a way on which no node "
+        f"undoes the translation: the client asked {wanted}, is answered by {shown}, and does not know it",
+        host, "conntrack",
+    )  # fmt: skip
+
+
+def _error_arrived(walk: Walk, state: State, known: bool) -> None:
+    refused = state.delivery
+    assert isinstance(refused, Refusal)
+    lost = "; the error that says so reaches the client in a form that it does not take for its own"
+    walk.end(
+        Leaf(
+            state,
+            refused.disposition,
+            symptom_of(refused.error, refused.protocol) if known else Symptom.TIMES_OUT,
+            refused.reason if known else refused.reason + lost,
+            refused.step,
+            refused.node,
+            refused.cause,
+            refused.pod,
+        )
+    )
+    state.delivery = None
+
+
+def delivered(walk: Walk, state: State, host: Host | None, note: str) -> None:
+    """The client has its answer; `note` says what was not followed on the way."""
+    d = state.delivery
+    assert isinstance(d, Delivery)
+    name = d.name or endpoint_text(d.family, d.ip, d.port)
+    if note:
+        state.assume(Assumption(note, EvidenceKind.ROUTES, host.name if host is not None else ""))
+    if d.process:
+        what = "kube-proxy's own socket, which never answers" if d.silent else "a process of the node"
+        ended(
+            walk,
+            state,
+            Disposition.HOST_PROCESS,
+            Symptom.CONNECTS,
+            f"{what} takes it on {d.node}",
+            host,
+            "socket",
+        )
+    else:
+        ended(walk, state, Disposition.DELIVERED, Symptom.CONNECTS, f"delivered to {name}", host, "")
+
+
+def reply_of(p: Packet) -> Packet:
+    """The packet that answers `p`."""
+    reply = Packet(p.family, p.proto, p.dst, p.src, p.dport, p.sport)
+    reply.reply = True
+    reply.tcp_flags = pk.SYN | pk.ACK
+    return reply
+
+
+def turn(state: State, packet: Packet, direction: str) -> None:
+    """From here the walk follows `packet`, a reply or an error."""
+    state.packet = packet
+    state.direction = direction
+    state.arrived = packet.copy()
+    state.steps = None
+    state.seen_nodes = 0

@@ -1,0 +1,78 @@
+"""One flow's walk: whom it asks who is where, the ways that are still open, and the ends of those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ktp.dataplane.places import Places
+from ktp.dataplane.state import State, StepRecord
+from ktp.dataplane.walk.doors import Door
+from ktp.model.trace import Disposition, Flow, Symptom
+
+MAX_HOPS = 12
+"""Nodes that a packet may come to; more is a circle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """The end of one way."""
+
+    state: State
+    disposition: Disposition
+    symptom: Symptom
+    reason: str
+    step: StepRecord | None = None
+    node: str = ""
+    kind: str = ""
+    pod: str = ""  # in whose network namespace on the node
+
+
+Outer = dict[tuple[str, str, str], list[Leaf]]
+"""The ends of tunnels' own packets by node, tunnel and far end; kept between flows."""
+
+
+class Walk:
+    """The worklist of one flow. A room says with `go` where a way goes on, and with `end` that it does not.
+
+    Ways are followed depth first, in the order in which a room names them: the first one to its end, then the next.
+    `one_way`: what becomes of an answer is not asked, as of tunnels' own packets; `alone` walks such a flow.
+    """
+
+    __slots__ = ("_new", "_open", "alone", "leaves", "one_way", "outer", "owners", "places", "topology")
+
+    def __init__(
+        self, places: Places, outer: Outer, alone: Callable[[Flow], list[Leaf]], *, one_way: bool = False
+    ) -> None:
+        self.places = places
+        self.topology = places.topology
+        self.owners = places.owners
+        self.outer = outer
+        self.alone = alone
+        self.one_way = one_way
+        self.leaves: list[Leaf] = []
+        self._new: list[Door | Leaf] = []  # by the room that is at work, in its order
+        self._open: list[Door | Leaf] = []  # the next one last
+
+    def go(self, door: Door) -> None:
+        """A way goes on there."""
+        self._new.append(door)
+
+    def end(self, leaf: Leaf) -> None:
+        """A way ends."""
+        self._new.append(leaf)
+
+    def next(self) -> Door | None:
+        """Where the way goes on that is to be followed now, None at the end of all; what ends before it is kept."""
+        self._open.extend(reversed(self._new))
+        self._new.clear()
+        while self._open:
+            item = self._open.pop()
+            if not isinstance(item, Leaf):
+                return item
+            self.leaves.append(item)
+        return None
+
+    def count_ended(self) -> int:
+        """The ways that have ended so far."""
+        return len(self.leaves) + sum(isinstance(item, Leaf) for item in self._new)

@@ -1,0 +1,107 @@
+"""A packet through all that hangs at a hook, and what its verdicts mean for it."""
+
+from __future__ import annotations
+
+from ktp.dataplane.hooks import OUTPUT, PREROUTING
+from ktp.dataplane.host import Host
+from ktp.dataplane.icmp import send_symptom
+from ktp.dataplane.stages import run_group
+from ktp.dataplane.state import (
+    ACCEPT,
+    DROP,
+    MOST_WAYS,
+    REJECT,
+    LimitExceededError,
+    State,
+    StepRecord,
+    Verdict,
+)
+from ktp.dataplane.walk.context import Walk
+from ktp.dataplane.walk.ends import close_hop, end_unknown, ended, lost
+from ktp.dataplane.walk.errors import send_error
+from ktp.dataplane.walk.routes import reroute
+from ktp.model.trace import Disposition, StepKind, Symptom
+
+
+def run_hook(walk: Walk, state: State, host: Host, hook: str) -> list[Verdict]:
+    """How each way through `hook` ends: what drops, rejects or is not known in its order, then what passes."""
+    done: list[Verdict] = []
+    states = [state]
+    for group in walk.places.groups_of(host, state.packet.family, hook):
+        after: list[State] = []
+        for each in states:
+            p = each.packet
+            before = (p.dst, p.mark, p.tos)
+            for verdict in run_group(each, host, hook, group):
+                if verdict.code != ACCEPT:
+                    done.append(verdict)
+                    continue
+                then = verdict.state
+                q = then.packet
+                if hook == OUTPUT and (
+                    q.dst != before[0] or (group.reroutes and (q.mark, q.tos) != before[1:])
+                ):
+                    if not reroute(walk, then, host):
+                        continue
+                after.append(then)
+        states = after
+        if len(states) + walk.count_ended() > MOST_WAYS:
+            raise LimitExceededError
+    done.extend(Verdict(ACCEPT, s) for s in states)
+    return done
+
+
+def passed(walk: Walk, verdict: Verdict, host: Host, hook: str) -> bool:
+    """Whether the packet goes on; where not, its end is recorded."""
+    code = verdict.code
+    if code == ACCEPT:
+        return True
+    state, step = verdict.state, verdict.step
+    if code == DROP:
+        words = _step_words(step) if step is not None else verdict.detail
+        if verdict.detail:
+            words = verdict.detail
+        if state.direction != "request":
+            lost(
+                walk,
+                state,
+                host,
+                f"{host.name} drops the answer: {words}",
+                step.kind if step else "rule",
+                step,
+            )
+        else:
+            close_hop(state, host)
+            ended(
+                walk, state, Disposition.DROPPED, send_symptom(state.packet, hook),
+                f"{host.name} drops the packet: {words}", host,
+                step.kind if step is not None else "rule", step,
+            )  # fmt: skip
+    elif (
+        code == REJECT
+        and state.direction == "request"
+        and send_symptom(state.packet, hook) is Symptom.UNREACHABLE
+    ):
+        close_hop(state, host)
+        ended(
+            walk, state, Disposition.REJECTED, Symptom.UNREACHABLE,
+            f"{host.name} rejects the packet with {verdict.detail}: {_step_words(step)}", host, "rule", step,
+        )  # fmt: skip
+    elif code == REJECT:
+        send_error(
+            walk, state, host, verdict.detail, Disposition.REJECTED,
+            f"{host.name} rejects the packet with {verdict.detail}: {_step_words(step)}", step, "rule",
+            routed=hook != PREROUTING or state.packet.iif == "lo",
+        )  # fmt: skip
+    else:
+        text = getattr(step.rule, "text", step.text) if step is not None else ""
+        end_unknown(walk, state, host.name, verdict.detail, text, step)
+    return False
+
+
+def _step_words(step: StepRecord | None) -> str:
+    if step is None:
+        return ""
+    if step.kind is StepKind.POLICY:
+        return f"{step.table} {step.text}"
+    return f"{step.table} {step.rule.text if step.rule is not None else step.text}"

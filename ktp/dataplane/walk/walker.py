@@ -1,0 +1,92 @@
+"""Flows walked over one topology: the loop that follows each way from room to room."""
+
+from __future__ import annotations
+
+from ktp.dataplane.hooks import Group
+from ktp.dataplane.host import Host
+from ktp.dataplane.places import Places
+from ktp.dataplane.topology import Attached, Topology
+from ktp.dataplane.walk import doors
+from ktp.dataplane.walk.arrival import enter, prerouting, route_in
+from ktp.dataplane.walk.bridge import bridge_forward
+from ktp.dataplane.walk.context import Leaf, Outer, Walk
+from ktp.dataplane.walk.leaving import emit
+from ktp.dataplane.walk.pods import reach
+from ktp.dataplane.walk.sockets import answer_out, deliver
+from ktp.dataplane.walk.start import begin
+from ktp.dataplane.walk.through import forward, local_in, output, postrouting
+from ktp.model.trace import Flow
+
+
+class Walker:
+    """Walks flows over one topology. What is compiled for one flow serves the next."""
+
+    def __init__(self, topology: Topology) -> None:
+        """Nothing is compiled before a flow needs it."""
+        self.topology = topology
+        self._places = Places(topology)
+        self._holding: dict[tuple[str, str], Walker] = {}
+        self._outer: Outer = {}
+
+    def walk(self, flow: Flow) -> list[Leaf]:
+        """Every way that the flow may take, to its end. Raises ValueError where an address or protocol is none."""
+        return self._follow(flow)
+
+    def _follow(self, flow: Flow, *, one_way: bool = False) -> list[Leaf]:
+        walk = Walk(self._places, self._outer, self._alone, one_way=one_way)
+        begin(walk, flow)
+        while (door := walk.next()) is not None:
+            _step(walk, door)
+        return walk.leaves
+
+    def _alone(self, flow: Flow) -> list[Leaf]:
+        return self._follow(flow, one_way=True)
+
+    def host(self, name: str, pod: str = "") -> Host | None:
+        """The compiled node, or a pod's network namespace there; None where nothing was read of it."""
+        return self._places.inside(Attached(name=pod, node=name)) if pod else self._places.host(name)
+
+    def groups(self, node: str, family: int, hook: str, pod: str = "") -> tuple[Group, ...]:
+        """What hangs at `hook` of a node or pod, first to run first; () where nothing was read of it."""
+        host = self.host(node, pod)
+        return self._places.groups_of(host, family, hook) if host is not None else ()
+
+    def may_hold(self, address: str) -> tuple[str, ...]:
+        """The nodes of which an address may be that nobody is known to have."""
+        return self._places.may_hold(address)
+
+    def holding(self, node: str, address: str) -> Walker:
+        """A walker of the same world in which `node`, one of `may_hold`, has the address."""
+        found = self._holding.get((node, address))
+        if found is None:
+            found = self._holding[node, address] = Walker(self._places.holding(node, address))
+        return found
+
+
+def _step(walk: Walk, door: doors.Door) -> None:
+    """The room behind a door does its part, and says through which doors the packet goes on."""
+    match door:
+        case doors.Enter():
+            enter(walk, *door)
+        case doors.PreRouting():
+            prerouting(walk, *door)
+        case doors.RouteIn():
+            route_in(walk, *door)
+        case doors.Forward():
+            forward(walk, *door)
+        case doors.BridgeForward():
+            bridge_forward(walk, *door)
+        case doors.LocalIn():
+            local_in(walk, *door)
+        case doors.Deliver():
+            deliver(walk, *door)
+        case doors.Output():
+            output(walk, *door)
+        case doors.PostRouting():
+            postrouting(walk, *door)
+        case doors.Emit():
+            emit(walk, *door)
+        case doors.Reach():
+            reach(walk, *door)
+        case doors.AnswerOut():
+            answer_out(walk, *door)
