@@ -41,22 +41,32 @@ print(s.recv(100).decode())
 """
 
 
+def inside(where: str, *words: str) -> str:
+    done = subprocess.run(["ip", "netns", "exec", where, *words], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def between(node: str, client: str, server: str) -> None:
+    """A node that forwards between a client (10.9.8.2) and a server (10.9.7.2)."""
+    for device, other, net in (("eth0", client, "10.9.8"), ("eth1", server, "10.9.7")):
+        inside(node, "ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", other)
+        for where, name, last in ((node, device, 1), (other, "eth0", 2)):
+            inside(where, "ip", "addr", "add", f"{net}.{last}/24", "dev", name)
+            inside(where, "ip", "link", "set", name, "up")
+        inside(other, "ip", "route", "add", "default", "via", f"{net}.1")
+    inside(node, "sysctl", "-w", "net.ipv4.ip_forward=1")
+
+
 def test_a_connection_outlives_its_endpoint(make_netns: Callable[[str], str]) -> None:
     node, client = make_netns("pn"), make_netns("pc")
 
-    def run(where: str, *words: str) -> str:
-        done = subprocess.run(
-            ["ip", "netns", "exec", where, *words], capture_output=True, text=True, check=True
-        )
-        return done.stdout
-
-    run(node, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", client)
+    inside(node, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", client)
     for where, addresses in ((node, (NODE, OLD, NEW)), (client, ("10.9.8.2",))):
         for address in addresses:
-            run(where, "ip", "addr", "add", f"{address}/24", "dev", "eth0")
-        run(where, "ip", "link", "set", "eth0", "up")
+            inside(where, "ip", "addr", "add", f"{address}/24", "dev", "eth0")
+        inside(where, "ip", "link", "set", "eth0", "up")
     rule = ["PREROUTING", "-p", "udp", "--dport", str(PORT), "-j", "DNAT", "--to-destination"]
-    run(node, "iptables", "-t", "nat", "-A", *rule, f"{OLD}:53")
+    inside(node, "iptables", "-t", "nat", "-A", *rule, f"{OLD}:53")
     reach = Reach(destinations=(Destination(protocol="udp", port=PORT),))
     (listing,) = connection_commands(reach)
     with subprocess.Popen(
@@ -66,14 +76,14 @@ def test_a_connection_outlives_its_endpoint(make_netns: Callable[[str], str]) ->
         assert server.stdout.readline() == "ready\n"
         try:
             ask = (sys.executable, "-c", ASK)
-            assert run(client, *ask, "40001").strip() == OLD
-            run(node, "iptables", "-t", "nat", "-R", rule[0], "1", *rule[1:], f"{NEW}:53")
-            assert run(client, *ask, "40001").strip() == OLD
-            assert run(client, *ask, "40002").strip() == NEW
-            entries = {e.original.sport: e for e in parse_connections(run(node, *listing.split()))}
+            assert inside(client, *ask, "40001").strip() == OLD
+            inside(node, "iptables", "-t", "nat", "-R", rule[0], "1", *rule[1:], f"{NEW}:53")
+            assert inside(client, *ask, "40001").strip() == OLD
+            assert inside(client, *ask, "40002").strip() == NEW
+            entries = {e.original.sport: e for e in parse_connections(inside(node, *listing.split()))}
             assert {port: str(e.reply.src) for port, e in entries.items()} == {40001: OLD, 40002: NEW}
             assert (str(entries[40001].original.dst), entries[40001].original.dport) == (NODE, PORT)
-            run(node, *deletion(entries[40001]).split())
+            inside(node, *deletion(entries[40001]).split())
             script = build_script(sudo=False, reach=reach, command_timeout=10, counters=1)
             done = subprocess.run(
                 ["ip", "netns", "exec", node, "sh"], input=script.text, capture_output=True, check=True
@@ -90,9 +100,9 @@ def test_a_connection_outlives_its_endpoint(make_netns: Callable[[str], str]) ->
             files = {name.rpartition("/")[2]: content for name, content in read.files.items()}
             assert {e.original.sport for e in parse_connections(files["conntrack.txt"])} == {40002}
             assert parse_counters(files["netstat.txt"]) is not None
-            (left,) = parse_connections(run(node, *listing.split()))
+            (left,) = parse_connections(inside(node, *listing.split()))
             assert left.original.sport == 40002
-            assert run(client, *ask, "40001").strip() == NEW
+            assert inside(client, *ask, "40001").strip() == NEW
         finally:
             server.kill()
 
@@ -100,15 +110,12 @@ def test_a_connection_outlives_its_endpoint(make_netns: Callable[[str], str]) ->
 def test_what_a_node_drops_is_counted(make_netns: Callable[[str], str]) -> None:
     node, client = make_netns("pn"), make_netns("pc")
 
-    def run(where: str, *words: str) -> None:
-        subprocess.run(["ip", "netns", "exec", where, *words], capture_output=True, text=True, check=True)
-
-    run(node, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", client)
+    inside(node, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", client)
     for where, address in ((node, NODE), (client, "10.9.8.2")):
-        run(where, "ip", "addr", "add", f"{address}/24", "dev", "eth0")
-        run(where, "ip", "link", "set", "eth0", "up")
-    run(node, "sysctl", "-w", "net.ipv4.conf.eth0.rp_filter=1")
-    run(client, "ip", "addr", "add", "10.77.0.1/32", "dev", "eth0")
+        inside(where, "ip", "addr", "add", f"{address}/24", "dev", "eth0")
+        inside(where, "ip", "link", "set", "eth0", "up")
+    inside(node, "sysctl", "-w", "net.ipv4.conf.eth0.rp_filter=1")
+    inside(client, "ip", "addr", "add", "10.77.0.1/32", "dev", "eth0")
     # The node would not answer a neighbour solicitation from that address either.
     mac = subprocess.run(
         ["ip", "netns", "exec", node, "cat", "/sys/class/net/eth0/address"],
@@ -116,7 +123,7 @@ def test_what_a_node_drops_is_counted(make_netns: Callable[[str], str]) -> None:
         text=True,
         check=True,
     ).stdout.strip()
-    run(client, "ip", "neigh", "add", NODE, "lladdr", mac, "dev", "eth0")
+    inside(client, "ip", "neigh", "add", NODE, "lladdr", mac, "dev", "eth0")
     bad = (
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.77.0.1', 0)); "
         + (f"[s.sendto(b'?', ('{NODE}', 9)) for _ in range(7)]")
@@ -129,7 +136,7 @@ def test_what_a_node_drops_is_counted(make_netns: Callable[[str], str]) -> None:
         rest_of_first = [reading.stdout.readline()]
         while "clashres" not in rest_of_first[-1] and "searched" not in rest_of_first[-1]:
             rest_of_first.append(reading.stdout.readline())
-        run(client, sys.executable, "-c", bad)
+        inside(client, sys.executable, "-c", bad)
         text = first + "".join(rest_of_first) + reading.stdout.read()
     counters = parse_counters(text)
     assert counters is not None
@@ -173,22 +180,11 @@ def test_segments_outside_the_window(liberal: int, lost: int, make_netns: Callab
     """What KTP221 says: they are INVALID, counted as such and dropped by kube-proxy's rule, where that is asked of all."""
     node, client, server = (make_netns(name) for name in ("wn", "wc", "ws"))
 
-    def run(where: str, *words: str) -> str:
-        done = subprocess.run(
-            ["ip", "netns", "exec", where, *words], capture_output=True, text=True, check=True
-        )
-        return done.stdout
-
-    for device, other, net in (("eth0", client, "10.9.8"), ("eth1", server, "10.9.7")):
-        run(node, "ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", other)
-        for where, name, last in ((node, device, 1), (other, "eth0", 2)):
-            run(where, "ip", "addr", "add", f"{net}.{last}/24", "dev", name)
-            run(where, "ip", "link", "set", name, "up")
-        run(other, "ip", "route", "add", "default", "via", f"{net}.1")
-    run(node, "sysctl", "-w", "net.ipv4.ip_forward=1", f"net.netfilter.nf_conntrack_tcp_be_liberal={liberal}")
-    run(node, "iptables", "-N", "KUBE-FORWARD")
-    run(node, "iptables", "-A", "FORWARD", "-j", "KUBE-FORWARD")
-    run(node, "iptables", "-A", "KUBE-FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
+    between(node, client, server)
+    inside(node, "sysctl", "-w", f"net.netfilter.nf_conntrack_tcp_be_liberal={liberal}")
+    inside(node, "iptables", "-N", "KUBE-FORWARD")
+    inside(node, "iptables", "-A", "FORWARD", "-j", "KUBE-FORWARD")
+    inside(node, "iptables", "-A", "KUBE-FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
     reading = ("cat", "/proc/net/stat/nf_conntrack")
     with subprocess.Popen(
         ["ip", "netns", "exec", server, sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True
@@ -196,13 +192,62 @@ def test_segments_outside_the_window(liberal: int, lost: int, make_netns: Callab
         assert echo.stdout is not None
         try:
             assert echo.stdout.readline() == "ready\n"
-            before = run(node, *reading)
-            run(client, sys.executable, "-c", ASTRAY)
-            after = run(node, *reading)
+            before = inside(node, *reading)
+            inside(client, sys.executable, "-c", ASTRAY)
+            after = inside(node, *reading)
         finally:
             echo.kill()
     counters = parse_counters(before + after)
     assert counters is not None
     assert counters.moved("nf_conntrack.invalid") == lost
-    (dropped,) = (t for t in run(node, "iptables-save", "-c").splitlines() if "INVALID" in t)
+    (dropped,) = (t for t in inside(node, "iptables-save", "-c").splitlines() if "INVALID" in t)
     assert dropped.startswith(f"[{lost}:")
+
+
+ALL_PORTS = """
+import socket, sys
+held, met = [], []
+for _ in range(int(sys.argv[1])):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.settimeout(1)
+    held.append(s)
+    s.sendto(b"?", ("10.9.7.2", 53))
+    try:
+        s.recv(1)
+        met.append("answered")
+    except TimeoutError:
+        met.append("silence")
+print(*met)
+"""
+ANSWER = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("10.9.7.2", 53))
+print("ready", flush=True)
+while True:
+    s.sendto(b"!", s.recvfrom(9)[1])
+"""
+
+
+@pytest.mark.parametrize(("clients", "lost"), [(4, 0), (6, 2)])
+def test_no_port_is_left_for_masquerading(clients: int, lost: int, make_netns: Callable[[str], str]) -> None:
+    """What KTP219 says of insert_failed: beyond the rule's four ports packets are dropped, and counted so."""
+    node, client, server = (make_netns(name) for name in ("mn", "mc", "ms"))
+    between(node, client, server)
+    inside(node, "iptables", "-t", "nat", "-A", "POSTROUTING", "-p", "udp", "-o", "eth1", "-j", "MASQUERADE", "--to-ports", "5000-5003")  # fmt: skip
+    reading = ("cat", "/proc/net/stat/nf_conntrack")
+    with subprocess.Popen(
+        ["ip", "netns", "exec", server, sys.executable, "-c", ANSWER], stdout=subprocess.PIPE, text=True
+    ) as answering:
+        assert answering.stdout is not None
+        try:
+            assert answering.stdout.readline() == "ready\n"
+            before = inside(node, *reading)
+            met = inside(client, sys.executable, "-c", ALL_PORTS, str(clients)).split()
+            after = inside(node, *reading)
+        finally:
+            answering.kill()
+    assert met == ["answered"] * 4 + ["silence"] * lost
+    counters = parse_counters(before + after)
+    assert counters is not None
+    assert counters.moved("nf_conntrack.insert_failed") == counters.moved("nf_conntrack.drop") == lost

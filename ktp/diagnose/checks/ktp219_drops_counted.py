@@ -8,6 +8,10 @@ checksums, of sockets that take no more. They are of the whole node. Which packe
 Each counter is one reason for which packets of any connection are lost; the finding names those that grew. Where one of
 ktp's other findings is of the same reason, the counter is among its evidence, too.
 
+insert_failed grows, and drop with it, where a new connection would have the same addresses and ports as one that is
+there. So it does where all source ports for masquerading towards one endpoint are taken (1024 to 65535, or the rule's
+--to-ports): the kernel tries some, and gives up. drop alone is the table that has no room (KTP216).
+
 # Evidence
 /proc/net/netstat, /proc/net/snmp, /proc/net/stat/nf_conntrack and rt_cache, twice: `ktp diagnose --counters SECONDS`,
 or both readings in a snapshot's `netstat.txt`. What the columns mean is in conntrack(8) and in the kernel's
@@ -16,6 +20,7 @@ Documentation/networking/snmp_counter.rst.
 # Confirm by hand
     nstat -z; sleep 5; nstat          # what grew within five seconds
     conntrack -S                      # a line for each CPU
+    conntrack -L -p tcp --reply-src POD-IP --reply-dst NODE-IP | wc -l     # ports taken towards one endpoint
 
 # Fix
 See where the packets come from while the counter grows: `tcpdump` at the interface, or the kernel's own words where
@@ -39,7 +44,7 @@ from ktp.model.diagnosis import Finding, Severity
 _TRACKING = {
     "nf_conntrack.drop": "packets of which no connection could be tracked",
     "nf_conntrack.early_drop": "connections forgotten for want of room in the table",
-    "nf_conntrack.insert_failed": "packets whose new connection clashed with one that is there",
+    "nf_conntrack.insert_failed": "packets whose new connection clashed with one that is there, or had no free port",
 }
 _OTHER = {
     INVALID: "packets that fit no connection",
