@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from ktp.dataplane import packet as pk
 from ktp.dataplane.host import Host
-from ktp.dataplane.packet import TCP, Conn
+from ktp.dataplane.packet import TCP, Conn, Packet
 from ktp.dataplane.state import State
 from ktp.dataplane.xtables import translation
 from ktp.model.effect import Nat, Note
+from ktp.model.passing import TrackedConnection
 from ktp.model.trace import StepKind
+
+
+def remembered(node: str, found: TrackedConnection) -> Conn:
+    """An entry that the node has already. nat is not asked of it any more, translated or not (nf_nat_setup_info)."""
+    there, back = found.original, found.reply
+    opening = Packet(
+        there.src.version,
+        pk.PROTOCOLS[found.protocol],
+        int(there.src),
+        int(there.dst),
+        there.sport,
+        there.dport,
+    )
+    conn = Conn(node, opening)
+    conn.src, conn.sport, conn.dst, conn.dport = int(back.dst), back.dport, int(back.src), back.sport
+    conn.snat = (conn.src, conn.sport) != (conn.osrc, conn.osport)
+    conn.dnat = (conn.dst, conn.dport) != (conn.odst, conn.odport)
+    conn.observed = conn.confirmed = conn.dst_done = conn.src_done = True
+    conn.seen_reply = found.is_answered
+    return conn
 
 
 def track(state: State, host: Host) -> None:
@@ -49,7 +70,12 @@ def track(state: State, host: Host) -> None:
     else:
         for conn in reversed(mine):
             if conn.is_original(p):
-                p.ct, p.ctstate = conn.copy(), pk.NEW
+                p.ct, p.ctstate = conn.copy(), pk.ESTABLISHED if conn.seen_reply else pk.NEW
+                if conn.observed:
+                    entry = Note(
+                        "the node tracks this connection already: its entry decides, and no rule of nat"
+                    )
+                    state.note(StepKind.CONNTRACK, entry, hook="CONNTRACK")
                 return
     p.ct, p.ctstate = Conn(host.name, p), pk.NEW
 

@@ -79,6 +79,7 @@ class Conn:
         "helper",
         "mark",
         "node",
+        "observed",
         "odport",
         "odst",
         "osport",
@@ -103,6 +104,7 @@ class Conn:
         self.snat = self.dnat = False
         self.src_done = self.dst_done = False
         self.confirmed = False
+        self.observed = False  # read on the node, not made by this packet
         self.seen_reply = False
         self.helper: str | None = None
         self.state = NEW

@@ -45,7 +45,13 @@ def parse_connections(data: bytes | str, *, source: str = "conntrack.txt") -> tu
         except ValueError:
             raise _no_entry(source, number, line) from None
         found.append(
-            TrackedConnection(protocol=words[0], original=original, reply=reply, text=" ".join(line.split()))
+            TrackedConnection(
+                protocol=words[0],
+                original=original,
+                reply=reply,
+                is_answered="[UNREPLIED]" not in words,
+                text=" ".join(line.split()),
+            )
         )
     return tuple(found)
 

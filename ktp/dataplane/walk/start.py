@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ktp.dataplane import packet as pk
+from ktp.dataplane.conntrack import remembered
 from ktp.dataplane.host import Host
-from ktp.dataplane.packet import CLIENT_PORTS, LOCAL_PORTS, PROTOCOLS, TCP, UDP, Packet, to_int, to_text
+from ktp.dataplane.packet import CLIENT_PORTS, LOCAL_PORTS, PROTOCOLS, TCP, UDP, Conn, Packet, to_int, to_text
 from ktp.dataplane.state import Client, State
 from ktp.dataplane.walk.bridge import bridged
 from ktp.dataplane.walk.context import Walk
@@ -31,8 +32,10 @@ def begin(walk: Walk, flow: Flow) -> None:
         if src_family != family:
             raise ValueError(f"{flow.src} and {flow.dst} are of different address families")
     ports = CLIENT_PORTS if flow.from_node is None else LOCAL_PORTS
-    p = Packet(family, proto, src or 0, dst, ports, flow.port)
+    p = Packet(family, proto, src or 0, dst, flow.source_port or ports, flow.port)
     state = State(p)
+    if flow.source_port is not None:
+        state.conns = _tracked(walk, flow, family)
     if flow.from_node is not None:
         host = walk.places.walkable(flow.from_node, family)
         if host is None and src is not None:
@@ -66,6 +69,18 @@ def begin(walk: Walk, flow: Flow) -> None:
         _from_outside(walk, state, flow)
 
 
+def _tracked(walk: Walk, flow: Flow, family: int) -> tuple[Conn, ...]:
+    """What the nodes track of a client already."""
+    return tuple(
+        remembered(name, found)
+        for name, node in walk.topology.nodes.items()
+        for found in node.tracked or ()
+        if found.protocol == flow.protocol.lower()
+        and found.original.sport == flow.source_port
+        and found.original.src.version == family
+    )
+
+
 def _is_process(host: Host, family: int, src: int) -> bool:
     return host.owns(family, src) or host.is_local(family, src)
 
@@ -75,7 +90,8 @@ def _from_process(walk: Walk, state: State, host: Host, src: int | None) -> None
     for each in host.taken[p.family]:
         state.assume(each)
     p.local = True
-    p.sport = host.local_ports()
+    if not isinstance(p.sport, int):
+        p.sport = host.local_ports()
     found = first_route(walk, state, host, src)
     if found is None:
         return

@@ -139,7 +139,7 @@ def _walker(servers: str = SERVERS, rules: str = RULES) -> Walker:
     return Walker(Topology(nodes={"node-a": a, "node-b": b}, attached=attached))
 
 
-def _ask(dst: str, port: int, **flow: str) -> FlowAnswer:
+def _ask(dst: str, port: int, **flow: Any) -> FlowAnswer:
     question = Flow(dst=dst, port=port, via="node-a", **({"src": CLIENT} | flow))
     return answer_flow(_walker(), question)
 
