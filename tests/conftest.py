@@ -52,6 +52,30 @@ def why_no_kernel() -> str | None:
     return None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one recording run one after another, so that it is read and diagnosed once (tests/support/recordings.py).
+
+    They come first: none of the longest is left to the end, when the other workers have nothing to do any more.
+    """
+    items.sort(key=_recording)
+
+
+def _recording(item: pytest.Item) -> tuple[bool, str]:
+    parameters = (
+        item.callspec.params.values()
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else ()
+    )
+    names = (value.name if isinstance(value, Path) else value for value in parameters)
+    found = next((name for name in names if isinstance(name, str) and name in _recordings()), "")
+    return not found, found
+
+
+@functools.cache
+def _recordings() -> frozenset[str]:
+    return frozenset(path.name for path in (REPOSITORY / "tests" / "data" / "cases").glob("*/"))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("kernel") is None or (reason := why_no_kernel()) is None:
         return

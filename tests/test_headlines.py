@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.case import share
 from ktp.diagnose.service import diagnose_service
 from ktp.diagnose.survey import rows_of, survey, surveyed
@@ -23,7 +21,7 @@ from ktp.model.change import Change
 from ktp.model.diagnosis import Cell, ServiceDiagnosis, Severity
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition, Symptom
-from ktp.parse.snapshot import parse_snapshot
+from tests.support.recordings import diagnosis_of, snapshot_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO = REPOSITORY / "ktp" / "demo" / "article"
@@ -38,13 +36,9 @@ def cases() -> Iterator[Any]:
             yield pytest.param(folder, id=folder.name)
 
 
-@cache
 def diagnoses(folder: Path) -> tuple[tuple[Snapshot, str, ServiceDiagnosis], ...]:
-    snapshot = parse_snapshot(open_snapshot(folder))
-    return tuple(
-        (snapshot, key, diagnose_service(snapshot, service))
-        for key, service in snapshot.cluster.services.items()
-    )
+    snapshot = snapshot_of(folder)
+    return tuple((snapshot, key, diagnosis_of(folder, key)) for key in snapshot.cluster.services)
 
 
 def cells_of(d: ServiceDiagnosis) -> dict[tuple[str, str, str], Cell]:

@@ -27,6 +27,7 @@ from ktp.model.capture import Capture, EvidenceGap
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
 from ktp.parse.snapshot import parse_snapshot
+from tests.support.recordings import snapshot_of
 
 PACKAGED = Path(__file__).resolve().parent / "data" / "cases"
 CASES = sorted(p.name for p in PACKAGED.glob("*/") if (p / "probes.json").is_file())
@@ -191,6 +192,6 @@ def cells(snapshot: Snapshot, key: str) -> Cells:
 @functools.cache
 def said_of_the_whole(case: str) -> dict[str, Cells]:
     """Some Services, one on the host's network among them, with what is said where nothing is lost."""
-    snapshot = parse_snapshot(open_snapshot(PACKAGED / case))
+    snapshot = snapshot_of(PACKAGED / case)
     dialled = sorted(key for key, s in snapshot.cluster.services.items() if s.type != "ClusterIP")
     return {key: cells(snapshot, key) for key in (dialled[::3] if len(dialled) < 12 else dialled[1::4])}

@@ -16,10 +16,8 @@ from typing import Any
 import pytest
 
 from ktp.app.trace import FlowBatch
-from ktp.collect.snapshot import open_snapshot
-from ktp.parse.snapshot import parse_snapshot
 from tests.support import not_yet
-from tests.support.recordings import RECORDINGS
+from tests.support.recordings import RECORDINGS, snapshot_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGED = REPOSITORY / "tests" / "data" / "cases"
@@ -188,7 +186,7 @@ def words_of(probe: dict[str, Any]) -> str:
 @pytest.mark.parametrize("folder", list(cases()))
 def test_ktp_says_what_happened(folder: Path) -> None:
     case = Case(folder)
-    batch = FlowBatch(parse_snapshot(open_snapshot(folder)))
+    batch = FlowBatch(snapshot_of(folder))
     answers = [json.loads(batch.answer(line_of(n, p))) for n, p in enumerate(case.probes)]
     assert [a["id"] for a in answers] == list(range(len(case.probes)))
     wrong = [

@@ -10,18 +10,14 @@ from typing import Any
 
 import pytest
 
-from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.checks.provider_annotations import CONFLICTS, KNOWN, direct_to_pods, selects
 from ktp.diagnose.checks.rule_common import NOBODY, RuleInPlace, author_of, owner_of
-from ktp.diagnose.service import diagnose_service
 from ktp.kubeproxy.changes import with_endpoint_ready
 from ktp.model.cluster import Cluster, Endpoint, EndpointSlice, Service, ServicePort
-from ktp.model.diagnosis import Finding, ServiceDiagnosis, Severity
-from ktp.model.snapshot import Snapshot
+from ktp.model.diagnosis import Finding, Severity
 from ktp.model.trace import Symptom
-from ktp.parse.snapshot import parse_snapshot
 from tests.support import not_yet
-from tests.support.recordings import RECORDINGS, services_put_out_by_hand
+from tests.support.recordings import RECORDINGS, diagnosis_of, services_put_out_by_hand, snapshot_of
 from tests.unit.diagnose.scenarios_catalogue import (
     CATALOGUE,
     LB,
@@ -77,17 +73,6 @@ FAULTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 def folders() -> list[Path]:
     found = {p.name: p for root in (PACKAGED, CASES) if root.is_dir() for p in sorted(root.glob("*/"))}
     return [p for p in found.values() if (p / "cluster").is_dir()]
-
-
-@functools.lru_cache(maxsize=2)
-def snapshot_of(folder: Path) -> Snapshot:
-    return parse_snapshot(open_snapshot(folder))
-
-
-@functools.lru_cache(maxsize=128)
-def diagnosis_of(folder: Path, key: str) -> ServiceDiagnosis:
-    snapshot = snapshot_of(folder)
-    return diagnose_service(snapshot, snapshot.cluster.services[key])
 
 
 def faults() -> list[object]:

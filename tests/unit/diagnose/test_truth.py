@@ -16,15 +16,12 @@ from typing import Any
 
 import pytest
 
-from ktp.collect.snapshot import open_snapshot
-from ktp.diagnose.service import diagnose_service
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Service
 from ktp.model.diagnosis import Cell, CellEndpoint, ServiceDiagnosis
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition, Symptom
-from ktp.parse.snapshot import parse_snapshot
-from tests.support.recordings import RECORDINGS, services_put_out_by_hand
+from tests.support.recordings import RECORDINGS, diagnosis_of, services_put_out_by_hand, snapshot_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PACKAGED = REPOSITORY / "tests" / "data" / "cases"
@@ -66,19 +63,16 @@ class Case:
     pods: Mapping[str, str | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.snapshot = parse_snapshot(open_snapshot(self.folder))
+        self.snapshot = snapshot_of(self.folder)
         self.probes = json.loads((self.folder / "probes.json").read_text())
         self.pods = {ip: p.node_name for p in self.snapshot.cluster.pods or () for ip in p.pod_ips}
-        self._diagnoses: dict[str, ServiceDiagnosis] = {}
 
     def service(self, probe: dict[str, Any]) -> tuple[Service, str]:
         key, _, port = probe["service"].partition(":")
         return self.snapshot.cluster.services[key], port
 
     def diagnosis(self, service: Service) -> ServiceDiagnosis:
-        if service.key not in self._diagnoses:
-            self._diagnoses[service.key] = diagnose_service(self.snapshot, service)
-        return self._diagnoses[service.key]
+        return diagnosis_of(self.folder, service.key)
 
     def cell(self, probe: dict[str, Any]) -> tuple[str, Cell] | None:
         """The cell that is about such a connection; None where the matrix has none like it."""
