@@ -38,7 +38,14 @@ from ktp.collect.nft_chains import (
 )
 from ktp.collect.nft_whole import read_whole
 from ktp.collect.parallel import run_in_parallel
-from ktp.collect.passing import CONNTRACK_MODULE, MOST_ENTRIES, connection_commands, counter_command
+from ktp.collect.passing import (
+    CONNECTION_FILE,
+    CONNTRACK_MODULE,
+    MOST_ENTRIES,
+    connection_commands,
+    connection_file_command,
+    counter_command,
+)
 from ktp.collect.pod_namespaces import (
     POD_LEGACY,
     POD_READS,
@@ -418,16 +425,18 @@ class _NodeReader:
 
     def _connections(self) -> _Part:
         """What the node tracks of the asked UDP ports: used where it is there, and not missed where not."""
-        commands = connection_commands(self._reach)
+        commands, instead = connection_commands(self._reach), connection_file_command(self._reach)
         has_module = self._runner.exists(CONNTRACK_MODULE) or not self._runner.exists("/proc/modules")
-        if self._blind or not (
-            commands and self.is_root and has_module and self._runner.has_command("conntrack")
-        ):
+        if self._blind or not (commands and self.is_root):
             return _Part()
-        found = [self._runner.run(line.split(), timeout=COMMAND_TIMEOUT) for line in commands]
-        if any(one.status != 0 or one.stdout.count(b"\n") > MOST_ENTRIES for one in found):
-            return _Part()
-        return _Part(files={"conntrack.txt": b"".join(one.stdout for one in found) or b"\n"})
+        if not (has_module and self._runner.has_command("conntrack")):
+            if not (self._runner.exists(CONNECTION_FILE) and self._runner.has_command("awk")):
+                return _Part()
+            commands = [instead]
+        found = [self._runner.run(words, timeout=COMMAND_TIMEOUT) for words in commands]
+        # A port of which too many are tracked (a cluster's DNS) takes nothing from the others.
+        whole = [one.stdout for one in found if one.status == 0 and one.stdout.count(b"\n") <= MOST_ENTRIES]
+        return _Part(files={"conntrack.txt": b"".join(whole) or b"\n"} if whole else {})
 
     def _ipv6(self, file: str, line: str) -> _Part:
         """A command about IPv6 routing, which fails on a kernel booted with ipv6.disable=1."""

@@ -34,7 +34,14 @@ from ktp.collect.nft_chains import (
     Destination,
     Reach,
 )
-from ktp.collect.passing import CONNTRACK_MODULE, MOST_ENTRIES, connection_commands, counter_command
+from ktp.collect.passing import (
+    CONNECTION_FILE,
+    CONNTRACK_MODULE,
+    MOST_ENTRIES,
+    connection_commands,
+    connection_file_command,
+    counter_command,
+)
 from ktp.collect.pod_namespaces import POD_LEGACY, POD_READS, POD_RULES, PodAddresses, in_proc
 from ktp.model.capture import EvidenceGap, GapCause, MemoryCapture
 
@@ -114,7 +121,7 @@ found=; for name in @COMMANDS@; do has "$name" && found="$found $name"; done
 said commands $found
 found=
 for path in /sys/module/nf_tables /sys/module/ip_set /proc/modules /proc/sys/net/ipv6 @CONNTRACK_MODULE@ \
-  @CILIUM_FOLDER@; do
+  @CONNECTION_FILE@ @CILIUM_FOLDER@; do
   [ -e "$path" ] && found="$found $path"
 done
 said paths $found
@@ -142,6 +149,9 @@ has bridge && run bridge -j fdb
 if has conntrack && { [ -e @CONNTRACK_MODULE@ ] || [ ! -e /proc/modules ]; }; then
   :
 @CONNECTIONS@
+elif [ -e @CONNECTION_FILE@ ] && has awk; then
+  :
+@CONNECTIONS_IN_FILE@
 fi
 line 'begin sysctls'
 grep '' /dev/null @SYSCTL_GLOBS@ >&3 2>/dev/null
@@ -432,7 +442,9 @@ def build_script(
         "PODS": " ".join(map(in_proc, pods)),
         "CONNTRACK_MODULE": CONNTRACK_MODULE,
         "MOST_ENTRIES": str(MOST_ENTRIES + 1),
-        "CONNECTIONS": "\n".join(f"  some {words}" for words in connection_commands(reach)),
+        "CONNECTIONS": "\n".join(_some(words) for words in connection_commands(reach)),
+        "CONNECTION_FILE": CONNECTION_FILE,
+        "CONNECTIONS_IN_FILE": _some(connection_file_command(reach)),
         "COUNTERS": _counters(counters) if counters else "",
         "POD_READS": "\n".join(_in_pod(words) for _, words, _ in POD_READS),
         "POD_RULES": "\n".join(f"  {_in_pod(words)}" for _, words in POD_RULES),
@@ -460,6 +472,11 @@ def _asked(destinations: Iterable[Destination]) -> list[str]:
         f"{one.protocol or ''}/{'' if one.port is None else one.port}/{','.join(sorted(one.addresses or ()))}"
         for one in destinations
     ]
+
+
+def _some(words: Sequence[str]) -> str:
+    """A line of the script that prints entries of the connection table, and not too many; "" without words."""
+    return f"  some {' '.join(map(_quoted, words))}" if words else ""
 
 
 def _counters(seconds: int) -> str:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from ktp.collect.nft_chains import Destination, Reach
-from ktp.collect.passing import connection_commands, counter_command
+from ktp.collect.passing import connection_commands, connection_file_command, counter_command
 from ktp.collect.remote_script import build_script, collect_recorded, parse_stream
+from ktp.dataplane.answer import answer_flow
+from ktp.dataplane.walk import Walker
 from ktp.diagnose.checks.ktp218_stale_entry import deletion
+from ktp.diagnose.topology import topology_of
+from ktp.model.diagnosis import Finding, Severity
+from ktp.model.snapshot import Snapshot
+from ktp.model.trace import Flow, Symptom
 from ktp.parse.passing import parse_connections, parse_counters
+from tests.unit.diagnose.worlds import NFT, RECORDED, Asked, findings, recorded
 
 pytestmark = pytest.mark.kernel
 
@@ -80,7 +89,7 @@ def test_a_connection_outlives_its_endpoint(make_netns: Callable[[str], str]) ->
             inside(node, "iptables", "-t", "nat", "-R", rule[0], "1", *rule[1:], f"{NEW}:53")
             assert inside(client, *ask, "40001").strip() == OLD
             assert inside(client, *ask, "40002").strip() == NEW
-            entries = {e.original.sport: e for e in parse_connections(inside(node, *listing.split()))}
+            entries = {e.original.sport: e for e in parse_connections(inside(node, *listing))}
             assert {port: str(e.reply.src) for port, e in entries.items()} == {40001: OLD, 40002: NEW}
             assert (str(entries[40001].original.dst), entries[40001].original.dport) == (NODE, PORT)
             inside(node, *deletion(entries[40001]).split())
@@ -100,7 +109,7 @@ def test_a_connection_outlives_its_endpoint(make_netns: Callable[[str], str]) ->
             files = {name.rpartition("/")[2]: content for name, content in read.files.items()}
             assert {e.original.sport for e in parse_connections(files["conntrack.txt"])} == {40002}
             assert parse_counters(files["netstat.txt"]) is not None
-            (left,) = parse_connections(inside(node, *listing.split()))
+            (left,) = parse_connections(inside(node, *listing))
             assert left.original.sport == 40002
             assert inside(client, *ask, "40001").strip() == NEW
         finally:
@@ -251,3 +260,98 @@ def test_no_port_is_left_for_masquerading(clients: int, lost: int, make_netns: C
     counters = parse_counters(before + after)
     assert counters is not None
     assert counters.moved("nf_conntrack.insert_failed") == counters.moved("nf_conntrack.drop") == lost
+
+
+SERVE_PODS = """
+import socket, sys, threading
+def serve(s, name):
+    while True:
+        s.sendto(name.encode(), s.recvfrom(9)[1])
+for name in sys.argv[1:]:
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind((name, 5353))
+    threading.Thread(target=serve, args=(s, name)).start()
+print("ready", flush=True)
+"""
+ASK_SERVICE = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("", int(sys.argv[1])))
+s.settimeout(2)
+s.sendto(b"?", ("10.0.0.10", 30011))
+try:
+    print(s.recv(100).decode())
+except TimeoutError:
+    print("silence")
+"""
+POD, OLD_POD = "10.244.2.29", "10.244.2.99"
+
+
+def test_what_ktp_says_of_a_stale_entry(make_netns: Callable[[str], str]) -> None:
+    """kube-proxy's own rules, a pod that is replaced, a client that keeps its port; then the cure that ktp prints."""
+    node, client, pods = (make_netns(name) for name in ("sn", "sc", "sp"))
+    for device, other in (("eth0", client), ("eth1", pods)):
+        inside(node, "ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", other)
+        inside(node, "ip", "link", "set", device, "up")
+        inside(other, "ip", "link", "set", "eth0", "up")
+    for where, device, address in (
+        (node, "eth0", "10.0.0.10/24"), (client, "eth0", "10.0.0.100/24"), (node, "eth1", "10.244.2.1/24"),
+        (pods, "eth0", f"{POD}/24"), (pods, "eth0", f"{OLD_POD}/24"),
+    ):  # fmt: skip
+        inside(where, "ip", "addr", "add", address, "dev", device)
+    inside(pods, "ip", "route", "add", "default", "via", "10.244.2.1")
+    inside(node, "sysctl", "-w", "net.ipv4.ip_forward=1")
+    # The kernel's objects that those rules count by (nfacct) are not in a save.
+    saved = re.sub(r" -m nfacct --nfacct-name +\S+", "", (RECORDED / "nodes/node-b" / NFT).read_text())
+
+    def program(rules: str) -> None:
+        command = ["ip", "netns", "exec", node, "iptables-nft-restore"]
+        subprocess.run(command, input=rules, text=True, check=True)
+
+    def ask(port: int) -> str:
+        return inside(client, sys.executable, "-c", ASK_SERVICE, str(port)).strip()
+
+    def with_entries(entries: str) -> Snapshot:
+        return recorded({("node-b", "conntrack.txt"): lambda _: entries})
+
+    def diagnosed(entries: str) -> list[Finding]:
+        return findings(Asked(with_entries(entries), "edge/udp-local").diagnosis(), "KTP218")
+
+    reach = Reach(destinations=(Destination(protocol="udp", port=30011),))
+    program(saved.replace(f"{POD}:5353", f"{OLD_POD}:5353"))
+    with subprocess.Popen(
+        ["ip", "netns", "exec", pods, sys.executable, "-c", SERVE_PODS, POD, OLD_POD],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as serving:
+        assert serving.stdout is not None
+        try:
+            assert serving.stdout.readline() == "ready\n"
+            assert ask(40053) == OLD_POD
+            program(saved)
+            inside(pods, "ip", "addr", "del", f"{OLD_POD}/24", "dev", "eth0")
+            assert (ask(40053), ask(40054)) == ("silence", POD)
+            (listing,) = connection_commands(reach)
+            read = {inside(node, *words) for words in (listing, connection_file_command(reach))}
+            for entries in read:
+                (finding,) = diagnosed(entries)
+                assert finding.severity is Severity.WARNING
+                assert "10.0.0.100:40053 " in finding.message
+                walker = Walker(topology_of(with_entries(entries)))
+                flow = Flow(
+                    dst="10.0.0.10",
+                    port=30011,
+                    protocol="udp",
+                    src="10.0.0.100",
+                    via="node-b",
+                    source_port=40053,
+                )
+                assert answer_flow(walker, flow).symptom is Symptom.TIMES_OUT
+                assert answer_flow(walker, replace(flow, source_port=40054)).symptom is Symptom.CONNECTS
+            (cure,) = finding.fixes
+            assert cure.command is not None
+            inside(node, *cure.command.split())
+            assert ask(40053) == POD
+            assert diagnosed(inside(node, *listing)) == []
+        finally:
+            serving.kill()
