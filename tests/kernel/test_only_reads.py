@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ktp.collect.nft_chains import Destination, Reach
+from ktp.collect.passing import connection_file_command
+from ktp.collect.remote_script import build_script
 from tests.integration.conftest import DEMO, TOKEN
 from tests.support.api_server import ApiServer
 from tests.support.node_netns import become_node, inside
@@ -22,6 +25,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"),
 ]
 
+SERVICE = "test/nginx-externaltrafficpolicy"
 RULES = DEMO / "nodes/node-b/iptables-legacy-save.txt"
 CALLS = (
     "open,openat,openat2,creat,unlink,unlinkat,mkdir,mkdirat,rmdir,rename,renameat,renameat2,link,linkat,symlink,"
@@ -106,17 +110,11 @@ def node(make_netns: Callable[[str], str]) -> str:
     return netns
 
 
-@pytest.mark.parametrize(
-    "legacy", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["nft alone", "legacy too"]
-)
-def test_no_system_call_changes_the_node(node: str, legacy: bool, tmp_path: Path, repository: Path) -> None:
-    if legacy:
-        subprocess.run(["ip", "netns", "exec", node, "iptables-legacy", "-t", "nat", "-N", "OLD"], check=True)
-    before = state_of(node)
-    assert before["/proc/net/ip_tables_names"] == ("nat\n" if legacy else "")
+def diagnosed(node: str, objects: Path, folder: Path, *words: str) -> tuple[int, list[str], str]:
+    """`ktp diagnose` on the node, of a cluster with these API objects."""
     with inside(node):
-        server = ApiServer(DEMO, token=TOKEN)
-    config = tmp_path / "kubeconfig"
+        server = ApiServer(objects, token=TOKEN)
+    config = folder / "kubeconfig"
     config.write_text(
         yaml.safe_dump(
             {
@@ -133,15 +131,72 @@ def test_no_system_call_changes_the_node(node: str, legacy: bool, tmp_path: Path
         "ktp",
         "diagnose",
         "svc",
-        "test/nginx-externaltrafficpolicy",
+        SERVICE,
         "--node",
         "node-b",
+        "--node-access",
+        "local",
+        "-v",
     )
     with server.running():
-        status, changed, said = traced(node, tmp_path, [*ktp, "--node-access", "local", "-v"], str(config))
+        return traced(node, folder, [*ktp, *words], str(config))
+
+
+@pytest.mark.parametrize(
+    "legacy", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["nft alone", "legacy too"]
+)
+def test_no_system_call_changes_the_node(node: str, legacy: bool, tmp_path: Path, repository: Path) -> None:
+    if legacy:
+        subprocess.run(["ip", "netns", "exec", node, "iptables-legacy", "-t", "nat", "-N", "OLD"], check=True)
+    before = state_of(node)
+    assert before["/proc/net/ip_tables_names"] == ("nat\n" if legacy else "")
+    status, changed, said = diagnosed(node, DEMO, tmp_path)
     assert (status, changed) == (1, [])
     assert "iptables-nft" in said
     assert state_of(node) == before
+
+
+def test_what_passes_is_read_and_nothing_else(node: str, tmp_path: Path) -> None:
+    """--counters, and the entries of UDP ports: by ktp, by the script that other nodes run, and without conntrack(8)."""
+    subprocess.run(
+        ["ip", "netns", "exec", node, "iptables-nft", "-A", "OUTPUT", "-m", "conntrack", "--ctstate", "NEW"],
+        check=True,
+    )
+    send = (
+        "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'?', ('10.0.0.99', 31015))"
+    )
+    subprocess.run(["ip", "netns", "exec", node, sys.executable, "-c", send], check=True)
+    before, tracked = state_of(node), entries_of(node)
+    assert "dport=31015" in tracked
+    objects = tmp_path / "objects"
+    shutil.copytree(DEMO, objects)
+    for file in ("services", "endpointslices", "endpoints"):
+        path = objects / "cluster" / f"{file}.json"
+        path.write_text(path.read_text().replace('"TCP"', '"UDP"'))
+    _, changed, _ = diagnosed(node, objects, tmp_path, "--counters", "1")
+    trace = (tmp_path / "trace").read_text()
+    assert changed == []
+    assert re.search(r'execve\("[^"]*/conntrack", \["[^"]*conntrack", "-L"', trace)
+    assert re.search(r'execve\("[^"]*/cat", \["cat", "/proc/uptime"', trace)
+    reach = Reach(destinations=(Destination(protocol="udp", port=31015),))
+    script = tmp_path / "read.sh"
+    script.write_bytes(build_script(sudo=False, reach=reach, command_timeout=20, counters=1).text)
+    for command in (("sh", str(script)), connection_file_command(reach)):
+        status, changed, said = traced(node, tmp_path, command)
+        assert (status, changed) == (0, [])
+        assert "dport=31015" in said
+    assert (state_of(node), entries_of(node)) == (before, tracked)
+
+
+def entries_of(node: str) -> str:
+    """What the node tracks, without how long still and by how many references."""
+    done = subprocess.run(
+        ["ip", "netns", "exec", node, "conntrack", "-L", "-p", "udp"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return re.sub(r"(?m)^(udp +17) \d+| use=\d+$", r"\1", done.stdout)
 
 
 @pytest.mark.parametrize(
