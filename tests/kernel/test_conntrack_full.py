@@ -12,6 +12,8 @@ import pytest
 
 from ktp.diagnose.checks.ktp216_conntrack_full import COUNT, LIMIT
 from ktp.parse.passing import parse_counters
+from tests.unit.diagnose.scenarios_catalogue import appended
+from tests.unit.diagnose.worlds import CLUSTER, Asked, findings, recorded
 
 pytestmark = pytest.mark.kernel
 
@@ -78,11 +80,13 @@ def test_a_new_connection_finds_no_room(client: str, room: int) -> None:
     ):
         assert asking.stdout is not None
         met = asking.stdout.readline().strip()
-        full = read(COUNT) >= read(LIMIT)
+        count, limit = read(COUNT), read(LIMIT)
         asking.wait()
     after = subprocess.run(counters, capture_output=True, text=True, check=True).stdout
     moved = parse_counters(before + after)
     assert moved is not None
     assert met == ("connects" if room else "times_out")
-    assert full is not bool(room)  # what KTP216 asks
+    snapshot = recorded({("node-b", "sysctl.txt"): appended(f"{COUNT} = {count}\n{LIMIT} = {limit}")})
+    said = findings(Asked(snapshot, CLUSTER).diagnosis(), "KTP216")
+    assert [f.node for f in said] == ([] if room else ["node-b"])
     assert (moved.moved("nf_conntrack.drop") + moved.moved("nf_conntrack.early_drop") > 0) is not bool(room)
