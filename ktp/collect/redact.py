@@ -114,7 +114,20 @@ _CILIUM_SETTING = re.compile(
     r"(?:EnablePolicy|PolicyEnforcement|BPFSocketLBHostnsOnly|ServiceNoBackendResponse|RoutingMode|Tunnel"
     r"|EnableHostLegacyRouting|DisableExternalIPMitigation|KubeProxyReplacement)\s*:"
 )
-_TUNNEL = ("id", "local", "local6", "remote", "remote6", "group", "port", "external", "learning")
+_TUNNEL = (
+    "id",
+    "local",
+    "local6",
+    "remote",
+    "remote6",
+    "group",
+    "port",
+    "external",
+    "learning",
+    "df",
+    "pmtudisc",
+    "ignore_df",
+)
 _NEIGHBOUR = ("dst", "dev", "lladdr", "state")
 _FORWARDING = ("mac", "ifname", "dst")
 _WORD = re.compile(r"[A-Za-z][\w-]*(?:\.[\w-]+)*")

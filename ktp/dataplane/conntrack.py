@@ -50,6 +50,13 @@ def track(state: State, host: Host) -> None:
             ):
                 p.ct, p.ctstate = conn.copy(), pk.RELATED
                 return
+            if (conn.dst, conn.dport, conn.src, conn.sport, conn.proto) == (src, sport, dst, dport, proto):
+                # About an answer, on its way to who gave it.
+                p.ct, p.ctstate = conn.copy(), pk.RELATED
+                p.ct.dport, p.ct.sport = p.dport, p.sport
+                if not conn.snat:
+                    p.ct.src = p.src
+                return
         p.ctstate = pk.INVALID
         return
     if p.reply:

@@ -331,6 +331,13 @@ class Host:
             dport=p.dport,
         )
 
+    def mtu(self, route: Route | None, device: str | None) -> int | None:
+        """How many bytes what is sent by a route may have (ip_dst_mtu_maybe_forward); None where that was not read."""
+        if route is not None and route.mtu:
+            return route.mtu
+        interface = self.interfaces.get(device or "")
+        return interface.mtu if interface is not None else None
+
     def validate_source(self, p: Packet, iif: str, oif: str | None) -> str | None:
         """Why a packet that came in on `iif` is dropped for its source, or None (fib_validate_source).
 

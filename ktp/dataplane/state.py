@@ -171,6 +171,7 @@ class State:
     """Everything that belongs to one way the packet may take."""
 
     __slots__ = (
+        "answer_length",
         "arrived",
         "asked",
         "asked_all",
@@ -206,6 +207,7 @@ class State:
         self.hop: NextHop | None = None  # by which the packet will leave this node
         self.hops: tuple[HopRecord, ...] = ()
         self.direction = "request"
+        self.answer_length: int | None = None  # of the answer's packets, where full ones are walked
         self.delivery: Delivery | Refusal | None = None  # set when the request arrived, or an error went out
         self.nat_step: StepRecord | None = None  # the step that translated the destination last
         self.balanced: Balanced | None = None  # what a program of Cilium's has translated
@@ -228,6 +230,7 @@ class State:
         new.hop = self.hop
         new.hops = self.hops
         new.direction = self.direction
+        new.answer_length = self.answer_length
         new.delivery = self.delivery
         new.nat_step = self.nat_step
         new.seen_nodes = self.seen_nodes

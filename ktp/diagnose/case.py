@@ -11,7 +11,7 @@ from ktp.diagnose.examine import Asked, Examiner
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.cluster import Service, ServicePort
-from ktp.model.diagnosis import Cell, Cures, Evidence
+from ktp.model.diagnosis import Cell, Cures, Evidence, Hang
 from ktp.model.host import NodeState
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import DecidedBy, Disposition, Path, Symptom
@@ -132,6 +132,7 @@ class Case:
         self.entries = tuple(e for e in self.whole if e.node not in self.alike.twin_of)
         self.nodes = tuple(n for n in self.every_node if n not in self.alike.twin_of)
         self.unhealthy: frozenset[str] | None = None  # nodes on which the health check is stopped, once asked
+        self.hangs: dict[tuple[str, str, str], Hang] = {}  # of cells, once asked
         self._by_node: dict[str, tuple[Entry, ...]] | None = None
         self._worlds: dict[str, Examiner | None] = {}
         self._harm: dict[str, list[Entry]] = {}

@@ -346,12 +346,7 @@ def _matrices(case: Case, names: list[str], causes: dict[tuple[str, str, str], s
             entries = by_node.get(node)
             if not entries:
                 continue
-            cells = {
-                e.vantage.value: e.cell
-                if (cause := causes.get(e.key)) is None
-                else replace(e.cell, cause=cause)
-                for e in entries
-            }
+            cells = {e.vantage.value: _told(case, e, causes.get(e.key)) for e in entries}
             first = entries[0]
             addresses = [
                 str(a) for a in case.examiner.addresses(node) if a.version == first.front_end.ip_version
@@ -369,6 +364,13 @@ def _matrices(case: Case, names: list[str], causes: dict[tuple[str, str, str], s
             )
         out.append(replace(heads[title], nodes=tuple(rows)))
     return out
+
+
+def _told(case: Case, entry: Entry, cause: str | None) -> Cell:
+    """The cell with what the checks found of it."""
+    first = case.alike.twin_of.get(entry.node, entry.node)
+    hang = case.hangs.get((entry.title, first, entry.vantage.value))
+    return entry.cell if cause is None and hang is None else replace(entry.cell, cause=cause, hang=hang)
 
 
 def _local_count(selection: EndpointSelection) -> int:

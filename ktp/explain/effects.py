@@ -21,6 +21,7 @@ from ktp.model.effect import (
     Refuse,
     Return,
     Steal,
+    TooLong,
     Translate,
     Unmodelled,
     Untunnelled,
@@ -70,7 +71,7 @@ def _effect_words(effect: Effect, step: Step) -> str:
             return by or "counted"
         case Leave():
             return "then no match"
-        case Note(words) | Forbid(_, words) | Untunnelled(_, _, words):
+        case Note(words) | Forbid(_, words) | Untunnelled(_, _, words) | TooLong(_, _, _, words):
             return words
 
 

@@ -61,6 +61,29 @@ class OtherAddress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hang:
+    """Where a connection that opens stops: its longest packets do not get there. Lengths are in bytes, of IP packets.
+
+    Of a `segment` that the sender makes `sent` bytes leave by `device` of node `sender` (through `tunnel`, with its
+    headers), and `receiving_device` of `receiver` takes `taken`. Without a receiver `device` takes no more, and
+    `stopped_by` is what keeps that from who made the segment. `certain` is False where a device may take more than its
+    MTU says.
+    """
+
+    direction: str  # request reply
+    segment: int
+    sent: int
+    taken: int
+    sender: str
+    device: str
+    receiver: str = ""
+    receiving_device: str = ""
+    tunnel: str | None = None
+    certain: bool = False
+    stopped_by: DecidedBy | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One answer of the matrix: a kind of client, a front end, a node.
 
@@ -84,6 +107,7 @@ class Cell:
     assumptions: tuple[Assumption, ...] = ()
     others: tuple[OtherClient, ...] = ()
     addresses: tuple[OtherAddress, ...] = ()
+    hang: Hang | None = None
 
     @property
     def rests_on(self) -> tuple[Assumption, ...]:

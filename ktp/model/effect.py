@@ -180,6 +180,16 @@ class Untunnelled:
 
 
 @dataclass(frozen=True, slots=True)
+class TooLong:
+    """A packet of `length` bytes is more than a device (or its route) of this node sends on. `words` is for people."""
+
+    length: int
+    limit: int
+    device: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Not a rule's doing: routing, a socket, conntrack. `words` is for people alone."""
 
@@ -204,6 +214,7 @@ Effect = (
     | Unmodelled
     | Forbid
     | Untunnelled
+    | TooLong
     | Note
 )
 """Everything that a step can be."""

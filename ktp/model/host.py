@@ -228,13 +228,6 @@ class NodeState:
         """How many bytes a packet may have that comes in by a device: its MTU; None where that is not known."""
         return next((i.mtu for i in self.interfaces or () if i.name == device), None)
 
-    def mtu_of(self, device: str | None) -> int | None:
-        """How many bytes a packet may have that leaves by a device, by it and all its routes; None as above."""
-        own = self.takes(device)
-        if own is None:
-            return None
-        return min((own, *(r.mtu for r in self.routes or () if r.mtu and r.dev == device)))
-
     def knows_rules_of(self, version: int) -> bool:
         """Whether the packet filter rules of IPv4 (or 6) are known; a dump of one family tells nothing of the other."""
         if self.data_plane_unread or self.place_unread:

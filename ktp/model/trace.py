@@ -8,7 +8,18 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from ktp.model.assumption import Assumption
-from ktp.model.effect import Effect, Forbid, Goto, Jump, Note, Refuse, Setting, Translate, Untunnelled
+from ktp.model.effect import (
+    Effect,
+    Forbid,
+    Goto,
+    Jump,
+    Note,
+    Refuse,
+    Setting,
+    TooLong,
+    Translate,
+    Untunnelled,
+)
 from ktp.model.ruleset import Rule
 
 if TYPE_CHECKING:  # some ninety dataclasses, which most runs do not need
@@ -103,7 +114,7 @@ class Step:
     def said(self) -> str:
         """What it is to be shown as: its text, or the note that it is."""
         return self.text or next(
-            (e.words for e in self.effects if isinstance(e, Note | Forbid | Untunnelled)), ""
+            (e.words for e in self.effects if isinstance(e, Note | Forbid | Untunnelled | TooLong)), ""
         )
 
 

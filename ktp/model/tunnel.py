@@ -24,6 +24,7 @@ class TunnelDevice:
     """A device of kind vxlan, geneve, ipip, gre, sit …; `number` is its VNI, `port` the UDP port that it sends to.
 
     `is_external`: a program says for each packet where it goes. `learns`: vxlan that learns where addresses are.
+    `df` ("set", "unset", "inherit"), `finds_mtu` (pmtudisc) and `ignores_df` tell whether its packets may be cut.
     """
 
     name: str
@@ -35,6 +36,9 @@ class TunnelDevice:
     port: int | None = None
     local: IPAddress | None = None
     remote: IPAddress | None = None
+    df: str = "unset"
+    finds_mtu: bool = True
+    ignores_df: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

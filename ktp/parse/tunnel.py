@@ -37,6 +37,9 @@ def _device(name: str, kind: str, flags: tuple[str, ...], said: dict[str, Any]) 
         number=number_of(said.get("id"), 0) if "id" in said else None,
         port=port,
         local=_address(said.get("local") or said.get("local6")),
+        df=string_of(said.get("df"), "unset"),
+        finds_mtu=said.get("pmtudisc") is not False,
+        ignores_df=bool(said.get("ignore_df")),
         remote=_address(said.get("remote") or said.get("group") or said.get("remote6")),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ktp.model.capture import EvidenceGap
-from ktp.model.diagnosis import Cell, Cures, Finding, FrontEndMatrix, NodeRow, ServiceDiagnosis
+from ktp.model.diagnosis import Cell, Cures, Finding, FrontEndMatrix, Hang, NodeRow, ServiceDiagnosis
 from ktp.model.trace import DecidedBy, FlowAnswer
 from ktp.render.assumptions import assumptions_json
 from ktp.render.probe_json import row_object, witness_object
@@ -132,6 +132,8 @@ def _cell(c: Cell) -> dict[str, Any]:
         out["intended"] = {"symptom": c.intended.value, "decidedBy": c.intended_by}
     if c.assumptions:
         out["assumptions"] = assumptions_json(c.assumptions)
+    if c.hang is not None:
+        out["hang"] = hang_object(c.hang)
     if c.addresses:
         out["otherAddresses"] = [
             {"address": o.address, "symptom": o.symptom.value, "reason": o.reason} for o in c.addresses
@@ -141,6 +143,26 @@ def _cell(c: Cell) -> dict[str, Any]:
             {"who": o.who, "client": o.client, "symptom": o.symptom.value, "reason": o.reason}
             for o in c.others
         ]
+    return out
+
+
+def hang_object(h: Hang) -> dict[str, Any]:
+    """Where the longest packets of a connection that opens are lost."""
+    out: dict[str, Any] = {
+        "direction": h.direction,
+        "segment": h.segment,
+        "sent": h.sent,
+        "taken": h.taken,
+        "certain": h.certain,
+        "node": h.sender,
+        "device": h.device,
+    }
+    if h.tunnel is not None:
+        out["tunnel"] = h.tunnel
+    if h.receiver:
+        out |= {"receiver": h.receiver, "receivingDevice": h.receiving_device}
+    if h.stopped_by is not None:
+        out["stoppedBy"] = decided_object(h.stopped_by)
     return out
 
 

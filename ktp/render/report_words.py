@@ -178,6 +178,8 @@ def cell_words(cell: Cell | None) -> str:
 
 
 def _fate_words(cell: Cell) -> str:
+    if cell.symptom is Symptom.CONNECTS and cell.hang is not None and cell.hang.certain:
+        return "hangs"
     if cell.symptom is Symptom.CONNECTS:
         return "ok" + {True: ", kept", False: ", SNAT", None: ""}[cell.source_kept]
     if cell.symptom is Symptom.INTERMITTENT:

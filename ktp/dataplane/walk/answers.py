@@ -91,6 +91,7 @@ def reply_of(p: Packet) -> Packet:
 
 def turn(state: State, packet: Packet, direction: str) -> None:
     """From here the walk follows `packet`, a reply or an error."""
+    packet.length = state.answer_length if direction == "reply" else None
     state.packet = packet
     state.direction = direction
     state.arrived = packet.copy()

@@ -11,6 +11,7 @@ from ktp.dataplane.walk.context import MAX_HOPS, Walk
 from ktp.dataplane.walk.doors import BridgeForward, Forward, LocalIn, PreRouting, RouteIn
 from ktp.dataplane.walk.ends import end_unknown, ended, lost
 from ktp.dataplane.walk.errors import send_error
+from ktp.dataplane.walk.lengths import fits
 from ktp.dataplane.walk.links import bridge_filters, on_bridge
 from ktp.dataplane.walk.programs import balance_at_device, onward, undo_balance
 from ktp.dataplane.walk.routes import choose_hop, does_forward, hop_words, martian, route_text
@@ -169,7 +170,8 @@ def route_in(walk: Walk, state: State, host: Host) -> None:
     for each, hop in choose_hop(state, found):
         each.note(StepKind.ROUTE, Note(hop_words(hop)), hook="ROUTING", text=route_text(found))
         each.hop = hop
-        walk.go(Forward(each, host, hop.dev or "?"))
+        if each.packet.length is None or fits(walk, each, host, host.mtu(found.route, hop.dev)):
+            walk.go(Forward(each, host, hop.dev or "?"))
 
 
 def loop_back(walk: Walk, state: State, host: Host) -> None:

@@ -36,19 +36,42 @@ class Walk:
     """The worklist of one flow. A room says with `go` where a way goes on, and with `end` that it does not.
 
     Ways are followed depth first, in the order in which a room names them: the first one to its end, then the next.
-    `one_way`: what becomes of an answer is not asked, as of tunnels' own packets; `alone` walks such a flow.
+    `one_way`: what becomes of an answer is not asked, as of tunnels' own packets; `alone` walks such a flow, and
+    `aside` what a room begins. `longest` is the length of the packets there and back, in bytes, where full ones are
+    walked instead of a connection's first.
     """
 
-    __slots__ = ("_new", "_open", "alone", "leaves", "one_way", "outer", "owners", "places", "topology")
+    __slots__ = (
+        "_new",
+        "_open",
+        "alone",
+        "aside",
+        "leaves",
+        "longest",
+        "one_way",
+        "outer",
+        "owners",
+        "places",
+        "topology",
+    )
 
     def __init__(
-        self, places: Places, outer: Outer, alone: Callable[[Flow], list[Leaf]], *, one_way: bool = False
+        self,
+        places: Places,
+        outer: Outer,
+        alone: Callable[[Flow], list[Leaf]],
+        aside: Callable[[Callable[[Walk], None]], list[Leaf]],
+        *,
+        one_way: bool = False,
+        longest: tuple[int, int] | None = None,
     ) -> None:
         self.places = places
         self.topology = places.topology
         self.owners = places.owners
         self.outer = outer
         self.alone = alone
+        self.aside = aside
+        self.longest = longest
         self.one_way = one_way
         self.leaves: list[Leaf] = []
         self._new: list[Door | Leaf] = []  # by the room that is at work, in its order

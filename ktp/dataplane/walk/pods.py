@@ -33,6 +33,9 @@ def reach(walk: Walk, state: State, host: Host | None, attached: Attached) -> No
                 f"the answer goes to {attached.name}, which is not the client", host, "route",
             )  # fmt: skip
         return
+    if walk.one_way and walk.places.inside(attached) is None:
+        ended(walk, state, Disposition.DELIVERED, Symptom.CONNECTS, f"it comes to {attached.name}", host, "")
+        return
     state.delivery = Delivery(p.dst, p.dport, attached.name, attached.node, p.src, p.family)
     if is_loopback(p.family, p.src):
         # ip_route_input_slow and ip6_rcv_core take no loopback source from a wire

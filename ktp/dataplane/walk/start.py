@@ -34,6 +34,8 @@ def begin(walk: Walk, flow: Flow) -> None:
     ports = CLIENT_PORTS if flow.from_node is None else LOCAL_PORTS
     p = Packet(family, proto, src or 0, dst, flow.source_port or ports, flow.port)
     state = State(p)
+    if walk.longest is not None:
+        p.length, state.answer_length = walk.longest
     if flow.source_port is not None:
         state.conns = _tracked(walk, flow, family)
     if flow.from_node is not None:

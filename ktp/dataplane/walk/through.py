@@ -98,6 +98,8 @@ def local_out(walk: Walk, state: State, host: Host, found: Lookup) -> None:
     """A packet of the node itself: OUTPUT, then POSTROUTING. `found` is its first route."""
     for each, hop in choose_hop(state, found) if found.hops else [(state, NextHop(dev="?"))]:
         each.hop = NextHop(dev="lo") if found.type == "local" else hop
+        if each.packet.length is not None and (limit := host.mtu(found.route, each.hop.dev)) is not None:
+            each.packet.length = min(each.packet.length, limit)  # its own socket knows at once
         why = leaves_loopback(host, each.packet, each.hop.dev)
         if why is not None:
             # connect() or sendto() fails with EINVAL

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from ktp.dataplane.hooks import Group
 from ktp.dataplane.host import Host
 from ktp.dataplane.places import Places
@@ -28,19 +31,32 @@ class Walker:
         self._holding: dict[tuple[str, str], Walker] = {}
         self._outer: Outer = {}
 
-    def walk(self, flow: Flow) -> list[Leaf]:
-        """Every way that the flow may take, to its end. Raises ValueError where an address or protocol is none."""
-        return self._follow(flow)
+    def walk(self, flow: Flow, longest: tuple[int, int] | None = None) -> list[Leaf]:
+        """Every way that the flow may take, to its end. Raises ValueError where an address or protocol is none.
 
-    def _follow(self, flow: Flow, *, one_way: bool = False) -> list[Leaf]:
-        walk = Walk(self._places, self._outer, self._alone, one_way=one_way)
-        begin(walk, flow)
+        With `longest` packets of so many bytes are sent there and back, as once a connection is open, instead of its
+        first: a way ends where one is too long and its sender is not told (`TooLong`).
+        """
+        return self._follow(partial(begin, flow=flow), longest=longest)
+
+    def _follow(
+        self,
+        start: Callable[[Walk], None],
+        *,
+        one_way: bool = False,
+        longest: tuple[int, int] | None = None,
+    ) -> list[Leaf]:
+        walk = Walk(self._places, self._outer, self._alone, self._aside, one_way=one_way, longest=longest)
+        start(walk)
         while (door := walk.next()) is not None:
             _step(walk, door)
         return walk.leaves
 
     def _alone(self, flow: Flow) -> list[Leaf]:
-        return self._follow(flow, one_way=True)
+        return self._follow(partial(begin, flow=flow), one_way=True)
+
+    def _aside(self, start: Callable[[Walk], None]) -> list[Leaf]:
+        return self._follow(start, one_way=True)
 
     def host(self, name: str, pod: str = "") -> Host | None:
         """The compiled node, or a pod's network namespace there; None where nothing was read of it."""

@@ -3,7 +3,7 @@
 # What it means
 The packets that open a connection are short. Full segments are as long as the devices of both ends allow, and a tunnel
 puts its own headers before them. The network device that they reach at the next node has a smaller MTU than they have
-bytes.
+bytes. Or the tunnel's packets are too long to leave, and may not be cut: VXLAN's and Geneve's over IPv6, or with `df`.
 
 # Why traffic fails
 A device drops what is longer than it takes, or its switch does, and nobody tells the sender, who sends the same again.
@@ -12,7 +12,8 @@ Requests and answers of a few hundred bytes get through: health checks are green
 # Evidence
 MTUs of devices and routes (`ip-addr.json`, `ip-route.json`), the kind of the tunnel (`ip-link.json`), and the way that
 the connection takes. Of an outside client an MTU of 1500 is supposed. Some network cards, and most of virtual machines,
-take more than their MTU says: hence a warning. Where rules change the segment size (TCPMSS), nothing is said.
+take more than their MTU says: hence a warning. What a node's own kernel loses is certain, and an error. Rules that
+lower the segment size (TCPMSS, `tcp option maxseg`) are taken into account. In JSON a cell has the numbers (`hang`).
 
 # Confirm by hand
     ip link show dev eth0                          # on both nodes: mtu
@@ -35,7 +36,7 @@ from dataclasses import replace
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
-from ktp.diagnose.sizes import ETHERNET, Crossing, crossings
+from ktp.diagnose.sizes import ETHERNET, Crossing, crossings, hang_of
 from ktp.kubeproxy.outcome import Vantage
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.snapshot import Snapshot
@@ -58,6 +59,7 @@ def run(case: Case) -> Iterable[Finding]:
                 if each.is_lost:
                     lost = found.setdefault((each.receiver, each.receiving_device), {})
                     lost.setdefault(each, (entry, path))
+                    case.hangs.setdefault(entry.key, hang_of(each))
     for (receiver, device), lost in found.items():
         yield _finding(case, receiver, device, lost)
 
@@ -78,7 +80,7 @@ def _finding(case: Case, receiver: str, device: str, lost: dict[Crossing, tuple[
     sending = {(c.sender, c.device): None for c in lost}
     evidence = [
         Evidence(kind="link", source=node, text=f"{name}: mtu {case.snapshot.nodes[node].takes(name)}")
-        for node, name in ((receiver, device), *sending)
+        for node, name in dict.fromkeys(((receiver, device), *sending))
     ][:4]
     wider = _wider(case.snapshot, most)
     if not any(
@@ -87,11 +89,15 @@ def _finding(case: Case, receiver: str, device: str, lost: dict[Crossing, tuple[
         evidence.append(
             counterfactual(f"with an MTU of {most.sent} at {device} of {receiver}, all of it gets there")
         )
+    if most.is_certain:
+        most_of = f"{device} of {receiver} takes {most.taken}, and the tunnel's packets may not be cut"
+    else:
+        most_of = f"{device} of {receiver} takes {most.taken} by its MTU"
     supposed = f" (of the client an MTU of {ETHERNET} is supposed)" if _is_outside(entry) else ""
+    verb, fate = ("then hangs", "are lost") if most.is_certain else ("may then hang", "may be lost")
     return CHECK.finding(
-        f"{entry.title} on {entry.node} connects, and may then hang: a full segment has {most.segment} bytes, {by}, "
-        f"and {device} of {receiver} takes {most.taken} by its MTU: {_SENT[most.direction]} of that length from "
-        f"{listed(senders)} may be lost{supposed}",
+        f"{entry.title} on {entry.node} connects, and {verb}: a full segment has {most.segment} bytes, {by}, "
+        f"and {most_of}: {_SENT[most.direction]} of that length from {listed(senders)} {fate}{supposed}",
         node=receiver,
         nodes=[receiver, *(s for s in senders if s != receiver)],
         evidence=evidence,
@@ -103,6 +109,7 @@ def _finding(case: Case, receiver: str, device: str, lost: dict[Crossing, tuple[
             )
         ],
         cells=dict.fromkeys(e for e, _ in lost.values()),
+        severity=Severity.ERROR if most.is_certain else None,
     )
 
 

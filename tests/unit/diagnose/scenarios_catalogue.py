@@ -322,8 +322,27 @@ def _invalid(grown: int, liberal: str = "0") -> Ask:
     return edited(CLUSTER, ("node-b", "netstat.txt", replaced(text)), ("node-b", "sysctl.txt", strict))
 
 
+def _narrow_route(rule: str) -> Ask:
+    """node-a's routes to other nodes' pods have a smaller MTU; and it has this rule, too."""
+
+    def edit(text: str) -> str:
+        routes = json.loads(text)
+        return json.dumps(
+            [
+                {**r, "metrics": [{"mtu": 1400}]} if r["dst"].startswith("10.244.") and "gateway" in r else r
+                for r in routes
+            ]
+        )
+
+    links = [(node, "ip-link.json", replaced("[]\n")) for node in ("node-a", "node-b", "node-c")]
+    first = "-A OUTPUT -j KUBE-FIREWALL"
+    rules_of = ("node-a", "iptables-nft-save.txt", lambda text: text.replace(first, f"{rule}\n{first}"))
+    return edited(CLUSTER, ("node-a", "ip-route.json", edit), rules_of, *links, base=recorded)
+
+
 CATALOGUE: dict[str, tuple[Ask, Ask]] = {
     "KTP221": (_invalid(3), _invalid(3, liberal="1")),
+    "KTP222": (_narrow_route("-A OUTPUT -p icmp -j DROP"), _narrow_route("-A OUTPUT -p igmp -j DROP")),
     "KTP220": (_with_mtu(1400), _with_mtu(9000)),
     "KTP218": (
         edited("edge/udp-local", ("node-b", "conntrack.txt", _udp_entry("10.244.2.99")), base=recorded),

@@ -16,6 +16,8 @@ from ktp.diagnose.checks import ALL_CHECKS, HEADINGS, Check
 from ktp.diagnose.codes import FAMILIES, RETIRED, page_markdown, page_of, page_text, pages
 from ktp.model.diagnosis import ServiceDiagnosis
 from ktp.model.trace import Disposition, Symptom
+from ktp.render.diagnosis_json import diagnosis_object
+from tests.support.schema import validate
 from tests.unit.diagnose.scenarios import SCENARIOS
 from tests.unit.diagnose.worlds import codes, findings
 
@@ -192,3 +194,18 @@ def test_rules_that_draw_the_same_endpoints_do_not_disagree() -> None:
     assert differs(lost, once)
     assert not differs(lost, once, certain=False)
     assert not differs(cell(("10.244.1.2", Symptom.UNKNOWN), symptom=Symptom.UNKNOWN), once)
+
+
+def test_a_cell_tells_where_its_connections_hang() -> None:
+    data = diagnosis_object(SCENARIOS["KTP222"].fires().diagnosis())
+    validate(data)
+    rows = {row["node"]: row for front_end in data["frontends"][:1] for row in front_end["nodes"]}
+    cell = rows["node-a"]["external"]
+    assert (cell["symptom"], cell["cause"]) == ("connects", None)
+    stopped = cell["hang"].pop("stoppedBy")
+    assert (stopped["node"], stopped["rule"]) == ("node-a", "-A OUTPUT -p icmp -j DROP")
+    assert cell["hang"] == {
+        "direction": "request", "segment": 1500, "sent": 1500, "taken": 1400, "certain": True, "node": "node-a",
+        "device": "eth0",
+    }  # fmt: skip
+    assert "hang" not in rows["node-b"]["external"]
