@@ -70,7 +70,9 @@ WITHOUT: dict[EvidenceKind, Without] = {
         "of a node that a packet only passes on its way to a pod or host-network endpoint there: nothing stops it",
         "what the node itself does with packets for it; of front ends the API's intent is shown as such (`~`)",
     ),
-    EvidenceKind.CONNTRACK: Without("not read", "the client has no earlier connection", ""),
+    EvidenceKind.CONNTRACK: Without(
+        "`conntrack.txt`, of the asked UDP ports alone", "the client has no earlier connection", ""
+    ),
     EvidenceKind.IPVS: Without("`ipvsadm.txt`", "", "packets to the addresses of kube-ipvs0"),
     EvidenceKind.ENDPOINTS: Without(
         "`endpointslices.json`, `endpoints.json`",
