@@ -128,6 +128,7 @@ _TUNNEL = (
     "pmtudisc",
     "ignore_df",
 )
+_ENTRY = frozenset(("src", "dst", "sport", "dport", "type", "code", "id", "packets", "bytes", "mark", "use"))
 _NEIGHBOUR = ("dst", "dev", "lladdr", "state")
 _FORWARDING = ("mac", "ifname", "dst")
 _WORD = re.compile(r"[A-Za-z][\w-]*(?:\.[\w-]+)*")
@@ -279,7 +280,7 @@ class _Redactor:
             "ss.txt": self._sockets,
             "ipvsadm.txt": self._scrub,
             "nft-hooks.txt": self._nft_text,
-            "conntrack.txt": self._scrub,
+            "conntrack.txt": self._connections,
             "netstat.txt": _counters,
             "nft-ruleset.txt": self._nft_text,
         }
@@ -900,6 +901,14 @@ class _Redactor:
     def _sockets(self, text: str) -> str:
         lines = [" ".join(line.split()[:6]) for line in text.splitlines()]
         return "".join(f"{self._interface(self._scrub(line))}\n" for line in lines)
+
+    def _connections(self, text: str) -> str:
+        """Entries of the connection table, without what others have noted there (zones, helpers, contexts, labels)."""
+        lines = (
+            " ".join(w for w in line.split() if "=" not in w or w.partition("=")[0] in _ENTRY)
+            for line in text.splitlines()
+        )
+        return "".join(f"{self._scrub(line)}\n" for line in lines)
 
     def _kube_proxy_config(self, file: str, content: bytes) -> bytes | None:
         import yaml

@@ -22,6 +22,7 @@ from ktp.model.diagnosis import ServiceDiagnosis
 from ktp.model.trace import Flow, FlowAnswer
 from ktp.parse.iptables_save import open_ruleset
 from ktp.parse.kubernetes import parse_pods
+from ktp.parse.passing import parse_connections
 from ktp.parse.policy import parse_policies
 from ktp.parse.snapshot import parse_snapshot
 
@@ -261,6 +262,50 @@ def test_sockets_lose_their_processes() -> None:
     new = node_file("ss.txt", 'tcp LISTEN 0 4096 192.168.37.5:22 0.0.0.0:* users:(("acmed",pid=1,fd=3))\n')
     assert "acmed" not in new
     assert new.startswith("tcp LISTEN 0 4096 192.168.")
+
+
+def test_entries_of_connections_keep_their_ends_alone() -> None:
+    ends = "src=192.168.37.9 dst=192.168.37.5 sport=4000 dport=31053 [UNREPLIED] src=10.7.0.3 dst=192.168.37.9 sport=53 dport=4000"
+    line = f"udp      17 29 {ends} mark=0 secctx=acme_u:acme_r:acme_t:s0 zone=7 helper=acme use=1\n"
+    new = node_file("conntrack.txt", line)
+    assert "acme" not in new
+    assert "192.168.37." not in new
+    (entry,) = parse_connections(new)
+    assert (entry.original.dport, entry.reply.sport, entry.is_answered) == (31053, 53, False)
+    assert entry.original.src == entry.reply.dst != entry.original.dst
+    six = node_file(
+        "conntrack.txt",
+        "ipv6 10 udp 17 9 src=fd12:3::9 dst=fd12:3::1 sport=1 dport=2 src=fd12:3::1 dst=fd12:3::9 sport=2 dport=1\n",
+    )
+    assert "fd12:3::" not in six
+    assert len(parse_connections(six)) == 1
+
+
+def test_a_stale_entry_is_told_after_redaction_too() -> None:
+    case = open_snapshot(CASES / "core-1.36-iptables-nft")
+    line = (
+        "udp 17 22 src=10.0.0.100 dst=10.0.0.10 sport=40053 dport=30011 [UNREPLIED] src=10.244.2.99 dst=10.0.0.100 "
+        "sport=5353 dport=40053 mark=0 use=1\n"
+    )
+    counts = "1.00 1.00\nentries  clashres invalid\n0000000a 00000000 {:08x}\n"
+    files = {name: case.read(name) for name in case.names()}
+    files["nodes/node-b/conntrack.txt"] = line.encode()
+    files["nodes/node-b/netstat.txt"] = (counts.format(1) + counts.format(4)).encode()
+    original = MemoryCapture(files=files)
+    hidden = redact(original)
+    told = []
+    for capture, name in ((original, "edge/udp-local"), (hidden.capture, "")):
+        snapshot = parse_snapshot(capture)
+        service = next(
+            s
+            for s in snapshot.cluster.services.values()
+            if s.key == name or (not name and s.ports[0].node_port == 30011)
+        )
+        found = diagnose_service(snapshot, service).findings
+        told.append([(f.code, f.severity) for f in found if f.code in ("KTP218", "KTP219", "KTP221")])
+    assert told[0] == told[1]
+    assert "KTP218" in dict(told[0])
+    assert len(told[0]) == 2
 
 
 def test_a_kube_proxy_configuration_loses_its_kubeconfig() -> None:
