@@ -33,6 +33,7 @@ from ipaddress import ip_address, ip_network
 from ktp.diagnose.case import Case, Entry, Mended, decided_evidence
 from ktp.diagnose.changes import with_state
 from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.diagnose.checks.passing_common import growing
 from ktp.diagnose.checks.rule_common import merged
 from ktp.model.cluster import Cluster
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
@@ -72,6 +73,7 @@ def _finding(
         node=node,
         evidence=[
             *decided_evidence(first.cell),
+            *growing(case.state(node), "IpExt.InNoRoutes"),
             *_routes_of_others(case.snapshot, node, next(iter(pods))),
             counterfactual(f"with a route to them, {first.title} on {first.node} connects more often"),
         ],

@@ -40,6 +40,7 @@ from ktp.diagnose.checks.base import Check, listed
 from ktp.diagnose.checks.passing_common import INVALID, growing, growth, strict_drop
 from ktp.model.diagnosis import Finding, Severity
 
+_OVERFLOWS, _LISTEN_DROPS = "TcpExt.ListenOverflows", "TcpExt.ListenDrops"
 # The counter, and of what it counts one for each. conntrack(8), -S; snmp_counter.rst; ip_route_input_slow.
 _TRACKING = {
     "nf_conntrack.drop": "packets of which no connection could be tracked",
@@ -50,9 +51,10 @@ _OTHER = {
     INVALID: "packets that fit no connection",
     "TcpExt.IPReversePathFilter": "packets dropped by the reverse path filter",
     "IpExt.InNoRoutes": "packets without a route",
-    "rt_cache.in_martian_src": "packets from addresses that cannot be there",
-    "rt_cache.in_martian_dst": "packets to addresses that cannot be there",
-    "TcpExt.ListenOverflows": "connections refused by full accept queues of the node's own sockets",
+    "rt_cache.in_martian_src": "packets from addresses that cannot be there, in pods' networks too",
+    "rt_cache.in_martian_dst": "packets to addresses that cannot be there, in pods' networks too",
+    _OVERFLOWS: "connections dropped at full accept queues of the node's own sockets",
+    _LISTEN_DROPS: "connections that the node's own sockets did not take",
     "Tcp.InCsumErrors": "TCP segments with a wrong checksum",
     "Udp.InCsumErrors": "UDP datagrams with a wrong checksum",
 }
@@ -64,6 +66,8 @@ def run(case: Case) -> Iterable[Finding]:
         state = case.state(node)
         harm = growth(state, _TRACKING)
         other = growth(state, _OTHER)
+        if other.get(_LISTEN_DROPS, 0) <= other.get(_OVERFLOWS, 0):
+            other.pop(_LISTEN_DROPS, None)  # each overflow is such a drop, too (tcp_v4_syn_recv_sock)
         if INVALID in other and strict_drop(state) is not None:
             del other[INVALID]  # KTP221 says it
         if not (harm or other):
