@@ -31,7 +31,6 @@ from ktp.collect.redact_schema import (
     NAMED,
     OWN_NAME,
     PUBLIC_CHAIN,
-    PUBLIC_DOMAINS,
     PUBLIC_KEYS,
     PUBLIC_NAMES,
     PUBLIC_NFT_NAMES,
@@ -43,6 +42,35 @@ from ktp.collect.redact_schema import (
     VERSION,
     VOCABULARY,
     Schema,
+)
+from ktp.collect.redact_text import (
+    ADDRESS,
+    ANY_SERVICE_CHAIN,
+    CILIUM_MAPS,
+    CILIUM_SETTING,
+    COLLECT_AGAIN,
+    ENDPOINT_CHAIN,
+    ENTRY,
+    FORWARDING,
+    HASH,
+    IMAGE,
+    NEIGHBOUR,
+    NFT_CHAIN,
+    SERVICE_CHAIN,
+    SERVICE_PORT,
+    TOKEN,
+    TUNNEL,
+    V4,
+    VERSION_TAG,
+    VETH,
+    WORD,
+    as_word,
+    counters,
+    is_address,
+    is_public_domain,
+    load_json,
+    split_service_port,
+    to_json,
 )
 from ktp.errors import SnapshotError
 from ktp.model.announcing import LEASE_PREFIX
@@ -79,62 +107,6 @@ class Redaction:
             "names": dict(sorted(self.names.seen.items())),
             "addresses": dict(sorted(self.addresses.seen.items())),
         }
-
-
-_COLLECT_AGAIN = "collect that file again, or remove it"
-_SERVICE_CHAIN = re.compile(r"(KUBE-(?:SVC|SVL|EXT|XLB|FW)-)([A-Z2-7]{16})")
-_ENDPOINT_CHAIN = re.compile(r"(KUBE-SEP-)([A-Z2-7]{16})")
-_ANY_SERVICE_CHAIN = re.compile(r"\bKUBE-(?:SVC|SVL|EXT|XLB|FW|SEP)-[A-Z2-7]{16}\b")
-_NFT_CHAIN = re.compile(
-    r"(service-|local-|external-|firewall-|endpoint-|affinity-)([A-Z2-7]{8})-"
-    r"(?P<namespace>[^/\s]+)/(?P<service>[^/\s]+)/(?P<protocol>tcp|udp|sctp)/(?P<port>[^/\s]*?)"
-    r"(?:__(?P<ip>[0-9a-f.]+)/(?P<number>\d+))?(?P<cut>\.\.\.)?"
-)
-_HASH = re.compile(r"(?<=[-_])(?=[A-Za-z0-9]*\d)[A-Za-z0-9]{8,}$|(?<=[-_])[A-Z2-7]{16}$")
-_VETH = re.compile(r"\b(cali|veth|lxc|azv|eni|v|tap|gke|nodelocaldns|h)(?=[0-9a-f]*\d)([0-9a-f]{6,})\b")
-_SERVICE_PORT = re.compile(
-    r"(?<![\w./-])([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)/([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)(?::([a-z0-9-]*))?(?![\w/])"
-)
-_V4 = r"(?:\d{1,3}\.){3}\d{1,3}"
-_ADDRESS = re.compile(
-    rf"(?<![\w.])(?P<v4>{_V4})(?:-(?P<last4>{_V4})|/(?P<len4>\d{{1,2}})(?![\d.])|/(?P<mask4>{_V4}))?(?![\w])(?!\.\d)"
-    r"|(?<![0-9A-Za-z:.])(?P<mac>(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})(?![0-9A-Za-z:])"
-    r"|(?<![0-9A-Za-z:.])(?P<v6>[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]*(?:\d+\.\d+\.\d+\.\d+)?)"
-    r"(?:-(?P<last6>[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]+)|/(?P<len6>\d{1,3}))?(?![0-9A-Za-z])"
-)
-# Cilium's maps hold addresses and numbers; what its agent lists by name is left out.
-_CILIUM_MAPS = frozenset(
-    f"cilium/{name}"
-    for name in (
-        "bpf-lb-list.json", "bpf-lb-frontends.json", "bpf-lb-source-ranges.json", "bpf-ipcache-list.json",
-        "bpf-endpoint-list.json", "bpf-policy-get.json", "version.txt",
-    )
-)  # fmt: skip
-_CILIUM_SETTING = re.compile(
-    r"(?:EnablePolicy|PolicyEnforcement|BPFSocketLBHostnsOnly|ServiceNoBackendResponse|RoutingMode|Tunnel"
-    r"|EnableHostLegacyRouting|DisableExternalIPMitigation|KubeProxyReplacement)\s*:"
-)
-_TUNNEL = (
-    "id",
-    "local",
-    "local6",
-    "remote",
-    "remote6",
-    "group",
-    "port",
-    "external",
-    "learning",
-    "df",
-    "pmtudisc",
-    "ignore_df",
-)
-_ENTRY = frozenset(("src", "dst", "sport", "dport", "type", "code", "id", "packets", "bytes", "mark", "use"))
-_NEIGHBOUR = ("dst", "dev", "lladdr", "state")
-_FORWARDING = ("mac", "ifname", "dst")
-_WORD = re.compile(r"[A-Za-z][\w-]*(?:\.[\w-]+)*")
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
-_IMAGE = re.compile(r"(?P<path>(?:[^/@\s]+/)*)(?P<name>[^/:@\s]+)(?::(?P<tag>[\w.-]+))?(?P<digest>@\S+)?")
-_VERSION_TAG = re.compile(r"v?\d+\.\d+[\w.-]*")
 
 
 def redact_capture(
@@ -238,38 +210,38 @@ class _Redactor:
 
     def _cluster_file(self, name: str, capture: Capture) -> bytes | None:
         if name == "cluster/version.json":
-            document = _load_json(name, capture.read(name))
-            return _to_json(self._fields(document.get("serverVersion") or document, VERSION))
+            document = load_json(name, capture.read(name))
+            return to_json(self._fields(document.get("serverVersion") or document, VERSION))
         if name == PARTIAL:
-            document = _load_json(name, capture.read(name))
+            document = load_json(name, capture.read(name))
             scopes = {file: str(document[file]) for file in sorted(FILE_KINDS.keys() & document.keys())}
             known = {each.value for each in Scope}
-            return _to_json({file: scope for file, scope in scopes.items() if scope in known})
+            return to_json({file: scope for file, scope in scopes.items() if scope in known})
         if name not in FILE_KINDS:
             return None
         kind = FILE_KINDS[name]
-        document = _load_json(name, capture.read(name))
+        document = load_json(name, capture.read(name))
         if isinstance(document, dict) and "items" not in document and "metadata" not in document:
             raise SnapshotError(
-                f"{name} holds no list of API objects, so it cannot be redacted", hint=_COLLECT_AGAIN
+                f"{name} holds no list of API objects, so it cannot be redacted", hint=COLLECT_AGAIN
             )
         items = document if isinstance(document, list) else document.get("items", [document])
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise SnapshotError(
-                f"{name} holds no list of API objects, so it cannot be redacted", hint=_COLLECT_AGAIN
+                f"{name} holds no list of API objects, so it cannot be redacted", hint=COLLECT_AGAIN
             )
         objects = [self._object(item, kind) for item in items if item.get("kind", kind) == kind]
-        lines = b",\n".join(_to_json(each) for each in objects)
+        lines = b",\n".join(to_json(each) for each in objects)
         return b'{"apiVersion":"v1","kind":"List","items":[\n' + lines + b"\n]}\n"
 
     def _node_file(self, file: str, content: bytes) -> bytes | None:
         if re.fullmatch(r"ip6?tables(-legacy|-nft)?-save\.txt", file):
             return self._rules(content.decode(errors="replace")).encode()
-        if file in _CILIUM_MAPS:
+        if file in CILIUM_MAPS:
             return self._scrub(content.decode(errors="replace")).encode()
         if file == "cilium/config.txt":
             kept = [
-                line for line in content.decode(errors="replace").splitlines() if _CILIUM_SETTING.match(line)
+                line for line in content.decode(errors="replace").splitlines() if CILIUM_SETTING.match(line)
             ]
             return ("\n".join(kept) + "\n").encode()
         if file in {"kube-proxy-config.yaml", "kube-proxy-config.json"}:
@@ -281,7 +253,7 @@ class _Redactor:
             "ipvsadm.txt": self._scrub,
             "nft-hooks.txt": self._nft_text,
             "conntrack.txt": self._connections,
-            "netstat.txt": _counters,
+            "netstat.txt": counters,
             "nft-ruleset.txt": self._nft_text,
         }
         if file in text_files:
@@ -289,8 +261,8 @@ class _Redactor:
         readers: dict[str, Callable[[Any], Any]] = {
             "ip-addr.json": self._links,
             "ip-link.json": self._tunnels,
-            "ip-neigh.json": lambda entries: [self._kept(entry, _NEIGHBOUR) for entry in entries],
-            "bridge-fdb.json": lambda entries: [self._kept(entry, _FORWARDING) for entry in entries],
+            "ip-neigh.json": lambda entries: [self._kept(entry, NEIGHBOUR) for entry in entries],
+            "bridge-fdb.json": lambda entries: [self._kept(entry, FORWARDING) for entry in entries],
             "ip-route.json": lambda entries: [self._fields(entry, ROUTE) for entry in entries],
             "ip6-route.json": lambda entries: [self._fields(entry, ROUTE) for entry in entries],
             "ip-rule.json": lambda entries: [self._routing_rule(entry) for entry in entries],
@@ -302,7 +274,7 @@ class _Redactor:
             return None
         try:
             document = json.loads(content)
-            return _to_json(readers[file](document)) + b"\n"
+            return to_json(readers[file](document)) + b"\n"
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             return None  # what cannot be read cannot be redacted
 
@@ -332,15 +304,15 @@ class _Redactor:
         """An address or CIDR; anything else in its place (`None`, a host name) is a name or a public word."""
         if text in {"None", "default", "all", "any", "", "primary", "*"}:
             return text
-        new, count = _ADDRESS.subn(self._replace, text)
+        new, count = ADDRESS.subn(self._replace, text)
         return new if count else self._host(text)
 
     def _host(self, text: str) -> str:
-        return self._address(text) if _ADDRESS.fullmatch(text) else self._name("host", text)
+        return self._address(text) if ADDRESS.fullmatch(text) else self._name("host", text)
 
     def _scrub(self, text: str) -> str:
         """Every address in a text, and nothing else."""
-        return _ADDRESS.sub(self._replace, text)
+        return ADDRESS.sub(self._replace, text)
 
     def _replace(self, match: re.Match[str]) -> str:
         if match["mac"]:
@@ -383,12 +355,12 @@ class _Redactor:
 
     def _interface(self, text: str) -> str:
         """Names such as veth0a1b2c are made of pods' names; others name hardware."""
-        return text if self.learning else _VETH.sub(lambda m: m[1] + self.addresses.opaque(m[2]), text)
+        return text if self.learning else VETH.sub(lambda m: m[1] + self.addresses.opaque(m[2]), text)
 
     def _key(self, text: str) -> str:
         """The key of a label, annotation or taint."""
         domain, slash, key = text.rpartition("/")
-        if text in PUBLIC_KEYS or (slash and _is_public_domain(domain)):
+        if text in PUBLIC_KEYS or (slash and is_public_domain(domain)):
             return text
         if not slash:
             return self._name("key", text)
@@ -398,7 +370,7 @@ class _Redactor:
         """The value of a label or annotation."""
         if text.lower() in PUBLIC_VALUES:
             return text
-        new, count = _ADDRESS.subn(self._replace, text)
+        new, count = ADDRESS.subn(self._replace, text)
         return new if count else self._name("value", text)
 
     def _labels(self, labels: Mapping[str, str]) -> dict[str, str]:
@@ -412,7 +384,7 @@ class _Redactor:
         return {
             key: self._value(value)
             for key, value in annotations.items()
-            if _is_public_domain(key.rpartition("/")[0])
+            if is_public_domain(key.rpartition("/")[0])
             and "last-applied" not in key
             and isinstance(value, str)
             and len(value) < 64
@@ -424,13 +396,13 @@ class _Redactor:
         if text in PUBLIC_VALUES:
             return text
         pieces, end = [], 0
-        for match in _SERVICE_PORT.finditer(text):
+        for match in SERVICE_PORT.finditer(text):
             pieces += [self._words(text[end : match.start()]), self._service_port(match[0])]
             end = match.end()
         return "".join([*pieces, self._words(text[end:])])
 
     def _words(self, text: str) -> str:
-        text = _ANY_SERVICE_CHAIN.sub(lambda m: self._chain(m[0]), text)
+        text = ANY_SERVICE_CHAIN.sub(lambda m: self._chain(m[0]), text)
         text = self._scrub(text)
 
         def word(match: re.Match[str]) -> str:
@@ -441,13 +413,13 @@ class _Redactor:
 
         # An IPv6 address has letters as well; it was dealt with above.
         parts = re.split(r"([0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.:]*)", text)
-        return "".join(part if i % 2 else _WORD.sub(word, part) for i, part in enumerate(parts))
+        return "".join(part if i % 2 else WORD.sub(word, part) for i, part in enumerate(parts))
 
     def _service_port(self, text: str) -> str:
         """`namespace/name` or `namespace/name:port`."""
         if self.learning:
             self._service_ports[text] = None
-            namespace, name, port = _split_service_port(text)
+            namespace, name, port = split_service_port(text)
             self._name("namespace", namespace)
             self._name("service", name)
             self._port_name(port or "")
@@ -455,18 +427,18 @@ class _Redactor:
         return self._new_service_port(text)
 
     def _new_service_port(self, text: str) -> str:
-        namespace, name, port = _split_service_port(text)
+        namespace, name, port = split_service_port(text)
         new = f"{self.names.name(namespace)}/{self.names.name(name)}"
         return new if port is None else f"{new}:{self._port_name(port)}"
 
     def _image(self, text: str) -> str:
         """Base name and version of what every cluster runs; of other images a pseudonym."""
-        match = _IMAGE.fullmatch(text)
+        match = IMAGE.fullmatch(text)
         if match and any(
             name in match["name"] for name in ("kube-proxy", "coredns", "kube-router", "hyperkube")
         ):
             tag = match["tag"]
-            return match["name"] + (f":{tag}" if tag and _VERSION_TAG.fullmatch(tag) else "")
+            return match["name"] + (f":{tag}" if tag and VERSION_TAG.fullmatch(tag) else "")
         word = re.sub(r"[^a-z0-9-]", "-", text.lower())
         return self._name("image", f"i{word}")
 
@@ -548,7 +520,7 @@ class _Redactor:
                 continue
             for text in self._learn_service_port(namespace, name, port.get("name") or ""):
                 for address in addresses:
-                    if _is_address(address):
+                    if is_address(address):
                         suffix = self._naming.endpoint_suffix(text, protocol, address, number)
                         self._endpoints[suffix] = (text, protocol, address, number)
 
@@ -648,7 +620,7 @@ class _Redactor:
         """(chain, rule)."""
         chain = option = ""
         out: list[str] = []
-        tokens = _TOKEN.findall(line)
+        tokens = TOKEN.findall(line)
         for token in tokens:
             if token.startswith("-") and option not in FREE_TEXT and option != "--comment":
                 option = token
@@ -675,13 +647,13 @@ class _Redactor:
         if "--to-destination" not in tokens or "--comment" not in tokens:
             return
         options = dict(pairwise(tokens))
-        found = _ENDPOINT_CHAIN.fullmatch(options.get("-A", ""))
+        found = ENDPOINT_CHAIN.fullmatch(options.get("-A", ""))
         service_port = options["--comment"].strip('"').partition(" ")[0]
         host, _, port = options["--to-destination"].rpartition(":")
-        if not found or not _SERVICE_PORT.fullmatch(service_port) or not port.isdigit():
+        if not found or not SERVICE_PORT.fullmatch(service_port) or not port.isdigit():
             return
         made_of = (service_port, options.get("-p", "tcp"), host.strip("[]"), int(port))
-        if _is_address(made_of[2]) and self._naming.endpoint_suffix(*made_of) == found[2]:
+        if is_address(made_of[2]) and self._naming.endpoint_suffix(*made_of) == found[2]:
             self._endpoints[found[2]] = made_of
 
     def _argument(self, option: str, token: str, declared: set[str]) -> str:
@@ -700,7 +672,7 @@ class _Redactor:
             return self._chain(token)
         elif option in FREE_TEXT:
             new = self._name("text", re.sub(r"[^a-z0-9-]", "-", bare.lower()) or "x")
-        elif option in NAMED and _ANY_SERVICE_CHAIN.fullmatch(bare):
+        elif option in NAMED and ANY_SERVICE_CHAIN.fullmatch(bare):
             return self._chain(bare)  # session affinity remembers clients under the name of the chain
         elif option in NAMED:
             return token if token in {"DEFAULT"} or not re.search("[a-z]", bare) else self._name("list", bare)
@@ -717,27 +689,27 @@ class _Redactor:
     def _chain(self, name: str) -> str:
         if self.learning:
             if not (name in BUILT_IN_CHAINS or PUBLIC_CHAIN.match(name)):
-                self._name("chain", _as_word(name))
+                self._name("chain", as_word(name))
             return name
-        for pattern in (_SERVICE_CHAIN, _ENDPOINT_CHAIN):
+        for pattern in (SERVICE_CHAIN, ENDPOINT_CHAIN):
             if found := pattern.fullmatch(name):
                 return found[1] + (self._suffixes.get(found[2]) or self.addresses.opaque(found[2]))
         if name in BUILT_IN_CHAINS:
             return name
         if PUBLIC_CHAIN.match(name):
             name = self._interface(name)
-            return _HASH.sub(lambda m: self.addresses.opaque(m[0]), name)
-        return self.names.name(_as_word(name))
+            return HASH.sub(lambda m: self.addresses.opaque(m[0]), name)
+        return self.names.name(as_word(name))
 
     def _set_name(self, name: str) -> str:
         if PUBLIC_SET.match(name):
-            return name if self.learning else _HASH.sub(lambda m: self.addresses.opaque(m[0]), name)
-        return self._name("set", _as_word(name))
+            return name if self.learning else HASH.sub(lambda m: self.addresses.opaque(m[0]), name)
+        return self._name("set", as_word(name))
 
     def _ipsets(self, dump: str) -> str:
         out = []
         for line in dump.splitlines():
-            tokens = _TOKEN.findall(line)
+            tokens = TOKEN.findall(line)
             if len(tokens) < 3 or tokens[0] not in {"create", "add"}:
                 continue
             new = [tokens[0], self._set_name(tokens[1].strip('"'))]
@@ -756,7 +728,7 @@ class _Redactor:
 
     def _element(self, token: str) -> str:
         bare = token.strip('"')
-        if "," not in bare and not _ADDRESS.search(bare) and not re.match(r"\d|\w+:\d", bare):
+        if "," not in bare and not ADDRESS.search(bare) and not re.match(r"\d|\w+:\d", bare):
             return self._set_name(bare)
         return ",".join([self._interface(self._scrub(part)) for part in bare.split(",")])
 
@@ -767,17 +739,17 @@ class _Redactor:
 
     def _nft_value(self, key: str, value: Any) -> Any:
         if isinstance(value, dict):
-            if key == "prefix" and "addr" in value and "len" in value and _is_address(value["addr"]):
+            if key == "prefix" and "addr" in value and "len" in value and is_address(value["addr"]):
                 return {**value, "addr": str(self._network(ip_address(value["addr"]), int(value["len"])))}
             return {k: self._nft_value(k, v) for k, v in value.items() if k != "sym"}
         if isinstance(value, list):
-            if key == "range" and len(value) == 2 and all(_is_address(each) for each in value):
+            if key == "range" and len(value) == 2 and all(is_address(each) for each in value):
                 first, last = (ip_address(each) for each in value)
                 if self.learning:
                     self.addresses.keep_range(first, last)
                     return value
                 return [str(self.addresses.address(first)), str(self.addresses.address(last))]
-            if key == "&" and len(value) == 2 and _is_address(value[1]):
+            if key == "&" and len(value) == 2 and is_address(value[1]):
                 return value  # a mask
             return [self._nft_value("" if key != "dev" else key, each) for each in value]
         if not isinstance(value, str):
@@ -788,13 +760,13 @@ class _Redactor:
         if key == "comment":
             return self._text(value)
         if key == "prefix":  # of a log line
-            return self._name("text", _as_word(value) or "x")
+            return self._name("text", as_word(value) or "x")
         if key in {"type", "hook", "family", "op", "policy"}:
             return value
         return self._interface(self._scrub(value))
 
     def _nft_name(self, name: str) -> str:
-        if found := _NFT_CHAIN.fullmatch(name):
+        if found := NFT_CHAIN.fullmatch(name):
             return self._nft_chain(found)
         if name in PUBLIC_NFT_NAMES or name.startswith("xtables"):
             return name
@@ -816,18 +788,18 @@ class _Redactor:
         if found["ip"] is None:
             return found[1] + self._naming.nft_service(*words)
         text = found["ip"]
-        ip = ip_address(text if re.fullmatch(_V4, text) else text.replace(".", ":"))
+        ip = ip_address(text if re.fullmatch(V4, text) else text.replace(".", ":"))
         return found[1] + self._naming.nft_endpoint(
             *words, str(self.addresses.address(ip)), int(found["number"])
         )
 
     def _nft_text(self, text: str) -> str:
         """What `nft list ruleset` or `nft list hooks` print."""
-        text = re.sub(_NFT_CHAIN.pattern + r"(?=[\s;{},\"]|$)", self._nft_chain, text)
+        text = re.sub(NFT_CHAIN.pattern + r"(?=[\s;{},\"]|$)", self._nft_chain, text)
         text = re.sub(r"(?<=comment )\"([^\"]*)\"", lambda m: '"' + self._text(m[1]) + '"', text)
         text = re.sub(
             r"(?<=log prefix )\"([^\"]*)\"",
-            lambda m: '"' + self._name("text", _as_word(m[1]) or "x") + '"',
+            lambda m: '"' + self._name("text", as_word(m[1]) or "x") + '"',
             text,
         )
 
@@ -851,7 +823,7 @@ class _Redactor:
                 **self._kept(link, ("ifname", "flags")),
                 "linkinfo": {
                     "info_kind": (info := link.get("linkinfo") or {}).get("info_kind"),
-                    "info_data": self._kept(info.get("info_data") or {}, _TUNNEL),
+                    "info_data": self._kept(info.get("info_data") or {}, TUNNEL),
                 },
             }
             for link in links
@@ -866,7 +838,7 @@ class _Redactor:
         if self.learning:
             for link in links:
                 for info in (link or {}).get("addr_info") or ():
-                    if _is_address(info.get("local")) and isinstance(info.get("prefixlen"), int):
+                    if is_address(info.get("local")) and isinstance(info.get("prefixlen"), int):
                         self.addresses.note_network(ip_address(info["local"]), info["prefixlen"])
         return [self._fields(link, LINK) for link in links]
 
@@ -876,7 +848,7 @@ class _Redactor:
         for field, value in entry.items():
             if field in {"src", "dst"} and isinstance(value, str):
                 length = entry.get(f"{field}len")
-                if isinstance(length, int) and _is_address(value):
+                if isinstance(length, int) and is_address(value):
                     new[field] = str(self._network(ip_address(value), length))
                 else:
                     new[field] = self._address(value)
@@ -905,7 +877,7 @@ class _Redactor:
     def _connections(self, text: str) -> str:
         """Entries of the connection table, without what others have noted there (zones, helpers, contexts, labels)."""
         lines = (
-            " ".join(w for w in line.split() if "=" not in w or w.partition("=")[0] in _ENTRY)
+            " ".join(w for w in line.split() if "=" not in w or w.partition("=")[0] in ENTRY)
             for line in text.splitlines()
         )
         return "".join(f"{self._scrub(line)}\n" for line in lines)
@@ -916,7 +888,7 @@ class _Redactor:
         try:
             text = content.decode(errors="replace")
             if file.endswith(".json") and text.lstrip().startswith("{"):
-                return _to_json(self._fields(json.loads(text), KUBE_PROXY_CONFIG))
+                return to_json(self._fields(json.loads(text), KUBE_PROXY_CONFIG))
             document = yaml.safe_load(text)
             if isinstance(document, dict) and document.get("kind") == "ConfigMap":
                 held = document.get("data") or {}
@@ -924,43 +896,3 @@ class _Redactor:
         except (ValueError, yaml.YAMLError, RecursionError):
             return None
         return yaml.safe_dump(self._fields(document, KUBE_PROXY_CONFIG), sort_keys=False).encode()
-
-
-def _counters(text: str) -> str:
-    """The lines of the kernel's counters: names and numbers, and nothing else."""
-    return "".join(f"{line}\n" for line in text.splitlines() if re.fullmatch(r"[\w.: -]*", line))
-
-
-def _is_public_domain(domain: str) -> bool:
-    return any(domain == public or domain.endswith("." + public) for public in PUBLIC_DOMAINS)
-
-
-def _is_address(text: Any) -> bool:
-    if not isinstance(text, str):
-        return False
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _as_word(text: str) -> str:
-    return re.sub(r"[^a-z0-9-]", "-", text.lower()).strip("-")
-
-
-def _split_service_port(text: str) -> tuple[str, str, str | None]:
-    key, colon, port = text.partition(":")
-    namespace, _, name = key.partition("/")
-    return namespace, name, port if colon else None
-
-
-def _load_json(name: str, content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        raise SnapshotError(f"{name} is not JSON, so it cannot be redacted", hint=_COLLECT_AGAIN) from None
-
-
-def _to_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
