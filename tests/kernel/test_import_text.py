@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,10 @@ def netns(make_netns: Callable[[str], str]) -> Iterator[str]:
     ) as kubelet:  # fmt: skip
         assert kubelet.stdout is not None
         assert kubelet.stdout.readline() == "ready\n"
+        # An IPv6 address gets its routes when nobody else is found to have it, which takes two seconds.
+        settled = time.monotonic() + 20
+        while b"tentative" in printed(name, "ip -6 addr") and time.monotonic() < settled:
+            time.sleep(0.1)
         yield name
         kubelet.communicate("\n")
 
