@@ -48,6 +48,7 @@ _RULESET_FILES = (
     ("iptables-save.txt", "ip", None),
     ("ip6tables-save.txt", "ip6", None),
 )
+_BUILT_IN = frozenset(("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"))
 _NFT_FILES = ("nft-ruleset.json", "nft-ruleset.txt")
 _IPV4_RULES = frozenset((
     *(file for file, family, _ in _RULESET_FILES if family == "ip"), "nft-ruleset.json", "nft-ruleset.txt",
@@ -251,6 +252,7 @@ class _NodeFiles:
         """All that the files tell of the node."""
         rulesets = self._rulesets()
         nft = self._nft(rulesets)
+        self._tell_back_ends(rulesets, nft)
         rulesets = self._with_ports(rulesets, nft)
         # What is left of rules of which a part cannot be read would answer as if that part were not there.
         nothing_else = nft is None and not any(ruleset.tables() for ruleset in rulesets)
@@ -429,6 +431,14 @@ class _NodeFiles:
             return self._parse("nft-ruleset.json", read)
         return self._parse("nft-ruleset.txt", read_text)
 
+    def _tell_back_ends(self, rulesets: list[Ruleset], nft: NftRuleset | None) -> None:
+        """What `iptables -nvL` lists does not say whose it is; nft's listing has all that is iptables-nft's."""
+        if nft is None or self._read.isdisjoint(_NFT_FILES):
+            return
+        for ruleset in rulesets:
+            if ruleset.backend is Backend.UNKNOWN:
+                ruleset.backend = _back_end(ruleset, nft)
+
     def _with_ports(self, rulesets: list[Ruleset], listing: NftRuleset | None) -> list[Ruleset]:
         """The rulesets with the ports that their saves lost, where nft's listing has them."""
         lost = [
@@ -444,6 +454,29 @@ class _NodeFiles:
         if listing is None:
             listing = self._parse("nft-ruleset.json", lambda data, *, source: parse_nft_json(data, source))
         return [PortsFromNft(r, listing) if listing is not None and r in lost else r for r in rulesets]
+
+
+def _back_end(ruleset: Ruleset, nft: NftRuleset) -> Backend:
+    """iptables-nft's where nft lists the same chains and as many rules, legacy where it has none of them, else unknown.
+
+    Read one after the other, a chain may have gained a rule in between: what is alike in part tells neither.
+    """
+    there = {
+        (table.name, name): len(chain.rules)
+        for table in nft.tables
+        if table.is_xtables and table.family == ruleset.family
+        for name, chain in table.chains.items()
+    }
+    listed = {
+        (table, name): len(chain)
+        for table in ruleset.tables()
+        for name in ruleset.chain_names(table)
+        if (chain := ruleset.chain(table, name)) is not None and (len(chain) or name not in _BUILT_IN)
+    }
+    if listed.items() <= there.items():
+        return Backend.NFT if listed else Backend.UNKNOWN
+    named = {key for key in listed if key[1] not in _BUILT_IN} or listed.keys()
+    return Backend.UNKNOWN if any(key in there for key in named) else Backend.LEGACY
 
 
 def _nft_tables(data: bytes) -> set[tuple[str, str]] | None:

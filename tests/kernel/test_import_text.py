@@ -18,7 +18,10 @@ from pathlib import Path
 import pytest
 
 from ktp.collect.snapshot import open_snapshot
+from ktp.dataplane.host import Host
+from ktp.dataplane.nft import nft_base_chains
 from ktp.model.host import NodeState
+from ktp.model.ruleset import Backend
 from ktp.parse.snapshot import parse_snapshot
 from tests.support.node_netns import become_node
 
@@ -165,6 +168,37 @@ def test_a_sosreport(netns: str, tmp_path: Path) -> None:
     assert {name: len(chain) for name, chain in rules(found).items()} == {
         name: len(chain) for name, chain in rules(told).items()
     }
+
+
+def _of_sosreport(netns: str, tmp_path: Path, command: str) -> NodeState:
+    """The node of a sosreport on which `iptables` is that command, and nft's listing in it."""
+    layout = {name: words.replace("iptables-legacy", command) for name, words in SOS.items()}
+    layout["sos_commands/firewall_tables/nft_-a_list_ruleset"] = "nft -a list ruleset"
+    return imported(netns, tmp_path, f"sosreport-{NODE}-2026-11-27-abc", layout)
+
+
+def test_whose_rules_a_sosreport_lists(netns: str, tmp_path: Path) -> None:
+    """`iptables -nvL` does not say whose rules it lists; nft's listing tells, and no rule is walked twice or left out."""
+    dump = printed(netns, "iptables-legacy-save")
+    # Beside kube-proxy's rules in legacy: what another program left in iptables-nft applies as well.
+    printed(netns, "iptables-nft -A INPUT -p tcp --dport 9 -j DROP")
+    found = _of_sosreport(netns, tmp_path / "legacy", "iptables-legacy")
+    (listed,) = found.rulesets_of("ip")
+    assert listed.backend is Backend.LEGACY
+    assert [chain.table for chain in nft_base_chains(Host(found), 4) if chain.hook == "INPUT"] == [
+        "ip filter"
+    ]
+
+    for table in ("nat", "filter", "mangle"):
+        for option in ("-F", "-X"):
+            printed(netns, f"iptables-legacy -t {table} {option}")
+    subprocess.run(
+        ["ip", "netns", "exec", netns, "iptables-nft-restore"], input=dump, stderr=subprocess.DEVNULL, check=True
+    )  # fmt: skip
+    found = _of_sosreport(netns, tmp_path / "nft", "iptables-nft")
+    (listed,) = found.rulesets_of("ip")
+    assert listed.backend is Backend.NFT
+    assert nft_base_chains(Host(found), 4) == []
 
 
 def test_an_archive_of_the_eks_log_collector(netns: str, tmp_path: Path) -> None:
