@@ -49,7 +49,8 @@ class Group(NamedTuple):
 
     Of one priority the kernel runs first what was registered last. `programs` is the order as far as it is known, and
     `other` the second one that is possible, () where there is none. `note` is set where the order was taken from the
-    handles. `reroutes` tells that a changed mark or TOS makes local output route again (mangle, nft type route).
+    handles. `reroutes` tells that a changed mark or TOS makes local output route again (mangle, nft type route);
+    `hooked`, of nat, that some chain or table of nat is there, and with it nat at every hook.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Group(NamedTuple):
     other: tuple[HookProgram, ...] = ()
     reroutes: bool = False
     note: str = ""
+    hooked: bool = False
 
 
 @runtime_checkable
@@ -96,6 +98,7 @@ class HookTable:
         word = "ip" if family == 4 else "ip6"
         rulesets = host.state.rulesets_of(word)
         compiled = {(i, t): Program(r, t) for i, r in enumerate(rulesets) for t in r.tables()}
+        hooked = any("nat" in r.tables() for r in rulesets) or any(c.chain_type == "nat" for c in nft_chains)
         for hook in HOOKS:
             at: dict[tuple[int, str], list[HookProgram]] = {}
             reroutes: set[int] = set()
@@ -143,7 +146,7 @@ class HookTable:
                 if other == programs_of_nat:
                     other = ()
                 note = next((order.note for order in nat if order.note), "")
-                groups.append(Group("nat", place_of_nat, programs_of_nat, other, note=note))
+                groups.append(Group("nat", place_of_nat, programs_of_nat, other, note=note, hooked=hooked))
             if (host.virtual_servers is not None or host.state.ipvs_unread) and hook in (
                 INPUT,
                 OUTPUT,

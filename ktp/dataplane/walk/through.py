@@ -52,8 +52,9 @@ def local_in(walk: Walk, state: State, host: Host) -> None:
 def _ipvs_out(walk: Walk, state: State, host: Host) -> None:
     """ip_vs_nat_xmit: what IPVS took leaves by LOCAL_OUT, from its start, and POSTROUTING.
 
-    __ip_vs_get_out_rt asks for a route to the address alone: neither source nor mark nor ports matter. Whoever
-    sent the packet is told by ICMP, if at all: its own hook has ended (NF_STOLEN).
+    __ip_vs_get_out_rt asks for a route to the address alone: neither source nor mark nor ports matter, until nat at
+    OUTPUT, where conntrack translates for IPVS, routes it again. Whoever sent the packet is told by ICMP, if at all:
+    its own hook has ended (NF_STOLEN).
     """
     p = state.packet
     p.local = False

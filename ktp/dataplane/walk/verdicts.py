@@ -5,6 +5,7 @@ from __future__ import annotations
 from ktp.dataplane.hooks import OUTPUT, PREROUTING
 from ktp.dataplane.host import Host
 from ktp.dataplane.icmp import send_symptom
+from ktp.dataplane.packet import Packet
 from ktp.dataplane.stages import run_group
 from ktp.dataplane.state import (
     ACCEPT,
@@ -39,7 +40,9 @@ def run_hook(walk: Walk, state: State, host: Host, hook: str) -> list[Verdict]:
                 then = verdict.state
                 q = then.packet
                 if hook == OUTPUT and (
-                    q.dst != before[0] or (group.reroutes and (q.mark, q.tos) != before[1:])
+                    q.dst != before[0]
+                    or (group.reroutes and (q.mark, q.tos) != before[1:])
+                    or (group.hooked and _translated_by_ipvs(q))
                 ):
                     if not reroute(walk, then, host):
                         continue
@@ -49,6 +52,11 @@ def run_hook(walk: Walk, state: State, host: Host, hook: str) -> list[Verdict]:
             raise LimitExceededError
     done.extend(Verdict(ACCEPT, s) for s in states)
     return done
+
+
+def _translated_by_ipvs(p: Packet) -> bool:
+    """nf_nat_ipv4_local_fn, nf_nat_ipv6_local_fn: whoever translated it, it is routed again, by source and mark."""
+    return p.ipvs is not None and not p.reply and p.ct is not None and p.ct.odst != p.ct.dst
 
 
 def passed(walk: Walk, verdict: Verdict, host: Host, hook: str) -> bool:
