@@ -32,6 +32,14 @@ def remembered(node: str, found: TrackedConnection) -> Conn:
     return conn
 
 
+LOOSE = "net.netfilter.nf_conntrack_tcp_loose"
+
+
+def picks_up(host: Host) -> bool:
+    """Whether a segment in the midst of a connection makes an entry (tcp_new); unread, the kernel's default."""
+    return host.sysctl(LOOSE) != 0
+
+
 def track(state: State, host: Host) -> None:
     """nf_conntrack_in: find or make the packet's connection."""
     p = state.packet
@@ -65,7 +73,7 @@ def track(state: State, host: Host) -> None:
                 p.ct, p.ctstate = conn.copy(), pk.ESTABLISHED
                 p.ct.seen_reply = True
                 return
-        if p.proto == TCP:
+        if p.proto == TCP and (p.tcp_flags & (pk.SYN | pk.RST) or not picks_up(host)):
             # tcp_new: a SYN-ACK or RST does not open a connection
             p.ctstate = pk.INVALID
             state.note(

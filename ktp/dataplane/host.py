@@ -112,11 +112,6 @@ class Host:
         found = self._addresses.get((family, ip))
         return found[0].name if found else None
 
-    def is_on_device_up(self, family: int, ip: int) -> bool:
-        """Whether the address is one of a device that is up; kube-ipvs0 is down."""
-        found = self._addresses.get((family, ip))
-        return found is not None and found[0].is_up
-
     def port_matches(self, bridge: str | None, pattern: str) -> bool | None:
         """Whether the ports of a bridge match an interface pattern; None where some do and some do not."""
         answers = {interface_matches(pattern, i.name) for i in self.interfaces.values() if i.master == bridge}

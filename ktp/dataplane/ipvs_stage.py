@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ktp.dataplane import packet as pk
-from ktp.dataplane.hooks import FORWARD, INPUT, OUTPUT
+from ktp.dataplane.hooks import FORWARD, OUTPUT
 from ktp.dataplane.host import Host
 from ktp.dataplane.ipvs import Scheduled
 from ktp.dataplane.packet import to_text
@@ -36,19 +36,6 @@ def serve(state: State, host: Host, hook: str) -> list[Verdict]:
             # handle_response_icmp checks it without the pseudo-header that ICMPv6 sums up (seen in Linux 6.1).
             why = "IPVS without conntrack takes the checksum of the node's own ICMPv6 error for wrong"
             return [Verdict(DROP, state, why, step)]
-        if (
-            step is not None
-            and hook == INPUT
-            and p.dst == p.src
-            and not host.is_on_device_up(p.family, p.dst)
-        ):
-            # Seen on a kernel: with an address of kube-ipvs0 the handshake ends well, and no data follows; with one
-            # of a device that is up it does. Later packets are not walked.
-            why = (
-                "IPVS without conntrack serves a process that dials from the virtual server's own address: the "
-                "handshake ends well, and no data follows where that address is on a device that is down (kube-ipvs0)"
-            )
-            return [Verdict(UNKNOWN, state, why, step)]
         return [Verdict(ACCEPT, state)]
     if p.ipvs or p.reply or hook == FORWARD:
         return [Verdict(ACCEPT, state)]
@@ -141,6 +128,8 @@ def _undo_ipvs(state: State, host: Host, hook: str) -> StepRecord | None:
     if p.icmp is None:
         if (p.src, p.sport) != served.real:
             return None
+        if p.proto == pk.TCP and p.ctstate == pk.INVALID and p.tcp_flags & pk.SYN:
+            state.later = state.arrived
         p.src, p.sport = served.virtual
     elif p.inner is None or p.inner[2:4] != served.real:
         return None

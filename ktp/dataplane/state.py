@@ -184,6 +184,7 @@ class State:
         "direction",
         "hop",
         "hops",
+        "later",
         "nat_step",
         "packet",
         "recent",
@@ -212,6 +213,9 @@ class State:
         self.nat_step: StepRecord | None = None  # the step that translated the destination last
         self.balanced: Balanced | None = None  # what a program of Cilium's has translated
         self.served: Served | None = None  # IPVS's own connection, where conntrack does not translate for it
+        # The answer as it came to a node whose IPVS keeps the connection and whose conntrack does not: packets behind
+        # it may be another thing to conntrack than a SYN-ACK is.
+        self.later: Packet | None = None
         self.seen_nodes = 0
         self.asked_all: list[Decision] = []  # of all ways of the flow: one list for them all
 
@@ -235,6 +239,7 @@ class State:
         new.nat_step = self.nat_step
         new.seen_nodes = self.seen_nodes
         new.served = self.served
+        new.later = self.later
         new.balanced = self.balanced
         new.asked_all = self.asked_all
         return new

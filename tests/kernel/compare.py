@@ -120,17 +120,18 @@ def run_case(lab: Lab, case: Case, *, counted: bool = False) -> list[Outcome]:
         results = lab.probe([wire(p) for p in case.packets])
         _ask_longer(lab, case, results)
         out = [
-            judge(p, kernel, answer) for p, kernel, answer in zip(case.packets, results, answers, strict=True)
+            judge(p, kernel, answer, case.heard)
+            for p, kernel, answer in zip(case.packets, results, answers, strict=True)
         ]
         for number, each in enumerate(out):
             if not each.agrees:
-                out[number] = _alone(lab, each)
+                out[number] = _alone(lab, each, case.heard)
         return out
     finally:
         unload(lab, case)
 
 
-def _alone(lab: Lab, outcome: Outcome) -> Outcome:
+def _alone(lab: Lab, outcome: Outcome, heard: bool) -> Outcome:
     """The pair asked again, alone and with patience.
 
     ip_error() has a budget of its own for each sender (net.ipv4.route.error_burst and error_cost, which only the
@@ -141,7 +142,7 @@ def _alone(lab: Lab, outcome: Outcome) -> Outcome:
         for node in NODES:
             lab.agents[node].run("conntrack", "-F", check=False)
         again = lab.probe([{**wire(outcome.packet), "timeout": _PATIENCE}])[0]
-        outcome = judge(outcome.packet, again, outcome.answer)
+        outcome = judge(outcome.packet, again, outcome.answer, heard)
         if outcome.agrees:
             break
     return outcome
@@ -166,9 +167,14 @@ def wire(p: Packet) -> dict[str, Any]:
     return {"host": p.host, "dst": p.dst, "port": p.port, "proto": p.proto, "src": p.src, "timeout": 0.25}
 
 
-def judge(p: Packet, kernel: dict[str, Any], answer: FlowAnswer) -> Outcome:
+def judge(p: Packet, kernel: dict[str, Any], answer: FlowAnswer, heard: bool = False) -> Outcome:
     if answer.symptom is Symptom.UNKNOWN:
         return Outcome(p, kernel, answer, True, "undetermined")
+    if heard and p.proto == "tcp" and kernel["outcome"] == "connects" and "ip" not in kernel:
+        agrees = any(path.symptom is Symptom.UNKNOWN for path in answer.paths)
+        return Outcome(
+            p, kernel, answer, agrees, "" if agrees else "the handshake ends well, and nothing follows"
+        )
     reasons = [differs(kernel, path) for path in answer.paths]
     if any(r is None for r in reasons):
         return Outcome(p, kernel, answer, True)

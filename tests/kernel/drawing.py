@@ -34,6 +34,7 @@ class Case:
     packets: list[Packet] = field(default_factory=list)
     nft: dict[str, str] = field(default_factory=dict)  # node → what `nft -f` loads, one command a line
     ipvs: dict[str, str] = field(default_factory=dict)  # node → what `ipvsadm -R` loads
+    heard: bool = False  # a TCP connection on which nothing comes is none: the servers speak first
 
 
 class Drawing:

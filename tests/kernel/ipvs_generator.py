@@ -31,7 +31,18 @@ def make_case(seed: int, size: int = 12) -> Case:
     number = NODES.index(node) + 1
     way = f"-{case.family} route add {network.format(number)} via {via.format(number + 10)}"
     case.commands.setdefault(maker.other, []).append(way)
+    maker.own_clients()
     return case
+
+
+def _with_rules(lines: list[str], added: list[tuple[str, str]]) -> str:
+    """An iptables-save text with further rules: (table, rule)."""
+    for table, rule in added:
+        head = f"*{table}"
+        if head not in lines:
+            lines += [head, *(f":{hook} ACCEPT [0:0]" for hook in HOOKS[table]), "COMMIT"]
+        lines.insert(lines.index("COMMIT", lines.index(head)), rule)
+    return "\n".join(lines) + "\n"
 
 
 class IpvsMaker(Maker):
@@ -126,13 +137,38 @@ class IpvsMaker(Maker):
     def rules(self) -> str:
         """Half of the time any rules at all, else only those that people have beside IPVS."""
         text = self.ruleset(shared=False) if self.r.random() < 0.4 else ""
-        lines = text.splitlines()
-        for table, rule in self._beside():
-            head = f"*{table}"
-            if head not in lines:
-                lines += [head, *(f":{hook} ACCEPT [0:0]" for hook in HOOKS[table]), "COMMIT"]
-            lines.insert(lines.index("COMMIT", lines.index(head)), rule)
-        return "\n".join(lines) + "\n"
+        return _with_rules(text.splitlines(), self._beside())
+
+    def own_clients(self) -> None:
+        """Processes of the node dial virtual servers, also by a mark of their own, and filter asks for what is NEW.
+
+        A real server's SYN-ACK is INVALID where IPVS works without conntrack, and its next segment is NEW. Drawn last:
+        what else a seed draws stays what it was.
+        """
+        r, case = self.r, self.case
+        case.heard = r.random() < 0.7
+        if not case.heard:
+            return
+        # Rules that people have beside IPVS, and no others: what these do to later packets is not walked.
+        beside = self._beside()
+        if (marked := r.random() < 0.5) and not self.marked:
+            mark = f"-f {_MARK}{' -6' if self.family == 6 else ''}"
+            case.ipvs[self.node] += "\n".join(self._server(mark, own_port=0)) + "\n"
+        for number in r.sample(range(len(case.packets)), k=len(case.packets) // 2):
+            p = case.packets[number]
+            address = self.ip(self.mine(r.choice(_VIRTUAL)))
+            case.packets[number] = Packet(self.node, address, p.port, r.choice(("tcp", "tcp", p.proto)))
+        for p in r.sample(case.packets, k=2) if marked else ():
+            hook = "OUTPUT" if p.host == self.node else "PREROUTING"
+            port = f"-p {p.proto} -m {p.proto} --dport {p.port}"
+            beside.append(("mangle", f"-A {hook} {port} -j MARK --set-mark {_MARK}"))
+        if r.random() < 0.7:
+            hook = r.choice(("INPUT", "INPUT", "FORWARD", "OUTPUT"))
+            virtual = self.ip(self.mine("vip.a"))
+            about = r.choice(("", f"-d {virtual} ", f"-s {virtual} "))
+            states, target = r.choice(("NEW", "NEW", "INVALID", "NEW,INVALID")), r.choice(("DROP", "REJECT"))
+            beside.append(("filter", f"-A {hook} {about}-m conntrack --ctstate {states} -j {target}"))
+        case.rules[self.node, "legacy"] = _with_rules([], beside)
 
     def _m_odd(self, p: Packet) -> tuple[str, str | None]:
         """Without connlimit, which in the guest's Linux 6.1 drops errors that later kernels let pass."""

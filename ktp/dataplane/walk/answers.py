@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ktp.dataplane import packet as pk
+from ktp.dataplane.conntrack import LOOSE
 from ktp.dataplane.host import Host
 from ktp.dataplane.icmp import symptom_of
 from ktp.dataplane.packet import Packet, endpoint_text
 from ktp.dataplane.state import Delivery, Refusal, State
 from ktp.dataplane.walk.context import Leaf, Walk
-from ktp.dataplane.walk.ends import ended
+from ktp.dataplane.walk.doors import AnswerOut, PreRouting
+from ktp.dataplane.walk.ends import end_unknown, ended
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.trace import Disposition, Symptom
 
@@ -25,6 +27,9 @@ def answer_arrives(walk: Walk, state: State, host: Host | None) -> None:
     if state.direction == "error":
         _error_arrived(walk, state, known)
         return
+    if known and state.later is not None:
+        _walk_later(walk, state, host, state.later)
+        return
     if known:
         delivered(walk, state, host, "")
         return
@@ -38,6 +43,41 @@ def answer_arrives(walk: Walk, state: State, host: Host | None) -> None:
         f"undoes the translation: the client asked {wanted}, is answered by {shown}, and does not know it",
         host, "conntrack",
     )  # fmt: skip
+
+
+def _walk_later(walk: Walk, state: State, host: Host | None, answer: Packet) -> None:
+    """The handshake ends well. What the server sends next is no SYN-ACK: to conntrack, which knows nothing of the
+    connection, it is NEW, and rules that let the SYN-ACK pass as INVALID may stop it.
+    """
+    assert state.served is not None
+    node = walk.places.named(state.served.node)
+    assert node is not None
+
+    def send(aside: Walk) -> None:
+        each = state.fork()
+        each.later, each.steps, each.packet = None, None, answer.copy()
+        each.packet.tcp_flags = pk.ACK
+        each.arrived = each.packet.copy()
+        aside.go(PreRouting(each, node) if answer.iif is not None else AnswerOut(each, node))
+
+    for leaf in walk.aside(send):
+        each = leaf.state
+        if leaf.symptom is Symptom.CONNECTS:
+            each.hops, each.steps, each.arrived, each.packet = (
+                state.hops, state.steps, state.arrived, state.packet,
+            )  # fmt: skip
+            delivered(walk, each, host, "")
+        elif leaf.symptom is Symptom.UNKNOWN:
+            walk.end(leaf)
+        else:
+            if node.sysctl(LOOSE) is None:
+                taken = f"{LOOSE} is 1, the kernel's default"
+                each.assume(Assumption(taken, EvidenceKind.SYSCTLS, node.name))
+            why = (
+                "IPVS without conntrack: the handshake ends well, and then nothing more of the server's arrives, for "
+                f"its next packets are NEW to conntrack, which has no entry: {leaf.reason}"
+            )
+            end_unknown(walk, each, leaf.node, why, step=leaf.step)
 
 
 def _error_arrived(walk: Walk, state: State, known: bool) -> None:
