@@ -7,8 +7,10 @@ kind that was filled in so is named in `NodeState.supposed`, and whoever walks o
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha1
 from ipaddress import ip_interface, ip_network
 
@@ -49,13 +51,15 @@ _LOOPBACK = Interface(
 
 def with_supposed_networks(snapshot: Snapshot) -> Snapshot:
     """The snapshot with the network of every node whose rules were read filled in where it was not read."""
+    ways = _Ways(snapshot.cluster)
     states = {
-        name: _filled(snapshot, state) if state.has_rules else state for name, state in snapshot.nodes.items()
+        name: _filled(snapshot, state, ways) if state.has_rules else state
+        for name, state in snapshot.nodes.items()
     }
     return replace(snapshot, nodes=states) if states != snapshot.nodes else snapshot
 
 
-def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
+def _filled(snapshot: Snapshot, state: NodeState, ways: _Ways) -> NodeState:
     filled = state
     supposed: set[EvidenceKind] = set()
     node = (snapshot.cluster.nodes or {}).get(state.name)
@@ -73,7 +77,7 @@ def _filled(snapshot: Snapshot, state: NodeState) -> NodeState:
         filled = replace(filled, interfaces=interfaces)
     if state.routes is None and tells:
         supposed.add(EvidenceKind.ROUTES)
-        filled = replace(filled, routes=tuple(_routes(snapshot.cluster, filled)))
+        filled = replace(filled, routes=tuple(_routes(ways, filled)))
     if state.rules4 is None:
         supposed.add(EvidenceKind.ROUTING_RULES)
     if state.sysctls is None:
@@ -242,12 +246,102 @@ def pod_device(state: NodeState) -> Callable[[Pod], str]:
     return device
 
 
-def _routes(cluster: Cluster, state: NodeState) -> Iterator[Route]:
+@dataclass(frozen=True, slots=True)
+class _OtherNode:
+    """Where a node is, as the others see it: its address of a family, and its pods' networks."""
+
+    name: str
+    address: IPAddress
+    pods: tuple[IPNetwork, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _PodWay:
+    """An address of a pod; `gateway` is its node's where that has a route to it of its own, outside of the podCIDRs."""
+
+    place: int  # in the cluster's order, which decides between two pods of one address
+    pod: Pod
+    ip: IPAddress
+    net: IPNetwork
+    gateway: IPAddress | None
+
+
+class _Ways:
+    """What the supposed routes of all nodes are made of, worked out once for all of them when first needed.
+
+    Routes that are alike are one object: a node has one to each pod outside of the podCIDRs.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._nodes: dict[int, list[_OtherNode]] = {}
+        self._made: dict[tuple[IPNetwork, str, IPAddress | None], Route] = {}
+
+    def nodes(self, version: int) -> list[_OtherNode]:
+        """All nodes with an address of the family."""
+        if version not in self._nodes:
+            self._nodes[version] = [
+                _OtherNode(name, ip, tuple(net for net in _pod_networks(node) if net.version == version))
+                for name, node in (self.cluster.nodes or {}).items()
+                if (ip := next((ip for ip in _node_addresses(node) if ip.version == version), None))
+                is not None
+            ]
+        return self._nodes[version]
+
+    @cached_property
+    def _pods(self) -> tuple[dict[tuple[str, int], list[_PodWay]], dict[int, list[_PodWay]]]:
+        """By node and family all pods' addresses; by family those that other nodes have a route to."""
+        nodes = self.cluster.nodes or {}
+        networks = {name: _pod_networks(node) for name, node in nodes.items()}
+        gateways = {(n.name, version): n.address for version in (4, 6) for n in self.nodes(version)}
+        local: dict[tuple[str, int], list[_PodWay]] = {}
+        remote: dict[int, list[_PodWay]] = {}
+        for place, pod in enumerate(self.cluster.known_pods()):
+            if pod.host_network or pod.node_name is None or pod.phase in ("Succeeded", "Failed"):
+                continue
+            for text in pod.pod_ips:
+                ip = ip_of(text)
+                if ip is None:
+                    continue
+                inside = any(
+                    ip in net for net in networks.get(pod.node_name, ()) if net.version == ip.version
+                )
+                gateway = None if inside else gateways.get((pod.node_name, ip.version))
+                way = _PodWay(place, pod, ip, ip_network(ip), gateway)
+                local.setdefault((pod.node_name, ip.version), []).append(way)
+                if gateway is not None:
+                    remote.setdefault(ip.version, []).append(way)
+        return local, remote
+
+    def to_pods(self, node: str, version: int) -> Iterable[_PodWay]:
+        """The pods' addresses that a node has a route to, or a bridge, in the cluster's order."""
+        local, remote = self._pods
+        own = local.get((node, version), ())
+        return heapq.merge(
+            own,
+            (way for way in remote.get(version, ()) if way.pod.node_name != node),
+            key=lambda way: way.place,
+        )
+
+    def unicast(self, dst: IPNetwork, device: str, gateway: IPAddress | None) -> Route:
+        """A route to `dst`, one object for all nodes."""
+        key = (dst, device, gateway)
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = Route(
+                dst=dst,
+                nexthops=(NextHop(dev=device, gateway=gateway),),
+                scope="global" if gateway is not None else "link",
+            )
+        return found
+
+
+def _routes(ways: _Ways, state: NodeState) -> Iterator[Route]:
     """What the kernel adds for addresses, a default route, the ways to this node's pods and to the other nodes'."""
     name, interfaces, device_of = state.name, state.interfaces or (), pod_device(state)
     connected = list(_kernel_routes(interfaces))
     yield from connected
-    node = (cluster.nodes or {}).get(name)
+    node = (ways.cluster.nodes or {}).get(name)
     for version in (4, 6):
         uplink = _uplink(interfaces, node, version)
         if uplink is None:
@@ -255,43 +349,27 @@ def _routes(cluster: Cluster, state: NodeState) -> Iterator[Route]:
         device, address = uplink
         net = ip_network((address.ip, address.prefixlen), strict=False)
         router = net.network_address + (2 if net.network_address + 1 == address.ip else 1)
-        yield _unicast(ip_network("0.0.0.0/0" if version == 4 else "::/0"), device, router)
+        yield ways.unicast(ip_network("0.0.0.0/0" if version == 4 else "::/0"), device, router)
         tunnel = next((i.name for i in interfaces if _is_tunnel(i, _pod_networks(node), version)), None)
         if state.cilium is not None and state.cilium.config.tunnel is False:
             tunnel = None  # cilium_host looks like one, and leads to this node's pods alone
-        for other in (cluster.nodes or {}).values():
+        for other in ways.nodes(version):
             if other.name == name:
                 continue
-            theirs = next((ip for ip in _node_addresses(other) if ip.version == version), None)
-            if theirs is None:
-                continue
-            if net.num_addresses == 1 or theirs not in net:
-                yield _unicast(ip_network(theirs), device, router)
-            for text in other.pod_cidrs:
-                pods = ip_network(text, strict=False)
-                if pods.version == version:
-                    yield _unicast(pods, tunnel or device, pods.network_address if tunnel else theirs)
-        if not cluster.has_all("pods"):
+            if net.num_addresses == 1 or other.address not in net:
+                yield ways.unicast(ip_network(other.address), device, router)
+            for pods in other.pods:
+                yield ways.unicast(pods, tunnel or device, pods.network_address if tunnel else other.address)
+        if not ways.cluster.has_all("pods"):
             for net in _pod_networks(node):
                 if net.version == version and not any(r.dst == net for r in connected):
-                    yield _unicast(net, PODS, None)
-        for pod in cluster.known_pods():
-            if pod.host_network or pod.node_name is None or pod.phase in ("Succeeded", "Failed"):
-                continue
-            for text in pod.pod_ips:
-                ip = ip_of(text)
-                if ip is None or ip.version != version:
-                    continue
-                if pod.node_name == name:
-                    if not any(ip in r.dst for r in connected if r.type == "unicast" and r.dst.prefixlen > 0):
-                        yield _unicast(ip_network(ip), device_of(pod), None)
-                elif pod.node_name in (cluster.nodes or {}):
-                    other = (cluster.nodes or {})[pod.node_name]
-                    if any(ip in ip_network(t, strict=False) for t in other.pod_cidrs):
-                        continue
-                    gateway = next((a for a in _node_addresses(other) if a.version == version), None)
-                    if gateway is not None:
-                        yield _unicast(ip_network(ip), tunnel or device, gateway)
+                    yield ways.unicast(net, PODS, None)
+        bridges = [r.dst for r in connected if r.type == "unicast" and r.dst.prefixlen > 0]
+        for way in ways.to_pods(name, version):
+            if way.pod.node_name != name:
+                yield ways.unicast(way.net, tunnel or device, way.gateway)
+            elif not any(way.ip in bridge for bridge in bridges):
+                yield ways.unicast(way.net, device_of(way.pod), None)
 
 
 def _pod_networks(node: Node | None) -> list[IPNetwork]:
@@ -342,14 +420,6 @@ def _kernel_routes(interfaces: Iterable[Interface]) -> Iterator[Route]:
                 yield replace(local, dst=net)
             elif a.prefixlen < bits:
                 yield Route(dst=net, nexthops=hop, prefsrc=a.ip if a.ip.version == 4 else None, scope="link")
-
-
-def _unicast(dst: IPNetwork, device: str, gateway: IPAddress | None) -> Route:
-    return Route(
-        dst=dst,
-        nexthops=(NextHop(dev=device, gateway=gateway),),
-        scope="global" if gateway is not None else "link",
-    )
 
 
 # -------------------------------------------------------------------------------------------------------- sysctls
