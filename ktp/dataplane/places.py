@@ -54,10 +54,9 @@ class Places:
         if attached.name not in self._insides:
             node = self.topology.nodes.get(attached.node)
             state = node.pods.get(attached.name) if node is not None else None
-            own = self.own_addresses(attached.name)
-            self._insides[attached.name] = (
-                Host(completed(state, own), node=attached.node) if state is not None else None
-            )
+            if state is not None:
+                state = completed(state, self.own_addresses(attached.name))
+            self._insides[attached.name] = Host(state, node=attached.node) if state is not None else None
         return self._insides[attached.name]
 
     def own_addresses(self, name: str) -> list[tuple[int, int]]:

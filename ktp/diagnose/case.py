@@ -197,7 +197,7 @@ class Case:
             except ValueError:  # e.g. no podCIDR is known to take a pod's address from
                 self._worlds[label] = None
             else:
-                self._worlds[label] = Examiner(changed, client=self.examiner.client)
+                self._worlds[label] = Examiner(changed, client=self.examiner.client, beside=self.examiner)
         return self._worlds[label]
 
     def ask_again(self, entry: Entry, label: str, make: Callable[[], Snapshot]) -> Cell:

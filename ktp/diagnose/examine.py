@@ -60,31 +60,47 @@ class Asked:
         return self.fact is not None and not any(unknown.forks for unknown in self.fact.unknowns)
 
 
+def _sharing(prepared: Snapshot, given: Snapshot, like: Examiner) -> Snapshot:
+    """A prepared snapshot with the objects of another that was made of the same ones, in place of its equal ones."""
+    nodes = {
+        name: like.snapshot.nodes[name] if given.nodes.get(name) is like.original.nodes.get(name) else state
+        for name, state in prepared.nodes.items()
+    }
+    return replace(prepared, cluster=like.snapshot.cluster, nodes=nodes)
+
+
 class Examiner:
     """Answers questions about one snapshot; keeps what it has computed."""
 
     def __init__(
-        self, snapshot: Snapshot, *, client: IPAddress | None = None, suppose_pods: bool = True
+        self,
+        snapshot: Snapshot,
+        *,
+        client: IPAddress | None = None,
+        suppose_pods: bool = True,
+        beside: Examiner | None = None,
     ) -> None:
         """`client` is the outside client to ask for, where the user named one.
 
-        `suppose_pods` puts a plain pod on every node that has none, for the vantages of pods.
+        `suppose_pods` puts a plain pod on every node that has none, for the vantages of pods. `beside` is an examiner
+        made the same way of a snapshot that this one is a change of: what follows from the very same objects is shared.
         """
         snapshot = with_data_planes(snapshot)
         self.original = snapshot
         self.client = client
-        self.pods = PodsByNode(snapshot.cluster)
+        self._like = beside if beside is not None and beside.original.cluster is snapshot.cluster else None
+        self.pods: PodsByNode = PodsByNode(snapshot.cluster) if self._like is None else self._like.pods
         self.supposed4: dict[str, IPAddress] = {}
         self.supposed6: dict[str, IPAddress] = {}
         prepared = snapshot
         if suppose_pods:
             prepared, self.supposed4 = with_supposed_pods(prepared, self.pods, 4)
             prepared, self.supposed6 = with_supposed_pods(prepared, self.pods, 6)
-        self.snapshot = prepared
+        self.snapshot = prepared if self._like is None else _sharing(prepared, snapshot, self._like)
         names = dict.fromkeys(snapshot.cluster.nodes or {})
         names.update(dict.fromkeys(snapshot.nodes))
         self._names = tuple(names)
-        self.index: SliceIndex = index_slices(snapshot.cluster)
+        self.index: SliceIndex = index_slices(snapshot.cluster) if self._like is None else self._like.index
         self._near: dict[tuple[str, int], IPAddress | None] = {}
         self._addresses: dict[str, tuple[IPAddress, ...]] = {}
         self._taken_addresses: frozenset[IPAddress] | None = None
@@ -100,7 +116,8 @@ class Examiner:
     def walker(self) -> Walker:
         """The packet walker, made when first needed."""
         if self._walker is None:
-            self._walker = Walker(topology_of(self.snapshot, self.original.cluster))
+            like = None if self._like is None else (self._like.snapshot, self._like.walker.topology)
+            self._walker = Walker(topology_of(self.snapshot, self.original.cluster, like=like))
         return self._walker
 
     def node_names(self) -> tuple[str, ...]:
@@ -109,6 +126,8 @@ class Examiner:
 
     def proxy(self, name: str) -> ProxyNode:
         """What is known of the node's kube-proxy."""
+        if self._like is not None and self.snapshot.nodes.get(name) is self._like.snapshot.nodes.get(name):
+            return self._like.proxy(name)
         found = self._proxies.get(name)
         if found is None:
             cluster = replace(self.snapshot.cluster, pods=self.pods.kube_proxies(name))

@@ -49,13 +49,22 @@ _LOOPBACK = Interface(
 )
 
 
-def with_supposed_networks(snapshot: Snapshot) -> Snapshot:
-    """The snapshot with the network of every node whose rules were read filled in where it was not read."""
+def with_supposed_networks(
+    snapshot: Snapshot, done: Mapping[str, tuple[NodeState, NodeState]] | None = None
+) -> Snapshot:
+    """The snapshot with the network of every node whose rules were read filled in where it was not read.
+
+    `done` has nodes as they were before and after, for the same cluster: one that is the same object is not done again.
+    """
     ways = _Ways(snapshot.cluster)
-    states = {
-        name: _filled(snapshot, state, ways) if state.has_rules else state
-        for name, state in snapshot.nodes.items()
-    }
+
+    def filled(state: NodeState) -> NodeState:
+        before, after = (done or {}).get(state.name, (None, state))
+        if before is state:
+            return after
+        return _filled(snapshot, state, ways) if state.has_rules else state
+
+    states = {name: filled(state) for name, state in snapshot.nodes.items()}
     return replace(snapshot, nodes=states) if states != snapshot.nodes else snapshot
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import ip_network
 
 from ktp.dataplane.packet import PROTOCOLS, to_int
@@ -10,15 +12,24 @@ from ktp.diagnose.supposed import with_supposed_networks
 from ktp.kubeproxy.data_planes import with_data_planes
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Cluster, Service
+from ktp.model.host import NodeState
 from ktp.model.snapshot import Snapshot
 
 
-def topology_of(snapshot: Snapshot, read: Cluster | None = None) -> Topology:
+def topology_of(
+    snapshot: Snapshot, read: Cluster | None = None, *, like: tuple[Snapshot, Topology] | None = None
+) -> Topology:
     """The topology of a snapshot: pods, host-network endpoints, nodes, and the sockets kube-proxy holds.
 
-    `read` is what was read of the API where the snapshot has more in it than that.
+    `read` is what was read of the API where the snapshot has more in it than that. `like` is a snapshot of the very
+    same objects of the API with its topology: what the nodes that differ do not change is taken from there.
     """
-    snapshot = with_supposed_networks(with_data_planes(snapshot))
+    done = {}
+    if like is not None and like[0].cluster is snapshot.cluster:
+        done = {name: (state, like[1].nodes[name]) for name, state in like[0].nodes.items()}
+    snapshot = with_supposed_networks(with_data_planes(snapshot), done)
+    if like is not None and done and _are_in_the_same_places(snapshot.nodes, like[1].nodes):
+        return replace(like[1], nodes=snapshot.nodes)
     cluster = snapshot.cluster
     read = read or cluster
     attached: dict[tuple[int, int], Attached] = {}
@@ -97,6 +108,20 @@ def topology_of(snapshot: Snapshot, read: Cluster | None = None) -> Topology:
             for name in {*snapshot.nodes, *(cluster.nodes or ())}
             if (state := snapshot.nodes.get(name)) is None or EvidenceKind.ADDRESSES in state.supposed
         ),
+    )
+
+
+def _are_in_the_same_places(nodes: Mapping[str, NodeState], others: Mapping[str, NodeState]) -> bool:
+    """Whether nothing differs that tells who has an address or a port."""
+    return nodes.keys() == others.keys() and all(
+        state is other
+        or (
+            state.interfaces == other.interfaces
+            and state.sockets == other.sockets
+            and state.supposed == other.supposed
+        )
+        for name, state in nodes.items()
+        for other in (others[name],)
     )
 
 

@@ -569,6 +569,7 @@ class _BisectedRuleset:
         self._whole: DictRuleset | None = None
         self.remarks = ""  # what stands ahead of the tables, and between them
         self._find_sections()
+        self._let_go()
 
     def reading(self, table: str) -> TableReading:  # noqa: ARG002 (of every table)
         """Whole: a dump that breaks off is none of these."""
@@ -584,6 +585,7 @@ class _BisectedRuleset:
         if section is None:
             return ()
         text = bytes(self._buf[section.declarations : section.rules]).decode("utf-8", "surrogateescape")
+        self._let_go()
         return tuple(line[1:].split(" ", 1)[0] for line in text.splitlines() if line.startswith(":"))
 
     def chain(self, table: str, name: str) -> Chain | None:
@@ -602,6 +604,8 @@ class _BisectedRuleset:
                 self._whole = _index_whole(bytes(self._buf), self.source, self.family, self.backend)
                 self._chains.clear()
                 return self._whole.chain(table, name)
+            finally:
+                self._let_go()
         self._chains[key] = chain
         return chain
 
@@ -620,6 +624,7 @@ class _BisectedRuleset:
             if self._buf[at - 2 : at] in (b"-j", b"-g"):
                 callers[self._name(line).decode("utf-8", "surrogateescape")] = None
             at = self._find(needle, start + len(line), section.commit)
+        self._let_go()
         for caller in callers:
             chain = self.chain(table, caller)
             for index in chain.containing(f" {name}") if chain is not None else ():
@@ -629,6 +634,14 @@ class _BisectedRuleset:
         return found
 
     # -- where things lie
+
+    def _let_go(self) -> None:
+        """Give the file's pages back, which a search has all read: they count as this process's own while mapped.
+
+        madvise(2): those of a mapped file are read anew where they are needed again, mostly from the page cache.
+        """
+        if isinstance(self._buf, mmap.mmap):
+            self._buf.madvise(mmap.MADV_DONTNEED)
 
     def _find_sections(self) -> None:
         buf = self._buf
