@@ -58,21 +58,25 @@ def _is_faulty(row: Row) -> bool:
 
 
 def headline(rows: Sequence[Row]) -> tuple[str, str]:
-    """The survey in one sentence, and its style. With the API alone it says so first."""
+    """The survey in one sentence, and its style. Of the API alone it says what is meant, and that no node was read."""
 
     def keys(of: Callable[[Row], object]) -> set[str]:
         return {r.key for r in rows if of(r)}
 
     services, broken, opened = {r.key for r in rows}, keys(lambda r: r.failing), keys(_is_open)
     faulty = len(keys(_is_faulty))
-    by = "by the API objects alone, " if all(r.basis == "api" for r in rows) else ""
+    alone = all(r.basis == "api" for r in rows)
+    by, unread = ("by the API objects alone, ", "; what the nodes do was not read") if alone else ("", "")
     which = "Services with an external front end"
     findings = f"{faulty} of them {'has' if faulty == 1 else 'have'} findings"
     if broken:
-        words = f"{by}{len(broken)} of {len(services)} {which} fail on some node"
+        words = f"{by}{len(broken)} of {len(services)} {which} {'are not to answer' if by else 'fail'} on some node"
+        meant = len(broken - keys(lambda r: r.failing and r.basis != "api"))
+        if meant and not alone:
+            words += f", {meant} of them by the API objects alone"
         if opened - broken:
             words += f"; of {len(opened - broken)} more it is not known whether they answer"
-        return words, "bold red"
+        return words + unread, "bold red"
     if opened:
         if opened == services:
             words = f"it is not known of any of the {len(services)} {which} whether it answers"
@@ -80,8 +84,12 @@ def headline(rows: Sequence[Row]) -> tuple[str, str]:
             words = f"it is not known of {len(opened)} of {len(services)} {which} whether they answer"
         return words + (f"; {findings}" if faulty else ""), "bold yellow"
     if faulty:
-        return f"{by}all {len(services)} {which} answer; {findings}", "bold yellow"
-    return f"{by}all {len(services)} {which} answer" + ("" if by else " as they should"), "bold green"
+        verb = "are to answer" if alone else "answer"
+        return f"{by}all {len(services)} {which} {verb}; {findings}{unread}", "bold yellow"
+    return (
+        f"{by}all {len(services)} {which} {'are to answer' if alone else 'answer as they should'}{unread}",
+        "bold green",
+    )
 
 
 def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False, guessed: int = 0) -> None:
@@ -105,13 +113,20 @@ def print_survey(rows: Sequence[Row], console: Console, *, verbose: bool = False
             table.add_column(Text(title), overflow="fold")
         for r in shown:
             style = "red" if r.failing == r.total else "yellow" if r.failing else ""
-            counts = Text(_counts(r), style=style)
+            counts = Text("~" * (r.basis == "api") + _counts(r), style=style)
             policy = [Text(r.policy)] if wide else []
             table.add_row(Text(r.key), Text(r.front_end), *policy, counts, Text(r.cause or ""))
         print_table(console, table)
+    if any(r.basis == "api" for r in shown):
+        console.print(Text("~: by the API objects alone, the nodes' rules were not read", style="dim"))
     if fine and not verbose:
+        answer = (
+            "are to answer by the API objects"
+            if all(r.basis == "api" for r in rows)
+            else "answer as they should"
+        )
         console.print()
-        console.print(Text(f"{fine} more front ends answer as they should (-v shows them)", style="dim"))
+        console.print(Text(f"{fine} more front ends {answer} (-v shows them)", style="dim"))
     if guessed:
         words = f"the causes of {guessed} of them were not tried: -n NAMESPACE or --node NODE asks for fewer"
         console.print(Text(words, style="dim"))
