@@ -22,9 +22,10 @@ _MAX_HOLDERS = 8  # nodes asked whether an address is theirs
 class Places:
     """One topology. Compiled rules and route lookups are kept."""
 
-    def __init__(self, topology: Topology) -> None:
-        """Nothing is compiled before it is asked for."""
+    def __init__(self, topology: Topology, beside: Places | None = None) -> None:
+        """Nothing is compiled before it is asked for; of nodes that `beside` has too, there."""
         self.topology = topology
+        self._beside = beside
         self._hosts: dict[str, Host | None] = {}
         self._insides: dict[str, Host | None] = {}
         self._addresses_of: dict[str, list[tuple[int, int]]] | None = None
@@ -40,12 +41,24 @@ class Places:
     def host(self, name: str) -> Host | None:
         """The compiled node, None where nothing was read of it."""
         if name not in self._hosts:
+            if self._beside is not None and self._is_as_beside(name, self._beside.topology):
+                self._hosts[name] = self._beside.host(name)
+                return self._hosts[name]
             state = self.topology.nodes.get(name)
             # Without its rules nothing can be said of what a node does, whatever else was read of it.
             usable = state is not None and state.has_rules
             assumed = self.topology.assumed_local.get(name, frozenset())
             self._hosts[name] = Host(state, assumed) if usable and state is not None else None
         return self._hosts[name]
+
+    def _is_as_beside(self, name: str, other: Topology) -> bool:
+        """Whether the node is the very same object in the other topology."""
+        mine = self.topology
+        return (
+            name in mine.nodes
+            and mine.nodes[name] is other.nodes.get(name)
+            and mine.assumed_local.get(name) == other.assumed_local.get(name)
+        )
 
     def inside(self, attached: Attached) -> Host | None:
         """The network namespace of a pod, None where it was not read."""
@@ -140,6 +153,8 @@ class Places:
         key = (host.name, family)
         table = self._hooks.get(key)
         if table is None:
+            if self._beside is not None and host is self._beside.named(host.name):
+                return self._beside.groups_of(host, family, hook)
             native: Sequence[NftBaseChain] = ()
             if host.state.nft is not None:
                 from ktp.dataplane.nft import nft_base_chains

@@ -116,8 +116,9 @@ class Examiner:
     def walker(self) -> Walker:
         """The packet walker, made when first needed."""
         if self._walker is None:
-            like = None if self._like is None else (self._like.snapshot, self._like.walker.topology)
-            self._walker = Walker(topology_of(self.snapshot, self.original.cluster, like=like))
+            beside = None if self._like is None else self._like.walker
+            like = None if self._like is None or beside is None else (self._like.snapshot, beside.topology)
+            self._walker = Walker(topology_of(self.snapshot, self.original.cluster, like=like), beside)
         return self._walker
 
     def node_names(self) -> tuple[str, ...]:

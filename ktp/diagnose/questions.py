@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 
 from ktp.kubeproxy.changes import with_pods_of_cilium
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
+from ktp.kubeproxy.names import IPVS_INTERFACE
 from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.cluster import Cluster, Pod, Scope, Service, ip_of
 from ktp.model.host import Interface, IPAddress, NextHop, NodeState, Route
@@ -53,8 +54,10 @@ def node_addresses(snapshot: Snapshot, name: str) -> tuple[IPAddress, ...]:
 def further_addresses(snapshot: Snapshot, name: str) -> tuple[IPAddress, ...]:
     """Addresses of the node that the API does not list and outside clients may dial too: second networks, virtual ones.
 
-    Those of devices that are up and in a network of their own; left out are tunnels, bridges with their ports, what
-    holds nothing but single addresses (kube-ipvs0, a local DNS cache) and the pods' network.
+    Those of devices that are up and in a network of their own, and the single ones on lo or a device without ARP, such
+    as a dummy device (drivers/net/dummy.c): routers, or ARP of another device, lead to those. Left out are tunnels,
+    bridges with their ports, other devices with single addresses alone, kube-ipvs0, the pods' network, link-local
+    addresses, and Services' own (a local DNS cache takes its Service's).
     """
     state, node = snapshot.nodes.get(name), (snapshot.cluster.nodes or {}).get(name)
     interfaces = (state.interfaces if state is not None else None) or ()
@@ -63,17 +66,33 @@ def further_addresses(snapshot: Snapshot, name: str) -> tuple[IPAddress, ...]:
     pods = [ip_network(cidr, strict=False) for cidr in (node.pod_cidrs if node is not None else ())]
     found = []
     for i in interfaces:
-        if i.link_type != "ether" or not {"UP", "LOWER_UP"} <= i.flags or i.name in bridges:
+        if i.link_type not in ("ether", "loopback") or not {"UP", "LOWER_UP"} <= i.flags or i.name in bridges:
             continue
-        tunnels = state.tunnels if state is not None else None
-        if i.name in (tunnels or {}) or all(a.prefixlen == a.ip.max_prefixlen for a in i.addresses):
+        tunnels = (state.tunnels if state is not None else None) or {}
+        if i.name in tunnels or i.name == IPVS_INTERFACE:
             continue
-        found += [
+        mine = [
             a.ip
             for a in i.addresses
             if a.scope == "global" and a.ip not in known and not any(a.ip in net for net in pods)
         ]
+        if i.is_loopback or "NOARP" in i.flags:
+            theirs = _service_addresses(snapshot.cluster) if mine else set()
+            found += [
+                ip for ip in mine if not ip.is_loopback and not ip.is_link_local and str(ip) not in theirs
+            ]
+        elif any(a.prefixlen < a.ip.max_prefixlen for a in i.addresses):
+            found += mine
     return tuple(dict.fromkeys(found))
+
+
+def _service_addresses(cluster: Cluster) -> set[str]:
+    return {
+        ip
+        for s in cluster.services.values()
+        for ip in (*s.cluster_ips, *s.external_ips, *(i.ip for i in s.ingress))
+        if ip
+    }
 
 
 def near_client(snapshot: Snapshot, name: str, family: int, taken: Collection[IPAddress]) -> IPAddress | None:

@@ -84,6 +84,7 @@ _HEADER = re.compile(
 )
 _XTABLES = frozenset(("filter", "nat", "mangle", "raw", "security"))
 # kube-proxy's chains of which each rule with a protocol names a port: as it has been written since 1.0.
+_DECLARED = re.compile(rb"^:([^ \r\n]*)", re.MULTILINE)
 _INCOMPATIBLE = re.compile(r"^# Table `(\w+)' is incompatible", re.MULTILINE)
 _OTHER_BACKEND = re.compile(rb"^# Warning: ip6?tables-(legacy|nft) tables present", re.MULTILINE)
 # Chains by which kubelet or kube-proxy tell that they keep rules in nat and filter both: most are in either (canaries
@@ -584,9 +585,9 @@ class _BisectedRuleset:
         section = self._sections.get(table)
         if section is None:
             return ()
-        text = bytes(self._buf[section.declarations : section.rules]).decode("utf-8", "surrogateescape")
+        names = _DECLARED.findall(bytes(self._buf[section.declarations : section.rules]))
         self._let_go()
-        return tuple(line[1:].split(" ", 1)[0] for line in text.splitlines() if line.startswith(":"))
+        return tuple(name.decode("utf-8", "surrogateescape") for name in names)
 
     def chain(self, table: str, name: str) -> Chain | None:
         """The chain or None; read from the dump when first asked for."""

@@ -24,10 +24,13 @@ from ktp.model.trace import Flow
 class Walker:
     """Walks flows over one topology. What is compiled for one flow serves the next."""
 
-    def __init__(self, topology: Topology) -> None:
-        """Nothing is compiled before a flow needs it."""
+    def __init__(self, topology: Topology, beside: Walker | None = None) -> None:
+        """Nothing is compiled before a flow needs it.
+
+        What `beside` has compiled of a node that is the very same object in its topology serves this walker, too.
+        """
         self.topology = topology
-        self._places = Places(topology)
+        self._places: Places = Places(topology, beside._places if beside is not None else None)
         self._holding: dict[tuple[str, str], Walker] = {}
         self._outer: Outer = {}
 
