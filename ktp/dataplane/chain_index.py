@@ -19,6 +19,7 @@ _KEY = re.compile(
     r"|(?:-d \S+ )?-p (tcp|udp|sctp) (?:-m comment --comment (?:\"(?:[^\"\\]|\\.)*\"|[^\" ]+) )?"
     r"(?:-m addrtype --dst-type LOCAL )?-m (?:tcp|udp|sctp) --dport (\d+) )"
 )
+_OF_ONE_ADDRESS = re.compile(rb"(?:\[[^\]\n]*\] )?-A \S+ (?:(?:! )?-s \S+ )?-d [0-9a-f.:]+/(?:32|128) ")
 _INDEX_FROM = 12  # rules; shorter chains are walked whole
 _SEARCHES = 8  # so many packets' candidates are searched for in a chain's text before the chain is indexed
 # As _KEY, for a whole chain's text: a line that does not match says nothing of one destination or port.
@@ -72,7 +73,9 @@ def _search(index: _Index, name: str, lines: Sequence[str], p: Packet) -> Sequen
         if not index.searches:
             escaped = re.escape(name.encode("utf-8", "surrogateescape"))
             index.other = lines.matching(re.compile(_NOT_KEYED % (escaped, escaped)))
-        hits, ports = lines.containing(dst.encode()), lines.containing(port.encode())
+        hits = lines.containing(dst.encode())
+        # Thousands may be for port 80 of one other address each: they are not even decoded.
+        ports = lines.containing(port.encode(), unless=_OF_ONE_ADDRESS)
     else:
         if not index.searches:
             index.other = [i for i, line in enumerate(lines) if not _KEY.match(line)]

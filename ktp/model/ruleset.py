@@ -165,9 +165,12 @@ class LineBlock(Sequence[str]):
     def _line(self, start: int) -> str:
         return self._data[start : self._data.index(b"\n", start)].decode("utf-8", "surrogateescape")
 
-    def containing(self, text: bytes) -> list[int]:
-        """Numbers (from 0) of the lines that contain `text`, which has no newline."""
-        return self._numbers(self._occurrences(text))
+    def containing(self, text: bytes, unless: re.Pattern[bytes] | None = None) -> list[int]:
+        """Numbers (from 0) of the lines that contain `text`, which has no newline, and do not match `unless`."""
+        starts = self._occurrences(text)
+        if unless is not None:
+            starts = (start for start in starts if not unless.match(self._data, start))
+        return self._numbers(starts)
 
     def matching(self, pattern: re.Pattern[bytes]) -> list[int]:
         """Numbers of the lines at whose newline before them `pattern` matches."""

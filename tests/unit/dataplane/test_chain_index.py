@@ -21,7 +21,11 @@ OTHERS = [
     "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS",
     "-A KUBE-SERVICES -d 10.96.0.0/16 -j DROP",
 ]
-LINES = [*VIPS, *PORTS, *OTHERS]
+COUNTED = (
+    "[3:180] -A KUBE-SERVICES ! -s 10.244.0.0/16 -d 10.96.1.1/32 -p tcp "
+    '-m comment --comment "ns/counted cluster IP" -m tcp --dport 80 -j KUBE-MARK-MASQ'
+)
+LINES = [*VIPS, *PORTS, COUNTED, *OTHERS]
 
 
 def parse(table: str, chain: str, text: str, line: int, position: int) -> Rule:
@@ -40,6 +44,7 @@ def chain(*, block: bool) -> Chain:
         ("10.0.0.1", 30003, 6, [PORTS[7]]),
         ("10.0.0.1", 80, 6, []),
         ("10.96.0.9", 30000, 6, [VIPS[9], PORTS[1]]),
+        ("10.96.1.1", 80, 6, [COUNTED]),
     ],
 )
 @pytest.mark.parametrize("block", [False, True], ids=["lines", "block"])
