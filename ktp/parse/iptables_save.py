@@ -9,10 +9,11 @@ whole, and so is one in which the order turns out not to hold.
 
 from __future__ import annotations
 
-import mmap
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from weakref import finalize
 
 from ktp.errors import EvidenceError
 from ktp.model.reading import WHOLE, Lack, Reading, TableReading
@@ -330,9 +331,9 @@ def open_ruleset(
         try:
             with data.open("rb") as f:
                 if data.stat().st_size < _LARGE:
-                    buf: bytes | mmap.mmap = f.read()
+                    buf: bytes | _File = f.read()
                 else:
-                    buf = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+                    buf = _File(path=data)
         except OSError as e:
             raise EvidenceError(f"cannot read {source}: {e.strerror or e}") from e
     else:
@@ -545,6 +546,27 @@ class _OutOfOrderError(Exception):
     """The dump is not ordered as iptables-save prints it."""
 
 
+class _File:
+    """A file's bytes, read where they are asked for: nothing of it stays in memory, as the pages of a map would."""
+
+    __slots__ = ("__weakref__", "_fd", "_size")
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._fd).st_size
+        finalize(self, os.close, self._fd)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        return os.pread(self._fd, max(0, stop - start), start)
+
+    def __bytes__(self) -> bytes:
+        return self[:]
+
+
 class _Section:
     """One table of a large dump: where its chain declarations and its rules lie (byte offsets)."""
 
@@ -560,7 +582,7 @@ class _Section:
 class _BisectedRuleset:
     """A large dump whose chains are found by bisection and parsed when asked for."""
 
-    def __init__(self, buf: bytes | mmap.mmap, source: str, family: str, backend: Backend) -> None:
+    def __init__(self, buf: bytes | _File, source: str, family: str, backend: Backend) -> None:
         self.family = family
         self.backend = backend
         self.source = source
@@ -570,7 +592,6 @@ class _BisectedRuleset:
         self._whole: DictRuleset | None = None
         self.remarks = ""  # what stands ahead of the tables, and between them
         self._find_sections()
-        self._let_go()
 
     def reading(self, table: str) -> TableReading:  # noqa: ARG002 (of every table)
         """Whole: a dump that breaks off is none of these."""
@@ -586,7 +607,6 @@ class _BisectedRuleset:
         if section is None:
             return ()
         names = _DECLARED.findall(bytes(self._buf[section.declarations : section.rules]))
-        self._let_go()
         return tuple(name.decode("utf-8", "surrogateescape") for name in names)
 
     def chain(self, table: str, name: str) -> Chain | None:
@@ -605,8 +625,6 @@ class _BisectedRuleset:
                 self._whole = _index_whole(bytes(self._buf), self.source, self.family, self.backend)
                 self._chains.clear()
                 return self._whole.chain(table, name)
-            finally:
-                self._let_go()
         self._chains[key] = chain
         return chain
 
@@ -625,7 +643,6 @@ class _BisectedRuleset:
             if self._buf[at - 2 : at] in (b"-j", b"-g"):
                 callers[self._name(line).decode("utf-8", "surrogateescape")] = None
             at = self._find(needle, start + len(line), section.commit)
-        self._let_go()
         for caller in callers:
             chain = self.chain(table, caller)
             for index in chain.containing(f" {name}") if chain is not None else ():
@@ -635,14 +652,6 @@ class _BisectedRuleset:
         return found
 
     # -- where things lie
-
-    def _let_go(self) -> None:
-        """Give the file's pages back, which a search has all read: they count as this process's own while mapped.
-
-        madvise(2): those of a mapped file are read anew where they are needed again, mostly from the page cache.
-        """
-        if isinstance(self._buf, mmap.mmap):
-            self._buf.madvise(mmap.MADV_DONTNEED)
 
     def _find_sections(self) -> None:
         buf = self._buf
@@ -684,7 +693,7 @@ class _BisectedRuleset:
         return bytes(self._buf[:end]).count(b"\n")
 
     def _find(self, needle: bytes, start: int, end: int) -> int:
-        """As bytes.find; mmap.find compares byte by byte, so the map is searched in copied pieces."""
+        """As bytes.find; a file is searched piece by piece."""
         buf = self._buf
         if isinstance(buf, bytes):
             return buf.find(needle, start, end)
