@@ -30,7 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ktp.collect.parallel import run_in_parallel
-from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
+from ktp.model.capture import Capture, EvidenceGap
 
 if TYPE_CHECKING:
     from ktp.collect.machine import Commands
@@ -329,30 +329,6 @@ def _listed_chains(listed: bytes) -> Iterator[tuple[str, str, bool]]:
             table, chain = line.split()[2], None
     if chain is not None:
         yield table, chain, False
-
-
-def collect_reachable(
-    runner: Commands,
-    node: str,
-    reach: Reach,
-    *,
-    commands: Sequence[str] = ("iptables-nft", "ip6tables-nft"),
-    files: Sequence[str] = ("iptables-nft-save.txt", "ip6tables-nft-save.txt"),
-) -> MemoryCapture:
-    """`nodes/NODE/iptables-nft-save.txt` with only the chains that `reach` needs, read chain by chain.
-
-    Gaps of kind `node-rules` for what cannot be read. A family without tables has no file.
-    """
-    found: dict[str, bytes] = {}
-    gaps: list[EvidenceGap] = []
-    for command, file in zip(commands, files, strict=True):
-        if not runner.has_command(command):
-            continue
-        text, family_gaps = read_reachable(ChainReader(runner, command), node, reach)
-        gaps += family_gaps
-        if text is not None:
-            found[f"nodes/{node}/{file}"] = text
-    return MemoryCapture(files=found, gaps=tuple(gaps), source=f"node {node} (chain by chain)")
 
 
 def read_reachable(reader: ChainReader, node: str, reach: Reach) -> tuple[bytes | None, list[EvidenceGap]]:

@@ -63,12 +63,6 @@ def reprogram_maps(
     )
 
 
-def front_ends_of(state: CiliumState, service: Service, port: ServicePort) -> tuple[LbFrontend, ...]:
-    """The front ends of a service port in the maps that were read."""
-    mine = set(_places(service, port))
-    return tuple(f for f in state.frontends or () if _place(f) in mine)
-
-
 _Place = tuple[IPAddress | None, int, str | None]
 """Where a front end is: address (None: a node port), port, protocol (None: the keys have none)."""
 

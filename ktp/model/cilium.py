@@ -24,7 +24,7 @@ OWN_DEVICES = (
     "cilium_ipip6",
 )
 
-HOST_IDENTITY, WORLD_IDENTITY, REMOTE_NODE_IDENTITY, API_SERVER_IDENTITY = 1, 2, 6, 7
+HOST_IDENTITY, REMOTE_NODE_IDENTITY, API_SERVER_IDENTITY = 1, 6, 7
 """Reserved identities (pkg/identity/numericidentity.go)."""
 LOCAL_IDENTITIES = 1 << 24
 """From here on an identity is a node's own, for a network that a policy names (identity.IdentityScopeLocal)."""

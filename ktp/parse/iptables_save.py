@@ -74,8 +74,6 @@ _HEADER_OPTIONS = {
     "--ipv6": "-6",
 }
 _BARE_HEADER_OPTIONS = frozenset(("-f", "-4", "-6"))
-# libxt_nfacct's save function prints two spaces before the object's name.
-_TWO_SPACES = frozenset(("--nfacct-name",))
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 _ESCAPE = re.compile(r"\\(.)")
 _COUNTERS = re.compile(r"\[(\d+):(\d+)\] ")
@@ -275,41 +273,6 @@ def parse_rule(table: str, chain: str, raw: str, line: int = 0, position: int = 
 
 def _is_number(word: str) -> bool:
     return word[1:].replace(".", "", 1).isdigit()
-
-
-def render_rule(rule: Rule, *, counters: bool = True) -> str:
-    """Rule → the line that `iptables-save` prints for it, from the parsed parts (not from `rule.text`).
-
-    A rule with an `error` is given back verbatim.
-    """
-    head = f"[{rule.counters.packets}:{rule.counters.bytes}] " if counters and rule.counters else ""
-    if rule.error is not None:
-        return head + rule.text
-    parts = ["-A", rule.chain]
-    for match in rule.matches:
-        if match.name:
-            parts += ("-m", match.name)
-        for option in match.options:
-            _render_option(parts, option)
-    if rule.target is not None:
-        parts += ("-g" if rule.target.goto else "-j", rule.target.name)
-        for option in rule.target.options:
-            _render_option(parts, option)
-    return head + " ".join(parts)
-
-
-def _render_option(parts: list[str], option: Option) -> None:
-    if option.negated:
-        parts.append("!")
-    parts.append(option.flag)
-    if option.flag in _TWO_SPACES:
-        parts.append("")
-    for i, arg in enumerate(option.args):
-        if option.quoted >> i & 1:
-            escaped = arg.replace("\\", "\\\\").replace('"', '\\"')
-            parts.append(f'"{escaped}"')
-        else:
-            parts.append(arg)
 
 
 def open_ruleset(

@@ -66,28 +66,13 @@ T = TypeVar("T")
 # --------------------------------------------------------------------------------------------------- the cluster
 
 
-def parse_cluster(capture: Capture) -> Cluster:
-    """The API objects of `capture`. Raises EvidenceError where any of its cluster files is garbled.
-
-    A list whose file is absent stays None; Services are empty then.
-    """
-    cluster, problems = _parse_cluster(capture)
-    for error, _gap in problems:
-        raise error
-    return cluster
-
-
 def parse_cluster_with_gaps(capture: Capture) -> tuple[Cluster, tuple[EvidenceGap, ...]]:
-    """As `parse_cluster`, but a garbled file other than services.json stays None and becomes a gap.
+    """The API objects of `capture`. A list whose file is absent stays None; Services are empty then.
 
-    The gaps have the kind "cluster-file" and the file's name as their subject.
+    A garbled file stays None, too, and becomes a gap of the kind "cluster-file" with the file's name as its subject;
+    of services.json it raises EvidenceError.
     """
-    cluster, problems = _parse_cluster(capture)
-    return cluster, tuple(gap for _error, gap in problems)
-
-
-def _parse_cluster(capture: Capture) -> tuple[Cluster, list[tuple[EvidenceError, EvidenceGap]]]:
-    problems: list[tuple[EvidenceError, EvidenceGap]] = []
+    gaps: list[EvidenceGap] = []
 
     def optional(name: str, parse: Callable[[bytes], T]) -> T | None:
         if not capture.has(name):
@@ -95,8 +80,9 @@ def _parse_cluster(capture: Capture) -> tuple[Cluster, list[tuple[EvidenceError,
         try:
             return parse(capture.read(name))
         except EvidenceError as error:
-            gap = EvidenceGap(kind="cluster-file", subject=name, message=error.message, remedy=error.hint)
-            problems.append((error, gap))
+            gaps.append(
+                EvidenceGap(kind="cluster-file", subject=name, message=error.message, remedy=error.hint)
+            )
             return None
 
     with gc_paused():
@@ -118,7 +104,7 @@ def _parse_cluster(capture: Capture) -> tuple[Cluster, list[tuple[EvidenceError,
             announcing=announcing_of(announced, [file for file, name in _FIELDS.items() if name in partial]),
             partial=partial,
         )
-    return cluster, problems
+    return cluster, tuple(gaps)
 
 
 # ------------------------------------------------------------------------------------------------ lists of objects

@@ -16,7 +16,8 @@ from ktp.collect.iptc_reader import read_legacy_tables
 from ktp.collect.local_node import collect_local_node
 from ktp.collect.machine import CommandResult
 from ktp.model.ruleset import Ruleset
-from ktp.parse.iptables_save import open_ruleset, render_rule
+from ktp.parse.iptables_save import open_ruleset
+from tests.support.iptables_rules import render_rule
 from tests.unit.collect.test_local_node import PROC, FakeRunner
 
 needs_iptc = pytest.mark.skipif(importlib.util.find_spec("iptc") is None, reason="needs python-iptables")

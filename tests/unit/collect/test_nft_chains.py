@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ktp.collect.machine import CommandResult, LocalRunner
+from ktp.collect.machine import CommandResult, Commands, LocalRunner
 from ktp.collect.nf_tables import ChainSize, NfTables
 from ktp.collect.nft_chains import (
     HUGE_CHAIN,
@@ -23,13 +23,12 @@ from ktp.collect.nft_chains import (
     ChainReader,
     Destination,
     Reach,
-    collect_reachable,
     foreign_hooks,
     read_reachable,
     service_destinations,
 )
 from ktp.collect.remote_script import RecordedRunner, build_script, parse_stream
-from ktp.model.capture import MemoryCapture
+from ktp.model.capture import EvidenceGap, MemoryCapture
 from ktp.parse.iptables_save import open_ruleset, parse_rule
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -68,6 +67,18 @@ COMMIT
 [0:0] -A FORWARD -p tcp -m tcp --dport 4444 -j BY-PORT
 COMMIT
 """
+
+
+def collect_reachable(runner: Commands, node: str, reach: Reach) -> MemoryCapture:
+    """What is read of a node chain by chain: of each family that has tables a file."""
+    found: dict[str, bytes] = {}
+    gaps: list[EvidenceGap] = []
+    for command in filter(runner.has_command, ("iptables-nft", "ip6tables-nft")):
+        text, family_gaps = read_reachable(ChainReader(runner, command), node, reach)
+        gaps += family_gaps
+        if text is not None:
+            found[f"nodes/{node}/{command}-save.txt"] = text
+    return MemoryCapture(files=found, gaps=tuple(gaps), source=f"node {node} (chain by chain)")
 
 
 class DumpRunner:

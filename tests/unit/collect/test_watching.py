@@ -15,8 +15,8 @@ import pytest
 from ktp.collect import watching
 from ktp.collect.kube_api import KubeApi
 from ktp.collect.watching import ClusterWatch
-from ktp.parse.kubernetes import parse_cluster
 from tests.support.api_server import ApiServer, Fault
+from tests.support.clusters import parse_cluster
 
 CASE = Path(__file__).resolve().parents[2] / "data" / "cases" / "core-1.36-iptables-nft"
 

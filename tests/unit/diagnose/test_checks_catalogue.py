@@ -12,11 +12,11 @@ import pytest
 
 from ktp.diagnose.checks.provider_annotations import CONFLICTS, KNOWN, direct_to_pods, selects
 from ktp.diagnose.checks.rule_common import NOBODY, RuleInPlace, author_of, owner_of
-from ktp.kubeproxy.changes import with_endpoint_ready
 from ktp.model.cluster import Cluster, Endpoint, EndpointSlice, Service, ServicePort
 from ktp.model.diagnosis import Finding, Severity
 from ktp.model.trace import Symptom
 from tests.support import not_yet
+from tests.support.changes import with_endpoint_ready
 from tests.support.recordings import RECORDINGS, diagnosis_of, services_put_out_by_hand, snapshot_of
 from tests.unit.diagnose.scenarios_catalogue import (
     CATALOGUE,

@@ -16,12 +16,13 @@ from ktp.app.settings import demo_path
 from ktp.collect.snapshot import open_snapshot
 from ktp.diagnose.changes import reprogrammed
 from ktp.diagnose.service import diagnose_service
-from ktp.kubeproxy.changes import with_endpoint_ready, with_service
+from ktp.kubeproxy.changes import with_service
 from ktp.model.capture import MemoryCapture
 from ktp.model.cluster import Cluster, Service, ip_of
 from ktp.model.diagnosis import Cell, Finding, ServiceDiagnosis
 from ktp.model.snapshot import Snapshot
 from ktp.parse.snapshot import parse_snapshot
+from tests.support.changes import with_endpoint_ready
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RECORDED = REPOSITORY / "tests" / "data" / "cases" / "core-1.36-iptables-nft"

@@ -12,7 +12,6 @@ from ktp.kubeproxy.changes import (
     drained,
     endpoints_by_pod,
     schedulable_nodes,
-    with_endpoint_ready,
     with_policy,
     with_ready_pod_on,
     with_scaled,
@@ -33,6 +32,7 @@ from ktp.model.cluster import (
 )
 from ktp.model.host import Interface, InterfaceAddress, NextHop, NodeState, Route
 from ktp.model.snapshot import Snapshot
+from tests.support.changes import with_endpoint_ready
 from tests.unit.kubeproxy.objects import ready, service, terminating, unready
 
 READY = (Condition(type="Ready", status="True"),)

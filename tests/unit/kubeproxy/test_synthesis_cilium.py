@@ -12,7 +12,7 @@ from ktp.kubeproxy.changes import with_policy
 from ktp.kubeproxy.endpoints import index_slices
 from ktp.kubeproxy.node import proxy_node
 from ktp.kubeproxy.synthesis import has_same_rules, reprogram
-from ktp.kubeproxy.synthesis_cilium import front_ends_of, has_same_front_ends, synthesize
+from ktp.kubeproxy.synthesis_cilium import has_same_front_ends, synthesize
 from ktp.model.cilium import LbFlag, LbKind
 from ktp.parse.snapshot import parse_snapshot
 from tests.support.recordings import RECORDINGS
@@ -47,7 +47,9 @@ def test_another_policy_is_another_front_end() -> None:
         assert not has_same_rules(snapshot.nodes[name], state)
         assert state.cilium is not None
         found = [
-            f for f in front_ends_of(state.cilium, service, service.ports[0]) if f.kind is LbKind.NODE_PORT
+            f
+            for f in state.cilium.frontends or ()
+            if (f.kind, f.port) == (LbKind.NODE_PORT, service.ports[0].node_port)
         ]
         assert found
         assert all(len(f.backends) == 1 and LbFlag.TWO_SCOPES not in f.flags for f in found)

@@ -13,6 +13,7 @@ from ktp.errors import EvidenceError
 from ktp.model.capture import MemoryCapture
 from ktp.model.cluster import ContainerStatus, Endpoint, EndpointPort, LoadBalancerIngress, ServicePort
 from ktp.parse import kubernetes as k8s
+from tests.support.clusters import parse_cluster
 
 PARSERS = {
     "Service": k8s.parse_services,
@@ -450,7 +451,7 @@ def test_a_version_that_is_none() -> None:
 
 def test_a_list_that_was_not_read_is_not_an_empty_one() -> None:
     capture = MemoryCapture(files={k8s.SERVICES: b'{"items": []}', k8s.PODS: b'{"items": []}'})
-    cluster = k8s.parse_cluster(capture)
+    cluster = parse_cluster(capture)
     assert (cluster.services, cluster.pods) == ({}, ())
     assert (cluster.slices, cluster.endpoints, cluster.nodes, cluster.version) == (None, None, None, None)
 
@@ -458,7 +459,7 @@ def test_a_list_that_was_not_read_is_not_an_empty_one() -> None:
 def test_a_broken_list_is_a_gap_where_gaps_are_asked_for() -> None:
     capture = MemoryCapture(files={k8s.SERVICES: b'{"items": []}', k8s.PODS: b"{"})
     with pytest.raises(EvidenceError, match="pods"):
-        k8s.parse_cluster(capture)
+        parse_cluster(capture)
     cluster, (gap,) = k8s.parse_cluster_with_gaps(capture)
     assert cluster.pods is None
     assert (gap.kind, gap.subject) == ("cluster-file", "cluster/pods.json")
@@ -474,7 +475,7 @@ def test_recorded_clusters_lose_nothing(recorded_cases: tuple[Path, ...]) -> Non
     for folder in recorded_cases:
         files = {f"cluster/{path.name}": path.read_bytes() for path in (folder / "cluster").iterdir()}
         raw = {name: json.loads(text) for name, text in files.items()}
-        cluster = k8s.parse_cluster(MemoryCapture(files=files))
+        cluster = parse_cluster(MemoryCapture(files=files))
         assert cluster.slices is not None
         assert cluster.pods is not None
         assert cluster.nodes is not None
@@ -530,5 +531,5 @@ def test_a_large_cluster_takes_seconds() -> None:
         ),
     }
     start = time.process_time()
-    k8s.parse_cluster(MemoryCapture(files=files))
+    parse_cluster(MemoryCapture(files=files))
     assert time.process_time() - start < 5

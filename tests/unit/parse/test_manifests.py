@@ -13,8 +13,8 @@ from ktp.cli import run
 from ktp.collect.snapshot import open_snapshot
 from ktp.errors import EvidenceError
 from ktp.model.cluster import Cluster, Scope
-from ktp.parse.kubernetes import parse_cluster
 from ktp.parse.manifests import with_lists
+from tests.support.clusters import parse_cluster
 
 ARTICLE = Path(__file__).resolve().parents[3] / "ktp/demo/article/cluster"
 NAME = "nginx-externaltrafficpolicy"

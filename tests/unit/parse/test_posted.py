@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from ktp.model.reading import Lack, Reading
 from ktp.model.ruleset import Backend, Ruleset, has_chain
-from ktp.parse.iptables_save import open_ruleset, render_rule
+from ktp.parse.iptables_save import open_ruleset
 from ktp.parse.posted import Form, Posted, read_posted, taken_for
 from ktp.parse.rules import open_rules_dump
+from tests.support.iptables_rules import render_rule
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 POSTED = DATA / "posted"
