@@ -119,7 +119,7 @@ def translate_back(state: State, hook: str, destination: bool) -> None:
                 p.sport = ct.odport
             effect = translation(Nat.DESTINATION_UNDONE, p.family, before, (p.src, p.sport))
             state.note(StepKind.NAT, effect, hook=hook, table="nat")
-        if p.inner is not None:
+        if p.inner is not None and ct.dnat:
             src, sport, _, _, proto = p.inner
             p.inner = (src, sport, ct.odst, ct.odport, proto)
 

@@ -20,7 +20,7 @@ from ktp.dataplane.state import (
     StepRecord,
     Verdict,
 )
-from ktp.dataplane.xtables import translate_destination, translation
+from ktp.dataplane.xtables import translation
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.effect import Effect, Nat, Note, Refuse, Unmodelled
 from ktp.model.trace import StepKind
@@ -32,12 +32,20 @@ def serve(state: State, host: Host, hook: str) -> list[Verdict]:
     servers = host.virtual_servers
     if state.direction != "request":
         step = _undo_ipvs(state, host, hook)
-        if step is not None and p.family == 6 and p.icmp is not None and p.local and hook == OUTPUT:
-            # handle_response_icmp checks it without the pseudo-header that ICMPv6 sums up (seen in Linux 6.1).
+        if (
+            step is not None
+            and p.family == 6
+            and p.icmp is not None
+            and p.local
+            and p.ct is None
+            and hook == OUTPUT
+        ):
+            # handle_response_icmp checks it without the pseudo-header that ICMPv6 sums up (seen in Linux 6.1), unless
+            # nat, which asks conntrack's entry, found it right before.
             why = "IPVS without conntrack takes the checksum of the node's own ICMPv6 error for wrong"
             return [Verdict(DROP, state, why, step)]
         return [Verdict(ACCEPT, state)]
-    if p.ipvs or p.reply or hook == FORWARD:
+    if p.ipvs_property or p.reply or hook == FORWARD:
         return [Verdict(ACCEPT, state)]
     if host.state.ipvs_unread and host.is_local(p.family, p.dst):
         if not host.listener(p.family, p.proto, p.dst, p.dport, p.iif):
@@ -69,18 +77,22 @@ def serve(state: State, host: Host, hook: str) -> list[Verdict]:
         q.ipvs = pk.IpvsConn(
             (q.src, q.sport), before, real, server.method, found.server.persistent is not None
         )
+        q.ipvs_property = True
         rewrites = server.method == "masq"
         effect: Effect
-        if rewrites and by_conntrack:
-            effect = translate_destination(each, *real, Nat.IPVS)
+        if not by_conntrack:
+            # ip_vs_notrack: from here on the packet has no entry, and nat leaves it alone
+            q.ct, q.ctstate = None, pk.UNTRACKED
+        if rewrites:
+            effect = translation(Nat.IPVS, q.family, before, real)
+            q.dst, q.dport = real
+            each.served = Served(host.name, before, real, by_conntrack)
+            if q.ct is not None:
+                # ip_vs_update_conntrack: the entry waits for the real server's answer, which nat leaves alone
+                q.ct.dst, q.ct.dport = real
+                q.ct.dst_done = True
         else:
-            effect = translation(Nat.IPVS, q.family, before, real) if rewrites else Note("sent on unchanged")
-            if rewrites:
-                q.dst, q.dport = real
-                each.served = Served(host.name, before, (q.dst, q.dport))
-            if not by_conntrack:
-                # ip_vs_notrack: from here on the packet has no entry, and nat leaves it alone
-                q.ct, q.ctstate = None, pk.UNTRACKED
+            effect = Note("sent on unchanged")
         each.nat_step = each.note(
             StepKind.RULE, effect, hook=hook, table="ipvs", text=found.text, backend="ipvs"
         )
@@ -120,10 +132,10 @@ def _is_ipvs_tracked(state: State, host: Host) -> bool:
 
 def _undo_ipvs(state: State, host: Host, hook: str) -> StepRecord | None:
     """handle_response, handle_response_icmp: what a real server answers comes from the virtual one again, so does an
-    error about it (ip_vs_nat_icmp), and neither is tracked.
+    error about it (ip_vs_nat_icmp). Without conntrack neither is tracked.
     """
     p, served = state.packet, state.served
-    if served is None or served.node != host.name:
+    if served is None or served.node != host.name or p.ipvs_property:
         return None
     if p.icmp is None:
         if (p.src, p.sport) != served.real:
@@ -137,6 +149,8 @@ def _undo_ipvs(state: State, host: Host, hook: str) -> StepRecord | None:
         p.src = served.virtual[0]
     if p.inner is not None:
         p.inner = (*p.inner[:2], *served.virtual, p.inner[4])
-    p.ct, p.ctstate = None, pk.UNTRACKED
+    p.ipvs_property = True
+    if not served.tracked:
+        p.ct, p.ctstate = None, pk.UNTRACKED
     effect = translation(Nat.DESTINATION_UNDONE, p.family, served.real, served.virtual)
     return state.note(StepKind.NAT, effect, hook=hook, table="ipvs", backend="ipvs")

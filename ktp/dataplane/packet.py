@@ -166,6 +166,7 @@ class Packet:
         "iif",
         "inner",
         "ipvs",
+        "ipvs_property",
         "length",
         "local",
         "mark",
@@ -207,7 +208,8 @@ class Packet:
         self.pkttype = "unicast"
         self.local = False  # made by a process of the node it is on
         self.reply = False
-        self.ipvs: IpvsConn | None = None  # scheduled by IPVS already (skb->ipvs_property)
+        self.ipvs: IpvsConn | None = None  # the connection that IPVS made of it
+        self.ipvs_property = False  # skb->ipvs_property: IPVS gave it to a server, or made an answer of it
 
     def copy(self) -> Packet:
         """The same packet, with an entry of its own."""
@@ -223,6 +225,7 @@ class Packet:
         return (
             self.proto, self.src, self.dst, self.sport, self.dport, self.iif, self.oif, self.mark,
             self.ctstate, self.reply, self.physin, self.physout, self.ipvs,
+            self.ipvs_property,
         )  # fmt: skip
 
     def words(self) -> str:

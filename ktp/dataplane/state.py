@@ -118,11 +118,15 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A connection of IPVS on a node: the virtual server that was dialled, and the real server that was drawn."""
+    """A connection of IPVS on a node: the virtual server that was dialled, and the real server that was drawn.
+
+    `tracked` with an entry of conntrack beside it (net.ipv4.vs.conntrack), which IPVS made fit and translates nothing.
+    """
 
     node: str
     virtual: tuple[int, Port]
     real: tuple[int, Port]
+    tracked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +216,7 @@ class State:
         self.delivery: Delivery | Refusal | None = None  # set when the request arrived, or an error went out
         self.nat_step: StepRecord | None = None  # the step that translated the destination last
         self.balanced: Balanced | None = None  # what a program of Cilium's has translated
-        self.served: Served | None = None  # IPVS's own connection, where conntrack does not translate for it
+        self.served: Served | None = None  # IPVS's own connection: what undoes its translation
         # The answer as it came to a node whose IPVS keeps the connection and whose conntrack does not: packets behind
         # it may be another thing to conntrack than a SYN-ACK is.
         self.later: Packet | None = None

@@ -207,9 +207,7 @@ def _ipvs(match: Match) -> Compiled | None:
 
     def answer(p: Packet, h: Host, hook: str) -> bool | None:
         if only is not None:
-            # IPVS marks answers, too, as it undoes its translation: behind the filter table.
-            known = not p.reply or hook != "POSTROUTING"
-            return (p.ipvs is not None) != only.negated if known else None
+            return p.ipvs_property != only.negated
         # ipvs_mt looks the connection up by the packet's addresses: only of a request, behind its translation.
         conn = p.ipvs
         if conn is None or p.reply or (p.src, p.sport) != conn.client or (p.dst, p.dport) != conn.real:

@@ -41,7 +41,7 @@ def enter(
         )
         return
     p.iif, p.oif = iif, None
-    p.ipvs = None
+    p.ipvs, p.ipvs_property = None, False
     p.local = False
     p.mark = mark  # a mark lives in one kernel only
     p.physin = physin if physin is not None and bridge_filters(state, host, p.family) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ktp.dataplane.hooks import OUTPUT, PREROUTING
+from ktp.dataplane.hooks import INPUT, OUTPUT, PREROUTING
 from ktp.dataplane.host import Host
 from ktp.dataplane.icmp import send_symptom
 from ktp.dataplane.packet import Packet
@@ -46,6 +46,12 @@ def run_hook(walk: Walk, state: State, host: Host, hook: str) -> list[Verdict]:
                 ):
                     if not reroute(walk, then, host):
                         continue
+                elif (
+                    group.kind == "ipvs"
+                    and _is_answer_of_ipvs(q, hook)
+                    and not _reroute_answer(walk, then, host)
+                ):
+                    continue
                 after.append(then)
         states = after
         if len(states) + walk.count_ended() > MOST_WAYS:
@@ -57,6 +63,24 @@ def run_hook(walk: Walk, state: State, host: Host, hook: str) -> list[Verdict]:
 def _translated_by_ipvs(p: Packet) -> bool:
     """nf_nat_ipv4_local_fn, nf_nat_ipv6_local_fn: whoever translated it, it is routed again, by source and mark."""
     return p.ipvs is not None and not p.reply and p.ct is not None and p.ct.odst != p.ct.dst
+
+
+def _is_answer_of_ipvs(p: Packet, hook: str) -> bool:
+    return p.ipvs_property and p.ipvs is None and hook != INPUT
+
+
+_SNAT_REROUTE = "net.ipv4.vs.snat_reroute"
+
+
+def _reroute_answer(walk: Walk, state: State, host: Host) -> bool:
+    """ip_vs_route_me_harder: what IPVS made an answer of, forwarded or sent, is routed as if the node sent it.
+
+    The sysctl is for IPv6, too; unread, it is the kernel's default, 1. False where the packet is dropped.
+    """
+    p = state.packet
+    if host.sysctl(_SNAT_REROUTE) == 0 or host.is_local(p.family, p.dst):
+        return True
+    return reroute(walk, state, host)
 
 
 def passed(walk: Walk, verdict: Verdict, host: Host, hook: str) -> bool:

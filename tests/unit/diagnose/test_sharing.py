@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,9 @@ def test_all_services_are_diagnosed_as_without_sharing(
 
 
 @pytest.mark.parametrize("change", [lambda s: s, unread], ids=["whole", "rules-alone"])
-def test_a_topology_is_shared_only_where_nobody_has_another_place(change: Any) -> None:
+def test_a_topology_is_shared_only_where_nobody_has_another_place(
+    change: Callable[[Snapshot], Snapshot],
+) -> None:
     snapshot = change(read("core-1.36-iptables-nft"))
     first = topology_of(snapshot)
     name, state = next((n, s) for n, s in snapshot.nodes.items() if s.has_rules)
