@@ -253,5 +253,5 @@ ROWS: Rows = {
     "conntrack": (_conntrack, "exact", "`--ctexpire` is unknown"),
     "state": (_state, "exact", ""),
     "helper": (_helper, "exact", "a Service's connections are no helper's children"),
-    "ipvs": (_ipvs, "exact", "unknown for answers with --ipvs alone"),
+    "ipvs": (_ipvs, "exact", ""),
 }

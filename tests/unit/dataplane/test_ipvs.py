@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -11,7 +12,7 @@ from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.ipvs import draw
 from ktp.dataplane.walk import Attached, Topology, Walker
 from ktp.model.assumption import EvidenceKind
-from ktp.model.host import Interface, InterfaceAddress, NextHop, NodeState, Route
+from ktp.model.host import Interface, InterfaceAddress, NextHop, NodeState, Route, RoutingRule
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
 from ktp.parse.ipset import parse_ipsets
 from ktp.parse.iptables_save import open_ruleset
@@ -345,3 +346,39 @@ def test_what_is_taken_for_granted_of_a_draw_is_all_said() -> None:
     ends = "".join(f"-a -t {VIP}:80 -r {ip}:80 -m -w 1\n" for ip in ("10.244.1.10", "10.244.2.11"))
     table = parse_ipvs(f"-A -t {VIP}:80 -s sh -p 300\n{ends}", source="ipvs")
     assert {a.evidence for a in draw(table.services[0]).assumptions} == {EvidenceKind.CONNTRACK, None}
+
+
+@pytest.mark.parametrize("tracked", ["0", "1"])
+@pytest.mark.parametrize(("value", "connects"), [(None, True), ("1", True), ("0", False)])
+def test_an_answer_is_routed_as_if_the_node_sent_it(
+    value: str | None, tracked: str, *, connects: bool
+) -> None:
+    """ip_vs_route_me_harder: a table for what comes from pods is left again, unless net.ipv4.vs.snat_reroute is 0."""
+    walker = _walker()
+    node = walker.topology.nodes["node-a"]
+    aside = _route("0.0.0.0/0", "eth0", "10.0.0.10", table="100")  # node-b, which forwards nothing
+    rules = tuple(
+        RoutingRule(priority=n, table=t, iif=dev)
+        for n, t, dev in ((0, "local", None), (50, "100", "veth0"), (32766, "main", None))
+    )
+    sysctls = {**(node.sysctls or {}), "net.ipv4.vs.conntrack": tracked}
+    if value is not None:
+        sysctls["net.ipv4.vs.snat_reroute"] = value
+    node = replace(node, routes=(*(node.routes or ()), aside), rules4=rules, sysctls=sysctls)
+    deaf = replace(walker.topology.nodes["node-b"], sysctls={"net.ipv4.ip_forward": "0"})
+    walker = Walker(replace(walker.topology, nodes={"node-a": node, "node-b": deaf}))
+    answer = answer_flow(walker, Flow(dst=NODE, port=31015, src=CLIENT, via="node-a"))
+    assert (answer.symptom is Symptom.CONNECTS) is connects, answer.reason
+
+
+@pytest.mark.parametrize(
+    ("chain", "matches"), [("PREROUTING", False), ("FORWARD", False), ("POSTROUTING", True)]
+)
+def test_an_answer_is_ipvs_s_behind_its_translation(chain: str, *, matches: bool) -> None:
+    rules = "".join(
+        f"-A {chain} -s {source} -p tcp --sport {port} -m ipvs --ipvs -j DROP\n"
+        for source, port in (("10.244.1.10", 80), (NODE, 31015))
+    )
+    walker = _walker(rules=f"{RULES}*mangle\n:{chain} ACCEPT [0:0]\n{rules}COMMIT\n")
+    answer = answer_flow(walker, Flow(dst=NODE, port=31015, src=CLIENT, via="node-a"))
+    assert (answer.symptom is Symptom.TIMES_OUT) is matches, answer.reason
