@@ -40,6 +40,7 @@ _TAKEN = {
     EvidenceKind.ADDRESSES: "the addresses are those that the routes or the API's Node tell",
     EvidenceKind.ROUTES: "the routes are those that follow from the addresses and from where pods run",
     EvidenceKind.ROUTING_RULES: "there are no routing rules but the usual three",
+    EvidenceKind.SETS: "kube-proxy's ipsets hold what the API's Services ask for",
     EvidenceKind.SYSCTLS: "sysctls are as kubelet and kube-proxy set them (net.ipv4.ip_forward is 1)",
 }
 

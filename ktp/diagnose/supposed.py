@@ -16,6 +16,7 @@ from ipaddress import ip_interface, ip_network
 
 from ktp.kubeproxy.names import IPVS_INTERFACE
 from ktp.kubeproxy.node import ProxyMode, proxy_node
+from ktp.kubeproxy.synthesis_ipvs import SupposedSets
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Cluster, Node, Pod, ip_of
 from ktp.model.host import (
@@ -94,9 +95,23 @@ def _filled(snapshot: Snapshot, state: NodeState, ways: _Ways) -> NodeState:
         filled = replace(filled, sysctls=_sysctls(snapshot, state.name))
     else:
         filled = _with_sysctls(snapshot, filled)
+    if state.ipsets is None and (sets := _sets(snapshot, state)) is not None:
+        supposed.add(EvidenceKind.SETS)
+        filled = replace(filled, ipsets=sets)
     if state.sockets is None:
         supposed.add(EvidenceKind.SOCKETS)
     return replace(filled, supposed=frozenset(supposed)) if supposed else filled
+
+
+def _sets(snapshot: Snapshot, state: NodeState) -> SupposedSets | None:
+    """kube-proxy's ipsets, where it runs in IPVS mode, its virtual servers were read, and all Services of the API."""
+    cluster = snapshot.cluster
+    if state.ipvs is None or not state.ipvs.services or not cluster.services:
+        return None
+    if not cluster.has_all("services") or not (cluster.has_all("slices") or cluster.has_all("endpoints")):
+        return None
+    node = proxy_node(snapshot, state.name)
+    return SupposedSets(state, node, cluster) if ProxyMode.IPVS in node.modes else None
 
 
 # ------------------------------------------------------------------------------------------------------ addresses

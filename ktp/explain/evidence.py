@@ -51,7 +51,9 @@ WITHOUT: dict[EvidenceKind, Without] = {
         "node ports on 127.0.0.1; the kernel's defaults for the rest",
     ),
     EvidenceKind.SETS: Without(
-        "`ipset-save.txt`", "", "whether a set holds the address, where that changes the answer"
+        "`ipset-save.txt`",
+        "of kube-proxy's own in IPVS mode, with its virtual servers and the API read: what the Services ask for",
+        "whether another set holds the address, where that changes the answer",
     ),
     EvidenceKind.NFT: Without(
         "`nft-ruleset.json`, `nft-ruleset.txt`",

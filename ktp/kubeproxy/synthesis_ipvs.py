@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from ipaddress import ip_network
 
 from ktp.kubeproxy.endpoints import (
     EndpointSelection,
     SliceIndex,
     external_policy_local,
+    index_slices,
     internal_policy_local,
     select_endpoints,
 )
@@ -22,7 +24,7 @@ from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, front_ends, serves_n
 from ktp.kubeproxy.ipvs_mode import destinations
 from ktp.kubeproxy.names import KUBE_IPVS_OUT_FILTER
 from ktp.kubeproxy.node import ProxyMode, ProxyNode
-from ktp.model.cluster import Service, ServicePort
+from ktp.model.cluster import Cluster, Service, ServicePort
 from ktp.model.host import IPAddress, IPNetwork, IpSet, NodeState
 from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
 from ktp.model.ruleset import EditedRuleset, Ruleset, has_chain, like
@@ -74,6 +76,62 @@ def reprogram_servers(
         sets = {name: _renewed(found, gone, entries.get(name, {})) for name, found in sets.items()}
     rulesets = tuple(_filtered(ruleset, made, ports) for ruleset in state.rulesets)
     return replace(state, rulesets=rulesets, ipvs=replace(table, services=tuple(servers)), ipsets=sets)
+
+
+class SupposedSets(Mapping[str, IpSet]):
+    """kube-proxy's sets as it fills them from the API, for a node whose sets were not read; made at the first look.
+
+    Other programs' sets are not among them, nor is KUBE-LOOP-BACK's pod that no Service selects.
+    """
+
+    def __init__(self, state: NodeState, node: ProxyNode, cluster: Cluster) -> None:
+        """The virtual servers of `state` tell which addresses serve node ports; Services are `cluster`'s."""
+        self._of = state, node, cluster
+
+    @cached_property
+    def _sets(self) -> dict[str, IpSet]:
+        state, node, cluster = self._of
+        ports = [(s, p) for s in cluster.services.values() for p in s.ports]
+        node_ports = {(p.protocol.lower(), p.node_port or 0) for _, p in ports}
+        made = _Maker(state, node, index_slices(cluster), node_ports)
+        entries: dict[str, dict[str, None]] = {}
+        for service, port in ports:
+            for name, text in made.entries(service, port):
+                entries.setdefault(name, {})[text] = None
+        return {
+            name: IpSet(
+                name=name, type=kind, family="inet" if version == 4 else "inet6",
+                entries=tuple((text, {}) for text in entries.get(name, ())),
+            )
+            for version in (4, 6)
+            for short, kind in _TYPES.items()
+            for name in (_name(short, version),)
+        }  # fmt: skip
+
+    def __getitem__(self, name: str) -> IpSet:
+        """The set; raises KeyError for another program's."""
+        return self._sets[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._sets)
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._sets)
+
+
+_TYPES = {
+    **dict.fromkeys(("CLUSTER-IP", "EXTERNAL-IP", "EXTERNAL-IP-LOCAL", "LOAD-BALANCER"), "hash:ip,port"),
+    **dict.fromkeys(("LOAD-BALANCER-FW", "LOAD-BALANCER-LOCAL"), "hash:ip,port"),
+    **dict.fromkeys(("NODE-PORT-SCTP-HASH", "NODE-PORT-LOCAL-SCTP-HASH"), "hash:ip,port"),
+    **dict.fromkeys(("LOOP-BACK", "LOAD-BALANCER-SOURCE-IP"), "hash:ip,port,ip"),
+    **dict.fromkeys(("NODE-PORT-TCP", "NODE-PORT-UDP", "HEALTH-CHECK-NODE-PORT"), "bitmap:port"),
+    **dict.fromkeys(("NODE-PORT-LOCAL-TCP", "NODE-PORT-LOCAL-UDP"), "bitmap:port"),
+    "LOAD-BALANCER-SOURCE-CIDR": "hash:ip,port,net",
+    "IPVS-IPS": "hash:ip",
+}
+"""kube-proxy's sets and their types (pkg/proxy/ipvs/ipset.go)."""
 
 
 def _filtered(ruleset: Ruleset, made: _Maker, ports: Ports) -> Ruleset:
