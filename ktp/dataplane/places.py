@@ -15,6 +15,7 @@ from ktp.dataplane.packet import to_int
 from ktp.dataplane.pod import completed
 from ktp.dataplane.topology import Attached, Topology
 from ktp.model.host import Interface, InterfaceAddress, NextHop, Route
+from ktp.model.ipvs import IPVS_INTERFACE
 
 _MAX_HOLDERS = 8  # nodes asked whether an address is theirs
 
@@ -118,7 +119,8 @@ class Places:
     def _address_owners(self) -> dict[tuple[int, int], str]:
         seen: dict[tuple[int, int], str | None] = {}
         for name, state in self.topology.nodes.items():
-            for address in (a for i in state.interfaces or () for a in i.addresses):
+            devices = (i for i in state.interfaces or () if i.name != IPVS_INTERFACE)
+            for address in (a for i in devices for a in i.addresses):
                 key: tuple[int, int] = (address.ip.version, int(address.ip))
                 if _never_unique(*key):
                     continue

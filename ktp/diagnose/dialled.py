@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ktp.diagnose.questions import FAR_CLIENTS
 from ktp.model.cluster import Cluster, Node, Pod, Service, ServicePort, ip_of
 from ktp.model.host import IPAddress
+from ktp.model.ipvs import IPVS_INTERFACE
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow
 
@@ -37,7 +38,7 @@ def node_of_address(snapshot: Snapshot, ip: IPAddress) -> str | None:
             return node.name
     for name, state in snapshot.nodes.items():
         for interface in state.interfaces or ():
-            if not interface.is_loopback and interface.name != "kube-ipvs0":
+            if not interface.is_loopback and interface.name != IPVS_INTERFACE:
                 if any(a.ip == ip for a in interface.addresses):
                     return name
     return None

@@ -9,10 +9,10 @@ from ipaddress import ip_address, ip_network
 
 from ktp.kubeproxy.changes import with_pods_of_cilium
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
-from ktp.kubeproxy.names import IPVS_INTERFACE
 from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.cluster import Cluster, Pod, Scope, Service, ip_of
 from ktp.model.host import Interface, IPAddress, NextHop, NodeState, Route
+from ktp.model.ipvs import IPVS_INTERFACE
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow
 
@@ -45,7 +45,7 @@ def node_addresses(snapshot: Snapshot, name: str) -> tuple[IPAddress, ...]:
         return tuple(found)
     state = snapshot.nodes.get(name)
     for interface in (state.interfaces or ()) if state is not None else ():
-        if interface.is_loopback or interface.name == "kube-ipvs0":
+        if interface.is_loopback or interface.name == IPVS_INTERFACE:
             continue
         found += [a.ip for a in interface.addresses if a.scope == "global" and not a.secondary]
     return tuple(found)

@@ -14,9 +14,8 @@ from functools import cached_property
 from hashlib import sha1
 from ipaddress import ip_interface, ip_network
 
-from ktp.kubeproxy.names import IPVS_INTERFACE
 from ktp.kubeproxy.node import ProxyMode, proxy_node
-from ktp.kubeproxy.synthesis_ipvs import SupposedSets
+from ktp.kubeproxy.synthesis_ipvs import ADDRESS_SETS, SupposedSets
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Cluster, Node, Pod, ip_of
 from ktp.model.host import (
@@ -30,6 +29,7 @@ from ktp.model.host import (
     NodeState,
     Route,
 )
+from ktp.model.ipvs import IPVS_INTERFACE
 from ktp.model.ruleset import has_chain
 from ktp.model.snapshot import Snapshot
 
@@ -81,7 +81,7 @@ def _filled(snapshot: Snapshot, state: NodeState, ways: _Ways) -> NodeState:
     # Without a single address or route nothing is filled in: where a packet goes there is not known.
     if state.interfaces is None and tells:
         supposed.add(EvidenceKind.ADDRESSES)
-        interfaces = (*_interfaces(state.routes, node, listed), *_ipvs_device(state, listed))
+        interfaces = (*_interfaces(state.routes, node, listed), *_ipvs_devices(snapshot, state, listed))
         if state.routes is None:
             interfaces += tuple(_flannel_devices(node, bridges=not _has_calico(state)))
         filled = replace(filled, interfaces=interfaces)
@@ -202,18 +202,35 @@ def _node_addresses(node: Node | None) -> list[IPAddress]:
     return internal or [ip for text in node.addresses_of("ExternalIP") if (ip := ip_of(text)) is not None]
 
 
-def _ipvs_device(state: NodeState, listed: list[IPAddress]) -> Iterator[Interface]:
-    """kube-ipvs0, to which kube-proxy binds the virtual servers' addresses (ipvs/proxier.go, EnsureAddressBind)."""
-    if state.ipvs is None or state.routes is not None:
+def _ipvs_devices(snapshot: Snapshot, state: NodeState, listed: list[IPAddress]) -> Iterator[Interface]:
+    """kube-ipvs0, to which kube-proxy binds the virtual servers' addresses (ipvs/proxier.go, EnsureAddressBind).
+
+    Addresses that serve node ports alone are the node's own, on devices that nothing tells.
+    """
+    if state.routes is not None:
         return
-    bound = dict.fromkeys(
-        s.ip for s in state.ipvs.services if s.ip is not None and not s.ip.is_loopback and s.ip not in listed
-    )
-    if bound:
-        addresses = tuple(_address(ip, ip.max_prefixlen) for ip in bound)
-        yield Interface(
-            name=IPVS_INTERFACE, index=3, flags=frozenset(("NOARP",)), kind="dummy", addresses=addresses
-        )
+    servers = state.ipvs.services if state.ipvs is not None else ()
+    services = snapshot.cluster.services.values()
+    ports = {(p.protocol.lower(), p.node_port) for s in services for p in s.ports if p.node_port}
+    bound = {s.ip for s in servers if (s.protocol, s.port) not in ports}
+    of_node = [s.ip for s in servers if s.ip not in bound]
+    of_services = [s.ip for s in servers if s.ip in bound] or _of_services(snapshot, state)
+    for number, (name, kind, found) in enumerate(
+        ((IPVS_INTERFACE, "dummy", of_services), ("an-own", None, of_node)), start=3
+    ):
+        own = dict.fromkeys(ip for ip in found if ip is not None and not ip.is_loopback and ip not in listed)
+        if own:
+            addresses = tuple(_address(ip, ip.max_prefixlen) for ip in own)
+            flags = frozenset(("NOARP",) if kind else ("UP",))
+            yield Interface(name=name, index=number, flags=flags, kind=kind, addresses=addresses)
+
+
+def _of_services(snapshot: Snapshot, state: NodeState) -> Iterator[IPAddress | None]:
+    """What the API has kube-proxy bind, where the virtual servers were not read."""
+    if state.ipvs_unread:
+        sets = SupposedSets(state, proxy_node(snapshot, state.name), snapshot.cluster)
+        for name in ADDRESS_SETS:
+            yield from (ip_of(text) for text, _ in sets[name].entries)
 
 
 _FLANNEL = "flannel.alpha.coreos.com/"

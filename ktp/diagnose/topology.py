@@ -13,6 +13,7 @@ from ktp.kubeproxy.data_planes import with_data_planes
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Cluster, Service
 from ktp.model.host import NodeState
+from ktp.model.ipvs import IPVS_INTERFACE
 from ktp.model.snapshot import Snapshot
 
 
@@ -47,7 +48,7 @@ def topology_of(
         for state in snapshot.nodes.values()
         if EvidenceKind.ADDRESSES not in state.supposed
         for interface in state.interfaces or ()
-        if not interface.is_loopback and interface.name != "kube-ipvs0"
+        if not interface.is_loopback and interface.name != IPVS_INTERFACE
         for address in interface.addresses
         if address.scope == "global"
     } | node_addresses

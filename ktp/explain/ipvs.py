@@ -19,7 +19,6 @@ from ktp.explain.purpose import Aim, Purpose, ipset_words
 from ktp.explain.tree import Way
 from ktp.explain.words import percent
 from ktp.kubeproxy.names import (
-    IPVS_INTERFACE,
     KUBE_IPVS_FILTER,
     KUBE_IPVS_OUT_FILTER,
     KUBE_PROXY_FIREWALL,
@@ -36,7 +35,7 @@ from ktp.model.explanation import (
     StageNode,
 )
 from ktp.model.host import IpSet, NodeState
-from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
+from ktp.model.ipvs import IPVS_INTERFACE, IpvsTable, RealServer, VirtualServer
 from ktp.model.ruleset import Rule, Ruleset
 
 TABLE = "ipvs"

@@ -10,7 +10,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from ktp.explain.words import percent
-from ktp.kubeproxy.names import IPVS_INTERFACE, ChainRole, host_port
+from ktp.kubeproxy.names import ChainRole, host_port
+from ktp.model.ipvs import IPVS_INTERFACE
 
 _CLUSTER_IP_ONLY = "marked for masquerading; concerns the cluster IP only, not node ports"
 _ANY_SERVES = "the policy does not hold for them, any endpoint of the cluster serves"

@@ -51,8 +51,6 @@ NFT_ENDPOINT_PREFIX = "endpoint-"
 NFT_FIREWALL_PREFIX = "firewall-"
 NFT_AFFINITY_PREFIX = "affinity-"
 
-IPVS_INTERFACE = "kube-ipvs0"
-
 _SUFFIX_LENGTH = 16
 _NFT_HASH_LENGTH = 8
 _NFT_BASE_MAX = 240  # knftables.NameLengthMax 256, less 16 for the prefix

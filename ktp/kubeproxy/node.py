@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from ktp.kubeproxy.names import IPVS_INTERFACE, KUBE_NODEPORTS, KUBE_SERVICES, NFT_TABLE
+from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES, NFT_TABLE
 from ktp.kubeproxy.version import ANY_VERSION, VersionRange, proxy_version
 from ktp.model.cluster import Cluster, ip_of
 from ktp.model.host import IPAddress, KubeProxyConfig, NodeState
+from ktp.model.ipvs import IPVS_INTERFACE, links_ipvs
 from ktp.model.snapshot import Snapshot
 
 IPNetwork = IPv4Network | IPv6Network
@@ -97,9 +98,9 @@ def default_mode(versions: VersionRange) -> ProxyMode:
 def detect_modes(state: NodeState | None, default: ProxyMode = ProxyMode.IPTABLES) -> tuple[ProxyMode, ...]:
     """The mode that the node's configuration or its kernel state shows; all of them where nothing shows it.
 
-    An empty `mode` means `default`. Without a configuration, the interface
-    kube-ipvs0 shows ipvs, an nf_tables table of kube-proxy's shows nftables, and a linked KUBE-NODEPORTS shows
-    iptables; leftovers of a former mode leave several.
+    An empty `mode` means `default`. Without a configuration, the interface kube-ipvs0 or a linked KUBE-NODE-PORT shows
+    ipvs, an nf_tables table of kube-proxy's shows nftables, and a linked KUBE-NODEPORTS shows iptables; leftovers of a
+    former mode leave several.
     """
     if state is None:
         return ALL_MODES
@@ -117,7 +118,9 @@ def detect_modes(state: NodeState | None, default: ProxyMode = ProxyMode.IPTABLE
     nft = state.nft
     if nft is not None and any(nft.table(family, NFT_TABLE) is not None for family in ("ip", "ip6")):
         found.append(ProxyMode.NFTABLES)
-    if any(interface.name == IPVS_INTERFACE for interface in state.interfaces or ()):
+    if any(interface.name == IPVS_INTERFACE for interface in state.interfaces or ()) or any(
+        map(links_ipvs, state.rulesets)
+    ):
         found.append(ProxyMode.IPVS)
     return tuple(found) or ALL_MODES
 

@@ -130,6 +130,11 @@ class Question:
         return self.client.vantage in ON_THE_NODE
 
     @property
+    def source_is_on_every_node(self) -> bool:
+        """Whether a process dials an address of kube-ipvs0, from which it then sends: all nodes hold that."""
+        return self.source_is_local and self.world.mode is ProxyMode.IPVS and not self.is_node_port
+
+    @property
     def detector_networks(self) -> tuple[IPNetwork, ...]:
         """The CIDRs that the detector compares sources with, of this family."""
         networks = {
@@ -263,7 +268,8 @@ def passes(q: Question, why: str) -> Outcome:
 
 def delivered(q: Question, chosen: tuple[ProxyEndpoint, ...], *, rewritten: bool, why: str) -> Outcome:
     """The packet goes to one of `chosen`, its source replaced by an address of this node where `rewritten`."""
-    key = (id(chosen), rewritten, q.world.pods_masqueraded, _masquerades_every_hairpin(q))
+    hairpins = _masquerades_every_hairpin(q)
+    key = (id(chosen), rewritten, q.world.pods_masqueraded, hairpins, q.source_is_on_every_node)
     endpoints = q.fates.get(key)
     if endpoints is None:
         endpoints = tuple(_fate(q, endpoint, 1 / len(chosen), rewritten=rewritten) for endpoint in chosen)
@@ -331,7 +337,8 @@ def _fate(q: Question, endpoint: ProxyEndpoint, probability: float, *, rewritten
     if not on_this_node and _cni_masquerades(q, address):
         return found
     found = replace(found, source_kept=arrives_unchanged)
-    if on_this_node or q.source_is_local or q.client.vantage is Vantage.POD_SAME_NODE:
+    source_is_here = q.source_is_local and not q.source_is_on_every_node
+    if on_this_node or source_is_here or q.client.vantage is Vantage.POD_SAME_NODE:
         return found
     if endpoint.node_name is None:
         return replace(found, disposition=Disposition.UNDETERMINED, symptom=Symptom.UNKNOWN)

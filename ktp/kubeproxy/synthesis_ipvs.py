@@ -78,6 +78,10 @@ def reprogram_servers(
     return replace(state, rulesets=rulesets, ipvs=replace(table, services=tuple(servers)), ipsets=sets)
 
 
+def _name(name: str, version: int) -> str:
+    return f"KUBE-{'6-' if version == 6 else ''}{name}"[:_MAX_SET_NAME]
+
+
 class SupposedSets(Mapping[str, IpSet]):
     """kube-proxy's sets as it fills them from the API, for a node whose sets were not read; made at the first look.
 
@@ -132,6 +136,10 @@ _TYPES = {
     "IPVS-IPS": "hash:ip",
 }
 """kube-proxy's sets and their types (pkg/proxy/ipvs/ipset.go)."""
+
+
+ADDRESS_SETS = tuple(_name("IPVS-IPS", version) for version in (4, 6))
+"""The sets that hold the addresses of kube-ipvs0."""
 
 
 def _filtered(ruleset: Ruleset, made: _Maker, ports: Ports) -> Ruleset:
@@ -311,7 +319,3 @@ def _networks(service: Service, version: int) -> list[IPNetwork]:
         except ValueError:
             continue
     return [n for n in networks if n.version == version]
-
-
-def _name(name: str, version: int) -> str:
-    return f"KUBE-{'6-' if version == 6 else ''}{name}"[:_MAX_SET_NAME]

@@ -1,10 +1,24 @@
-"""IPVS virtual servers as `ipvsadm -Sn` prints them."""
+"""IPVS virtual servers as `ipvsadm -Sn` prints them, and what shows that kube-proxy keeps some."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ktp.model.host import IPAddress
+from ktp.model.ruleset import Ruleset
+
+IPVS_INTERFACE = "kube-ipvs0"
+"""The device to which kube-proxy binds the addresses of all virtual servers, on every node."""
+
+_RULES_OF_IPVS = 16
+
+
+def links_ipvs(ruleset: Ruleset) -> bool:
+    """Whether kube-proxy's KUBE-SERVICES is IPVS mode's, 1.18 to 1.36: few rules, one a jump to KUBE-NODE-PORT."""
+    chain = ruleset.chain("nat", "KUBE-SERVICES")
+    if chain is None or len(chain) > _RULES_OF_IPVS:
+        return False
+    return any("KUBE-NODE-PORT" in chain.raw(number).split() for number in range(len(chain)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from ktp.errors import EvidenceError
 from ktp.model.capture import Capture, EvidenceGap
 from ktp.model.cluster import Scope
 from ktp.model.host import KubeProxyConfig, NodeState, Route
+from ktp.model.ipvs import IPVS_INTERFACE, links_ipvs
 from ktp.model.nft_hooks import HookListing
 from ktp.model.reading import HOW_TO_SAVE
 from ktp.model.ruleset import Backend, Ruleset, are_ports_lost, has_chain
@@ -265,8 +266,10 @@ class _NodeFiles:
         config = self._kube_proxy()
         interfaces = self._parse("ip-addr.json", parse_interfaces)
         ipvs = self._parse("ipvsadm.txt", parse_ipvs)
-        runs_ipvs = (config is not None and config.mode == "ipvs") or any(
-            i.name == "kube-ipvs0" and i.addresses for i in interfaces or ()
+        runs_ipvs = (
+            (config is not None and config.mode == "ipvs")
+            or any(i.name == IPVS_INTERFACE and i.addresses for i in interfaces or ())
+            or any(map(links_ipvs, rulesets))
         )
         cilium = parse_cilium(self._files_in("cilium/"), self._parse_in("cilium/"))
         serves = cilium is not None and cilium.is_readable and cilium.config.replaces

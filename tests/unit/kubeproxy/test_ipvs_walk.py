@@ -119,6 +119,8 @@ def test_the_walk_finds_what_the_table_says(
     kind: FrontEndKind, minor: int, policy: str, endpoints: str, vantage: Vantage, old: str, new: str
 ) -> None:
     expected = old if minor == 23 else new
+    if vantage is SELF and expected == "remote keep" and kind is not NODE_PORT:
+        expected = "lost"  # it sends from the address that it dials, which the endpoint's node holds, too
     assert shown(fact(vantage, kind, endpoints, policy, minor)) == expected
     assert shown(intent(vantage, kind, endpoints, policy, minor)) == expected
 

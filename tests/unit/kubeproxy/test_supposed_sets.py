@@ -16,6 +16,8 @@ from ktp.kubeproxy.node import proxy_node
 from ktp.kubeproxy.synthesis_ipvs import SupposedSets
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Scope
+from ktp.model.host import NodeState
+from ktp.model.ipvs import links_ipvs
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow, Symptom
 from ktp.parse.snapshot import parse_snapshot
@@ -39,9 +41,9 @@ def without_sets(snapshot: Snapshot) -> Snapshot:
 @pytest.mark.parametrize("name", recorded().nodes)
 def test_they_are_those_that_kube_proxy_wrote(name: str, *, whole: bool) -> None:
     """The packaged recording holds some of the Services alone, and all sets."""
-    if whole and RECORDINGS is None:
+    if whole and not (RECORDINGS / CASE.name).exists():
         pytest.skip("needs the recorded clusters (KTP_CASES)")
-    snapshot = parse_snapshot(open_snapshot(RECORDINGS / CASE.name)) if whole and RECORDINGS else recorded()
+    snapshot = parse_snapshot(open_snapshot(RECORDINGS / CASE.name)) if whole else recorded()
     state = snapshot.nodes[name]
     made = SupposedSets(replace(state, ipsets=None), proxy_node(snapshot, name), snapshot.cluster)
     assert state.ipsets is not None
@@ -77,6 +79,33 @@ def test_answers_rest_on_them_and_say_so() -> None:
         assert (was.symptom, was.sources_seen) == (now.symptom, now.sources_seen), flow
         assert not any(a.evidence is EvidenceKind.SETS for a in was.assumptions)
         assert any(a.evidence is EvidenceKind.SETS for a in now.assumptions), flow
+
+
+def test_virtual_servers_that_were_not_read_are_not_none() -> None:
+    """iptables-save and the API alone: its rules show IPVS mode, and Services' addresses are the node's own there."""
+    snapshot = recorded()
+    nodes = {
+        name: NodeState(name=name, rulesets=state.rulesets, ipvs_unread=True)
+        for name, state in snapshot.nodes.items()
+    }
+    walker = Walker(topology_of(replace(snapshot, nodes=nodes)))
+    answers = {answer_flow(walker, flow).symptom for flow in flows(snapshot)}
+    assert answers == {Symptom.UNKNOWN}
+    assert all(links_ipvs(ruleset) for ruleset in snapshot.nodes["node-a"].rulesets)
+    iptables = parse_snapshot(open_snapshot(CASE.parent / "core-1.36-iptables-nft"))
+    assert not any(links_ipvs(r) for state in iptables.nodes.values() for r in state.rulesets)
+
+
+def test_an_address_of_every_node_tells_no_node() -> None:
+    """A pod of a node that was not read dials a cluster IP: not by way of the one node whose kube-ipvs0 was read."""
+    snapshot = recorded()
+    walker = Walker(topology_of(replace(snapshot, nodes={"node-b": snapshot.nodes["node-b"]})))
+    pod = next(p for p in snapshot.cluster.pods or () if p.node_name == "node-a" and not p.host_network)
+    service = next(s for s in snapshot.cluster.services.values() if s.cluster_ips and s.ports)
+    flow = Flow(
+        dst=service.cluster_ips[0], port=service.ports[0].port, src=pod.pod_ips[0], from_node="node-a"
+    )
+    assert answer_flow(walker, flow).symptom is Symptom.UNKNOWN
 
 
 def test_without_the_whole_api_or_the_virtual_servers_nothing_is_supposed() -> None:
