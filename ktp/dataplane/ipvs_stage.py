@@ -32,6 +32,10 @@ def serve(state: State, host: Host, hook: str) -> list[Verdict]:
     servers = host.virtual_servers
     if state.direction != "request":
         step = _undo_ipvs(state, host, hook)
+        if step is not None and p.ct is not None and p.ctstate & pk.NEW:
+            # Seen in Linux 6.1: the entry of a request that came back by lo stood before IPVS took it.
+            why = "conntrack has another connection with the addresses of IPVS's answer, and nat gives it another port"
+            return [Verdict(DROP, state, why, step)]
         if (
             step is not None
             and p.family == 6
@@ -86,13 +90,13 @@ def serve(state: State, host: Host, hook: str) -> list[Verdict]:
         if rewrites:
             effect = translation(Nat.IPVS, q.family, before, real)
             q.dst, q.dport = real
-            each.served = Served(host.name, before, real, by_conntrack)
-            if q.ct is not None:
+            if q.ct is not None and not q.ct.confirmed:
                 # ip_vs_update_conntrack: the entry waits for the real server's answer, which nat leaves alone
                 q.ct.dst, q.ct.dport = real
                 q.ct.dst_done = True
         else:
             effect = Note("sent on unchanged")
+        each.served = Served(host.name, before, (q.dst, q.dport), by_conntrack)
         each.nat_step = each.note(
             StepKind.RULE, effect, hook=hook, table="ipvs", text=found.text, backend="ipvs"
         )

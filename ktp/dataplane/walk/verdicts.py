@@ -39,8 +39,9 @@ def run_hook(walk: Walk, state: State, host: Host, hook: str) -> list[Verdict]:
                     continue
                 then = verdict.state
                 q = then.packet
+                # What IPVS gives to this node keeps the route that it had.
                 if hook == OUTPUT and (
-                    q.dst != before[0]
+                    (q.dst != before[0] and group.kind != "ipvs")
                     or (group.reroutes and (q.mark, q.tos) != before[1:])
                     or (group.hooked and _translated_by_ipvs(q))
                 ):
