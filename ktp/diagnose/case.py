@@ -332,4 +332,4 @@ def decided_evidence(cell: Cell) -> tuple[Evidence, ...]:
     )
     if d.line:
         where += f" line {d.line}"
-    return (Evidence(kind=d.kind.value, source=where, text=d.rule),)
+    return (Evidence(d.kind.value, where, d.rule),)

@@ -383,16 +383,15 @@ def _nothing_carried(frontend: str, lost: list[ProbeRow], well: list[ProbeRow]) 
         nodes=without,
         evidence=[
             Evidence(
-                kind="probe",
-                source=f"{r.observed.source or r.observed.sender} to {r.observed.target.dialled}",
-                text=_tries(r.observed),
+                "probe",
+                f"{r.observed.source or r.observed.sender} to {r.observed.target.dialled}",
+                _tries(r.observed),
             )
             for r in (*lost[:2], *well[:2])
         ],
         fixes=[
             Fix(
-                summary="see on both nodes whether the tunnel's packets leave and arrive; open its port between nodes",
-                cost="none",
+                "see on both nodes whether the tunnel's packets leave and arrive; open its port between nodes",
                 command="tcpdump -ni any 'udp port 8472 or udp port 4789 or udp port 6081 or proto 4'",
             )
         ],
@@ -407,24 +406,22 @@ def _finding(group: list[ProbeRow]) -> Finding:
     sender = o.sender if o.sender is not None else o.source
     evidence = [
         Evidence(
-            kind="probe",
-            source=f"{r.observed.source or r.observed.sender} to {r.observed.target.dialled}",
-            text=_tries(r.observed),
+            "probe",
+            f"{r.observed.source or r.observed.sender} to {r.observed.target.dialled}",
+            _tries(r.observed),
         )
         for r in group[:4]
     ]
     if p.decided_by is not None and p.decided_by.rule:
-        evidence.append(
-            Evidence(kind="rule", source=f"prediction, {p.decided_by.node}", text=p.decided_by.rule)
-        )
+        evidence.append(Evidence("rule", f"prediction, {p.decided_by.node}", p.decided_by.rule))
     elif p.reason:
-        evidence.append(Evidence(kind="field", source=f"prediction by {_basis(p)}", text=p.reason))
+        evidence.append(Evidence("field", f"prediction by {_basis(p)}", p.reason))
     return DISAGREES.finding(
         f"{o.target.frontend}{where}: ktp predicts {_word(p.of)} for a client at {sender}, and {_tries(o)}",
         node=nodes[0] if nodes else None,
         nodes=nodes,
         evidence=evidence,
-        fixes=[Fix(summary=_advice(o, p), cost="none")],
+        fixes=[Fix(_advice(o, p))],
         severity=Severity.WARNING,
     )
 

@@ -251,19 +251,18 @@ def health_findings(rows: Iterable[WitnessRow]) -> list[Finding]:
                 severity=Severity.WARNING,
                 evidence=[
                     Evidence(
-                        kind="probe",
-                        source=f"GET http://{host_port(r.health.target.address, port)}/",
-                        text=f"{r.node}: {r.words}",
+                        "probe",
+                        f"GET http://{host_port(r.health.target.address, port)}/",
+                        f"{r.node}: {r.words}",
                     )
                     for r in list(by_node.values())[:4]
                     if r.health is not None
                 ],
                 fixes=[
                     Fix(
-                        summary="see whether a firewall lets the health checks through to the nodes, and from where"
+                        "see whether a firewall lets the health checks through to the nodes, and from where"
                         if is_problem
-                        else "see whether kube-proxy runs and syncs on these nodes",
-                        cost="none",
+                        else "see whether kube-proxy runs and syncs on these nodes"
                     )
                 ],
             )

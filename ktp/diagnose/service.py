@@ -308,9 +308,7 @@ def _assign(case: Case, findings: list[Finding]) -> tuple[list[Finding], dict[tu
             UNEXPLAINED.finding(
                 f"{first.title} on {node} ({_vantages(entries)}): {first.cell.symptom.value}: {reason}",
                 node=node,
-                evidence=[Evidence(kind=basis.kind.value, source=basis.node, text=basis.rule)]
-                if basis is not None
-                else [],
+                evidence=[Evidence(basis.kind.value, basis.node, basis.rule)] if basis is not None else [],
                 cells=entries,
                 severity=Severity.WARNING if first.vantage is Vantage.EXTERNAL else Severity.INFO,
             )

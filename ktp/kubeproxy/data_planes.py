@@ -141,15 +141,15 @@ def signs_of(plane: DataPlane, state: NodeState, pods: Iterable[Pod]) -> Iterato
         (i.name for i in state.interfaces or () if plane.devices and i.name.startswith(plane.devices)), None
     )
     if device is not None:
-        yield Evidence(kind="route", source=f"{state.name} ip addr", text=f"device {device}")
+        yield Evidence("route", f"{state.name} ip addr", f"device {device}")
     for ruleset in state.rulesets:
         chain = _chains_of_planes(ruleset).get(plane.name)
         if chain is not None:
-            yield Evidence(kind="rule", source=f"{state.name} {ruleset.backend.value}", text=f"chain {chain}")
+            yield Evidence("rule", f"{state.name} {ruleset.backend.value}", f"chain {chain}")
             break
     for pod in pods:
         if pod.node_name == state.name and {pod.labels.get("k8s-app"), pod.labels.get("app")} & {*plane.apps}:
-            yield Evidence(kind="field", source=f"Pod {pod.key}", text=f"runs on {state.name}")
+            yield Evidence("field", f"Pod {pod.key}", f"runs on {state.name}")
             break
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +158,7 @@ class FrontEndMatrix:
         return f"{self.kind} {where}:{self.port}/{self.protocol}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """A piece of proof. `kind`: rule, field, sysctl, route, socket, policy, map-element, counterfactual, probe."""
 
@@ -187,7 +187,7 @@ class Cures:
         return 0 < self.tried == self.cured
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Fix:
     """A cure: what to do, what it costs, and, where it changes an object, the patch for kubectl.
 
@@ -197,7 +197,8 @@ class Fix:
     """
 
     summary: str
-    cost: str
+    _: KW_ONLY
+    cost: str = "none"
     patch: Mapping[str, Any] | None = None
     command: str | None = None
     verified: bool = False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from ktp.diagnose.case import Case, Entry
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
@@ -11,9 +12,9 @@ from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 HEADINGS = ("What it means", "Why traffic fails", "Evidence", "Confirm by hand", "Fix", "Example")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Check:
-    """A cause that ktp can name. `page` is the docstring of its module: one paragraph a heading.
+    """A cause that ktp can name. `page` is the docstring of the module that `run` is in: one paragraph a heading.
 
     `of_cells` tells that it is a fault of a Service only where it concerns one of its failing cells, else good to know.
     """
@@ -21,9 +22,15 @@ class Check:
     code: str
     name: str
     severity: Severity
-    page: str
     run: Callable[[Case], Iterable[Finding]]
+    _: KW_ONLY
     of_cells: bool = False
+    page: str = ""
+
+    def __post_init__(self) -> None:
+        """Take the page from where the check is."""
+        if not self.page:
+            object.__setattr__(self, "page", sys.modules[self.run.__module__].__doc__ or "")
 
     def finding(
         self,
@@ -67,12 +74,12 @@ def title(page: str | None) -> str:
 
 def field(source: str, text: str) -> Evidence:
     """Evidence of an API field."""
-    return Evidence(kind="field", source=source, text=text)
+    return Evidence("field", source, text)
 
 
 def counterfactual(text: str) -> Evidence:
     """What the same engine answered to the changed snapshot."""
-    return Evidence(kind="counterfactual", source="ktp", text=text)
+    return Evidence("counterfactual", "ktp", text)
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:

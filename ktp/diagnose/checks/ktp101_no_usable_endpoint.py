@@ -71,15 +71,9 @@ def run(case: Case) -> Iterable[Finding]:
     yield CHECK.finding(
         f"{service.key} has no usable endpoint anywhere: {why}",
         evidence=evidence,
-        fixes=[
-            Fix(
-                summary="give the Service a ready endpoint",
-                cost="none",
-                cures=mended.cures(entries) if mended else None,
-            )
-        ],
+        fixes=[Fix("give the Service a ready endpoint", cures=mended.cures(entries) if mended else None)],
         cells=entries,
     )
 
 
-CHECK = Check(code="KTP101", name="NoUsableEndpoint", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP101", "NoUsableEndpoint", Severity.ERROR, run)

@@ -58,8 +58,7 @@ def run(case: Case) -> Iterable[Finding]:
         evidence=evidence,
         fixes=[
             Fix(
-                summary="make the pods ready",
-                cost="none",
+                "make the pods ready",
                 command=f"kubectl describe pod -n {service.namespace} {pods[0].name}",
                 cures=mended.cures(entries) if mended else None,
             )
@@ -68,4 +67,4 @@ def run(case: Case) -> Iterable[Finding]:
     )
 
 
-CHECK = Check(code="KTP102", name="NoReadyPod", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP102", "NoReadyPod", Severity.ERROR, run)

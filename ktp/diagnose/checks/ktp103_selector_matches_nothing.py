@@ -57,8 +57,7 @@ def run(case: Case) -> Iterable[Finding]:
         evidence=evidence,
         fixes=[
             Fix(
-                summary="correct spec.selector or the pods' labels, or scale the workload up",
-                cost="none",
+                "correct spec.selector or the pods' labels, or scale the workload up",
                 command=f"kubectl get pods -n {service.namespace} --show-labels",
                 cures=mended.cures(entries) if mended else None,
             )
@@ -91,6 +90,4 @@ def _nearest(case: Case) -> tuple[Pod, str] | None:
     return pod, ", ".join(missing)
 
 
-CHECK = Check(
-    code="KTP103", name="SelectorMatchesNothing", severity=Severity.ERROR, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP103", "SelectorMatchesNothing", Severity.ERROR, run)

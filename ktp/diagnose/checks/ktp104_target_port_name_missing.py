@@ -85,7 +85,7 @@ def run(case: Case) -> Iterable[Finding]:
             evidence=evidence,
             fixes=[
                 Fix(
-                    summary=f"name the container port {port.target_port}, or put the port's number into targetPort",
+                    f"name the container port {port.target_port}, or put the port's number into targetPort",
                     cost="a new pod template restarts the pods; targetPort does not",
                     cures=mended.cures() if mended else None,
                 )
@@ -95,6 +95,4 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-CHECK = Check(
-    code="KTP104", name="TargetPortNameMissing", severity=Severity.ERROR, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP104", "TargetPortNameMissing", Severity.ERROR, run)

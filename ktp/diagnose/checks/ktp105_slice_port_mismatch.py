@@ -82,8 +82,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary="give the Service port and the slice's port the same name and protocol",
-                    cost="none",
+                    "give the Service port and the slice's port the same name and protocol",
                     cures=mended.cures(),
                 )
             ],
@@ -91,4 +90,4 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-CHECK = Check(code="KTP105", name="SlicePortMismatch", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP105", "SlicePortMismatch", Severity.ERROR, run)

@@ -75,13 +75,9 @@ def run(case: Case) -> Iterable[Finding]:
         nodes=list(dict.fromkeys(e.node for e in mended)),
         evidence=evidence,
         fixes=[
+            Fix("write nodeName into the EndpointSlice", cures=mended.cures() if mended else None),
             Fix(
-                summary="write nodeName into the EndpointSlice",
-                cost="none",
-                cures=mended.cures() if mended else None,
-            ),
-            Fix(
-                summary=f"set {policy}: Cluster",
+                f"set {policy}: Cluster",
                 cost="the pods see a node's address instead of the client's, and packets may take one hop more",
                 patch={"spec": {policy: "Cluster"}},
             ),
@@ -111,6 +107,4 @@ def _home(case: Case, endpoint: Endpoint) -> str | None:
     return None
 
 
-CHECK = Check(
-    code="KTP106", name="EndpointWithoutNode", severity=Severity.WARNING, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP106", "EndpointWithoutNode", Severity.WARNING, run)

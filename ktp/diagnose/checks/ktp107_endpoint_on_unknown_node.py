@@ -76,7 +76,7 @@ def run(case: Case) -> Iterable[Finding]:
         evidence=evidence,
         fixes=[
             Fix(
-                summary="delete the pods that are bound to the missing node, or correct the EndpointSlice",
+                "delete the pods that are bound to the missing node, or correct the EndpointSlice",
                 cost="none: nothing can answer there"
                 if mended
                 else "what still runs there is lost to the Service",
@@ -88,6 +88,4 @@ def run(case: Case) -> Iterable[Finding]:
     )
 
 
-CHECK = Check(
-    code="KTP107", name="EndpointOnUnknownNode", severity=Severity.WARNING, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP107", "EndpointOnUnknownNode", Severity.WARNING, run)

@@ -66,9 +66,8 @@ def run(case: Case) -> Iterable[Finding]:
         evidence=evidence,
         fixes=[
             Fix(
-                summary="find out which controller is behind (kube-controller-manager's log), or remove "
+                "find out which controller is behind (kube-controller-manager's log), or remove "
                 "the hand-made one",
-                cost="none",
                 command=f"kubectl get endpoints,endpointslices -n {case.service.namespace} -o wide",
             )
         ],
@@ -86,6 +85,4 @@ def _ready(parts: Iterable[EndpointSlice]) -> set[tuple[str, int]]:
     }
 
 
-CHECK = Check(
-    code="KTP108", name="SlicesDisagreeWithEndpoints", severity=Severity.WARNING, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP108", "SlicesDisagreeWithEndpoints", Severity.WARNING, run)

@@ -52,7 +52,7 @@ def run(case: Case) -> Iterable[Finding]:
         ],
         fixes=[
             Fix(
-                summary="set publishNotReadyAddresses: false, if the clients should only meet ready pods",
+                "set publishNotReadyAddresses: false, if the clients should only meet ready pods",
                 cost="without a ready pod the port is refused",
                 patch={"spec": {"publishNotReadyAddresses": False}},
             )
@@ -60,4 +60,4 @@ def run(case: Case) -> Iterable[Finding]:
     )
 
 
-CHECK = Check(code="KTP109", name="NotReadyPublished", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP109", "NotReadyPublished", Severity.INFO, run)

@@ -64,12 +64,12 @@ def run(case: Case) -> Iterable[Finding]:
         evidence=evidence,
         fixes=[
             Fix(
-                summary=f"give the pods an IPv{version} address (restart those that are older than the second family)",
+                f"give the pods an IPv{version} address (restart those that are older than the second family)",
                 cost="a restart of the pods",
                 cures=mended.cures() if mended else None,
             ),
             Fix(
-                summary="make the Service SingleStack",
+                "make the Service SingleStack",
                 cost=f"no IPv{version} address any more: clients use the other family at once"
                 + (f" ({listed(service.ip_families)} today)" if service.ip_families else ""),
                 patch={"spec": {"ipFamilyPolicy": "SingleStack"}},
@@ -80,4 +80,4 @@ def run(case: Case) -> Iterable[Finding]:
     )
 
 
-CHECK = Check(code="KTP110", name="OneFamilyOnly", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP110", "OneFamilyOnly", Severity.ERROR, run)

@@ -50,7 +50,7 @@ def run(case: Case) -> Iterable[Finding]:
         evidence=evidence,
         fixes=[
             Fix(
-                summary="remove the label, if kube-proxy is to serve the Service",
+                "remove the label, if kube-proxy is to serve the Service",
                 cost="two proxies serve it, where the other one is there",
                 patch={"metadata": {"labels": {SERVICE_PROXY_NAME_LABEL: None}}},
                 command=f"kubectl label svc -n {service.namespace} {service.name} {SERVICE_PROXY_NAME_LABEL}-",
@@ -80,4 +80,4 @@ def _without_label(case: Case) -> str:
     return ""
 
 
-CHECK = Check(code="KTP111", name="LeftToOtherProxy", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP111", "LeftToOtherProxy", Severity.WARNING, run)

@@ -63,7 +63,7 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-_FIX = Fix(summary="get a ready pod running: find out why no new one is", cost="none")
+_FIX = Fix("get a ready pod running: find out why no new one is")
 
 
 def _unused(case: Case, cells: list[Entry]) -> Iterable[Finding]:
@@ -94,10 +94,7 @@ def _unused(case: Case, cells: list[Entry]) -> Iterable[Finding]:
         ],
         fixes=[
             replace(_FIX, cures=mended.cures(cells)),
-            Fix(
-                summary="upgrade kube-proxy to 1.26 or later, which serves from them meanwhile",
-                cost="an upgrade",
-            ),
+            Fix("upgrade kube-proxy to 1.26 or later, which serves from them meanwhile", cost="an upgrade"),
         ],
         cells=cells,
     )
@@ -108,4 +105,4 @@ def _conditions(ip: str, name: str | None, *, ready: bool, serving: bool, termin
     return f"{ip} ({name or 'no pod'}): " + ", ".join(f"{k} {str(v).lower()}" for k, v in said.items())
 
 
-CHECK = Check(code="KTP112", name="OnlyTerminating", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP112", "OnlyTerminating", Severity.ERROR, run)

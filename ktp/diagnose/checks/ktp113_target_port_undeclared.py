@@ -60,8 +60,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary="see on which port the program listens, and put it into targetPort (or declare it)",
-                    cost="none",
+                    "see on which port the program listens, and put it into targetPort (or declare it)",
                     command=f"kubectl get pods -n {case.service.namespace} {pods[0].name} "
                     "-o jsonpath='{.spec.containers[*].ports}'",
                 )
@@ -78,6 +77,4 @@ def _number(port: ServicePort) -> int | None:
     return target
 
 
-CHECK = Check(
-    code="KTP113", name="TargetPortUndeclared", severity=Severity.WARNING, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP113", "TargetPortUndeclared", Severity.WARNING, run)

@@ -40,12 +40,12 @@ def run(case: Case) -> Iterable[Finding]:
             f"{node} does not forward packets ({key} = 0): what it translates to a pod's address is dropped there",
             node=node,
             evidence=[
-                Evidence(kind="sysctl", source=node, text=f"{key} = 0"),
+                Evidence("sysctl", node, f"{key} = 0"),
                 counterfactual(f"with {key} = 1, {mended[0].title} on {mended[0].node} connects"),
             ],
             fixes=[
                 Fix(
-                    summary=f"turn forwarding on at {node}",
+                    f"turn forwarding on at {node}",
                     cost="none: every Kubernetes node forwards",
                     command=f"sysctl -w {key}=1",
                     cures=mended.cures(),
@@ -67,4 +67,4 @@ def _turned_on(sysctls: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-CHECK = Check(code="KTP201", name="ForwardingOff", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP201", "ForwardingOff", Severity.ERROR, run)

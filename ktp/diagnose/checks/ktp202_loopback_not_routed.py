@@ -56,9 +56,7 @@ def run(case: Case) -> Iterable[Finding]:
     value = ((state.sysctls if state is not None else None) or {}).get("net.ipv4.conf.all.route_localnet")
     evidence: list[Evidence] = []
     if value is not None and first.front_end.ip_version == 4 and not _never_served(case, first):
-        evidence.append(
-            Evidence(kind="sysctl", source=first.node, text=f"net.ipv4.conf.all.route_localnet = {value}")
-        )
+        evidence.append(Evidence("sysctl", first.node, f"net.ipv4.conf.all.route_localnet = {value}"))
     evidence += decided_evidence(first.cell) or (field("kube-proxy", first.asked.intent.decided_by),)
     served = any(
         e.vantage is Vantage.NODE and e.title == first.title and e.cell.symptom is Symptom.CONNECTS
@@ -71,8 +69,7 @@ def run(case: Case) -> Iterable[Finding]:
         evidence=evidence,
         fixes=[
             Fix(
-                summary="dial the node's address instead of loopback",
-                cost="none",
+                "dial the node's address instead of loopback",
                 verified=served,
                 outcome="a process of the node connects to the node's own address" if served else "",
             )
@@ -92,4 +89,4 @@ def _never_served(case: Case, entry: Entry) -> bool:
     )
 
 
-CHECK = Check(code="KTP202", name="LoopbackNotRouted", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP202", "LoopbackNotRouted", Severity.INFO, run)

@@ -46,7 +46,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"set rp_filter to 2 (loose) on the interface at {node}",
+                    f"set rp_filter to 2 (loose) on the interface at {node}",
                     cost="packets with forged sources are checked less strictly",
                     command="; ".join(f"sysctl -w {k}=2" for k in sorted(strict)),
                     cures=mended.cures(),
@@ -60,4 +60,4 @@ def _loosened(sysctls: Mapping[str, str]) -> dict[str, str]:
     return {k: "2" for k, v in sysctls.items() if k.endswith(".rp_filter") and v.strip() == "1"}
 
 
-CHECK = Check(code="KTP203", name="ReversePathFilter", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP203", "ReversePathFilter", Severity.ERROR, run)

@@ -66,16 +66,12 @@ def run(case: Case) -> Iterable[Finding]:
         "and is not reserved: another process may be given it",
         nodes=nodes,
         evidence=[
-            Evidence(
-                kind="sysctl",
-                source=n,
-                text=f"{_RANGE} = {taken[n][1]}; {_RESERVED} = {taken[n][2] or '(empty)'}",
-            )
+            Evidence("sysctl", n, f"{_RANGE} = {taken[n][1]}; {_RESERVED} = {taken[n][2] or '(empty)'}")
             for n in nodes[:4]
         ],
         fixes=[
             Fix(
-                summary="reserve the node ports",
+                "reserve the node ports",
                 cost="as many fewer ports for outgoing connections",
                 command=f"sysctl -w {_RESERVED}=30000-32767",
             )
@@ -92,4 +88,4 @@ def _holds(reserved: str, number: int) -> bool:
     return False
 
 
-CHECK = Check(code="KTP204", name="PortInEphemeralRange", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP204", "PortInEphemeralRange", Severity.INFO, run)

@@ -61,16 +61,13 @@ def run(case: Case) -> Iterable[Finding]:
                 f"a process of {node}{owner} listens on {where}, a node port of {case.service.key}: {effect}",
                 node=node,
                 evidence=[
-                    Evidence(kind="socket", source=f"{node} ss -lntu", text=f"{where}{owner}"),
+                    Evidence("socket", f"{node} ss -lntu", f"{where}{owner}"),
                     field("kube-proxy", f"{versions} opens no node ports"),
-                    *(
-                        Evidence(kind="socket", source=e.node, text=f"{e.vantage.value}: {e.cell.reason}")
-                        for e in cells[:3]
-                    ),
+                    *(Evidence("socket", e.node, f"{e.vantage.value}: {e.cell.reason}") for e in cells[:3]),
                 ],
                 fixes=[
                     Fix(
-                        summary="move the process to another port, or give the Service another node port",
+                        "move the process to another port, or give the Service another node port",
                         cost="a restart",
                     )
                 ],
@@ -85,4 +82,4 @@ def _may_be_kube_proxy(socket: ListeningSocket, oldest: int) -> bool:
     return oldest <= 23
 
 
-CHECK = Check(code="KTP205", name="OtherProcessListens", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP205", "OtherProcessListens", Severity.ERROR, run)

@@ -71,7 +71,7 @@ def run(case: Case) -> Iterable[Finding]:
                     ],
                     fixes=[
                         Fix(
-                            summary="give the pod another hostPort, or the Service another node port",
+                            "give the pod another hostPort, or the Service another node port",
                             cost="a restart of the pod",
                         )
                     ],
@@ -104,7 +104,7 @@ def _finding(pod: Pod, port: ContainerPort, rule: RuleInPlace, mended: list[Entr
         ],
         fixes=[
             Fix(
-                summary="give the pod another hostPort, or the Service another node port",
+                "give the pod another hostPort, or the Service another node port",
                 cost="clients of the hostPort must use the new number",
                 verified=True,
                 outcome=f"without the rule {len(mended)} ways in lead to the Service",
@@ -114,4 +114,4 @@ def _finding(pod: Pod, port: ContainerPort, rule: RuleInPlace, mended: list[Entr
     )
 
 
-CHECK = Check(code="KTP206", name="HostPortTakesPort", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP206", "HostPortTakesPort", Severity.ERROR, run)

@@ -75,12 +75,7 @@ def run(case: Case) -> Iterable[Finding]:
                 field("kube-proxy", _why(silent[nodes[0]][0], case.examiner.proxy(nodes[0]))),
                 field("not served", words),
             ],
-            fixes=[
-                Fix(
-                    summary="dial an address that is served, or add the network to nodePortAddresses",
-                    cost="none",
-                )
-            ],
+            fixes=[Fix("dial an address that is served, or add the network to nodePortAddresses")],
             severity=Severity.INFO,
         )
 
@@ -106,13 +101,13 @@ def _finding(case: Case, node: str, proxy: ProxyNode, mended: list[Entry]) -> Fi
         ],
         fixes=[
             Fix(
-                summary=f"add {dialled}/{dialled.max_prefixlen} or its network to nodePortAddresses and "
+                f"add {dialled}/{dialled.max_prefixlen} or its network to nodePortAddresses and "
                 f"restart kube-proxy",
                 cost="node ports are open on that network too",
                 verified=True,
                 outcome=f"{len(mended)} failing ways in then connect",
             ),
-            *([Fix(summary=f"dial {listed(served)} instead", cost="none")] if served else []),
+            *([Fix(f"dial {listed(served)} instead")] if served else []),
         ],
         cells=mended,
     )
@@ -170,6 +165,4 @@ def _connects_without_limit(case: Case, entry: Entry, proxy: ProxyNode) -> bool:
     return asked.outcome(dialled, entry.asked.question.client).symptom is Symptom.CONNECTS
 
 
-CHECK = Check(
-    code="KTP207", name="NodePortAddressNotServed", severity=Severity.ERROR, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP207", "NodePortAddressNotServed", Severity.ERROR, run)

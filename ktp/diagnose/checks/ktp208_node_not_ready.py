@@ -58,14 +58,8 @@ def run(case: Case) -> Iterable[Finding]:
             )
             for name, c in list(bad.items())[:6]
         ],
-        fixes=[
-            Fix(
-                summary="bring the kubelet of the node back",
-                cost="none",
-                command=f"kubectl describe node {next(iter(bad))}",
-            )
-        ],
+        fixes=[Fix("bring the kubelet of the node back", command=f"kubectl describe node {next(iter(bad))}")],
     )
 
 
-CHECK = Check(code="KTP208", name="NodeNotReady", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP208", "NodeNotReady", Severity.WARNING, run)

@@ -79,8 +79,7 @@ def _finding(
         ],
         fixes=[
             Fix(
-                summary=f"restart the network plugin's agent on {node}, which writes the routes to other nodes' pods",
-                cost="none",
+                f"restart the network plugin's agent on {node}, which writes the routes to other nodes' pods",
                 cures=mended.cures(),
             )
         ],
@@ -156,10 +155,8 @@ def _routes_of_others(snapshot: Snapshot, node: str, pod: IPAddress) -> Iterable
         best = max(fitting, key=lambda route: route.dst.prefixlen, default=None)
         if best is not None and best.nexthops and best.nexthops[0].gateway is not None:
             hop = best.nexthops[0]
-            yield Evidence(
-                kind="route", source=other.name, text=f"{best.dst} via {hop.gateway} dev {hop.dev}"
-            )
+            yield Evidence("route", other.name, f"{best.dst} via {hop.gateway} dev {hop.dev}")
             return
 
 
-CHECK = Check(code="KTP209", name="PodRouteMissing", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP209", "PodRouteMissing", Severity.ERROR, run)

@@ -45,14 +45,12 @@ def run(case: Case) -> Iterable[Finding]:
             f"on {node} packets between pods on one bridge pass no rules ({key} is 0 or absent): {first.cell.reason}",
             node=node,
             evidence=[
-                Evidence(
-                    kind="sysctl", source=node, text=f"{key} = 0, or no such key: br_netfilter is not loaded"
-                ),
+                Evidence("sysctl", node, f"{key} = 0, or no such key: br_netfilter is not loaded"),
                 counterfactual(f"with {key} = 1, {first.title} on {first.node} connects more often"),
             ],
             fixes=[
                 Fix(
-                    summary=f"load br_netfilter and set {key} to 1 on {node}, now and at boot",
+                    f"load br_netfilter and set {key} to 1 on {node}, now and at boot",
                     cost="bridged packets of other things than pods pass the rules too",
                     command=f"modprobe br_netfilter; sysctl -w {key}=1",
                     cures=mended.cures(),
@@ -66,4 +64,4 @@ def _turned_on(sysctls: Mapping[str, str]) -> dict[str, str]:
     return {key: "1" for key in _KEYS if sysctls.get(key, "").strip() == "0"}
 
 
-CHECK = Check(code="KTP210", name="BridgeNetfilterOff", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP210", "BridgeNetfilterOff", Severity.ERROR, run)

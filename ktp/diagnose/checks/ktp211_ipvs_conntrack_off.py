@@ -44,12 +44,12 @@ def run(case: Case) -> Iterable[Finding]:
             f"{first.title} on {first.node} loses its answers",
             node=node,
             evidence=[
-                Evidence(kind="sysctl", source=node, text=f"{_KEY} = 0"),
+                Evidence("sysctl", node, f"{_KEY} = 0"),
                 counterfactual(f"with {_KEY} = 1, {first.title} on {first.node} connects more often"),
             ],
             fixes=[
                 Fix(
-                    summary=f"set {_KEY} to 1 on {node}, and find what set it to 0 after kube-proxy had started",
+                    f"set {_KEY} to 1 on {node}, and find what set it to 0 after kube-proxy had started",
                     cost="the pods see the node's address where kube-proxy masquerades, as it means to",
                     command=f"sysctl -w {_KEY}=1",
                     cures=mended.cures(),
@@ -63,4 +63,4 @@ def _turned_on(sysctls: Mapping[str, str]) -> dict[str, str]:
     return {_KEY: "1"} if sysctls.get(_KEY, "").strip() == "0" else {}
 
 
-CHECK = Check(code="KTP211", name="IpvsConntrackOff", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP211", "IpvsConntrackOff", Severity.ERROR, run)

@@ -108,7 +108,7 @@ def _finding(case: Case, deaf: _Deaf) -> Finding:
         if all(s.ip is not None and s.ip.is_loopback for s in same):
             what = f"{listed(pods)} listens on {addresses} only, which no other host can reach"
     evidence = [
-        Evidence(kind="socket", source=f"{node} {pod}", text=_listening(sockets, protocol))
+        Evidence("socket", f"{node} {pod}", _listening(sockets, protocol))
         for (node, pod, _), sockets in deaf.programs.items()
     ][:4]
     fixes = []
@@ -122,7 +122,7 @@ def _finding(case: Case, deaf: _Deaf) -> Finding:
         patch = {"spec": {"ports": [entry]}}
         fixes.append(
             Fix(
-                summary=f"set targetPort of port {deaf.port.port} to {other.port}, on which {program} listens",
+                f"set targetPort of port {deaf.port.port} to {other.port}, on which {program} listens",
                 cost="none, where that is the program that is meant",
                 patch=patch,
                 command=f"kubectl patch service -n {service.namespace} {service.name} "
@@ -136,7 +136,7 @@ def _finding(case: Case, deaf: _Deaf) -> Finding:
         )
     fixes.append(
         Fix(
-            summary=f"let the program listen on port {number} of all addresses",
+            f"let the program listen on port {number} of all addresses",
             cost="the pods start anew",
             cures=heard.cures(cells),
         )
@@ -173,4 +173,4 @@ def _listening(sockets: Iterable[ListeningSocket], protocol: str) -> str:
     return f"listening {protocol} sockets: {listed(dict.fromkeys(there), 6) or 'none'}"
 
 
-CHECK = Check(code="KTP212", name="NothingListens", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP212", "NothingListens", Severity.ERROR, run)

@@ -64,7 +64,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"mend what set that up in {pod} (a sidecar, an agent, a second network), or restart it",
+                    f"mend what set that up in {pod} (a sidecar, an agent, a second network), or restart it",
                     cost="the pod starts anew",
                     cures=mended.cures(),
                 )
@@ -79,7 +79,7 @@ def _steps(path: Path) -> Iterable[Evidence]:
         for step in hop.steps if hop.pod and hop.direction == "request" else ():
             if any(step.translations):
                 where = " ".join(p for p in (hop.node, hop.pod, step.backend, step.table) if p)
-                yield Evidence(kind="rule", source=where, text=step.text)
+                yield Evidence("rule", where, step.text)
 
 
-CHECK = Check(code="KTP213", name="PodNetwork", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP213", "PodNetwork", Severity.ERROR, run)

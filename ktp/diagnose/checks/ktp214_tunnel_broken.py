@@ -63,13 +63,12 @@ def run(case: Case) -> Iterable[Finding]:
             paths[first].reason,
             node=node,
             evidence=[
-                Evidence(kind="route", source=node, text=decided.rule if decided is not None else ""),
+                Evidence("route", node, decided.rule if decided is not None else ""),
                 counterfactual(f"with a tunnel that carries, {first.title} on {first.node} connects"),
             ],
             fixes=[
                 Fix(
-                    summary=f"restart the network plugin's agent on {where}, and see which interface it uses",
-                    cost="none",
+                    f"restart the network plugin's agent on {where}, and see which interface it uses",
                     cures=mended.cures(),
                 )
             ],
@@ -82,4 +81,4 @@ def _carrying(snapshot: Snapshot, node: str) -> Snapshot:
     return with_state(snapshot, replace(snapshot.nodes[node], tunnels=None))
 
 
-CHECK = Check(code="KTP214", name="TunnelBroken", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP214", "TunnelBroken", Severity.ERROR, run)

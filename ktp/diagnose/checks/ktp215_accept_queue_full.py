@@ -111,9 +111,9 @@ def _finding(case: Case, port: int, full: _Full) -> Finding:
     first = next(iter(full.sockets.values()))
     evidence = [
         Evidence(
-            kind="socket",
-            source=f"{node} {pod}".rstrip(),
-            text=f"{host_port(str(s.ip), s.port) if s.ip is not None else f'*:{s.port}'}"
+            "socket",
+            f"{node} {pod}".rstrip(),
+            f"{host_port(str(s.ip), s.port) if s.ip is not None else f'*:{s.port}'}"
             f"{f' ({s.process})' if s.process else ''}: Recv-Q {s.waiting}, Send-Q {s.backlog}",
         )
         for (node, pod), s in full.sockets.items()
@@ -131,8 +131,7 @@ def _finding(case: Case, port: int, full: _Full) -> Finding:
         evidence=evidence,
         fixes=[
             Fix(
-                summary=f"see why {who} does not accept: its log, its workers, what it waits for",
-                cost="none",
+                f"see why {who} does not accept: its log, its workers, what it waits for",
                 cures=taken.cures(cells),
                 outcome="once it accepts again",
             )
@@ -141,4 +140,4 @@ def _finding(case: Case, port: int, full: _Full) -> Finding:
     )
 
 
-CHECK = Check(code="KTP215", name="AcceptQueueFull", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP215", "AcceptQueueFull", Severity.ERROR, run)

@@ -51,12 +51,12 @@ def run(case: Case) -> Iterable[Finding]:
             "unanswered one can be dropped for them",
             node=node,
             evidence=[
-                Evidence(kind="sysctl", source=node, text=f"{COUNT} = {count}, {LIMIT} = {limit}"),
+                Evidence("sysctl", node, f"{COUNT} = {count}, {LIMIT} = {limit}"),
                 *growing(state, "nf_conntrack.drop", "nf_conntrack.early_drop"),
             ],
             fixes=[
                 Fix(
-                    summary=f"raise {LIMIT} on {node} (kube-proxy: conntrack.maxPerCore, conntrack.min), and see what "
+                    f"raise {LIMIT} on {node} (kube-proxy: conntrack.maxPerCore, conntrack.min), and see what "
                     "opens so many connections",
                     cost="memory of the kernel: some 300 bytes a connection",
                     command=f"sysctl -w {LIMIT}={int(limit) * 2}",
@@ -65,4 +65,4 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-CHECK = Check(code="KTP216", name="ConntrackFull", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP216", "ConntrackFull", Severity.WARNING, run)

@@ -41,4 +41,4 @@ def run(case: Case) -> Iterable[Finding]:  # noqa: ARG001 - the probe adds these
     return ()
 
 
-CHECK = Check(code="KTP217", name="PodsOfOtherNodes", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP217", "PodsOfOtherNodes", Severity.WARNING, run)

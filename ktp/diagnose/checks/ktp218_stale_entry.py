@@ -118,7 +118,7 @@ def _finding(case: Case, entry: Entry, stale: list[TrackedConnection]) -> Findin
         else f"to {gone} untranslated: it is older than the Service's rules"
     )
     shown = list(dict.fromkeys([c for c, _ in walked] + stale))[:_SHOWN]
-    evidence = [Evidence(kind="conntrack", source=entry.node, text=c.text) for c in shown]
+    evidence = [Evidence("conntrack", entry.node, c.text) for c in shown]
     if next_packet.symptom is not Symptom.UNKNOWN:
         path = next_packet.paths[0] if next_packet.paths else None
         said = (
@@ -144,7 +144,7 @@ def _finding(case: Case, entry: Entry, stale: list[TrackedConnection]) -> Findin
         evidence=evidence,
         fixes=[
             Fix(
-                summary=f"delete the entry on {entry.node}: the client's next packet is a new connection",
+                f"delete the entry on {entry.node}: the client's next packet is a new connection",
                 cost="that client meets another pod" if answer.symptom is Symptom.CONNECTS else "none",
                 command=deletion(c),
             )
@@ -162,4 +162,4 @@ def _one_of_each(stale: Iterable[TrackedConnection]) -> list[TrackedConnection]:
     return list(found.values())
 
 
-CHECK = Check(code="KTP218", name="StaleEntry", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP218", "StaleEntry", Severity.WARNING, run)

@@ -82,4 +82,4 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-CHECK = Check(code="KTP219", name="DropsCounted", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP219", "DropsCounted", Severity.INFO, run)

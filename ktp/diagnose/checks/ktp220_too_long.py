@@ -79,7 +79,7 @@ def _finding(case: Case, receiver: str, device: str, lost: dict[Crossing, tuple[
     senders = sorted({crossing.sender for crossing in lost})
     sending = {(c.sender, c.device): None for c in lost}
     evidence = [
-        Evidence(kind="link", source=node, text=f"{name}: mtu {case.snapshot.nodes[node].takes(name)}")
+        Evidence("link", node, f"{name}: mtu {case.snapshot.nodes[node].takes(name)}")
         for node, name in dict.fromkeys(((receiver, device), *sending))
     ][:4]
     wider = _wider(case.snapshot, most)
@@ -103,7 +103,7 @@ def _finding(case: Case, receiver: str, device: str, lost: dict[Crossing, tuple[
         evidence=evidence,
         fixes=[
             Fix(
-                summary=f"give {device} of {receiver} an MTU of {most.sent}, where its network carries that; else "
+                f"give {device} of {receiver} an MTU of {most.sent}, where its network carries that; else "
                 "lower the others, and the tunnels in them",
                 cost="connections stop for a moment where a device is set anew",
             )
@@ -122,4 +122,4 @@ def _wider(snapshot: Snapshot, lost: Crossing) -> Snapshot:
     return with_state(snapshot, replace(state, interfaces=interfaces))
 
 
-CHECK = Check(code="KTP220", name="TooLong", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP220", "TooLong", Severity.WARNING, run)

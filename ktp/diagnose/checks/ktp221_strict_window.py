@@ -54,12 +54,12 @@ def run(case: Case) -> Iterable[Finding]:
             node=node,
             evidence=[
                 *growing(state, INVALID),
-                Evidence(kind="sysctl", source=node, text=f"{LIBERAL} = 0"),
+                Evidence("sysctl", node, f"{LIBERAL} = 0"),
                 rule,
             ],
             fixes=[
                 Fix(
-                    summary=f"let segments outside the window pass on {node} (kube-proxy from 1.29 on: "
+                    f"let segments outside the window pass on {node} (kube-proxy from 1.29 on: "
                     "conntrack.tcpBeLiberal)",
                     cost="forged segments are checked by the endpoint alone",
                     command=f"sysctl -w {LIBERAL}=1",
@@ -68,4 +68,4 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-CHECK = Check(code="KTP221", name="StrictWindow", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP221", "StrictWindow", Severity.INFO, run)

@@ -75,7 +75,7 @@ def _finding(case: Case, all_lost: list[tuple[Untold, Entry, Path]]) -> Finding:
     if rule is not None:
         evidence.append(rule.evidence())
     else:
-        evidence.append(Evidence(kind=by.kind.value, source=f"{by.place} {by.table}".strip(), text=by.rule))
+        evidence.append(Evidence(by.kind.value, f"{by.place} {by.table}".strip(), by.rule))
     changed: Snapshot | None = None
     if not by.pod and rule is not None:
         changed = rule.removed(case.snapshot)
@@ -94,13 +94,12 @@ def _finding(case: Case, all_lost: list[tuple[Untold, Entry, Path]]) -> Finding:
         evidence=evidence,
         fixes=[
             Fix(
-                summary=f"let ICMP errors pass there (packets RELATED to a connection), or give the pods an MTU of "
-                f"{lost.limit}",
-                cost="none",
+                f"let ICMP errors pass there (packets RELATED to a connection), or give the pods an MTU of "
+                f"{lost.limit}"
             )
         ],
         cells=dict.fromkeys(e for _, e, _ in all_lost),
     )
 
 
-CHECK = Check(code="KTP222", name="SenderNotTold", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP222", "SenderNotTold", Severity.ERROR, run)

@@ -81,7 +81,7 @@ def _finding(case: Case, rule: RuleInPlace, path: Path, mended: Mended, cells: l
         evidence=[rule.evidence(), counterfactual(proof)],
         fixes=[
             Fix(
-                summary="put the pod network into firewalld's trusted zone"
+                "put the pod network into firewalld's trusted zone"
                 if rule.owner is FIREWALLD
                 else f"let the traffic pass before this rule, where it is configured ({rule.author})",
                 cost="opens what the rule closes: check what else it protects",
@@ -124,7 +124,7 @@ def _by_policy(
         evidence=[rule.evidence(), counterfactual(proof)],
         fixes=[
             Fix(
-                summary=summary,
+                summary,
                 cost=cost,
                 command=f"kubectl edit networkpolicy -n {namespace} {policy}" if namespace else None,
                 cures=mended.cures() if mended else None,
@@ -196,7 +196,7 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"if these clients should get through, allow them before this rule, where it is "
+                    f"if these clients should get through, allow them before this rule, where it is "
                     f"configured ({rule.author})",
                     cost="opens what the rule closes",
                     verified=True,
@@ -207,4 +207,4 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
         )
 
 
-CHECK = Check(code="KTP301", name="RuleStopsTraffic", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP301", "RuleStopsTraffic", Severity.ERROR, run)

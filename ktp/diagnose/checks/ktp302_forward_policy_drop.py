@@ -71,7 +71,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=_cure(node, owner),
+                    _cure(node, owner),
                     cost="the node forwards what no rule forbids",
                     command=command_of(owner, case) or command,
                     cures=mended.cures(),
@@ -97,7 +97,7 @@ def _dropping(state: NodeState) -> list[tuple[str, Owner | None, Evidence, str]]
             (
                 "policy DROP of FORWARD",
                 owner_of_policy(state, "filter", "FORWARD"),
-                Evidence(kind="policy", source=where, text=f":FORWARD DROP{count}"),
+                Evidence("policy", where, f":FORWARD DROP{count}"),
                 ("iptables" if ruleset.family == "ip" else "ip6tables") + " -P FORWARD ACCEPT",
             )
         )
@@ -108,9 +108,9 @@ def _dropping(state: NodeState) -> list[tuple[str, Owner | None, Evidence, str]]
                 f"policy drop of the chain {nft_chain.name} (table {place}, hook forward)",
                 owner_of(nft_chain.name, table=place),
                 Evidence(
-                    kind="policy",
-                    source=f"{state.name} nftables {place}",
-                    text=f"chain {nft_chain.name} "
+                    "policy",
+                    f"{state.name} nftables {place}",
+                    f"chain {nft_chain.name} "
                     f"{{ type filter hook forward priority {nft_chain.priority}; policy drop; }}",
                 ),
                 f"nft chain {place} {nft_chain.name} '{{ policy accept ; }}'",
@@ -130,4 +130,4 @@ def _cure(node: str, owner: Owner | None) -> str:
     return f"set the policy of FORWARD to ACCEPT on {node}, or accept the pod network there"
 
 
-CHECK = Check(code="KTP302", name="ForwardPolicyDrop", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP302", "ForwardPolicyDrop", Severity.ERROR, run)

@@ -56,7 +56,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"leave the Service's ports out of this rule, where it is configured ({rule.author})",
+                    f"leave the Service's ports out of this rule, where it is configured ({rule.author})",
                     cost="the connections take room in the conntrack table",
                     cures=mended.cures(),
                 )
@@ -78,4 +78,4 @@ def _untracking(entry: Entry) -> Iterable[RuleInPlace]:
     return found
 
 
-CHECK = Check(code="KTP303", name="NotTracked", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP303", "NotTracked", Severity.ERROR, run)

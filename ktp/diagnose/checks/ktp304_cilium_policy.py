@@ -69,13 +69,13 @@ def run(case: Case) -> Iterable[Finding]:
             f"{listed(dict.fromkeys(e.title for e in entries))}",
             node=node,
             evidence=[
-                Evidence(kind="rule", source=f"{node} cilium", text=by.rule),
+                Evidence("rule", f"{node} cilium", by.rule),
                 *_allowed(cilium, address),
                 counterfactual(f"without policies, {first.title} on {first.node} connects more often"),
             ],
             fixes=[
                 Fix(
-                    summary=f"if these clients should get in, allow them in {where}; by another node they come "
+                    f"if these clients should get in, allow them in {where}; by another node they come "
                     "as remote-node, which ipBlock does not match",
                     cost="these clients get in",
                     cures=mended.cures(entries),
@@ -134,4 +134,4 @@ def _allowed(cilium: CiliumState | None, address: str) -> Iterable[Evidence]:
         )
 
 
-CHECK = Check(code="KTP304", name="CiliumPolicy", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP304", "CiliumPolicy", Severity.ERROR, run)

@@ -85,7 +85,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"if these clients should get in, add an ingress rule with an ipBlock to {names[0]}",
+                    f"if these clients should get in, add an ingress rule with an ipBlock to {names[0]}",
                     cost="whoever has an address in it gets in",
                 )
             ],
@@ -152,6 +152,4 @@ def _words(policy: NetworkPolicy, stopped: _Stopped) -> str:
     return f"podSelector: {labels or 'all pods'}; lets in at port {stopped.port}: {' and '.join(whom) or 'nobody'}"
 
 
-CHECK = Check(
-    code="KTP305", name="NetworkPolicyMayDrop", severity=Severity.WARNING, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP305", "NetworkPolicyMayDrop", Severity.WARNING, run)

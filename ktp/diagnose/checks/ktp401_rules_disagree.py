@@ -52,8 +52,8 @@ def run(case: Case) -> Iterable[Finding]:
         first = (worse or changed)[0]
         after = renewed(case, first, node)
         evidence: list[Evidence] = [
-            Evidence(kind="field", source=f"API objects of {case.service.key}", text=answer_words(after)),
-            Evidence(kind="rule", source=f"rules of {node}", text=answer_words(first.cell)),
+            Evidence("field", f"API objects of {case.service.key}", answer_words(after)),
+            Evidence("rule", f"rules of {node}", answer_words(first.cell)),
             *decided_evidence(first.cell),
             counterfactual(
                 f"with the rules that kube-proxy would write, {first.title} on {node}: {after.symptom.value}"
@@ -76,8 +76,7 @@ def run(case: Case) -> Iterable[Finding]:
             if cures.lost and not worse
             else [
                 Fix(
-                    summary=f"make kube-proxy on {node} sync (is it running, can it reach the API server?)",
-                    cost="none",
+                    f"make kube-proxy on {node} sync (is it running, can it reach the API server?)",
                     command="kubectl delete pod -n kube-system -l k8s-app=kube-proxy "
                     f"--field-selector spec.nodeName={node}",
                     verified=True,
@@ -132,6 +131,4 @@ def answer_words(cell: Cell) -> str:
     return words
 
 
-CHECK = Check(
-    code="KTP401", name="RulesDisagreeWithApi", severity=Severity.ERROR, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP401", "RulesDisagreeWithApi", Severity.ERROR, run)

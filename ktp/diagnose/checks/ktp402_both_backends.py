@@ -52,9 +52,7 @@ def run(case: Case) -> Iterable[Finding]:
         for ruleset in both:
             backend = ruleset.backend.value
             count = sum(1 for c in ruleset.chain_names("nat") if c.startswith("KUBE-"))
-            evidence.append(
-                Evidence(kind="rule", source=f"{node} {backend} nat", text=f"{count} KUBE- chains")
-            )
+            evidence.append(Evidence("rule", f"{node} {backend} nat", f"{count} KUBE- chains"))
             label = f"{node} without {backend}"
             for entry in entries:
                 after = case.ask_again(entry, label, partial(backend_dropped, case.snapshot, node, backend))
@@ -72,7 +70,7 @@ def run(case: Case) -> Iterable[Finding]:
             evidence=evidence[:6],
             fixes=[
                 Fix(
-                    summary="remove the rules of the back end that kube-proxy does not use: drain and restart the node",
+                    "remove the rules of the back end that kube-proxy does not use: drain and restart the node",
                     cost="a restart of the node",
                 )
             ],
@@ -85,6 +83,4 @@ def _has_kube(ruleset: Ruleset) -> bool:
     return ruleset.chain("nat", "KUBE-SERVICES") is not None
 
 
-CHECK = Check(
-    code="KTP402", name="BothBackends", severity=Severity.WARNING, page=__doc__ or "", run=run, of_cells=True
-)
+CHECK = Check("KTP402", "BothBackends", Severity.WARNING, run, of_cells=True)

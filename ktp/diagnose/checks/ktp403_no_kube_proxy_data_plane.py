@@ -85,11 +85,11 @@ def _ways_to_look(case: Case, state: NodeState | None) -> list[Fix]:
         return []
     pods = case.snapshot.cluster.pods or ()
     command = way_to_look(state, pods, case.service.namespace, case.service.name)
-    look = Fix(summary="see its table of Services by its own tool", cost="none", command=command)
+    look = Fix("see its table of Services by its own tool", command=command)
     if not is_readable_plane(state):
         return [look]
     words = "let ktp read its tables through the agents' pods: --node-access agent"
-    return [Fix(summary=words, cost="none"), look]
+    return [Fix(words), look]
 
 
-CHECK = Check(code="KTP403", name="NoKubeProxyDataPlane", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP403", "NoKubeProxyDataPlane", Severity.INFO, run)

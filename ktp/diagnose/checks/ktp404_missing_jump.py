@@ -69,9 +69,9 @@ def run(case: Case) -> Iterable[Finding]:
             evidence=[
                 *(
                     Evidence(
-                        kind="rule",
-                        source=f"{node} {ruleset.backend.value} nat",
-                        text=f"no rule of {base} jumps to {chain}, though {chain} exists",
+                        "rule",
+                        f"{node} {ruleset.backend.value} nat",
+                        f"no rule of {base} jumps to {chain}, though {chain} exists",
                     )
                     for ruleset, base, chain, _ in missing
                 ),
@@ -79,8 +79,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"restart kube-proxy on {node}: it makes the jumps anew at its start",
-                    cost="none",
+                    f"restart kube-proxy on {node}: it makes the jumps anew at its start",
                     command="kubectl delete pod -n kube-system -l k8s-app=kube-proxy "
                     f"--field-selector spec.nodeName={node}",
                     cures=mended.cures(),
@@ -139,4 +138,4 @@ def _restored(snapshot: Snapshot, state: NodeState) -> Snapshot:
     return with_state(snapshot, replace(state, rulesets=rulesets))
 
 
-CHECK = Check(code="KTP404", name="MissingJump", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP404", "MissingJump", Severity.ERROR, run)

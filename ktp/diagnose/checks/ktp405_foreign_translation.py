@@ -59,7 +59,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"remove the rule where it is configured ({rule.author}), or choose another node port",
+                    f"remove the rule where it is configured ({rule.author}), or choose another node port",
                     cost="whatever used the rule loses it",
                     verified=True,
                     outcome=f"{len(mended)} ways in then lead to the Service",
@@ -135,4 +135,4 @@ def pod_of_host_port(case: Case, rule: RuleInPlace, entry: Entry) -> tuple[Pod, 
     return None
 
 
-CHECK = Check(code="KTP405", name="ForeignTranslation", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP405", "ForeignTranslation", Severity.ERROR, run)

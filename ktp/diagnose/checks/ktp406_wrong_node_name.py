@@ -92,9 +92,8 @@ def _finding(case: Case, node: str, name: str) -> Finding:
         evidence=evidence,
         fixes=[
             Fix(
-                summary=f"give kube-proxy on {node} the Node's name (--hostname-override={node}, or hostnameOverride "
+                f"give kube-proxy on {node} the Node's name (--hostname-override={node}, or hostnameOverride "
                 "in its configuration), and restart it",
-                cost="none",
                 verified=bool(lost),
                 outcome=f"{service.key} stays reachable on {node}" if lost else "",
                 cures=mended.cures() if mended else None,
@@ -126,4 +125,4 @@ def _renamed(case: Case, node: str) -> Snapshot:
     return reprogrammed(with_state(case.snapshot, named), case.snapshot.cluster, case.service.key, {node})
 
 
-CHECK = Check(code="KTP406", name="WrongNodeName", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP406", "WrongNodeName", Severity.ERROR, run)

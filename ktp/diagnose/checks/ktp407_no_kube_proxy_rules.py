@@ -53,9 +53,9 @@ def run(case: Case) -> Iterable[Finding]:
             node=node,
             evidence=[
                 Evidence(
-                    kind="rule",
-                    source=f"rules of {node}",
-                    text=f"no chain KUBE-SERVICES in nat, no nftables table kube-proxy, no virtual server; "
+                    "rule",
+                    f"rules of {node}",
+                    f"no chain KUBE-SERVICES in nat, no nftables table kube-proxy, no virtual server; "
                     f"{chains} other KUBE- chains",
                 ),
                 field(
@@ -66,8 +66,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"start kube-proxy on {node} and look at its log",
-                    cost="none",
+                    f"start kube-proxy on {node} and look at its log",
                     command=restart_command(node),
                     outcome=f"by the API objects {len(wanted)} of {len(cells)} failing ways in on {node} then connect",
                 )
@@ -76,4 +75,4 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-CHECK = Check(code="KTP407", name="NoKubeProxyRules", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP407", "NoKubeProxyRules", Severity.ERROR, run)

@@ -82,7 +82,7 @@ def _finding(node: str, state: NodeState, cells: list[Entry], rule: RuleInPlace)
         evidence=[
             rule.evidence(),
             *(
-                Evidence(kind="rule", source=f"{node} {r.backend.value} {table}", text=text)
+                Evidence("rule", f"{node} {r.backend.value} {table}", text)
                 for r in state.rulesets
                 for table, text in _missing(r)
             ),
@@ -93,7 +93,7 @@ def _finding(node: str, state: NodeState, cells: list[Entry], rule: RuleInPlace)
         ],
         fixes=[
             Fix(
-                summary=f"restart the kubelet on {node}: up to 1.26 it writes the rule anew",
+                f"restart the kubelet on {node}: up to 1.26 it writes the rule anew",
                 cost="none; the clients time out then, and health checks see it",
                 command="systemctl restart kubelet",
                 verified=True,
@@ -149,6 +149,4 @@ def _restored(snapshot: Snapshot, state: NodeState) -> Snapshot:
     return with_state(snapshot, replace(state, rulesets=tuple(rulesets)))
 
 
-CHECK = Check(
-    code="KTP408", name="MarkDropMissing", severity=Severity.ERROR, page=__doc__ or "", run=run, of_cells=True
-)
+CHECK = Check("KTP408", "MarkDropMissing", Severity.ERROR, run, of_cells=True)

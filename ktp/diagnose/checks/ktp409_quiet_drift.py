@@ -74,20 +74,15 @@ def run(case: Case) -> Iterable[Finding]:
                 f"port {port.name or port.port}: {'; '.join(parts)}",
                 node=node,
                 evidence=[
+                    Evidence("rule", f"rules of {node}", listed(sorted(programmed), 8) or "none"),
                     Evidence(
-                        kind="rule", source=f"rules of {node}", text=listed(sorted(programmed), 8) or "none"
-                    ),
-                    Evidence(
-                        kind="field",
-                        source=f"EndpointSlices of {case.service.key}",
-                        text=listed(sorted(wanted), 8) or "none",
+                        "field", f"EndpointSlices of {case.service.key}", listed(sorted(wanted), 8) or "none"
                     ),
                     *kube_proxy_evidence(case, node),
                 ],
                 fixes=[
                     Fix(
-                        summary=f"if it stays so, restart kube-proxy on {node} and look at its log",
-                        cost="none",
+                        f"if it stays so, restart kube-proxy on {node} and look at its log",
                         command=restart_command(node),
                     )
                 ],
@@ -174,4 +169,4 @@ def _nft_targets(table: NftTable, case: Case, port: ServicePort) -> Iterator[str
                     yield from (host_port(e.ip, e.port or 0) for e in ends if e is not None)
 
 
-CHECK = Check(code="KTP409", name="QuietDrift", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP409", "QuietDrift", Severity.INFO, run)

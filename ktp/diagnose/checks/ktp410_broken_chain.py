@@ -88,9 +88,7 @@ def run(case: Case) -> Iterable[Finding]:
             node=node,
             evidence=[
                 *(
-                    Evidence(
-                        kind="rule", source=f"{node} {ruleset.backend.value} {table}", text=f"{chain}: {why}"
-                    )
+                    Evidence("rule", f"{node} {ruleset.backend.value} {table}", f"{chain}: {why}")
                     for ruleset, table, chain, why, _ in broken
                 ),
                 counterfactual(
@@ -105,8 +103,7 @@ def run(case: Case) -> Iterable[Finding]:
 
 def _restart(node: str, outcome: str) -> Fix:
     return Fix(
-        summary=f"restart kube-proxy on {node}: it writes its chains anew",
-        cost="none",
+        f"restart kube-proxy on {node}: it writes its chains anew",
         command=restart_command(node),
         verified=True,
         outcome=outcome,
@@ -189,4 +186,4 @@ def _restored(snapshot: Snapshot, state: NodeState) -> Snapshot:
     return with_state(snapshot, replace(state, rulesets=tuple(rulesets)))
 
 
-CHECK = Check(code="KTP410", name="BrokenChain", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP410", "BrokenChain", Severity.ERROR, run)

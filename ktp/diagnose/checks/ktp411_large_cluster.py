@@ -55,8 +55,8 @@ def _uncommented(state: NodeState) -> Iterable[Evidence]:
             chain = ruleset.chain("nat", name)
             line = chain.raw(len(chain) - 1) if chain is not None and len(chain) else ""
             if line and "--comment" not in line:
-                yield Evidence(kind="rule", source=f"{state.name} {ruleset.backend.value} nat", text=line)
+                yield Evidence("rule", f"{state.name} {ruleset.backend.value} nat", line)
             return
 
 
-CHECK = Check(code="KTP411", name="LargeCluster", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP411", "LargeCluster", Severity.INFO, run)

@@ -58,11 +58,11 @@ def run(case: Case) -> Iterable[Finding]:
                     if plane
                     else f"{case.examiner.proxy(first.node).versions}: {first.asked.intent.decided_by}",
                 ),
-                Evidence(kind="route", source=first.node, text=first.cell.reason),
+                Evidence("route", first.node, first.cell.reason),
             ],
-            fixes=[Fix(summary="on nodes, dial the Service's cluster IP instead", cost="none")],
+            fixes=[Fix("on nodes, dial the Service's cluster IP instead")],
             cells=entries,
         )
 
 
-CHECK = Check(code="KTP412", name="LeftAlone", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP412", "LeftAlone", Severity.INFO, run)

@@ -57,8 +57,8 @@ def run(case: Case) -> Iterable[Finding]:
             f"{answer_words(after)}, by the maps {answer_words(first.cell)}; the agent there has not synced",
             node=node,
             evidence=[
-                Evidence(kind="field", source=f"API objects of {case.service.key}", text=answer_words(after)),
-                Evidence(kind="rule", source=f"maps of {node}", text=answer_words(first.cell)),
+                Evidence("field", f"API objects of {case.service.key}", answer_words(after)),
+                Evidence("rule", f"maps of {node}", answer_words(first.cell)),
                 *decided_evidence(first.cell),
                 counterfactual(
                     f"with the maps that the agent would write, {first.title} on {node}: {after.symptom.value}"
@@ -67,8 +67,7 @@ def run(case: Case) -> Iterable[Finding]:
             severity=Severity.ERROR if worse else Severity.WARNING,
             fixes=[
                 Fix(
-                    summary=f"make Cilium's agent on {node} sync (is it running, can it reach the API server?)",
-                    cost="none",
+                    f"make Cilium's agent on {node} sync (is it running, can it reach the API server?)",
                     command="kubectl delete pod -n kube-system -l k8s-app=cilium "
                     f"--field-selector spec.nodeName={node}",
                     cures=cures,
@@ -80,4 +79,4 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-CHECK = Check(code="KTP413", name="CiliumMapsDisagree", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP413", "CiliumMapsDisagree", Severity.ERROR, run)

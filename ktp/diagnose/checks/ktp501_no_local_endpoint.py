@@ -210,7 +210,7 @@ def _virtual_server(entry: Entry) -> list[Evidence]:
         if servers
         else "has no real server that takes connections"
     )
-    return [Evidence(kind="rule", source=f"{node} ipvs", text=f"{step.text}: {behind}")]
+    return [Evidence("rule", f"{node} ipvs", f"{step.text}: {behind}")]
 
 
 def _with_pod(case: Case, entry: Entry, node: str) -> Cell:
@@ -244,7 +244,7 @@ def _marked(entry: Entry) -> list[Evidence]:
     if rule is None:
         return []
     where = f"{rule.node} {rule.backend} {rule.table}" + (f" line {rule.line}" if rule.line else "")
-    return [Evidence(kind="rule", source=where, text=rule.text)]
+    return [Evidence("rule", where, rule.text)]
 
 
 def _not_ready_here(selection: EndpointSelection, name: str) -> str:
@@ -270,7 +270,7 @@ def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod:
         )
         fixes.append(
             Fix(
-                summary=f"send traffic only to the nodes that hold a pod: {listed(good)}{check}",
+                f"send traffic only to the nodes that hold a pod: {listed(good)}{check}",
                 cost="none; the client's address stays",
                 verified=True,
                 outcome="clients outside connect",
@@ -279,7 +279,7 @@ def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod:
     policies = policies_of_pods(case)
     fixes.append(
         Fix(
-            summary=f"run a ready pod on {node} (a DaemonSet, or topologySpreadConstraints over the hostname)",
+            f"run a ready pod on {node} (a DaemonSet, or topologySpreadConstraints over the hostname)",
             cost="pods on more nodes; the client's address stays",
             # A new pod meets what the policies that select it say, and its rules cannot be foretold.
             cures=None if policies or by_pod is None else by_pod.cures(cells),
@@ -293,7 +293,7 @@ def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod:
     )
     fixes.append(
         Fix(
-            summary="set externalTrafficPolicy: Cluster",
+            "set externalTrafficPolicy: Cluster",
             cost="the pods see a node's address, not the client's; perhaps one hop more",
             patch={"spec": {"externalTrafficPolicy": "Cluster"}},
             command=(
@@ -307,4 +307,4 @@ def _fixes(case: Case, node: str, cells: list[Entry], by_policy: Mended, by_pod:
     return fixes
 
 
-CHECK = Check(code="KTP501", name="NoLocalEndpoint", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP501", "NoLocalEndpoint", Severity.ERROR, run)

@@ -60,12 +60,12 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"run a ready pod on {node} (a DaemonSet)",
+                    f"run a ready pod on {node} (a DaemonSet)",
                     cost="a pod on every node that has clients",
                     cures=mended.cures(),
                 ),
                 Fix(
-                    summary="set internalTrafficPolicy: Cluster",
+                    "set internalTrafficPolicy: Cluster",
                     cost="traffic may leave the node",
                     patch={"spec": {"internalTrafficPolicy": "Cluster"}},
                 ),
@@ -74,6 +74,4 @@ def run(case: Case) -> Iterable[Finding]:
         )
 
 
-CHECK = Check(
-    code="KTP502", name="InternalPolicyNoLocalEndpoint", severity=Severity.ERROR, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP502", "InternalPolicyNoLocalEndpoint", Severity.ERROR, run)

@@ -70,18 +70,15 @@ def run(case: Case) -> Iterable[Finding]:
             evidence=[field(f"usable endpoints of {worst.frontend} by node", text)],
             fixes=[
                 Fix(
-                    summary="spread the pods evenly with topologySpreadConstraints (maxSkew: 1, kubernetes.io/hostname)"
+                    "spread the pods evenly with topologySpreadConstraints (maxSkew: 1, kubernetes.io/hostname)"
                     + (f": {moved}" if moved else ""),
                     cost=f"{len(moves)} pod{'s' * (len(moves) != 1)} must move"
                     if moves
                     else "pods must be added",
                 ),
-                Fix(
-                    summary="let the load balancer weigh nodes by their pods",
-                    cost="only some providers can",
-                ),
+                Fix("let the load balancer weigh nodes by their pods", cost="only some providers can"),
             ],
         )
 
 
-CHECK = Check(code="KTP503", name="UnevenLoad", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP503", "UnevenLoad", Severity.INFO, run)

@@ -52,13 +52,13 @@ def run(case: Case) -> Iterable[Finding]:
             nodes=nodes,
             evidence=[
                 Evidence(
-                    kind="field",
-                    source="the matrix",
-                    text=f"{node}: from outside {_symptom(case, title, node, Vantage.EXTERNAL)}, on the node connects",
+                    "field",
+                    "the matrix",
+                    f"{node}: from outside {_symptom(case, title, node, Vantage.EXTERNAL)}, on the node connects",
                 )
                 for node in nodes[:3]
             ],
-            fixes=[Fix(summary="test from outside the cluster", cost="none")],
+            fixes=[Fix("test from outside the cluster")],
         )
 
 
@@ -69,4 +69,4 @@ def _symptom(case: Case, title: str, node: str, vantage: Vantage) -> str:
     return "unknown"
 
 
-CHECK = Check(code="KTP504", name="NodeSeesOtherAnswer", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP504", "NodeSeesOtherAnswer", Severity.INFO, run)

@@ -55,11 +55,10 @@ def run(case: Case) -> Iterable[Finding]:
         f"pods of other nodes that dial {cells[0].title} on {listed(nodes)} lose answers, which miss the node that "
         "translates",
         nodes=nodes,
-        evidence=[Evidence(kind="route", source=cells[0].node, text=text)],
+        evidence=[Evidence("route", cells[0].node, text)],
         fixes=[
             Fix(
-                summary="let pods dial the cluster IP instead of another node's node port",
-                cost="none",
+                "let pods dial the cluster IP instead of another node's node port",
                 verified=True,
                 outcome="the cluster IP is translated on the pod's own node",
             )
@@ -69,4 +68,4 @@ def run(case: Case) -> Iterable[Finding]:
     )
 
 
-CHECK = Check(code="KTP505", name="AnswerByOtherWay", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP505", "AnswerByOtherWay", Severity.WARNING, run)

@@ -70,7 +70,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fixes=[
                 Fix(
-                    summary=f"exempt traffic to the pod network from the rule, where it is configured ({rule.author})",
+                    f"exempt traffic to the pod network from the rule, where it is configured ({rule.author})",
                     cost="where pods have no route back to the clients, answers are lost",
                     verified=True,
                     outcome=f"without the rule {len(kept)} ways in keep the client's address",
@@ -90,4 +90,4 @@ def _sources(entry: Entry) -> Iterator[RuleInPlace]:
                     yield rule
 
 
-CHECK = Check(code="KTP506", name="SourceLost", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP506", "SourceLost", Severity.WARNING, run)

@@ -50,7 +50,7 @@ def run(case: Case) -> Iterable[Finding]:
         ],
         fixes=[
             Fix(
-                summary="set externalTrafficPolicy: Cluster",
+                "set externalTrafficPolicy: Cluster",
                 cost="none for the load balancer's traffic; clients of node ports are masqueraded",
                 patch={"spec": {"externalTrafficPolicy": "Cluster"}},
             )
@@ -58,4 +58,4 @@ def run(case: Case) -> Iterable[Finding]:
     )
 
 
-CHECK = Check(code="KTP507", name="LocalWithoutEffect", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP507", "LocalWithoutEffect", Severity.INFO, run)

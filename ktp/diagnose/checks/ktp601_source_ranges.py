@@ -67,7 +67,7 @@ def run(case: Case) -> Iterable[Finding]:
         ],
         fixes=[
             Fix(
-                summary="add the client's network to spec.loadBalancerSourceRanges",
+                "add the client's network to spec.loadBalancerSourceRanges",
                 cost="those clients may then use the load balancer",
                 cures=mended.cures(cells),
             )
@@ -85,4 +85,4 @@ def _open(case: Case) -> Snapshot:
     return reprogrammed(case.snapshot, changed, service.key)
 
 
-CHECK = Check(code="KTP601", name="SourceRangesExclude", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP601", "SourceRangesExclude", Severity.INFO, run)

@@ -49,13 +49,11 @@ def run(case: Case) -> Iterable[Finding]:
         ],
         fixes=[
             Fix(
-                summary="set the policy to Cluster and back to Local, so that the API server allocates a port",
+                "set the policy to Cluster and back to Local, so that the API server allocates a port",
                 cost="for a moment the pods see a node's address instead of the client's",
             )
         ],
     )
 
 
-CHECK = Check(
-    code="KTP602", name="HealthCheckPortMissing", severity=Severity.WARNING, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP602", "HealthCheckPortMissing", Severity.WARNING, run)

@@ -69,9 +69,7 @@ def run(case: Case) -> Iterable[Finding]:
         elif answer.decided_by is not None and answer.disposition is Disposition.DROPPED:
             decided = answer.decided_by
             evidence = Evidence(
-                kind=decided.kind.value,
-                source=f"{node} {decided.backend} {decided.table}".strip(),
-                text=decided.rule,
+                decided.kind.value, f"{node} {decided.backend} {decided.table}".strip(), decided.rule
             )
             yield _finding(case, node, number, answer, f"{answer.reason}", [evidence], verified=False)
 
@@ -133,7 +131,7 @@ def _blocked(
 
 def _not_listening(case: Case, node: str, number: int, answer: FlowAnswer) -> Finding:
     evidence = [
-        Evidence(kind="socket", source=f"{node} ss -lntu", text=f"nothing listens on port {number}"),
+        Evidence("socket", f"{node} ss -lntu", f"nothing listens on port {number}"),
         *kube_proxy_evidence(case, node),
     ]
     return _finding(case, node, number, answer, "nobody listens there", evidence, verified=False)
@@ -162,7 +160,7 @@ def _finding(
         evidence=[field(f"Service {case.service.key}", f"spec.healthCheckNodePort: {number}"), *evidence],
         fixes=[
             Fix(
-                summary=f"let the load balancer's addresses reach TCP port {number} on {node}"
+                f"let the load balancer's addresses reach TCP port {number} on {node}"
                 if verified
                 else f"see why kube-proxy on {node} does not answer on port {number}",
                 cost="the port tells anybody who reaches it how many endpoints the node holds",
@@ -174,4 +172,4 @@ def _finding(
     )
 
 
-CHECK = Check(code="KTP603", name="HealthCheckBlocked", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP603", "HealthCheckBlocked", Severity.ERROR, run)

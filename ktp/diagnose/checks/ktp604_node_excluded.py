@@ -72,14 +72,14 @@ def run(case: Case) -> Iterable[Finding]:
         ],
         fixes=[
             Fix(
-                summary="remove the label",
+                "remove the label",
                 cost="the load balancer then sends traffic to these nodes for every Service",
                 command=f"kubectl label node {next(iter(excluded))} {next(iter(excluded.values()))}-",
             ),
-            Fix(summary="keep the pods off these nodes (a node affinity)", cost="the pods move"),
+            Fix("keep the pods off these nodes (a node affinity)", cost="the pods move"),
         ],
         severity=Severity.ERROR if every else Severity.WARNING,
     )
 
 
-CHECK = Check(code="KTP604", name="NodeExcluded", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP604", "NodeExcluded", Severity.WARNING, run)

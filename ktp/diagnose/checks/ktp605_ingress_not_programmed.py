@@ -55,4 +55,4 @@ def run(case: Case) -> Iterable[Finding]:
             )
 
 
-CHECK = Check(code="KTP605", name="IngressNotProgrammed", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP605", "IngressNotProgrammed", Severity.INFO, run)

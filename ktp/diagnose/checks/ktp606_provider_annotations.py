@@ -54,7 +54,7 @@ def run(case: Case) -> Iterable[Finding]:
                 f"{annotation.provider} does not know the value {value!r} of {annotation.key}: it takes "
                 f"{listed(annotation.values, 8)}",
                 evidence=[_evidence(service, annotation.key, value)],
-                fixes=[Fix(summary=f"write one of {listed(annotation.values, 8)}", cost="none")],
+                fixes=[Fix(f"write one of {listed(annotation.values, 8)}")],
                 severity=Severity.WARNING,
             )
         elif annotation.selects_nodes:
@@ -70,7 +70,7 @@ def run(case: Case) -> Iterable[Finding]:
                         f"spec.externalTrafficPolicy: {service.external_traffic_policy}",
                     ),
                 ],
-                fixes=[Fix(summary=conflict.cure, cost="none")],
+                fixes=[Fix(conflict.cure)],
                 severity=Severity.WARNING,
             )
     yield from _summaries(case, found)
@@ -109,7 +109,7 @@ def _selector(case: Case, annotation: Annotation, value: str) -> Iterable[Findin
         ],
         fixes=[
             Fix(
-                summary="label the nodes so, or correct the selector",
+                "label the nodes so, or correct the selector",
                 cost="these nodes get traffic of the load balancer",
             )
         ],
@@ -174,7 +174,7 @@ def _metallb(case: Case) -> Iterable[Finding]:
                         f"Service {other.key}", f"spec.externalTrafficPolicy: {other.external_traffic_policy}"
                     ),
                 ],
-                fixes=[Fix(summary="give each Service an address of its own", cost="one address more")],
+                fixes=[Fix("give each Service an address of its own", cost="one address more")],
                 severity=Severity.WARNING,
             )
     if service.external_traffic_policy != "Local":
@@ -208,4 +208,4 @@ def _metallb(case: Case) -> Iterable[Finding]:
     )
 
 
-CHECK = Check(code="KTP606", name="ProviderAnnotations", severity=Severity.INFO, page=__doc__ or "", run=run)
+CHECK = Check("KTP606", "ProviderAnnotations", Severity.INFO, run)

@@ -66,8 +66,7 @@ def run(case: Case) -> Iterable[Finding]:
         ],
         fixes=[
             Fix(
-                summary="see the Service's events and the load balancer controller's log",
-                cost="none",
+                "see the Service's events and the load balancer controller's log",
                 command=f"kubectl describe svc -n {service.namespace} {service.name}",
             )
         ],
@@ -225,6 +224,4 @@ def _words(pool: AddressPool) -> str:
     return f"addresses: {ranges}{'' if pool.auto_assign else '; autoAssign: false'}{only}{chosen}{closed}{conflict}"
 
 
-CHECK = Check(
-    code="KTP607", name="LoadBalancerPending", severity=Severity.WARNING, page=__doc__ or "", run=run
-)
+CHECK = Check("KTP607", "LoadBalancerPending", Severity.WARNING, run)

@@ -116,7 +116,7 @@ def _unadvertised(
             field(f"{kind} {pool.name}", "addresses: " + _ranges(pool)),
             *(field(f"{a.kind} {a.name}", _of(a)) for a in others[:4]),
         ],
-        fixes=[Fix(summary=wanted, cost="its addresses become known on the network")],
+        fixes=[Fix(wanted, cost="its addresses become known on the network")],
         # Addresses of Cilium's pools may be announced by others, a static route among them.
         severity=Severity.WARNING if of_cilium else Severity.ERROR,
     )
@@ -172,17 +172,10 @@ def _from_no_node(case: Case, mine: list[Advertisement], ip: IPAddress) -> Itera
         nodes=sorted(selected)[:8],
         severity=Severity.WARNING if selected and not able else Severity.ERROR,
         fixes=[
-            Fix(
-                summary=f"let the advertisement be from nodes that hold a pod (spec.{_selector(mine)})",
-                cost="none",
-            )
+            Fix(f"let the advertisement be from nodes that hold a pod (spec.{_selector(mine)})")
             if able
-            else Fix(summary=f"correct spec.{_selector(mine)}, or the nodes' labels", cost="none"),
-            *(
-                [Fix(summary=f"run a ready pod on {listed(sorted(able))}", cost="pods on more nodes")]
-                if able
-                else []
-            ),
+            else Fix(f"correct spec.{_selector(mine)}, or the nodes' labels"),
+            *([Fix(f"run a ready pod on {listed(sorted(able))}", cost="pods on more nodes")] if able else []),
         ],
     )
 
@@ -234,24 +227,22 @@ def _from_a_wrong_node(case: Case, announcers: tuple[Announcer, ...]) -> Iterabl
 def _by_cilium() -> list[Fix]:
     return [
         Fix(
-            summary="let the CiliumL2AnnouncementPolicy be from nodes that hold a pod (spec.nodeSelector)",
+            "let the CiliumL2AnnouncementPolicy be from nodes that hold a pod (spec.nodeSelector)",
             cost="the address moves to another node: connections of now end",
         ),
         Fix(
-            summary="announce the address over BGP (CiliumBGPAdvertisement): under Local only nodes with a pod do",
+            "announce the address over BGP (CiliumBGPAdvertisement): under Local only nodes with a pod do",
             cost="routers that speak BGP",
         ),
     ]
 
 
 _WHO_MOVES: Mapping[Provider, Callable[[str], list[Fix]]] = {
-    Provider.METALLB: lambda node: [
-        Fix(summary=f"see the log of MetalLB's speaker on {node}: it has not followed", cost="none")
-    ],
+    Provider.METALLB: lambda node: [Fix(f"see the log of MetalLB's speaker on {node}: it has not followed")],
     Provider.CILIUM: lambda _node: _by_cilium(),
     Provider.KUBE_VIP: lambda _node: [
         Fix(
-            summary="give each Service an election of its own (kube-vip's svc_election): nodes with a pod take part",
+            "give each Service an election of its own (kube-vip's svc_election): nodes with a pod take part",
             cost="a Lease a Service",
         )
     ],
@@ -296,4 +287,4 @@ def _selector(found: list[Advertisement]) -> str:
     return "nodeSelector" if all(a.provider is Provider.CILIUM for a in found) else "nodeSelectors"
 
 
-CHECK = Check(code="KTP608", name="NotAnnounced", severity=Severity.ERROR, page=__doc__ or "", run=run)
+CHECK = Check("KTP608", "NotAnnounced", Severity.ERROR, run)

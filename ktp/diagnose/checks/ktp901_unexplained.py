@@ -33,4 +33,4 @@ def run(case: Case) -> Iterable[Finding]:  # noqa: ARG001 - the report adds thes
     return ()
 
 
-CHECK = Check(code="KTP901", name="Unexplained", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP901", "Unexplained", Severity.WARNING, run)

@@ -38,4 +38,4 @@ def run(case: Case) -> Iterable[Finding]:  # noqa: ARG001 - the probe adds these
     return ()
 
 
-CHECK = Check(code="KTP902", name="ProbeDisagrees", severity=Severity.WARNING, page=__doc__ or "", run=run)
+CHECK = Check("KTP902", "ProbeDisagrees", Severity.WARNING, run)

@@ -23,11 +23,7 @@ def kube_proxy_evidence(case: Case, node: str) -> list[Evidence]:
         port = _healthz_port(state)
         if port and not any(s.protocol == "tcp" and s.port == port for s in state.sockets):
             out.append(
-                Evidence(
-                    kind="socket",
-                    source=f"{node} ss -lntu",
-                    text=f"nothing listens on kube-proxy's healthz port {port}",
-                )
+                Evidence("socket", f"{node} ss -lntu", f"nothing listens on kube-proxy's healthz port {port}")
             )
     return out
 

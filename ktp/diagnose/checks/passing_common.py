@@ -29,7 +29,7 @@ def growing(state: NodeState | None, *names: str) -> list[Evidence]:
     seconds = state.counters.seconds
     within = f" in {seconds:.0f} s" if seconds is not None and seconds >= 1 else " between two readings"
     return [
-        Evidence(kind="counter", source=state.name, text=f"{name} grew by {by}{within}, of the whole node")
+        Evidence("counter", state.name, f"{name} grew by {by}{within}, of the whole node")
         for name, by in growth(state, names).items()
     ]
 
@@ -43,7 +43,7 @@ def strict_drop(state: NodeState | None) -> Evidence | None:
             purpose = purpose_of(rule, ruleset)
             if purpose is not None and purpose.aim is Aim.DROP_INVALID:
                 source = f"{state.name} {ruleset.backend.value} filter line {rule.line}"
-                return Evidence(kind="rule", source=source, text=rule.text)
+                return Evidence("rule", source, rule.text)
     if state.nft is None:
         return None
     from ktp.explain.nft_kube import purpose_of_nft
@@ -54,5 +54,5 @@ def strict_drop(state: NodeState | None) -> Evidence | None:
                 found = purpose_of_nft(table, name, nft_rule)
                 if found is not None and found.aim is Aim.DROP_INVALID:
                     where = f"{state.name} nftables {table.family} {table.name} {name}"
-                    return Evidence(kind="rule", source=where, text=nft_rule.text)
+                    return Evidence("rule", where, nft_rule.text)
     return None

@@ -102,7 +102,7 @@ class RuleInPlace:
         """The rule with its place and counter."""
         where = f"{self.node} {self.backend} {self.place}" + (f" line {self.line}" if self.line else "")
         count = f" [{self.packets} packets so far]" if self.packets is not None else ""
-        return Evidence(kind="rule", source=where, text=self.text + count)
+        return Evidence("rule", where, self.text + count)
 
     def removed(self, snapshot: Snapshot) -> Snapshot | None:
         """The snapshot without it."""
