@@ -39,11 +39,12 @@ class Check:
         node: str | None = None,
         nodes: Sequence[str] = (),
         evidence: Iterable[Evidence] = (),
+        fix: Fix | None = None,
         fixes: Iterable[Fix] = (),
         cells: Iterable[Entry] = (),
         severity: Severity | None = None,
     ) -> Finding:
-        """A finding of this check."""
+        """A finding of this check, with one `fix` or several; what was tried and mends nothing is no advice."""
         return Finding(
             code=self.code,
             name=self.name,
@@ -52,7 +53,7 @@ class Check:
             node=node,
             nodes=tuple(nodes) or ((node,) if node is not None else ()),
             evidence=tuple(evidence),
-            fixes=tuple(fix for fix in fixes if not is_useless(fix)),
+            fixes=tuple(f for f in (fix, *fixes) if f is not None and not is_useless(f)),
             cells=tuple(e.key for e in cells),
         )
 
@@ -80,6 +81,11 @@ def field(source: str, text: str) -> Evidence:
 def counterfactual(text: str) -> Evidence:
     """What the same engine answered to the changed snapshot."""
     return Evidence("counterfactual", "ktp", text)
+
+
+def mending(change: str, cells: Sequence[Entry], outcome: str = "connects") -> list[Evidence]:
+    """That with a change the first of the cells that it mends fares better; nothing where it mends none."""
+    return [counterfactual(f"{change}, {e.title} on {e.node} {outcome}") for e in cells[:1]]
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:

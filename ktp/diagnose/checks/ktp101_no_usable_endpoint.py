@@ -71,7 +71,7 @@ def run(case: Case) -> Iterable[Finding]:
     yield CHECK.finding(
         f"{service.key} has no usable endpoint anywhere: {why}",
         evidence=evidence,
-        fixes=[Fix("give the Service a ready endpoint", cures=mended.cures(entries) if mended else None)],
+        fix=Fix("give the Service a ready endpoint", cures=mended.cures(entries) if mended else None),
         cells=entries,
     )
 

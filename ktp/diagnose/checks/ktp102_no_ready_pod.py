@@ -56,13 +56,11 @@ def run(case: Case) -> Iterable[Finding]:
         f"{len(pods)} pod{'s' * (len(pods) != 1)} match{'es' * (len(pods) == 1)} {selector_text(service.selector)}, "
         f"none is ready: {why_not_ready(pods[0])} ({pods[0].name})",
         evidence=evidence,
-        fixes=[
-            Fix(
-                "make the pods ready",
-                command=f"kubectl describe pod -n {service.namespace} {pods[0].name}",
-                cures=mended.cures(entries) if mended else None,
-            )
-        ],
+        fix=Fix(
+            "make the pods ready",
+            command=f"kubectl describe pod -n {service.namespace} {pods[0].name}",
+            cures=mended.cures(entries) if mended else None,
+        ),
         cells=entries,
     )
 

@@ -27,7 +27,7 @@ from difflib import SequenceMatcher
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import pod_added
-from ktp.diagnose.checks.base import Check, counterfactual, field
+from ktp.diagnose.checks.base import Check, field, mending
 from ktp.diagnose.checks.endpoints_common import selected_pods, selector_text, without_endpoints
 from ktp.model.cluster import Pod
 from ktp.model.diagnosis import Finding, Fix, Severity
@@ -46,22 +46,15 @@ def run(case: Case) -> Iterable[Finding]:
         evidence.append(field(f"Pod {pod.key}", f"comes nearest; it lacks {missing}"))
     node = entries[0].node
     mended = case.mended(entries, f"pod on {node}", lambda: pod_added(case, node), node)
-    if mended:
-        evidence.append(
-            counterfactual(
-                f"with a ready pod that matches on {node}, {mended[0].title} on {mended[0].node} connects"
-            )
-        )
+    evidence += mending(f"with a ready pod that matches on {node}", mended)
     yield CHECK.finding(
         f"the selector {selector_text(service.selector)} matches no pod in namespace {service.namespace}",
         evidence=evidence,
-        fixes=[
-            Fix(
-                "correct spec.selector or the pods' labels, or scale the workload up",
-                command=f"kubectl get pods -n {service.namespace} --show-labels",
-                cures=mended.cures(entries) if mended else None,
-            )
-        ],
+        fix=Fix(
+            "correct spec.selector or the pods' labels, or scale the workload up",
+            command=f"kubectl get pods -n {service.namespace} --show-labels",
+            cures=mended.cures(entries) if mended else None,
+        ),
         cells=entries,
     )
 

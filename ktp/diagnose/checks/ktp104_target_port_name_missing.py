@@ -30,7 +30,7 @@ from functools import partial
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import port_listed
-from ktp.diagnose.checks.base import Check, counterfactual, field, listed
+from ktp.diagnose.checks.base import Check, field, listed, mending
 from ktp.diagnose.checks.endpoints_common import (
     names_no_container_port,
     of_port,
@@ -69,12 +69,7 @@ def run(case: Case) -> Iterable[Finding]:
             ),
             field(f"Pod {without[0].key}", f"container ports: {declared or 'none declared'}"),
         ]
-        if mended:
-            evidence.append(
-                counterfactual(
-                    f"with that port in the slices, {mended[0].title} on {mended[0].node} connects"
-                )
-            )
+        evidence += mending("with that port in the slices", mended)
         who = (
             "no container of its pods has"
             if every
@@ -83,13 +78,11 @@ def run(case: Case) -> Iterable[Finding]:
         yield CHECK.finding(
             f"{case.service.key}: targetPort {port.target_port} of port {port.port} is a name that {who}",
             evidence=evidence,
-            fixes=[
-                Fix(
-                    f"name the container port {port.target_port}, or put the port's number into targetPort",
-                    cost="a new pod template restarts the pods; targetPort does not",
-                    cures=mended.cures() if mended else None,
-                )
-            ],
+            fix=Fix(
+                f"name the container port {port.target_port}, or put the port's number into targetPort",
+                cost="a new pod template restarts the pods; targetPort does not",
+                cures=mended.cures() if mended else None,
+            ),
             cells=cells,
             severity=Severity.ERROR if every else Severity.WARNING,
         )

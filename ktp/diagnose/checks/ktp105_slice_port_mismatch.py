@@ -30,7 +30,7 @@ from functools import partial
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import port_listed
-from ktp.diagnose.checks.base import Check, counterfactual, field, listed
+from ktp.diagnose.checks.base import Check, field, listed, mending
 from ktp.diagnose.checks.endpoints_common import (
     names_no_container_port,
     of_port,
@@ -76,16 +76,12 @@ def run(case: Case) -> Iterable[Finding]:
                     f"Service {case.service.key}", f'spec.ports: name "{port.name}", protocol {port.protocol}'
                 ),
                 field(f"EndpointSlices of {case.service.key}", f"ports: {found}"),
-                counterfactual(
-                    f"with that name and protocol in the slices, {mended[0].title} on {mended[0].node} connects"
-                ),
+                *mending("with that name and protocol in the slices", mended),
             ],
-            fixes=[
-                Fix(
-                    "give the Service port and the slice's port the same name and protocol",
-                    cures=mended.cures(),
-                )
-            ],
+            fix=Fix(
+                "give the Service port and the slice's port the same name and protocol",
+                cures=mended.cures(),
+            ),
             cells=cells,
         )
 

@@ -30,7 +30,7 @@ from ipaddress import ip_network
 
 from ktp.diagnose.case import Case, Mended
 from ktp.diagnose.changes import slices_changed
-from ktp.diagnose.checks.base import Check, counterfactual, field, listed
+from ktp.diagnose.checks.base import Check, field, listed, mending
 from ktp.model.cluster import Endpoint, EndpointSlice, ip_of
 from ktp.model.diagnosis import Finding, Fix, Severity
 
@@ -67,8 +67,7 @@ def run(case: Case) -> Iterable[Finding]:
         field(f"Service {service.key}", f"spec.{policy}: Local"),
         *(field("Pods and podCIDRs", f"{address} is on {home}") for address, home in list(homes.items())[:3]),
     ]
-    if mended:
-        evidence.append(counterfactual(f"with nodeName, {mended[0].title} on {mended[0].node} connects"))
+    evidence += mending("with nodeName", mended)
     yield CHECK.finding(
         f"{listed(e.addresses[0] for e in lost)} of {service.key} {'has' if len(lost) == 1 else 'have'} no nodeName: "
         f"{policy} Local never uses {'it' if len(lost) == 1 else 'them'}",

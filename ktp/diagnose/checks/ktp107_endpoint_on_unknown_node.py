@@ -29,7 +29,7 @@ from dataclasses import replace
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import slices_changed
-from ktp.diagnose.checks.base import Check, counterfactual, field, listed
+from ktp.diagnose.checks.base import Check, field, listed, mending
 from ktp.model.cluster import EndpointSlice
 from ktp.model.diagnosis import Finding, Fix, Severity
 
@@ -62,27 +62,20 @@ def run(case: Case) -> Iterable[Finding]:
         ),
         field("Nodes", listed(nodes, 8)),
     ]
-    if mended:
-        evidence.append(
-            counterfactual(
-                f"without {ghosts[0].addresses[0]}, {mended[0].title} on {mended[0].node} connects more often"
-            )
-        )
+    evidence += mending(f"without {ghosts[0].addresses[0]}", mended, "connects more often")
     yield CHECK.finding(
         f"{len(ghosts)} endpoint{'s' * (len(ghosts) != 1)} of {case.service.key} "
         f"({listed(e.addresses[0] for e in ghosts)}) "
         f"name{'s' * (len(ghosts) == 1)} {names}, which "
         f"{'is' if len({e.node_name for e in ghosts}) == 1 else 'are'} no Node of the cluster",
         evidence=evidence,
-        fixes=[
-            Fix(
-                "delete the pods that are bound to the missing node, or correct the EndpointSlice",
-                cost="none: nothing can answer there"
-                if mended
-                else "what still runs there is lost to the Service",
-                cures=mended.cures() if mended else None,
-            )
-        ],
+        fix=Fix(
+            "delete the pods that are bound to the missing node, or correct the EndpointSlice",
+            cost="none: nothing can answer there"
+            if mended
+            else "what still runs there is lost to the Service",
+            cures=mended.cures() if mended else None,
+        ),
         cells=mended,
         severity=Severity.ERROR if mended else Severity.WARNING,
     )

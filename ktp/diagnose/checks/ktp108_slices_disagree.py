@@ -64,13 +64,11 @@ def run(case: Case) -> Iterable[Finding]:
         f"the EndpointSlices and the Endpoints of {case.service.key} list different ready addresses; "
         f"kube-proxy reads {reads}",
         evidence=evidence,
-        fixes=[
-            Fix(
-                "find out which controller is behind (kube-controller-manager's log), or remove "
-                "the hand-made one",
-                command=f"kubectl get endpoints,endpointslices -n {case.service.namespace} -o wide",
-            )
-        ],
+        fix=Fix(
+            "find out which controller is behind (kube-controller-manager's log), or remove "
+            "the hand-made one",
+            command=f"kubectl get endpoints,endpointslices -n {case.service.namespace} -o wide",
+        ),
     )
 
 

@@ -50,13 +50,11 @@ def run(case: Case) -> Iterable[Finding]:
             field(f"Service {service.key}", "spec.publishNotReadyAddresses: true"),
             *(field(f"Pod {p.key} on {p.node_name or 'no node'}", why_not_ready(p)) for p in pods[:4]),
         ],
-        fixes=[
-            Fix(
-                "set publishNotReadyAddresses: false, if the clients should only meet ready pods",
-                cost="without a ready pod the port is refused",
-                patch={"spec": {"publishNotReadyAddresses": False}},
-            )
-        ],
+        fix=Fix(
+            "set publishNotReadyAddresses: false, if the clients should only meet ready pods",
+            cost="without a ready pod the port is refused",
+            patch={"spec": {"publishNotReadyAddresses": False}},
+        ),
     )
 
 

@@ -48,16 +48,14 @@ def run(case: Case) -> Iterable[Finding]:
     yield CHECK.finding(
         f'kube-proxy ignores {service.key}: its label {SERVICE_PROXY_NAME_LABEL} hands it to the proxy "{value}"',
         evidence=evidence,
-        fixes=[
-            Fix(
-                "remove the label, if kube-proxy is to serve the Service",
-                cost="two proxies serve it, where the other one is there",
-                patch={"metadata": {"labels": {SERVICE_PROXY_NAME_LABEL: None}}},
-                command=f"kubectl label svc -n {service.namespace} {service.name} {SERVICE_PROXY_NAME_LABEL}-",
-                verified=bool(connects),
-                outcome=connects,
-            )
-        ],
+        fix=Fix(
+            "remove the label, if kube-proxy is to serve the Service",
+            cost="two proxies serve it, where the other one is there",
+            patch={"metadata": {"labels": {SERVICE_PROXY_NAME_LABEL: None}}},
+            command=f"kubectl label svc -n {service.namespace} {service.name} {SERVICE_PROXY_NAME_LABEL}-",
+            verified=bool(connects),
+            outcome=connects,
+        ),
     )
 
 

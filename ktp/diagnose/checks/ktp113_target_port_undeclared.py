@@ -58,13 +58,11 @@ def run(case: Case) -> Iterable[Finding]:
                 ),
                 field(f"Pod {pods[0].key}", f"container ports: {ports}"),
             ],
-            fixes=[
-                Fix(
-                    "see on which port the program listens, and put it into targetPort (or declare it)",
-                    command=f"kubectl get pods -n {case.service.namespace} {pods[0].name} "
-                    "-o jsonpath='{.spec.containers[*].ports}'",
-                )
-            ],
+            fix=Fix(
+                "see on which port the program listens, and put it into targetPort (or declare it)",
+                command=f"kubectl get pods -n {case.service.namespace} {pods[0].name} "
+                "-o jsonpath='{.spec.containers[*].ports}'",
+            ),
         )
 
 

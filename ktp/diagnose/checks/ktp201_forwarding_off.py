@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ktp.diagnose.case import Case
-from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.base import Check, mending
 from ktp.diagnose.checks.rule_common import decided_here, merged
 from ktp.diagnose.checks.sysctl_common import mended_by_sysctls
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
@@ -41,16 +41,14 @@ def run(case: Case) -> Iterable[Finding]:
             node=node,
             evidence=[
                 Evidence("sysctl", node, f"{key} = 0"),
-                counterfactual(f"with {key} = 1, {mended[0].title} on {mended[0].node} connects"),
+                *mending(f"with {key} = 1", mended),
             ],
-            fixes=[
-                Fix(
-                    f"turn forwarding on at {node}",
-                    cost="none: every Kubernetes node forwards",
-                    command=f"sysctl -w {key}=1",
-                    cures=mended.cures(),
-                )
-            ],
+            fix=Fix(
+                f"turn forwarding on at {node}",
+                cost="none: every Kubernetes node forwards",
+                command=f"sysctl -w {key}=1",
+                cures=mended.cures(),
+            ),
             cells=merged(mended, decided_here(case, node, lambda d: d.setting is Setting.FORWARDING)),
         )
 

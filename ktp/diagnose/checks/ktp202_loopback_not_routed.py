@@ -67,13 +67,11 @@ def run(case: Case) -> Iterable[Finding]:
         f"{first.title} does not answer on {loopback} of the nodes: dial a node's own address",
         nodes=list(dict.fromkeys(nodes)),
         evidence=evidence,
-        fixes=[
-            Fix(
-                "dial the node's address instead of loopback",
-                verified=served,
-                outcome="a process of the node connects to the node's own address" if served else "",
-            )
-        ],
+        fix=Fix(
+            "dial the node's address instead of loopback",
+            verified=served,
+            outcome="a process of the node connects to the node's own address" if served else "",
+        ),
         cells=cells,
     )
 

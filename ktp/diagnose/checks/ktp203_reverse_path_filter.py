@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ktp.diagnose.case import Case, decided_evidence
-from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.base import Check, mending
 from ktp.diagnose.checks.passing_common import growing
 from ktp.diagnose.checks.sysctl_common import mended_by_sysctls
 from ktp.model.diagnosis import Finding, Fix, Severity
@@ -42,16 +42,14 @@ def run(case: Case) -> Iterable[Finding]:
             evidence=[
                 *decided_evidence(first.cell),
                 *growing(case.state(node), "TcpExt.IPReversePathFilter"),
-                counterfactual(f"with rp_filter = 2, {first.title} on {first.node} connects"),
+                *mending("with rp_filter = 2", mended),
             ],
-            fixes=[
-                Fix(
-                    f"set rp_filter to 2 (loose) on the interface at {node}",
-                    cost="packets with forged sources are checked less strictly",
-                    command="; ".join(f"sysctl -w {k}=2" for k in sorted(strict)),
-                    cures=mended.cures(),
-                )
-            ],
+            fix=Fix(
+                f"set rp_filter to 2 (loose) on the interface at {node}",
+                cost="packets with forged sources are checked less strictly",
+                command="; ".join(f"sysctl -w {k}=2" for k in sorted(strict)),
+                cures=mended.cures(),
+            ),
             cells=mended,
         )
 

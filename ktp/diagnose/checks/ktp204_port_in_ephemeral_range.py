@@ -69,13 +69,11 @@ def run(case: Case) -> Iterable[Finding]:
             Evidence("sysctl", n, f"{_RANGE} = {taken[n][1]}; {_RESERVED} = {taken[n][2] or '(empty)'}")
             for n in nodes[:4]
         ],
-        fixes=[
-            Fix(
-                "reserve the node ports",
-                cost="as many fewer ports for outgoing connections",
-                command=f"sysctl -w {_RESERVED}=30000-32767",
-            )
-        ],
+        fix=Fix(
+            "reserve the node ports",
+            cost="as many fewer ports for outgoing connections",
+            command=f"sysctl -w {_RESERVED}=30000-32767",
+        ),
         severity=Severity.WARNING if opens else Severity.INFO,
     )
 

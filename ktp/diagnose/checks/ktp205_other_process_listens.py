@@ -65,12 +65,10 @@ def run(case: Case) -> Iterable[Finding]:
                     field("kube-proxy", f"{versions} opens no node ports"),
                     *(Evidence("socket", e.node, f"{e.vantage.value}: {e.cell.reason}") for e in cells[:3]),
                 ],
-                fixes=[
-                    Fix(
-                        "move the process to another port, or give the Service another node port",
-                        cost="a restart",
-                    )
-                ],
+                fix=Fix(
+                    "move the process to another port, or give the Service another node port",
+                    cost="a restart",
+                ),
                 cells=cells,
                 severity=Severity.ERROR if cells else Severity.INFO,
             )

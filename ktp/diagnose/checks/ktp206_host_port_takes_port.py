@@ -69,12 +69,10 @@ def run(case: Case) -> Iterable[Finding]:
                             f"Pod {pod.key}", f"containers[{port.container}].ports: hostPort {port.host_port}"
                         )
                     ],
-                    fixes=[
-                        Fix(
-                            "give the pod another hostPort, or the Service another node port",
-                            cost="a restart of the pod",
-                        )
-                    ],
+                    fix=Fix(
+                        "give the pod another hostPort, or the Service another node port",
+                        cost="a restart of the pod",
+                    ),
                     severity=Severity.WARNING,
                 )
 
@@ -102,14 +100,12 @@ def _finding(pod: Pod, port: ContainerPort, rule: RuleInPlace, mended: list[Entr
                 f"without this rule, {first.title} on {first.node} leads to the Service's endpoints"
             ),
         ],
-        fixes=[
-            Fix(
-                "give the pod another hostPort, or the Service another node port",
-                cost="clients of the hostPort must use the new number",
-                verified=True,
-                outcome=f"without the rule {len(mended)} ways in lead to the Service",
-            )
-        ],
+        fix=Fix(
+            "give the pod another hostPort, or the Service another node port",
+            cost="clients of the hostPort must use the new number",
+            verified=True,
+            outcome=f"without the rule {len(mended)} ways in lead to the Service",
+        ),
         cells=mended,
     )
 

@@ -75,7 +75,7 @@ def run(case: Case) -> Iterable[Finding]:
                 field("kube-proxy", _why(silent[nodes[0]][0], case.examiner.proxy(nodes[0]))),
                 field("not served", words),
             ],
-            fixes=[Fix("dial an address that is served, or add the network to nodePortAddresses")],
+            fix=Fix("dial an address that is served, or add the network to nodePortAddresses"),
             severity=Severity.INFO,
         )
 

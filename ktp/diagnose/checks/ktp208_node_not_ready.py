@@ -58,7 +58,7 @@ def run(case: Case) -> Iterable[Finding]:
             )
             for name, c in list(bad.items())[:6]
         ],
-        fixes=[Fix("bring the kubelet of the node back", command=f"kubectl describe node {next(iter(bad))}")],
+        fix=Fix("bring the kubelet of the node back", command=f"kubectl describe node {next(iter(bad))}"),
     )
 
 

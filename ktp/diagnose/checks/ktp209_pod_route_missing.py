@@ -32,7 +32,7 @@ from ipaddress import ip_address, ip_network
 
 from ktp.diagnose.case import Case, Entry, Mended, decided_evidence
 from ktp.diagnose.changes import with_state
-from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.diagnose.checks.base import Check, listed, mending
 from ktp.diagnose.checks.passing_common import growing
 from ktp.diagnose.checks.rule_common import merged
 from ktp.model.cluster import Cluster
@@ -75,14 +75,12 @@ def _finding(
             *decided_evidence(first.cell),
             *growing(case.state(node), "IpExt.InNoRoutes"),
             *_routes_of_others(case.snapshot, node, next(iter(pods))),
-            counterfactual(f"with a route to them, {first.title} on {first.node} connects more often"),
+            *mending("with a route to them", mended, "connects more often"),
         ],
-        fixes=[
-            Fix(
-                f"restart the network plugin's agent on {node}, which writes the routes to other nodes' pods",
-                cures=mended.cures(),
-            )
-        ],
+        fix=Fix(
+            f"restart the network plugin's agent on {node}, which writes the routes to other nodes' pods",
+            cures=mended.cures(),
+        ),
         cells=merged(mended, entries),
     )
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ktp.diagnose.case import Case
-from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.base import Check, mending
 from ktp.diagnose.checks.sysctl_common import mended_by_sysctls
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 
@@ -46,16 +46,14 @@ def run(case: Case) -> Iterable[Finding]:
             node=node,
             evidence=[
                 Evidence("sysctl", node, f"{key} = 0, or no such key: br_netfilter is not loaded"),
-                counterfactual(f"with {key} = 1, {first.title} on {first.node} connects more often"),
+                *mending(f"with {key} = 1", mended, "connects more often"),
             ],
-            fixes=[
-                Fix(
-                    f"load br_netfilter and set {key} to 1 on {node}, now and at boot",
-                    cost="bridged packets of other things than pods pass the rules too",
-                    command=f"modprobe br_netfilter; sysctl -w {key}=1",
-                    cures=mended.cures(),
-                )
-            ],
+            fix=Fix(
+                f"load br_netfilter and set {key} to 1 on {node}, now and at boot",
+                cost="bridged packets of other things than pods pass the rules too",
+                command=f"modprobe br_netfilter; sysctl -w {key}=1",
+                cures=mended.cures(),
+            ),
             cells=mended,
         )
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ktp.diagnose.case import Case
-from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.base import Check, mending
 from ktp.diagnose.checks.sysctl_common import mended_by_sysctls
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 
@@ -45,16 +45,14 @@ def run(case: Case) -> Iterable[Finding]:
             node=node,
             evidence=[
                 Evidence("sysctl", node, f"{_KEY} = 0"),
-                counterfactual(f"with {_KEY} = 1, {first.title} on {first.node} connects more often"),
+                *mending(f"with {_KEY} = 1", mended, "connects more often"),
             ],
-            fixes=[
-                Fix(
-                    f"set {_KEY} to 1 on {node}, and find what set it to 0 after kube-proxy had started",
-                    cost="the pods see the node's address where kube-proxy masquerades, as it means to",
-                    command=f"sysctl -w {_KEY}=1",
-                    cures=mended.cures(),
-                )
-            ],
+            fix=Fix(
+                f"set {_KEY} to 1 on {node}, and find what set it to 0 after kube-proxy had started",
+                cost="the pods see the node's address where kube-proxy masquerades, as it means to",
+                command=f"sysctl -w {_KEY}=1",
+                cures=mended.cures(),
+            ),
             cells=mended,
         )
 

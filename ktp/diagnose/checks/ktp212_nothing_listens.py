@@ -31,7 +31,7 @@ from functools import partial
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import listening, target_port_changed
-from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.diagnose.checks.base import Check, listed, mending
 from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.kubeproxy.names import host_port
 from ktp.model.change import Change
@@ -131,9 +131,7 @@ def _finding(case: Case, deaf: _Deaf) -> Finding:
                 change=Change(kind="target-port", value=f"{deaf.port.port}={other.port}"),
             )
         )
-        evidence.append(
-            counterfactual(f"with targetPort {other.port}, {by[0].title} on {by[0].node} connects")
-        )
+        evidence += mending(f"with targetPort {other.port}", by)
     fixes.append(
         Fix(
             f"let the program listen on port {number} of all addresses",

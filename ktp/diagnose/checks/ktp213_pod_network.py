@@ -31,7 +31,7 @@ from functools import partial
 
 from ktp.diagnose.case import Case, Entry, decided_evidence
 from ktp.diagnose.changes import untouched
-from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.base import Check, mending
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.trace import Path, Symptom
 
@@ -58,17 +58,13 @@ def run(case: Case) -> Iterable[Finding]:
             evidence=[
                 *_steps(paths[first]),
                 *decided_evidence(first.cell),
-                counterfactual(
-                    f"with that namespace as Kubernetes makes it, {first.title} on {first.node} connects"
-                ),
+                *mending("with that namespace as Kubernetes makes it", mended),
             ],
-            fixes=[
-                Fix(
-                    f"mend what set that up in {pod} (a sidecar, an agent, a second network), or restart it",
-                    cost="the pod starts anew",
-                    cures=mended.cures(),
-                )
-            ],
+            fix=Fix(
+                f"mend what set that up in {pod} (a sidecar, an agent, a second network), or restart it",
+                cost="the pod starts anew",
+                cures=mended.cures(),
+            ),
             cells=mended,
         )
 

@@ -33,7 +33,7 @@ from functools import partial
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import with_state
-from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.base import Check, mending
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.effect import Untunnelled
 from ktp.model.snapshot import Snapshot
@@ -64,14 +64,12 @@ def run(case: Case) -> Iterable[Finding]:
             node=node,
             evidence=[
                 Evidence("route", node, decided.rule if decided is not None else ""),
-                counterfactual(f"with a tunnel that carries, {first.title} on {first.node} connects"),
+                *mending("with a tunnel that carries", mended),
             ],
-            fixes=[
-                Fix(
-                    f"restart the network plugin's agent on {where}, and see which interface it uses",
-                    cures=mended.cures(),
-                )
-            ],
+            fix=Fix(
+                f"restart the network plugin's agent on {where}, and see which interface it uses",
+                cures=mended.cures(),
+            ),
             cells=mended,
         )
 

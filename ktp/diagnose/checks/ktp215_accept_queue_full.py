@@ -31,7 +31,7 @@ from functools import partial
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import queues_empty
-from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.diagnose.checks.base import Check, listed, mending
 from ktp.diagnose.checks.passing_common import growing
 from ktp.kubeproxy.names import host_port
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
@@ -121,21 +121,18 @@ def _finding(case: Case, port: int, full: _Full) -> Finding:
     # A pod's counters are of its own network namespace, and were not read.
     for node in [node for node, pod in full.sockets if not pod]:
         evidence += growing(case.state(node), "TcpExt.ListenOverflows")
-    if taken:
-        evidence.append(counterfactual(f"with its queue empty, {taken[0].title} on {taken[0].node} connects"))
+    evidence += mending("with its queue empty", taken)
     return CHECK.finding(
         f"{who} accepts no connections on port {port}: {first.waiting} wait, {first.backlog} may, and the kernel "
         "drops new ones",
         node=nodes[0],
         nodes=nodes,
         evidence=evidence,
-        fixes=[
-            Fix(
-                f"see why {who} does not accept: its log, its workers, what it waits for",
-                cures=taken.cures(cells),
-                outcome="once it accepts again",
-            )
-        ],
+        fix=Fix(
+            f"see why {who} does not accept: its log, its workers, what it waits for",
+            cures=taken.cures(cells),
+            outcome="once it accepts again",
+        ),
         cells=cells,
     )
 

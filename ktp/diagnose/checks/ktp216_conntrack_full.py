@@ -54,14 +54,12 @@ def run(case: Case) -> Iterable[Finding]:
                 Evidence("sysctl", node, f"{COUNT} = {count}, {LIMIT} = {limit}"),
                 *growing(state, "nf_conntrack.drop", "nf_conntrack.early_drop"),
             ],
-            fixes=[
-                Fix(
-                    f"raise {LIMIT} on {node} (kube-proxy: conntrack.maxPerCore, conntrack.min), and see what "
-                    "opens so many connections",
-                    cost="memory of the kernel: some 300 bytes a connection",
-                    command=f"sysctl -w {LIMIT}={int(limit) * 2}",
-                )
-            ],
+            fix=Fix(
+                f"raise {LIMIT} on {node} (kube-proxy: conntrack.maxPerCore, conntrack.min), and see what "
+                "opens so many connections",
+                cost="memory of the kernel: some 300 bytes a connection",
+                command=f"sysctl -w {LIMIT}={int(limit) * 2}",
+            ),
         )
 
 

@@ -101,13 +101,11 @@ def _finding(case: Case, receiver: str, device: str, lost: dict[Crossing, tuple[
         node=receiver,
         nodes=[receiver, *(s for s in senders if s != receiver)],
         evidence=evidence,
-        fixes=[
-            Fix(
-                f"give {device} of {receiver} an MTU of {most.sent}, where its network carries that; else "
-                "lower the others, and the tunnels in them",
-                cost="connections stop for a moment where a device is set anew",
-            )
-        ],
+        fix=Fix(
+            f"give {device} of {receiver} an MTU of {most.sent}, where its network carries that; else "
+            "lower the others, and the tunnels in them",
+            cost="connections stop for a moment where a device is set anew",
+        ),
         cells=dict.fromkeys(e for e, _ in lost.values()),
         severity=Severity.ERROR if most.is_certain else None,
     )

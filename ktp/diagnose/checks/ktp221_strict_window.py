@@ -57,14 +57,12 @@ def run(case: Case) -> Iterable[Finding]:
                 Evidence("sysctl", node, f"{LIBERAL} = 0"),
                 rule,
             ],
-            fixes=[
-                Fix(
-                    f"let segments outside the window pass on {node} (kube-proxy from 1.29 on: "
-                    "conntrack.tcpBeLiberal)",
-                    cost="forged segments are checked by the endpoint alone",
-                    command=f"sysctl -w {LIBERAL}=1",
-                )
-            ],
+            fix=Fix(
+                f"let segments outside the window pass on {node} (kube-proxy from 1.29 on: "
+                "conntrack.tcpBeLiberal)",
+                cost="forged segments are checked by the endpoint alone",
+                command=f"sysctl -w {LIBERAL}=1",
+            ),
         )
 
 

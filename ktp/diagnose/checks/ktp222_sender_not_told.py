@@ -92,12 +92,10 @@ def _finding(case: Case, all_lost: list[tuple[Untold, Entry, Path]]) -> Finding:
         node=lost.node,
         nodes=list(dict.fromkeys((lost.node, by.node))),
         evidence=evidence,
-        fixes=[
-            Fix(
-                f"let ICMP errors pass there (packets RELATED to a connection), or give the pods an MTU of "
-                f"{lost.limit}"
-            )
-        ],
+        fix=Fix(
+            f"let ICMP errors pass there (packets RELATED to a connection), or give the pods an MTU of "
+            f"{lost.limit}"
+        ),
         cells=dict.fromkeys(e for _, e, _ in all_lost),
     )
 

@@ -79,16 +79,14 @@ def _finding(case: Case, rule: RuleInPlace, path: Path, mended: Mended, cells: l
         + ("" if mended else "; it is not the only thing in the way"),
         node=rule.node,
         evidence=[rule.evidence(), counterfactual(proof)],
-        fixes=[
-            Fix(
-                "put the pod network into firewalld's trusted zone"
-                if rule.owner is FIREWALLD
-                else f"let the traffic pass before this rule, where it is configured ({rule.author})",
-                cost="opens what the rule closes: check what else it protects",
-                command=command_of(rule.owner, case) if rule.owner is FIREWALLD else None,
-                cures=mended.cures() if mended else None,
-            )
-        ],
+        fix=Fix(
+            "put the pod network into firewalld's trusted zone"
+            if rule.owner is FIREWALLD
+            else f"let the traffic pass before this rule, where it is configured ({rule.author})",
+            cost="opens what the rule closes: check what else it protects",
+            command=command_of(rule.owner, case) if rule.owner is FIREWALLD else None,
+            cures=mended.cures() if mended else None,
+        ),
         cells=cells,
     )
 
@@ -122,14 +120,12 @@ def _by_policy(
         words + ("" if mended else "; it is not the only thing in the way"),
         node=rule.node,
         evidence=[rule.evidence(), counterfactual(proof)],
-        fixes=[
-            Fix(
-                summary,
-                cost=cost,
-                command=f"kubectl edit networkpolicy -n {namespace} {policy}" if namespace else None,
-                cures=mended.cures() if mended else None,
-            )
-        ],
+        fix=Fix(
+            summary,
+            cost=cost,
+            command=f"kubectl edit networkpolicy -n {namespace} {policy}" if namespace else None,
+            cures=mended.cures() if mended else None,
+        ),
         cells=cells,
     )
 
@@ -194,15 +190,13 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
                     f"without this rule, {flow.src} connects to {where[0].title} on {where[0].node}"
                 ),
             ],
-            fixes=[
-                Fix(
-                    f"if these clients should get through, allow them before this rule, where it is "
-                    f"configured ({rule.author})",
-                    cost="opens what the rule closes",
-                    verified=True,
-                    outcome=f"without the rule {flow.src} connects",
-                )
-            ],
+            fix=Fix(
+                f"if these clients should get through, allow them before this rule, where it is "
+                f"configured ({rule.author})",
+                cost="opens what the rule closes",
+                verified=True,
+                outcome=f"without the rule {flow.src} connects",
+            ),
             severity=Severity.INFO if rule.owner is not None and rule.owner.bans else Severity.ERROR,
         )
 

@@ -31,7 +31,7 @@ from functools import partial
 from ktp.dataplane.hooks import FORWARD
 from ktp.diagnose.case import Case
 from ktp.diagnose.changes import dropping_nft_chains, policy_accepts
-from ktp.diagnose.checks.base import Check, counterfactual
+from ktp.diagnose.checks.base import Check, mending
 from ktp.diagnose.checks.rule_common import command_of, decided_here, merged, owner_of, owner_of_policy
 from ktp.kubeproxy.owners import FIREWALLD, UFW, Owner
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
@@ -67,16 +67,14 @@ def run(case: Case) -> Iterable[Finding]:
             node=node,
             evidence=[
                 evidence,
-                counterfactual(f"with policy ACCEPT, {mended[0].title} on {mended[0].node} connects"),
+                *mending("with policy ACCEPT", mended),
             ],
-            fixes=[
-                Fix(
-                    _cure(node, owner),
-                    cost="the node forwards what no rule forbids",
-                    command=command_of(owner, case) or command,
-                    cures=mended.cures(),
-                )
-            ],
+            fix=Fix(
+                _cure(node, owner),
+                cost="the node forwards what no rule forbids",
+                command=command_of(owner, case) or command,
+                cures=mended.cures(),
+            ),
             cells=merged(
                 mended,
                 decided_here(case, node, lambda d: d.kind is StepKind.POLICY and d.hook == FORWARD),

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ktp.diagnose.case import Case, Entry, Mended, given
-from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.diagnose.checks.base import Check, listed, mending
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
 from ktp.model.diagnosis import Finding, Fix, Severity
 from ktp.model.effect import NoTrack
@@ -45,22 +45,19 @@ def run(case: Case) -> Iterable[Finding]:
         mended = case.mended(entries, rule.label, given(changed)) if changed is not None else Mended((), ())
         if not mended:
             continue
-        first = mended[0]
         yield CHECK.finding(
             f"a rule in {rule.place} on {rule.node} takes {listed(e.title for e in mended)} out of connection "
             f"tracking, and what is not tracked is not translated (written by {rule.author})",
             node=rule.node,
             evidence=[
                 rule.evidence(),
-                counterfactual(f"without this rule, {first.title} on {first.node} connects more often"),
+                *mending("without this rule", mended, "connects more often"),
             ],
-            fixes=[
-                Fix(
-                    f"leave the Service's ports out of this rule, where it is configured ({rule.author})",
-                    cost="the connections take room in the conntrack table",
-                    cures=mended.cures(),
-                )
-            ],
+            fix=Fix(
+                f"leave the Service's ports out of this rule, where it is configured ({rule.author})",
+                cost="the connections take room in the conntrack table",
+                cures=mended.cures(),
+            ),
             cells=mended,
         )
 

@@ -32,7 +32,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ktp.diagnose.case import Case, Entry
-from ktp.diagnose.checks.base import Check, counterfactual, field, listed
+from ktp.diagnose.checks.base import Check, field, listed, mending
 from ktp.model.cilium import CiliumState
 from ktp.model.cluster import Pod
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
@@ -63,7 +63,6 @@ def run(case: Case) -> Iterable[Finding]:
         names = _names(cilium, pod)
         whose = f"pod {pod.key}" if pod is not None else address
         where = listed(names) if names else "a policy"
-        first = mended[0]
         yield CHECK.finding(
             f"{where} closes {whose} on {node} to these clients (Cilium): "
             f"{listed(dict.fromkeys(e.title for e in entries))}",
@@ -71,16 +70,14 @@ def run(case: Case) -> Iterable[Finding]:
             evidence=[
                 Evidence("rule", f"{node} cilium", by.rule),
                 *_allowed(cilium, address),
-                counterfactual(f"without policies, {first.title} on {first.node} connects more often"),
+                *mending("without policies", mended, "connects more often"),
             ],
-            fixes=[
-                Fix(
-                    f"if these clients should get in, allow them in {where}; by another node they come "
-                    "as remote-node, which ipBlock does not match",
-                    cost="these clients get in",
-                    cures=mended.cures(entries),
-                )
-            ],
+            fix=Fix(
+                f"if these clients should get in, allow them in {where}; by another node they come "
+                "as remote-node, which ipBlock does not match",
+                cost="these clients get in",
+                cures=mended.cures(entries),
+            ),
             cells=entries,
         )
 

@@ -83,12 +83,10 @@ def run(case: Case) -> Iterable[Finding]:
                 *(field(f"NetworkPolicy {p.key}", _words(p, first)) for p in first.policies[:4]),
                 field(f"pod {first.pod.key}", f"sees these clients as {listed(clients)}"),
             ],
-            fixes=[
-                Fix(
-                    f"if these clients should get in, add an ingress rule with an ipBlock to {names[0]}",
-                    cost="whoever has an address in it gets in",
-                )
-            ],
+            fix=Fix(
+                f"if these clients should get in, add an ingress rule with an ipBlock to {names[0]}",
+                cost="whoever has an address in it gets in",
+            ),
             severity=Severity.INFO if some or not is_kept else Severity.WARNING,
         )
 

@@ -68,12 +68,10 @@ def run(case: Case) -> Iterable[Finding]:
             "translate a connection wins",
             node=node,
             evidence=evidence[:6],
-            fixes=[
-                Fix(
-                    "remove the rules of the back end that kube-proxy does not use: drain and restart the node",
-                    cost="a restart of the node",
-                )
-            ],
+            fix=Fix(
+                "remove the rules of the back end that kube-proxy does not use: drain and restart the node",
+                cost="a restart of the node",
+            ),
             cells=concerned,
             severity=Severity.ERROR if concerned else Severity.WARNING,
         )

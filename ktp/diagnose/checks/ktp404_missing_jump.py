@@ -29,7 +29,7 @@ from functools import partial
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import rules_renewed, with_state
-from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.diagnose.checks.base import Check, listed, mending
 from ktp.diagnose.checks.rule_common import merged
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
@@ -75,16 +75,14 @@ def run(case: Case) -> Iterable[Finding]:
                     )
                     for ruleset, base, chain, _ in missing
                 ),
-                counterfactual(f"with the jump, {mended[0].title} on {mended[0].node} connects"),
+                *mending("with the jump", mended),
             ],
-            fixes=[
-                Fix(
-                    f"restart kube-proxy on {node}: it makes the jumps anew at its start",
-                    command="kubectl delete pod -n kube-system -l k8s-app=kube-proxy "
-                    f"--field-selector spec.nodeName={node}",
-                    cures=mended.cures(),
-                )
-            ],
+            fix=Fix(
+                f"restart kube-proxy on {node}: it makes the jumps anew at its start",
+                command="kubectl delete pod -n kube-system -l k8s-app=kube-proxy "
+                f"--field-selector spec.nodeName={node}",
+                cures=mended.cures(),
+            ),
             cells=merged(mended, _elsewhere(case, failing, state)),
         )
 

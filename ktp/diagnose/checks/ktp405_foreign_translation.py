@@ -57,14 +57,12 @@ def run(case: Case) -> Iterable[Finding]:
                     + ("connects" if first.fails else "leads to the Service's endpoints")
                 ),
             ],
-            fixes=[
-                Fix(
-                    f"remove the rule where it is configured ({rule.author}), or choose another node port",
-                    cost="whatever used the rule loses it",
-                    verified=True,
-                    outcome=f"{len(mended)} ways in then lead to the Service",
-                )
-            ],
+            fix=Fix(
+                f"remove the rule where it is configured ({rule.author}), or choose another node port",
+                cost="whatever used the rule loses it",
+                verified=True,
+                outcome=f"{len(mended)} ways in then lead to the Service",
+            ),
             cells=mended,
         )
 

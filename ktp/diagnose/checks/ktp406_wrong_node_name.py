@@ -90,15 +90,13 @@ def _finding(case: Case, node: str, name: str) -> Finding:
         f"kube-proxy on {node} runs as {name}, which is {whose}: {effect}",
         node=node,
         evidence=evidence,
-        fixes=[
-            Fix(
-                f"give kube-proxy on {node} the Node's name (--hostname-override={node}, or hostnameOverride "
-                "in its configuration), and restart it",
-                verified=bool(lost),
-                outcome=f"{service.key} stays reachable on {node}" if lost else "",
-                cures=mended.cures() if mended else None,
-            )
-        ],
+        fix=Fix(
+            f"give kube-proxy on {node} the Node's name (--hostname-override={node}, or hostnameOverride "
+            "in its configuration), and restart it",
+            verified=bool(lost),
+            outcome=f"{service.key} stays reachable on {node}" if lost else "",
+            cures=mended.cures() if mended else None,
+        ),
         cells=mended,
         severity=Severity.ERROR if mended or lost else Severity.INFO,
     )

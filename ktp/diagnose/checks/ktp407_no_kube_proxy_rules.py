@@ -64,13 +64,11 @@ def run(case: Case) -> Iterable[Finding]:
                 ),
                 *kube_proxy_evidence(case, node),
             ],
-            fixes=[
-                Fix(
-                    f"start kube-proxy on {node} and look at its log",
-                    command=restart_command(node),
-                    outcome=f"by the API objects {len(wanted)} of {len(cells)} failing ways in on {node} then connect",
-                )
-            ],
+            fix=Fix(
+                f"start kube-proxy on {node} and look at its log",
+                command=restart_command(node),
+                outcome=f"by the API objects {len(wanted)} of {len(cells)} failing ways in on {node} then connect",
+            ),
             cells=cells,
         )
 

@@ -91,15 +91,13 @@ def _finding(node: str, state: NodeState, cells: list[Entry], rule: RuleInPlace)
                 f"with the kubelet's rule, {first.title} on {node} ({first.vantage.value}) is dropped, as it should be"
             ),
         ],
-        fixes=[
-            Fix(
-                f"restart the kubelet on {node}: up to 1.26 it writes the rule anew",
-                cost="none; the clients time out then, and health checks see it",
-                command="systemctl restart kubelet",
-                verified=True,
-                outcome=f"{len(cells)} ways in are then dropped as kube-proxy means it",
-            )
-        ],
+        fix=Fix(
+            f"restart the kubelet on {node}: up to 1.26 it writes the rule anew",
+            cost="none; the clients time out then, and health checks see it",
+            command="systemctl restart kubelet",
+            verified=True,
+            outcome=f"{len(cells)} ways in are then dropped as kube-proxy means it",
+        ),
         cells=cells,
     )
 

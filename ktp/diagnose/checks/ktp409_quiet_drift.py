@@ -80,12 +80,10 @@ def run(case: Case) -> Iterable[Finding]:
                     ),
                     *kube_proxy_evidence(case, node),
                 ],
-                fixes=[
-                    Fix(
-                        f"if it stays so, restart kube-proxy on {node} and look at its log",
-                        command=restart_command(node),
-                    )
-                ],
+                fix=Fix(
+                    f"if it stays so, restart kube-proxy on {node} and look at its log",
+                    command=restart_command(node),
+                ),
             )
 
 

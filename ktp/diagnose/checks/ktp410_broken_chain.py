@@ -31,7 +31,7 @@ from functools import partial
 
 from ktp.diagnose.case import Case, Entry, given
 from ktp.diagnose.changes import rules_renewed, with_state
-from ktp.diagnose.checks.base import Check, counterfactual, listed
+from ktp.diagnose.checks.base import Check, listed, mending
 from ktp.diagnose.checks.kube_common import restart_command
 from ktp.diagnose.checks.rule_common import RuleInPlace, stopped
 from ktp.explain.kube import purpose_of
@@ -91,11 +91,9 @@ def run(case: Case) -> Iterable[Finding]:
                     Evidence("rule", f"{node} {ruleset.backend.value} {table}", f"{chain}: {why}")
                     for ruleset, table, chain, why, _ in broken
                 ),
-                counterfactual(
-                    f"with kube-proxy's rules there, {mended[0].title} on {mended[0].node} connects"
-                ),
+                *mending("with kube-proxy's rules there", mended),
             ],
-            fixes=[_restart(node, f"{len(mended)} of {len(failing)} failing ways in then connect")],
+            fix=_restart(node, f"{len(mended)} of {len(failing)} failing ways in then connect"),
             cells=mended,
         )
     yield from _foreign_rules(case)
@@ -134,9 +132,9 @@ def _foreign_rules(case: Case) -> Iterable[Finding]:
             node=rule.node,
             evidence=[
                 rule.evidence(),
-                counterfactual(f"without this rule, {mended[0].title} on {mended[0].node} connects"),
+                *mending("without this rule", mended),
             ],
-            fixes=[_restart(rule.node, f"without the rule {len(mended)} failing ways in connect")],
+            fix=_restart(rule.node, f"without the rule {len(mended)} failing ways in connect"),
             cells=mended,
         )
 

@@ -60,7 +60,7 @@ def run(case: Case) -> Iterable[Finding]:
                 ),
                 Evidence("route", first.node, first.cell.reason),
             ],
-            fixes=[Fix("on nodes, dial the Service's cluster IP instead")],
+            fix=Fix("on nodes, dial the Service's cluster IP instead"),
             cells=entries,
         )
 

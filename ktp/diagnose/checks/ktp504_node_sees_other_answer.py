@@ -58,7 +58,7 @@ def run(case: Case) -> Iterable[Finding]:
                 )
                 for node in nodes[:3]
             ],
-            fixes=[Fix("test from outside the cluster")],
+            fix=Fix("test from outside the cluster"),
         )
 
 

@@ -56,13 +56,11 @@ def run(case: Case) -> Iterable[Finding]:
         "translates",
         nodes=nodes,
         evidence=[Evidence("route", cells[0].node, text)],
-        fixes=[
-            Fix(
-                "let pods dial the cluster IP instead of another node's node port",
-                verified=True,
-                outcome="the cluster IP is translated on the pod's own node",
-            )
-        ],
+        fix=Fix(
+            "let pods dial the cluster IP instead of another node's node port",
+            verified=True,
+            outcome="the cluster IP is translated on the pod's own node",
+        ),
         cells=cells,
         severity=Severity.INFO if all(is_kept_off(case, node) for node in nodes) else None,
     )

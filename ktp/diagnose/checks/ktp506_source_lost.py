@@ -68,14 +68,12 @@ def run(case: Case) -> Iterable[Finding]:
                     f"without this rule, the client's address is kept at {first.title} on {first.node}"
                 ),
             ],
-            fixes=[
-                Fix(
-                    f"exempt traffic to the pod network from the rule, where it is configured ({rule.author})",
-                    cost="where pods have no route back to the clients, answers are lost",
-                    verified=True,
-                    outcome=f"without the rule {len(kept)} ways in keep the client's address",
-                )
-            ],
+            fix=Fix(
+                f"exempt traffic to the pod network from the rule, where it is configured ({rule.author})",
+                cost="where pods have no route back to the clients, answers are lost",
+                verified=True,
+                outcome=f"without the rule {len(kept)} ways in keep the client's address",
+            ),
         )
 
 

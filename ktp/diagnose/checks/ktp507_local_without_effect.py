@@ -48,13 +48,11 @@ def run(case: Case) -> Iterable[Finding]:
             field(f"Service {service.key}", f"metadata.annotations: {key}={value}"),
             field(f"Service {service.key}", "spec.externalTrafficPolicy: Local"),
         ],
-        fixes=[
-            Fix(
-                "set externalTrafficPolicy: Cluster",
-                cost="none for the load balancer's traffic; clients of node ports are masqueraded",
-                patch={"spec": {"externalTrafficPolicy": "Cluster"}},
-            )
-        ],
+        fix=Fix(
+            "set externalTrafficPolicy: Cluster",
+            cost="none for the load balancer's traffic; clients of node ports are masqueraded",
+            patch={"spec": {"externalTrafficPolicy": "Cluster"}},
+        ),
     )
 
 

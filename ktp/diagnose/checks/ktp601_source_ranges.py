@@ -65,13 +65,11 @@ def run(case: Case) -> Iterable[Finding]:
                 else f"without source ranges, and then: {case.ask_again(first, _LABEL, lambda: _open(case)).reason}"
             ),
         ],
-        fixes=[
-            Fix(
-                "add the client's network to spec.loadBalancerSourceRanges",
-                cost="those clients may then use the load balancer",
-                cures=mended.cures(cells),
-            )
-        ],
+        fix=Fix(
+            "add the client's network to spec.loadBalancerSourceRanges",
+            cost="those clients may then use the load balancer",
+            cures=mended.cures(cells),
+        ),
         cells=cells,
         # Whoever asks for one client wants to know of it; else the ranges do what they are for.
         severity=Severity.ERROR if asked and any(e.vantage is Vantage.EXTERNAL for e in cells) else None,

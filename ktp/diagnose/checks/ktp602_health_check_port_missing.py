@@ -47,12 +47,10 @@ def run(case: Case) -> Iterable[Finding]:
                 f"Service {service.key}", "spec.healthCheckNodePort: none; spec.externalTrafficPolicy: Local"
             )
         ],
-        fixes=[
-            Fix(
-                "set the policy to Cluster and back to Local, so that the API server allocates a port",
-                cost="for a moment the pods see a node's address instead of the client's",
-            )
-        ],
+        fix=Fix(
+            "set the policy to Cluster and back to Local, so that the API server allocates a port",
+            cost="for a moment the pods see a node's address instead of the client's",
+        ),
     )
 
 

@@ -158,16 +158,14 @@ def _finding(
         f"({answer.symptom.value}): {words}; {effect}",
         node=node,
         evidence=[field(f"Service {case.service.key}", f"spec.healthCheckNodePort: {number}"), *evidence],
-        fixes=[
-            Fix(
-                f"let the load balancer's addresses reach TCP port {number} on {node}"
-                if verified
-                else f"see why kube-proxy on {node} does not answer on port {number}",
-                cost="the port tells anybody who reaches it how many endpoints the node holds",
-                verified=verified,
-                outcome=f"without the rule the health check connects on {node}" if verified else "",
-            )
-        ],
+        fix=Fix(
+            f"let the load balancer's addresses reach TCP port {number} on {node}"
+            if verified
+            else f"see why kube-proxy on {node} does not answer on port {number}",
+            cost="the port tells anybody who reaches it how many endpoints the node holds",
+            verified=verified,
+            outcome=f"without the rule the health check connects on {node}" if verified else "",
+        ),
         severity=Severity.ERROR if count else Severity.INFO,
     )
 

@@ -54,7 +54,7 @@ def run(case: Case) -> Iterable[Finding]:
                 f"{annotation.provider} does not know the value {value!r} of {annotation.key}: it takes "
                 f"{listed(annotation.values, 8)}",
                 evidence=[_evidence(service, annotation.key, value)],
-                fixes=[Fix(f"write one of {listed(annotation.values, 8)}")],
+                fix=Fix(f"write one of {listed(annotation.values, 8)}"),
                 severity=Severity.WARNING,
             )
         elif annotation.selects_nodes:
@@ -70,7 +70,7 @@ def run(case: Case) -> Iterable[Finding]:
                         f"spec.externalTrafficPolicy: {service.external_traffic_policy}",
                     ),
                 ],
-                fixes=[Fix(conflict.cure)],
+                fix=Fix(conflict.cure),
                 severity=Severity.WARNING,
             )
     yield from _summaries(case, found)
@@ -107,12 +107,10 @@ def _selector(case: Case, annotation: Annotation, value: str) -> Iterable[Findin
             _evidence(case.service, annotation.key, value),
             field("Nodes that it matches", listed(chosen, 8) or "none"),
         ],
-        fixes=[
-            Fix(
-                "label the nodes so, or correct the selector",
-                cost="these nodes get traffic of the load balancer",
-            )
-        ],
+        fix=Fix(
+            "label the nodes so, or correct the selector",
+            cost="these nodes get traffic of the load balancer",
+        ),
         severity=Severity.ERROR if not chosen else Severity.WARNING,
     )
 
@@ -174,7 +172,7 @@ def _metallb(case: Case) -> Iterable[Finding]:
                         f"Service {other.key}", f"spec.externalTrafficPolicy: {other.external_traffic_policy}"
                     ),
                 ],
-                fixes=[Fix("give each Service an address of its own", cost="one address more")],
+                fix=Fix("give each Service an address of its own", cost="one address more"),
                 severity=Severity.WARNING,
             )
     if service.external_traffic_policy != "Local":

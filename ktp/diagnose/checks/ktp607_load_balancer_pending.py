@@ -64,12 +64,10 @@ def run(case: Case) -> Iterable[Finding]:
             ),
             *proof,
         ],
-        fixes=[
-            Fix(
-                "see the Service's events and the load balancer controller's log",
-                command=f"kubectl describe svc -n {service.namespace} {service.name}",
-            )
-        ],
+        fix=Fix(
+            "see the Service's events and the load balancer controller's log",
+            command=f"kubectl describe svc -n {service.namespace} {service.name}",
+        ),
     )
 
 

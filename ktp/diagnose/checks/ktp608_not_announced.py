@@ -116,7 +116,7 @@ def _unadvertised(
             field(f"{kind} {pool.name}", "addresses: " + _ranges(pool)),
             *(field(f"{a.kind} {a.name}", _of(a)) for a in others[:4]),
         ],
-        fixes=[Fix(wanted, cost="its addresses become known on the network")],
+        fix=Fix(wanted, cost="its addresses become known on the network"),
         # Addresses of Cilium's pools may be announced by others, a static route among them.
         severity=Severity.WARNING if of_cilium else Severity.ERROR,
     )

@@ -93,7 +93,7 @@ def test_the_generated_pages_are_not_stale() -> None:
     ids=["headings missing", "no sentence", "empty", "other order"],
 )
 def test_a_page_that_is_not_whole_is_refused(text: str, why: str) -> None:
-    broken = Check("KTP999", "Broken", ALL_CHECKS[0].severity, ALL_CHECKS[0].run)
+    broken = Check("KTP999", "Broken", ALL_CHECKS[0].severity, ALL_CHECKS[0].run, page=text)
     with pytest.raises(ValueError, match=why):
         page_of(broken)
 
