@@ -14,11 +14,11 @@ from typing import TypeVar
 from ktp.diagnose.examine import Asked, Examiner, reason_of
 from ktp.diagnose.questions import Question
 from ktp.kubeproxy.frontends import FrontEndKind
-from ktp.kubeproxy.intent import Intent, networks_of
+from ktp.kubeproxy.intent import Intent
 from ktp.kubeproxy.node import ProxyNode
 from ktp.kubeproxy.outcome import IntendedEndpoint, Vantage
 from ktp.model.assumption import Assumption
-from ktp.model.cluster import Endpoint, EndpointSlice, Service, ip_of
+from ktp.model.cluster import Endpoint, EndpointSlice, Service, ip_of, networks_of
 from ktp.model.diagnosis import Cell, CellEndpoint
 from ktp.model.host import IPAddress, IPNetwork, NodeState
 

@@ -45,6 +45,11 @@ class Entry:
         return self.title, self.node, self.vantage.value
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The ways that the rules lead it; none where they were not read."""
+        return self.asked.fact.paths if self.asked.fact is not None else ()
+
+    @property
     def is_swallowed(self) -> bool:
         """Whether a socket of the dialled node takes the connection, so that it never reaches the Service."""
         return self.cell.disposition is Disposition.HOST_PROCESS and self.cell.symptom is Symptom.CONNECTS
@@ -174,8 +179,7 @@ class Case:
         names: dict[str, None] = {}
         for entry in self.failing():
             names.setdefault(entry.node)
-            fact = entry.asked.fact
-            for path in fact.paths if fact is not None else ():
+            for path in entry.paths:
                 for hop in path.hops:
                     names.setdefault(hop.node)
         return [n for n in names if self.state(n) is not None]

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from ktp.kubeproxy.changes import with_pods_of_cilium
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.outcome import Client, Vantage
-from ktp.model.cluster import Cluster, Pod, Scope, Service, ip_of
+from ktp.model.cluster import Cluster, Pod, Scope, Service, ip_of, networks_of
 from ktp.model.host import Interface, IPAddress, NextHop, NodeState, Route
 from ktp.model.ipvs import IPVS_INTERFACE
 from ktp.model.snapshot import Snapshot
@@ -158,13 +158,7 @@ def external_client(
 
 def client_within(ranges: Iterable[str], family: int, taken: Collection[IPAddress]) -> IPAddress | None:
     """An address inside one of the CIDRs, free if possible; None where none is of the family."""
-    for text in ranges:
-        try:
-            net = ip_network(text.strip(), strict=False)
-        except ValueError:
-            continue
-        if net.version != family:
-            continue
+    for net in networks_of(ranges, family):
         if net.prefixlen == 0:
             return FAR_CLIENTS[family]
         start = int(net.network_address)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks.base import listed
 from ktp.diagnose.questions import FAR_CLIENTS
 from ktp.kubeproxy.frontends import FrontEndKind
 from ktp.kubeproxy.outcome import Client, Vantage
+from ktp.model.cluster import networks_of
 from ktp.model.diagnosis import Finding, HeadlineGroup, Severity, is_designed
 from ktp.model.host import IPAddress
 from ktp.model.trace import Symptom
@@ -160,7 +161,9 @@ def _clients(case: Case, first: Entry, good: list[Entry]) -> tuple[str, str]:
     ranges = case.service.load_balancer_source_ranges
     if first.front_end.kind is not FrontEndKind.LOAD_BALANCER or not ranges:
         return _OUTSIDE, ""
-    other = next((ip for ip in _strangers(first.front_end.ip_version) if not _is_within(ip, ranges)), None)
+    allowed = networks_of(ranges)
+    strangers = _strangers(first.front_end.ip_version)
+    other = next((ip for ip in strangers if not any(ip in net for net in allowed)), None)
     if other is None or not good:
         return _OUTSIDE if other is None else f"clients in {listed(ranges)}", ""
     question = good[0].asked.question
@@ -179,16 +182,6 @@ def _clients(case: Case, first: Entry, good: list[Entry]) -> tuple[str, str]:
 
 def _strangers(version: int) -> tuple[IPAddress, IPAddress]:
     return FAR_CLIENTS[version], _OTHER_CLIENTS[version]
-
-
-def _is_within(ip: IPAddress, ranges: Iterable[str]) -> bool:
-    for text in ranges:
-        try:
-            if ip in ip_network(text.strip(), strict=False):
-                return True
-        except ValueError:
-            continue
-    return False
 
 
 def _where(those: list[Entry], entries: list[Entry]) -> str:

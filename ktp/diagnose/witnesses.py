@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from ktp.diagnose.examine import Examiner
 from ktp.model.cilium import LOCAL_IDENTITIES
+from ktp.model.cluster import networks_of
 from ktp.model.host import IPAddress, IPNetwork, NodeState
 from ktp.model.ruleset import Rule
 
@@ -32,11 +33,8 @@ def witnesses(examiner: Examiner, node: str, family: int) -> list[tuple[IPAddres
     inside: tuple[set[IPAddress], list[IPNetwork]] | None = None
     out: dict[IPAddress, str] = {}
     for text in _networks(state, family):
-        try:
-            net = ip_network(text, strict=False)
-        except ValueError:
-            continue
-        if net.version != family or net.prefixlen == 0 or net.is_loopback or net.is_multicast:
+        net = next(iter(networks_of([text], family)), None)
+        if net is None or net.prefixlen == 0 or net.is_loopback or net.is_multicast:
             continue
         if inside is None:
             inside = _cluster_networks(examiner)
@@ -54,13 +52,8 @@ def witnesses(examiner: Examiner, node: str, family: int) -> list[tuple[IPAddres
 def _cluster_networks(examiner: Examiner) -> tuple[set[IPAddress], list[IPNetwork]]:
     from ktp.diagnose.questions import taken_addresses
 
-    nets: list[IPNetwork] = []
-    for node in (examiner.snapshot.cluster.nodes or {}).values():
-        for text in node.pod_cidrs:
-            try:
-                nets.append(ip_network(text, strict=False))
-            except ValueError:
-                continue
+    nodes = (examiner.snapshot.cluster.nodes or {}).values()
+    nets = [net for node in nodes for net in networks_of(node.pod_cidrs)]
     return taken_addresses(examiner.snapshot), nets
 
 

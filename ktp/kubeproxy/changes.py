@@ -24,6 +24,7 @@ from ktp.model.cluster import (
     Service,
     ServicePort,
     ip_of,
+    networks_of,
 )
 from ktp.model.host import Interface, IPAddress, NextHop, NodeState, Route
 from ktp.model.snapshot import Snapshot
@@ -328,13 +329,8 @@ def _taken(snapshot: Snapshot) -> frozenset[str]:
 def _pod_network(snapshot: Snapshot, name: str, version: int) -> IPNetwork | None:
     """The node's podCIDR, or else the /24 (/112) around the address of one of its pods."""
     node = (snapshot.cluster.nodes or {}).get(name)
-    for text in node.pod_cidrs if node is not None else ():
-        try:
-            network = ip_network(text, strict=False)
-        except ValueError:
-            continue
-        if network.version == version:
-            return network
+    for network in networks_of(node.pod_cidrs, version) if node is not None else ():
+        return network
     for pod in snapshot.cluster.pods or ():
         if pod.node_name != name or pod.host_network:
             continue

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import ip_network
 
 from ktp.kubeproxy.node import ProxyMode, ProxyNode
-from ktp.model.cluster import Service, ServicePort, ip_of
+from ktp.model.cluster import Service, ServicePort, ip_of, networks_of
 from ktp.model.host import IPAddress
 
 SERVICE_PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
@@ -193,14 +192,7 @@ def serves_node_port(address: IPAddress, node: ProxyNode, *, minor: int, mode: P
         return _is_primary(address, node, "nodePortAddresses defaults to primary in nftables mode")
     if minor >= 31 and listed == ("primary",):
         return _is_primary(address, node, "nodePortAddresses is primary")
-    cidrs = []
-    for text in listed:
-        try:
-            network = ip_network(text, strict=False)
-        except ValueError:
-            continue
-        if network.version == address.version:
-            cidrs.append(network)
+    cidrs = networks_of(listed, address.version)
     if not cidrs:
         return Served(True, "nodePortAddresses does not restrict this family")
     return Served(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 from itertools import product
 from typing import TypeVar
 
@@ -18,7 +17,7 @@ from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason, ip_v
 from ktp.kubeproxy.iptables_mode import iptables_outcome
 from ktp.kubeproxy.ipvs_mode import ipvs_outcome
 from ktp.kubeproxy.nftables_mode import nftables_outcome
-from ktp.kubeproxy.node import IPNetwork, ProxyMode, ProxyNode
+from ktp.kubeproxy.node import ProxyMode, ProxyNode
 from ktp.kubeproxy.outcome import (
     HERE,
     KNOWN_AS,
@@ -33,7 +32,7 @@ from ktp.kubeproxy.outcome import (
     unknown,
 )
 from ktp.model.assumption import Assumption, EvidenceKind
-from ktp.model.cluster import Service, ServicePort
+from ktp.model.cluster import Service, ServicePort, networks_of
 from ktp.model.trace import Disposition, Symptom
 
 __all__ = ["Client", "IntendedEndpoint", "Intent", "PortOnNode", "Vantage", "intended_outcome"]
@@ -248,19 +247,6 @@ def intended_outcome(
     """What should happen to `client` dialling `front_end` of `service` on `node`: see `PortOnNode.outcome`."""
     asked = PortOnNode(index, service, port, node)
     return asked.outcome(front_end, client, pods_masqueraded=pods_masqueraded)
-
-
-def networks_of(cidrs: Iterable[str], ip_version: int | None = None) -> tuple[IPNetwork, ...]:
-    """The networks, of one family or of both; what is none is left out, as kube-proxy does."""
-    found = []
-    for text in cidrs:
-        try:
-            network = ip_network(text.strip(), strict=False)
-        except ValueError:
-            continue
-        if ip_version in (None, network.version):
-            found.append(network)
-    return tuple(found)
 
 
 def _merge(outcomes: Sequence[tuple[World, Outcome]]) -> tuple[Outcome, tuple[str, ...]]:

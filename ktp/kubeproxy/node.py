@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 
 from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES, NFT_TABLE
 from ktp.kubeproxy.version import ANY_VERSION, VersionRange, proxy_version
-from ktp.model.cluster import Cluster, ip_of
+from ktp.model.cluster import Cluster, ip_of, networks_of
 from ktp.model.host import IPAddress, KubeProxyConfig, NodeState
 from ktp.model.ipvs import IPVS_INTERFACE, links_ipvs
 from ktp.model.snapshot import Snapshot
@@ -80,16 +80,6 @@ class ProxyNode:
         return self.feature_gates.get(name, default)
 
 
-def _networks(cidrs: str | None) -> tuple[IPNetwork, ...]:
-    found = []
-    for cidr in (cidrs or "").split(","):
-        try:
-            found.append(ip_network(cidr.strip(), strict=False))
-        except ValueError:
-            continue
-    return tuple(found)
-
-
 def default_mode(versions: VersionRange) -> ProxyMode:
     """What an empty `mode` means on Linux: iptables, from 1.40 on nftables (KEP-5343; 1.37 warns of it)."""
     return ProxyMode.NFTABLES if versions.low >= (1, 40) else ProxyMode.IPTABLES
@@ -152,7 +142,7 @@ def proxy_node(
     cluster, state = snapshot.cluster, snapshot.nodes.get(name)
     node = (cluster.nodes or {}).get(name)
     config = state.kube_proxy if state is not None else None
-    pod_cidrs = _networks(",".join(node.pod_cidrs)) if node is not None else ()
+    pod_cidrs = networks_of(node.pod_cidrs) if node is not None else ()
     route_localnet = (
         (state.sysctls or {}).get("net.ipv4.conf.all.route_localnet") if state is not None else None
     )
@@ -165,7 +155,7 @@ def proxy_node(
         addresses=_addresses(cluster, name, state),
         primary_ips=_primary_ips(cluster, name),
         pod_cidrs=pod_cidrs,
-        cluster_cidrs=_networks(config.cluster_cidr) if config is not None else (),
+        cluster_cidrs=networks_of((config.cluster_cidr or "").split(",")) if config is not None else (),
         versions=versions,
         modes=modes or detect_modes(state, default_mode(versions)),
         detectors=detect_detectors(config, pod_cidrs),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 
 from ktp.kubeproxy.endpoints import (
     EndpointSelection,
@@ -37,7 +36,7 @@ from ktp.kubeproxy.names import (
     service_port_string,
 )
 from ktp.kubeproxy.node import DetectLocal, IPNetwork, ProxyNode
-from ktp.model.cluster import Cluster, Service, ServicePort
+from ktp.model.cluster import Cluster, Service, ServicePort, networks_of
 from ktp.model.host import IPAddress, KubeProxyConfig
 from ktp.model.ruleset import Rule, Ruleset
 
@@ -247,17 +246,10 @@ class PortFacts:
 
     def source_ranges(self) -> tuple[IPNetwork, ...]:
         """spec.loadBalancerSourceRanges of this family; since 1.34 a range of everything restricts nothing."""
-        found = []
-        for text in self.service.load_balancer_source_ranges:
-            try:
-                network = ip_network(text.strip(), strict=False)
-            except ValueError:
-                continue
-            if network.version == self.version:
-                found.append(network)
+        found = networks_of(self.service.load_balancer_source_ranges, self.version)
         if self.minor >= 34 and any(n.prefixlen == 0 for n in found):
             return ()
-        return tuple(found)
+        return found
 
     def ranges_hold_node(self, ranges: Sequence[IPNetwork]) -> bool:
         """Whether the node's own address is in a range: then the load balancer's addresses are let through too."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from ipaddress import ip_network
 
 from ktp.kubeproxy.endpoints import (
     EndpointSelection,
@@ -24,8 +23,8 @@ from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, front_ends, serves_n
 from ktp.kubeproxy.ipvs_mode import destinations
 from ktp.kubeproxy.names import KUBE_IPVS_OUT_FILTER
 from ktp.kubeproxy.node import ProxyMode, ProxyNode
-from ktp.model.cluster import Cluster, Service, ServicePort
-from ktp.model.host import IPAddress, IPNetwork, IpSet, NodeState
+from ktp.model.cluster import Cluster, Service, ServicePort, networks_of
+from ktp.model.host import IPAddress, IpSet, NodeState
 from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
 from ktp.model.ruleset import EditedRuleset, Ruleset, has_chain, like
 
@@ -266,7 +265,7 @@ class _Maker:
         for f in self._front_ends(service, port):
             if f.kind is not FrontEndKind.LOAD_BALANCER or f.ip_version != version:
                 continue
-            networks = _networks(service, version)
+            networks = networks_of(service.load_balancer_source_ranges, version)
             holds_node = any(ip in network for network in networks for ip in self.node.primary_ips)
             line = (
                 f"-A {KUBE_IPVS_OUT_FILTER} -s {f.ip}/{32 if version == 4 else 128} -m ipvs --vproto {number} "
@@ -276,7 +275,7 @@ class _Maker:
 
     def _ranges(self, service: Service, f: FrontEnd, protocol: str) -> Iterator[tuple[str, str]]:
         where = f"{f.ip},{protocol}:{f.port}"
-        networks = _networks(service, f.ip_version)
+        networks = networks_of(service.load_balancer_source_ranges, f.ip_version)
         if not networks:
             return
         yield _name("LOAD-BALANCER-FW", f.ip_version), where
@@ -308,14 +307,3 @@ class _Maker:
         if service.health_check_node_port:
             for version in (4, 6):
                 yield _name("HEALTH-CHECK-NODE-PORT", version), f"{service.health_check_node_port}"
-
-
-def _networks(service: Service, version: int) -> list[IPNetwork]:
-    """The source ranges of one family."""
-    networks = []
-    for text in service.load_balancer_source_ranges:
-        try:
-            networks.append(ip_network(text.strip(), strict=False))
-        except ValueError:
-            continue
-    return [n for n in networks if n.version == version]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from ktp.model.announcing import Announcing
-from ktp.model.host import IPAddress
+from ktp.model.host import IPAddress, IPNetwork
 from ktp.model.policy import NetworkPolicy
 
 
@@ -295,3 +295,18 @@ def ip_of(text: str) -> IPAddress | None:
         return ip_address(text)
     except ValueError:
         return None
+
+
+def networks_of(cidrs: Iterable[str], ip_version: int | None = None) -> tuple[IPNetwork, ...]:
+    """The networks, of one family or of both; what is none is left out, as kube-proxy does."""
+    from ipaddress import ip_network
+
+    found = []
+    for text in cidrs:
+        try:
+            network = ip_network(text.strip(), strict=False)
+        except ValueError:
+            continue
+        if ip_version in (None, network.version):
+            found.append(network)
+    return tuple(found)

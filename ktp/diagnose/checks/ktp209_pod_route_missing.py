@@ -47,8 +47,7 @@ def run(case: Case) -> Iterable[Finding]:
     lost: dict[str, dict[IPAddress, str]] = {}
     concerned: dict[str, list[Entry]] = {}
     for entry in case.failing():
-        fact = entry.asked.fact
-        for path in fact.paths if fact is not None else ():
+        for path in entry.paths:
             found = _lost_on_the_way(case.snapshot, path)
             if found is not None:
                 node, pod, owner = found

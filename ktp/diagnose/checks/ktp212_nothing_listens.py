@@ -57,8 +57,7 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires for each service port of which an endpoint refuses."""
     found: dict[tuple[str, int, int], _Deaf] = {}
     for entry in case.entries:
-        fact = entry.asked.fact
-        for path in fact.paths if fact is not None else ():
+        for path in entry.paths:
             if path.disposition is not Disposition.NO_LISTENER or path.endpoint_ip is None:
                 continue
             if any(t for h in path.hops if h.pod for s in h.steps for t in s.translations):

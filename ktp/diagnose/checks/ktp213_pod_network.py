@@ -40,8 +40,7 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires for each pod whose namespace, were it as Kubernetes makes it, would let a failing cell through."""
     found: dict[tuple[str, str], dict[Entry, Path]] = {}
     for entry in case.failing():
-        fact = entry.asked.fact
-        for path in fact.paths if fact is not None else ():
+        for path in entry.paths:
             decided = path.decided_by
             if path.symptom is not Symptom.CONNECTS and decided is not None and decided.pod:
                 found.setdefault((decided.node, decided.pod), {}).setdefault(entry, path)

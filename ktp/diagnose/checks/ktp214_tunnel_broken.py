@@ -44,8 +44,7 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires for each node whose tunnel loses a failing cell's packets."""
     found: dict[str, dict[Entry, Path]] = {}
     for entry in case.failing():
-        fact = entry.asked.fact
-        for path in fact.paths if fact is not None else ():
+        for path in entry.paths:
             decided = path.decided_by
             if path.symptom is Symptom.CONNECTS or decided is None or decided.step is None:
                 continue

@@ -52,8 +52,7 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires for each port on which a full accept queue stops a cell."""
     found: dict[int, _Full] = {}
     for entry in case.entries:
-        fact = entry.asked.fact
-        for path in fact.paths if fact is not None else ():
+        for path in entry.paths:
             decided = path.decided_by
             if (
                 decided is None

@@ -125,11 +125,8 @@ def _finding(case: Case, entry: Entry, stale: list[TrackedConnection]) -> Findin
             f"it gets to {path.endpoint_name or gone}" if answers and path is not None else next_packet.reason
         )
         evidence.append(counterfactual(f"with the entry, the next packet of {clients[0]}: {said}"))
-    fact = entry.asked.fact
     reached = [
-        path
-        for path in (fact.paths if fact is not None else ())
-        if path.symptom is Symptom.CONNECTS and path.endpoint_ip is not None
+        path for path in entry.paths if path.symptom is Symptom.CONNECTS and path.endpoint_ip is not None
     ]
     if reached:
         evidence.append(

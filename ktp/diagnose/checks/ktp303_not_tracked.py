@@ -65,8 +65,7 @@ def run(case: Case) -> Iterable[Finding]:
 def _untracking(entry: Entry) -> Iterable[RuleInPlace]:
     """The rules that said NOTRACK to a packet of this cell, each once."""
     found: dict[RuleInPlace, None] = {}
-    fact = entry.asked.fact
-    for path in fact.paths if fact is not None else ():
+    for path in entry.paths:
         for hop in path.hops:
             for step in hop.steps:
                 untracks = any(isinstance(effect, NoTrack) for effect in step.effects)

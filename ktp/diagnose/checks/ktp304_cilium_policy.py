@@ -46,7 +46,7 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires once a pod that Cilium's policy map closes to a client who would get through without."""
     stopped: dict[tuple[str, str], tuple[DecidedBy, list[Entry]]] = {}
     for entry in case.failing():
-        for path in entry.asked.fact.paths if entry.asked.fact is not None else ():
+        for path in entry.paths:
             by = path.decided_by
             if path.symptom is not Symptom.CONNECTS and by is not None and is_policy(by):
                 entries = stopped.setdefault((by.node, path.endpoint_ip or ""), (by, []))[1]

@@ -31,7 +31,7 @@ from functools import partial
 from ktp.diagnose.case import Case, Entry, decided_evidence, share
 from ktp.diagnose.changes import rules_renewed
 from ktp.diagnose.checks.base import Check, counterfactual, listed
-from ktp.diagnose.checks.kube_common import kube_proxy_evidence
+from ktp.diagnose.checks.kube_common import kube_proxy_evidence, restart_command
 from ktp.kubeproxy.synthesis import has_same_rules
 from ktp.model.diagnosis import Cell, Evidence, Finding, Fix, Severity
 from ktp.model.trace import Symptom
@@ -77,8 +77,7 @@ def run(case: Case) -> Iterable[Finding]:
             else [
                 Fix(
                     f"make kube-proxy on {node} sync (is it running, can it reach the API server?)",
-                    command="kubectl delete pod -n kube-system -l k8s-app=kube-proxy "
-                    f"--field-selector spec.nodeName={node}",
+                    command=restart_command(node),
                     verified=True,
                     outcome=f"{node} then answers as the API says",
                     cures=cures if worse else None,

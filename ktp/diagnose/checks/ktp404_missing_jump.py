@@ -30,6 +30,7 @@ from functools import partial
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import rules_renewed, with_state
 from ktp.diagnose.checks.base import Check, listed, mending
+from ktp.diagnose.checks.kube_common import restart_command
 from ktp.diagnose.checks.rule_common import merged
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import NodeState
@@ -79,8 +80,7 @@ def run(case: Case) -> Iterable[Finding]:
             ],
             fix=Fix(
                 f"restart kube-proxy on {node}: it makes the jumps anew at its start",
-                command="kubectl delete pod -n kube-system -l k8s-app=kube-proxy "
-                f"--field-selector spec.nodeName={node}",
+                command=restart_command(node),
                 cures=mended.cures(),
             ),
             cells=merged(mended, _elsewhere(case, failing, state)),

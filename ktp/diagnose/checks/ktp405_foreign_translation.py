@@ -82,8 +82,7 @@ def foreign_translations(case: Case) -> dict[RuleInPlace, list[Entry]]:
 
 
 def _translations(entry: Entry) -> Iterator[RuleInPlace]:
-    fact = entry.asked.fact
-    for path in fact.paths if fact is not None else ():
+    for path in entry.paths:
         for hop in path.hops:
             for step in hop.steps:
                 translates = any(not t.kind.of_source for t in step.translations)
@@ -111,10 +110,9 @@ def is_mended(case: Case, entry: Entry, after: Cell) -> bool:
 
 def pod_of_host_port(case: Case, rule: RuleInPlace, entry: Entry) -> tuple[Pod, ContainerPort] | None:
     """The pod whose hostPort is the dialled port and to whose address the rule leads."""
-    fact = entry.asked.fact
     led_to = {
         t.after
-        for path in (fact.paths if fact is not None else ())
+        for path in entry.paths
         for hop in path.hops
         for step in hop.steps
         if rule_of_step(hop.node, step) == rule

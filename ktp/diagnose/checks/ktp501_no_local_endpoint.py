@@ -193,10 +193,9 @@ def _virtual_server(entry: Entry) -> list[Evidence]:
 
     `syncEndpoint` of ipvs/proxier.go. Then the packet goes to another node with its own source, and the answer is lost.
     """
-    fact = entry.asked.fact
     steps = [
         (hop.node, step)
-        for path in (fact.paths if fact is not None else ())
+        for path in entry.paths
         for hop in path.hops
         for step in hop.steps
         if step.backend == "ipvs" and hop.node == entry.node and hop.direction == "request"

@@ -78,8 +78,7 @@ def run(case: Case) -> Iterable[Finding]:
 
 
 def _sources(entry: Entry) -> Iterator[RuleInPlace]:
-    fact = entry.asked.fact
-    for path in fact.paths if fact is not None else ():
+    for path in entry.paths:
         for hop in path.hops:
             for step in hop.steps if hop.direction == "request" else ():
                 replaces = any(not t.kind.of_destination for t in step.translations)

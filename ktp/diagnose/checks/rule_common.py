@@ -142,8 +142,7 @@ def rule_of_step(node: str, step: Step) -> RuleInPlace | None:
 
 def stopped(entry: Entry) -> Iterator[tuple[Path, RuleInPlace | None]]:
     """The ways of a cell that do not end well, each with the rule that ended it."""
-    fact = entry.asked.fact
-    for path in fact.paths if fact is not None else ():
+    for path in entry.paths:
         if path.symptom is not Symptom.CONNECTS:
             yield path, deciding_rule(path)
 
@@ -158,8 +157,7 @@ def deciding_rule(path: Path) -> RuleInPlace | None:
 
 def marking_rule(entry: Entry, node: str | None = None) -> RuleInPlace | None:
     """The rule (of `node`) that marked a packet of a cell for a drop later on, as kube-proxy up to 1.24 does."""
-    fact = entry.asked.fact
-    for path in fact.paths if fact is not None else ():
+    for path in entry.paths:
         for hop in path.hops:
             for step in hop.steps if node in (None, hop.node) else ():
                 purpose = purpose_of(step.rule) if step.rule is not None else None
