@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import IO, Any
@@ -28,6 +28,10 @@ _MAX_STDERR = 1 << 20
 _lock = threading.Lock()
 _live: set[int] = set()
 _stopping = False
+
+
+# What to write to a program that has printed this: nothing while it has more to say.
+Answer = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +52,15 @@ def run_child(
     *,
     timeout: float,
     stdin: bytes = b"",
+    answer: Answer | None = None,
     environment: Mapping[str, str] | None = None,
     limit: int = MAX_OUTPUT,
     folder: str | None = None,
     spare: bool = False,
 ) -> ChildResult:
     """Run a command without a shell in a session of its own; OSError where it cannot be started.
+
+    With `answer`, stdin stays open behind `stdin`: it is given what the command prints and says what comes next.
 
     With `spare`, a command that ends by itself may leave something running: a ControlPersist master of `ssh` needs
     the ProxyCommand or the jump host's client that its connection goes through.
@@ -67,7 +74,7 @@ def run_child(
         if child is None:
             return ChildResult(status=None, stdout=b"", stderr=b"")
         try:
-            stdout, end = _exchange(child, stdin, deadline, limit)
+            stdout, end = _exchange(child, stdin, answer, deadline, limit)
             if end is None and not _has_ended(child, deadline):
                 end = "timeout"
         finally:
@@ -182,7 +189,7 @@ def _start(
 
 
 def _exchange(
-    child: subprocess.Popen[bytes], stdin: bytes, deadline: float, limit: int
+    child: subprocess.Popen[bytes], stdin: bytes, answer: Answer | None, deadline: float, limit: int
 ) -> tuple[bytes, str | None]:
     """What the child prints, and None, "timeout" or "overflow" for how that ended."""
     assert child.stdout is not None
@@ -208,8 +215,9 @@ def _exchange(
                         stdin = b""  # it reads no more: what it prints tells why
                     if not stdin:
                         selector.unregister(key.fileobj)
-                        with contextlib.suppress(OSError):
-                            child.stdin.close()
+                        if answer is None:
+                            with contextlib.suppress(OSError):
+                                child.stdin.close()
                     continue
                 chunk = os.read(key.fd, _READ_SIZE)
                 if not chunk:
@@ -218,6 +226,10 @@ def _exchange(
                 size += len(chunk)
                 if size > limit:
                     return b"".join(chunks), "overflow"
+                if answer is not None and child.stdin is not None and (more := answer(chunk)):
+                    if not stdin:
+                        selector.register(child.stdin, selectors.EVENT_WRITE)
+                    stdin += more
 
 
 def _has_ended(child: subprocess.Popen[bytes], deadline: float) -> bool:

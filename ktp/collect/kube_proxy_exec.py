@@ -23,7 +23,7 @@ from ktp.collect.local_node import collect_local_node
 from ktp.collect.machine import CommandResult
 from ktp.collect.parallel import run_in_parallel
 from ktp.collect.pod_exec import NOT_FOUND, Container, ExecResult, exec_in_pod
-from ktp.collect.remote_script import build_script, collect_recorded, parse_stream
+from ktp.collect.remote_script import Conversation, build_script, collect_recorded, parse_stream
 from ktp.errors import ApiError
 from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture, merge_captures
 
@@ -255,10 +255,10 @@ class _PodReader:
             "use --node-access ssh",
         )
         script = build_script(sudo=False, reach=self._reach, command_timeout=max(1.0, self._timeout - 5))
+        talk = Conversation(node, script, self._reach).answer if self._reach is not None else None
+        left = deadline - time.monotonic()
         try:
-            answer = exec_in_pod(
-                self._api, pod, ("sh", "-s"), timeout=deadline - time.monotonic(), stdin=script.text
-            )
+            answer = exec_in_pod(self._api, pod, ("sh", "-s"), timeout=left, stdin=script.text, answer=talk)
             recording = parse_stream(answer.stdout, script.mark)
             if recording.started:
                 why = "broke off" if answer.status is not None else f"took longer than {self._timeout:g} s"

@@ -24,10 +24,10 @@ import ipaddress
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ktp.collect.parallel import run_in_parallel
 from ktp.model.capture import Capture, EvidenceGap
@@ -59,9 +59,13 @@ BASE_CHAINS = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "security": ("INPUT", "FORWARD", "OUTPUT"),
 }
+# Chains (table, name) that are read at one go.
+Wave: TypeAlias = Sequence[tuple[str, str]]
+# Yields each wave before it is read, and returns the dump and the gaps.
+Search: TypeAlias = "Generator[Wave, None, tuple[bytes | None, list[EvidenceGap]]]"
 _UNTRANSLATED = frozenset({("nat", "PREROUTING"), ("nat", "OUTPUT")})
-# What kube-proxy's base chains lead to for every packet, the long ones first.
-_KUBE_PROXY_CHAINS = (
+# What every question reaches: what kube-proxy's base chains lead to for every packet, the long ones first, and these.
+FIRST_CHAINS = (
     ("nat", "KUBE-SERVICES"),
     ("nat", "KUBE-NODEPORTS"),
     ("filter", "KUBE-EXTERNAL-SERVICES"),
@@ -72,6 +76,7 @@ _KUBE_PROXY_CHAINS = (
     ("filter", "KUBE-FIREWALL"),
     ("nat", "KUBE-POSTROUTING"),
     ("nat", "KUBE-MARK-MASQ"),
+    *((table, chain) for table, chains in BASE_CHAINS.items() for chain in chains),
 )
 # Targets that are no chains: the verdicts, the extensions of iptables 1.8, and common ones from elsewhere. A name
 # that is not here is asked for as a chain, which costs milliseconds where there is none.
@@ -215,22 +220,29 @@ class ChainReader:
         """The number of the ruleset; None where the kernel cannot be asked."""
         return self.kernel.generation() if self.kernel is not None else None
 
-    def prefetch(self, tables: Sequence[str]) -> None:
-        """Read what every question reaches, side by side, where the kernel tells which of it there is.
+    def has_read(self, table: str, chain: str) -> bool:
+        """Whether the chain was asked for since the last `forget`."""
+        return (table, chain) in self._chains
+
+    def prefetch(self, tables: Sequence[str]) -> Iterator[Wave]:
+        """Read what every question reaches, side by side and as one wave.
 
         The walk follows jump by jump, and would wait for each of the two long chains in turn.
         """
-        if self.kernel is None:
-            return
         wanted = []
-        for table, chain in _KUBE_PROXY_CHAINS + tuple((t, c) for t in tables for c in BASE_CHAINS[t]):
-            size = self.kernel.chain(self.family, table, chain) if table in tables else None
-            if size is None or (table, chain) in self._chains:
+        for table, chain in FIRST_CHAINS:
+            if table not in tables or (table, chain) in self._chains:
                 continue
-            if size.use == 0 and size.policy is not None:
-                self._chains[table, chain] = ChainText(policy=size.policy, counters=size.counters, raw=())
-            else:
-                wanted.append((table, chain))
+            if self.kernel is not None:
+                size = self.kernel.chain(self.family, table, chain)
+                if size is None:
+                    continue
+                if size.use == 0 and size.policy is not None:
+                    text = ChainText(policy=size.policy, counters=size.counters, raw=())
+                    self._chains[table, chain] = text
+                    continue
+            wanted.append((table, chain))
+        yield wanted
         self.read_all(wanted)
 
     def assume_services(self) -> int:
@@ -333,6 +345,17 @@ def _listed_chains(listed: bytes) -> Iterator[tuple[str, str, bool]]:
 
 def read_reachable(reader: ChainReader, node: str, reach: Reach) -> tuple[bytes | None, list[EvidenceGap]]:
     """The dump of one family, None if it has no tables or cannot be read, and the gaps."""
+    search = search_reachable(reader, node, reach)
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            found: tuple[bytes | None, list[EvidenceGap]] = end.value
+            return found
+
+
+def search_reachable(reader: ChainReader, node: str, reach: Reach) -> Search:
+    """As `read_reachable`, and yields each wave of chains before the reader is asked for them."""
     settled = False
     missing: frozenset[tuple[str, str]] = frozenset()
     unread = 0
@@ -346,8 +369,8 @@ def read_reachable(reader: ChainReader, node: str, reach: Reach) -> tuple[bytes 
                 reader.forget()
             generation, before = reader.generation(), missing
             unread = reader.assume_services() if reach.assume_services else 0
-            reader.prefetch(tables)
-            chains, missing = _walk(reader, tables, reach)
+            yield from reader.prefetch(tables)
+            chains, missing = yield from _walk(reader, tables, reach)
             if generation is not None:
                 settled = generation == reader.generation()
             else:
@@ -391,41 +414,38 @@ def read_reachable(reader: ChainReader, node: str, reach: Reach) -> tuple[bytes 
 
 def _walk(
     reader: ChainReader, tables: Iterable[str], reach: Reach
-) -> tuple[dict[tuple[str, str], ChainText], frozenset[tuple[str, str]]]:
+) -> Generator[Wave, None, tuple[dict[tuple[str, str], ChainText], frozenset[tuple[str, str]]]]:
     """Every chain that can be reached, and those that were jumped to and are not there."""
     destinations = _Destinations(reach.destinations)
-    # A chain may be reached both ways: once by all jumps is enough.
     chains: dict[tuple[str, str], ChainText] = {}
     missing: set[tuple[str, str]] = set()
     tables = tuple(tables)
-    roots = [(table, chain) for table in tables for chain in BASE_CHAINS[table]]
-    wanted = [key for key in reach.chains if key[0] in tables]
-    whole = [key for key in roots if key not in _UNTRANSLATED] + wanted
-    followed: set[tuple[str, str]] = set()
-    # All jumps first, so that a chain that both ways lead to is followed the wider way.
-    for start, select in ((whole, None), ([key for key in roots if key in _UNTRANSLATED], destinations)):
-        wave = [key for key in dict.fromkeys(start) if key not in followed]
-        while wave:
-            followed.update(wave)
-            texts = run_in_parallel([partial(reader.read, *key) for key in wave], workers=WORKERS)
-            following: dict[tuple[str, str], None] = {}
-            for (table, name), text in zip(wave, texts, strict=True):
-                if text is None:
-                    if (table, name) not in reach.chains:
-                        missing.add((table, name))
-                    continue
-                if select is not None:
-                    met = tuple(filter(select.may_match, text.raw))
-                    left_out = len(text.raw) - len(met)
-                    cut = left_out > 0 and len(text.raw) > LARGE_CHAIN
-                    chains[table, name] = replace(text, raw=met, left_out=left_out) if cut else text
-                else:
-                    met = text.raw
-                    chains[table, name] = text
-                for target in _jumps(met):
-                    if (table, target) not in followed:
-                        following[table, target] = None
-            wave = list(following)
+    # Whether all of a chain's jumps are followed; one that two ways lead to is followed the wider way in the end.
+    wave = {(table, chain): True for table in tables for chain in BASE_CHAINS[table]}
+    wave |= dict.fromkeys(wave.keys() & _UNTRANSLATED, False)
+    wave |= {key: True for key in reach.chains if key[0] in tables}
+    followed: dict[tuple[str, str], bool] = {}
+    while wave:
+        # What was read already is followed first, so that as few waves as can be are waited for.
+        if not (now := {key: wave[key] for key in wave if reader.has_read(*key)}):
+            yield list(wave)
+            now = wave
+        followed |= now
+        following = {key: wave[key] for key in wave if key not in now}
+        for (key, is_whole), text in zip(now.items(), reader.read_all(list(now)), strict=True):
+            if text is None:
+                if key not in reach.chains:
+                    missing.add(key)
+                continue
+            met = text.raw if is_whole else tuple(filter(destinations.may_match, text.raw))
+            left_out = len(text.raw) - len(met)
+            cut = left_out > 0 and len(text.raw) > LARGE_CHAIN
+            chains[key] = replace(text, raw=met, left_out=left_out) if cut else text
+            for target in _jumps(met):
+                to = (key[0], target)
+                if to not in followed or (is_whole and not followed[to]):
+                    following[to] = following.get(to, False) or is_whole
+        wave = following
     return chains, frozenset(missing)
 
 

@@ -14,8 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ktp.collect.children import ChildResult, run_child
-from ktp.collect.remote_script import Recording, build_script, collect_recorded, parse_stream, why_cut
+from ktp.collect.children import Answer, ChildResult, run_child
+from ktp.collect.remote_script import (
+    Conversation,
+    Recording,
+    build_script,
+    collect_recorded,
+    parse_stream,
+    why_cut,
+)
 from ktp.collect.ssh import CONNECT_SHARE, PARALLEL, TIMEOUT, OnProgress, is_host, read_each, short
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import EvidenceGap, MemoryCapture
@@ -128,7 +135,8 @@ def _visit(node: str, shell: NodeShell, reach: Reach | None, pods: PodAddresses 
         counters=shell.counters,
     )
     words = shell.words(node)
-    done = _run(words, shell.timeout, script.text)
+    talk = Conversation(node, script, reach).answer if reach is not None else None
+    done = _run(words, shell.timeout, script.text, talk)
     left = _clean(node, shell.preset, done)
     recording = parse_stream(done.stdout, script.mark)
     has_terminal = re.search(rb"\n" + script.mark.encode() + rb"[^\n]*\r\n", done.stdout) is not None
@@ -151,10 +159,11 @@ def _with_gaps(capture: MemoryCapture, gaps: tuple[EvidenceGap, ...]) -> MemoryC
     return replace(capture, gaps=(*capture.gaps, *gaps)) if gaps else capture
 
 
-def _run(words: Sequence[str], timeout: float, stdin: bytes) -> ChildResult:
+def _run(words: Sequence[str], timeout: float, stdin: bytes, answer: Answer | None = None) -> ChildResult:
+    environment = {**os.environ, "LC_ALL": "C"}
     try:
         return run_child(
-            words, timeout=timeout, stdin=stdin, environment={**os.environ, "LC_ALL": "C"}, spare=True
+            words, timeout=timeout, stdin=stdin, answer=answer, environment=environment, spare=True
         )
     except OSError as error:
         raise EvidenceError(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
+from ktp.collect.children import Answer
 from ktp.collect.kube_api import tls_error
 from ktp.errors import (
     ApiAnswerError,
@@ -69,13 +70,22 @@ class Container:
 
 
 def exec_in_pod(
-    api: KubeApi, where: Container, command: Sequence[str], *, timeout: float, stdin: bytes = b""
+    api: KubeApi,
+    where: Container,
+    command: Sequence[str],
+    *,
+    timeout: float,
+    stdin: bytes = b"",
+    answer: Answer | None = None,
 ) -> ExecResult:
-    """Run a command without a terminal. Raises ApiError where the API server does not let the exec begin."""
+    """Run a command without a terminal. Raises ApiError where the API server does not let the exec begin.
+
+    With `answer`, stdin stays open behind `stdin`: it is given what the command prints and says what comes next.
+    """
     deadline = time.monotonic() + timeout
     socket = _connect(api, where, command, bool(stdin), timeout)
     try:
-        return _exchange(socket, stdin, deadline)
+        return _exchange(socket, stdin, answer, deadline)
     finally:
         socket.shutdown()
 
@@ -185,7 +195,7 @@ def _refusal(api: KubeApi, where: Container, error: Any) -> ApiError:
     )
 
 
-def _exchange(socket: Any, stdin: bytes, deadline: float) -> ExecResult:
+def _exchange(socket: Any, stdin: bytes, answer: Answer | None, deadline: float) -> ExecResult:
     import websocket
 
     received: dict[int, list[bytes]] = {STDOUT: [], STDERR: [], END: []}
@@ -193,6 +203,8 @@ def _exchange(socket: Any, stdin: bytes, deadline: float) -> ExecResult:
     try:
         socket.settimeout(max(0.01, deadline - time.monotonic()))
         _send_stdin(socket, stdin)
+        if stdin and answer is None and socket.getsubprotocol() == V5:
+            socket.send_binary(bytes([CLOSE, STDIN]))
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -209,6 +221,8 @@ def _exchange(socket: Any, stdin: bytes, deadline: float) -> ExecResult:
                 size += len(message)
                 if size > MAX_OUTPUT:
                     return ExecResult(status=1, stdout=b"", stderr=b"it printed too much", complete=False)
+                if message[0] == STDOUT and answer is not None:
+                    _send_stdin(socket, answer(message[1:]))
                 if message[0] == END:
                     # The server hangs up now; what it still had on the way counts.
                     deadline = min(deadline, time.monotonic() + _LAST_WORDS)
@@ -228,8 +242,6 @@ def _exchange(socket: Any, stdin: bytes, deadline: float) -> ExecResult:
 def _send_stdin(socket: Any, stdin: bytes) -> None:
     for at in range(0, len(stdin), _STDIN_PIECE):
         socket.send_binary(bytes([STDIN]) + stdin[at : at + _STDIN_PIECE])
-    if stdin and socket.getsubprotocol() == V5:
-        socket.send_binary(bytes([CLOSE, STDIN]))
 
 
 def _ended(stdout: bytes, stderr: bytes, end: bytes) -> ExecResult:

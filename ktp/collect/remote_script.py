@@ -1,4 +1,4 @@
-"""One round trip to a node: a POSIX shell script that runs every command, and the stream that it answers with.
+"""Reading a node by its shell: a POSIX script that runs every command, and the stream that it answers with.
 
 The script is read from standard input (`sh -s`), so nothing is copied to the node and nothing remains there: no
 file is written, not even a temporary one. It follows the rules of `ktp.collect.local_node` for what may be run
@@ -8,6 +8,9 @@ far away is read by is the same code that reads this machine.
 The stream is a sequence of frames between marker lines; the marker is random and sent within the script, so no
 output can hold it. A frame is `begin WHAT`, bytes, `end STATUS`, what went to stderr, `done`; the last line is
 `complete`. Whatever is cut in the middle lacks its `end`, and is not taken for a shorter dump.
+
+That is one round trip, save where a large node's rules are searched chain by chain (`ktp.collect.nft_chains`): then the
+script ends with `waiting`, and `Conversation` tells the shell which chains to print, one round trip a wave.
 """
 
 from __future__ import annotations
@@ -27,12 +30,13 @@ from ktp.collect.local_node import (
 )
 from ktp.collect.machine import CILIUM_AGENT, CILIUM_DEVICE, CommandResult
 from ktp.collect.nft_chains import (
+    FIRST_CHAINS,
     LARGE_CHAINS,
     LARGE_SERVICES,
-    MAX_ROUNDS,
-    TARGETS,
-    Destination,
+    ChainReader,
     Reach,
+    Search,
+    search_reachable,
 )
 from ktp.collect.passing import (
     CONNECTION_FILE,
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
 
     from ktp.collect.children import ChildResult
 
+# The last line of what is said at one go, by a shell that is told more; "complete" by one that has ended.
+_WAITING = "waiting"
 _CUT = b"the connection ended before its output was complete"
 _TIMED_OUT = 124  # timeout(1)
 _SUDO = "sudo -n -l"
@@ -64,7 +70,7 @@ COMMANDS = (
 # Everything is within one function, so that a script that arrives cut does nothing at all.
 _SCRIPT = r"""
 ktp_main() {
-exec 3>&1 </dev/null
+exec 3>&1
 PATH=$PATH:@PATH@; LC_ALL=C; export PATH LC_ALL
 unset ENV BASH_ENV
 mark='@MARK@'; limit='@LIMIT@'; want_sudo='@SUDO@'; reach='@REACH@'
@@ -180,7 +186,7 @@ if [ -n "$nf" ] && has nft; then
   root nft list flowtables
   listed=$($as_root nft list flowtables 2>/dev/null | awk '/^table / { print $2 "/" $3 }')
 fi
-any_large=; foreign=
+any_large=; foreign=; searched=
 family iptables ip ip_tables
 family ip6tables ip6 ip6_tables
 [ -n "$sets" ] && has ipset && root ipset save
@@ -226,7 +232,9 @@ if [ -n "$pods" ] && [ "$uid" = 0 ] && has nsenter && has awk; then
   done
 fi
 @COUNTERS@
-line complete
+[ -n "$searched" ] || { line complete; exit; }
+said searched $searched
+line @WAITING@
 }
 
 # One family (iptables ip ip_tables): legacy tables where there are some, those in nf_tables whole or by chains.
@@ -240,13 +248,11 @@ family() {
   [ -n "$nf" ] && has "$nft" || return 0
   single=${nft%-save}; large=; tables=
   has "$single" && has awk && measure "$single" "$2"
-  if [ -n "$large" ] && [ -n "$reach" ]; then
-    slowly_prefix=${limit:+timeout $limit}
-    awk -v single="$as_root $single" -v mark="$mark" -v limit="$slowly_prefix" -v existing="$tables" @AWK_ARGUMENTS@ \
-      "$ktp_awk" >&3
-  else
-    root "$nft" -c
-  fi
+  [ -n "$large" ] && [ -n "$reach" ] || { root "$nft" -c; return; }
+  searched="$searched $single"
+  for chain in @FIRST_CHAINS@; do
+    case " $tables " in *" ${chain%/*} "*) root "$single" -t "${chain%/*}" -S "${chain#*/}" -v ;; esac
+  done
 }
 
 # Sets $large and $tables (those that may be asked for single chains), and adds to $foreign.
@@ -283,104 +289,9 @@ measure() {
   esac
   [ -n "$large" ] && any_large=1
 }
-ktp_awk=@AWK@
 ktp_chains=@AWK_CHAINS@
-ktp_main; exit
+ktp_main </dev/null
 """
-
-# Follows jumps as `ktp.collect.nft_chains` does, or more of them; sends each chain that it reads as a frame.
-_AWK = r"""
-function frame(table, chain, key,   command, text, status, n, i, got) {
-  command = single " -t " table " -S " quoted(chain) " -v"
-  printf "\n%s begin command %s -t %s -S %s -v\n", mark, name, table, chain
-  n = 0; status = 1
-  command = limit " " command " 2>&1 </dev/null; echo ktp-status=$?"
-  while ((command | getline got) > 0) kept[n++] = got
-  close(command)
-  if (n && kept[n - 1] ~ /^ktp-status=[0-9]+$/) { status = substr(kept[n - 1], 12); n-- }
-  if (status == 0) {
-    for (i = 0; i < n; i++) print kept[i]
-    printf "\n%s end 0\n\n%s done\n", mark, mark
-  } else {
-    printf "\n%s end %s\n", mark, status
-    for (i = 0; i < n; i++) print kept[i]
-    printf "\n%s done\n", mark
-    if (!(key in extra)) missing[key] = 1
-    n = 0
-  }
-  return n
-}
-function quoted(word) { gsub(/'/, "'\\''", word); return "'" word "'" }
-function wanted(text,   bare, i, port, address, protocol) {
-  bare = " " text " "
-  gsub(/"([^"\\]|\\.)*"/, "", bare)
-  port = value(bare, "--dport"); address = value(bare, "-d"); protocol = value(bare, "-p")
-  if (port !~ /^[0-9]+$/) port = ""
-  if (address !~ /\/(32|128)$/) address = ""
-  sub(/\/(32|128)$/, "", address)
-  if (protocol !~ /^(tcp|udp|sctp)$/) protocol = ""
-  for (i = 1; i <= questions; i++)
-    if ((port == "" || ports[i] == "" || ports[i] + 0 == port + 0) &&
-        (protocol == "" || protocols[i] == "" || protocols[i] == protocol) &&
-        (address == "" || addresses[i] == "" || index(addresses[i], "," address ",")))
-      return 1
-  return 0
-}
-function value(bare, option,   at, rest) {
-  at = index(bare, " " option " ")
-  if (!at || substr(bare, at - 2, 3) == " ! ") return ""
-  rest = substr(bare, at + length(option) + 2)
-  return substr(rest, 1, index(rest, " ") - 1)
-}
-function follow(table, narrow,   chain, n, i, key, target) {
-  while (head < tail) {
-    chain = queue[head++]; key = table "/" chain
-    if (key in seen) continue
-    seen[key] = 1
-    n = frame(table, chain, key)
-    for (i = 0; i < n; i++) {
-      if (kept[i] !~ /^-A / || !match(kept[i], / -[jg] [^ "]+$/)) continue
-      target = substr(kept[i], RSTART + 4)
-      if (target in builtin || (table "/" target) in seen) continue
-      if (narrow && !wanted(kept[i])) continue
-      queue[tail++] = target
-    }
-  }
-}
-function signature(   key, out) { out = ""; for (key in missing) out = out " " key; return out }
-BEGIN {
-  n = split(single, words, " "); name = words[n]
-  n = split(targets, words, " "); for (i = 1; i <= n; i++) builtin[words[i]] = 1
-  questions = split(asked, words, " ")
-  for (i = 1; i <= questions; i++) {
-    split(words[i], part, "/")
-    protocols[i] = part[1]; ports[i] = part[2]; addresses[i] = part[3] == "" ? "" : "," part[3] ","
-  }
-  n = split(chains, words, " ")
-  for (i = 1; i <= n; i++) { extra[words[i]] = 1; wish[i] = words[i] }
-  wishes = n
-  tables = split(existing, table, " ")
-  base["raw"] = "PREROUTING OUTPUT"
-  base["mangle"] = "PREROUTING INPUT FORWARD OUTPUT POSTROUTING"
-  base["nat"] = "INPUT POSTROUTING"
-  base["filter"] = base["security"] = "INPUT FORWARD OUTPUT"
-  for (round = 1; round <= rounds; round++) {
-    split("", seen); split("", missing)
-    for (t = 1; t <= tables; t++) {
-      head = tail = 0
-      n = split(base[table[t]], words, " "); for (i = 1; i <= n; i++) queue[tail++] = words[i]
-      for (i = 1; i <= wishes; i++)
-        if (index(wish[i], table[t] "/") == 1) queue[tail++] = substr(wish[i], length(table[t]) + 2)
-      follow(table[t], 0)
-      if (table[t] == "nat") { queue[tail++] = "PREROUTING"; queue[tail++] = "OUTPUT"; follow("nat", 1) }
-    }
-    now = signature()
-    if (now == "" || now == before) break
-    before = now
-  }
-}
-"""
-
 
 # Counts the chains of `nft list chains`, and tells which tables hold whose base chains.
 _AWK_CHAINS = r"""
@@ -421,12 +332,6 @@ def build_script(
     globs = [*(_sysctl_path(key) for key in SINGLE_SYSCTLS)]
     globs += [f"/proc/sys/net/ipv4/conf/*/{key}" for key in IPV4_CONF_KEYS]
     globs += [f"/proc/sys/net/ipv6/conf/*/{key}" for key in IPV6_CONF_KEYS]
-    arguments = {
-        "targets": " ".join(sorted(TARGETS)),
-        "asked": " ".join(_asked(reach.destinations)) if reach else "",
-        "chains": " ".join(f"{table}/{chain}" for table, chain in reach.chains) if reach else "",
-        "rounds": str(MAX_ROUNDS),
-    }
     parts = {
         "PATH": "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin",
         "MARK": mark,
@@ -456,22 +361,14 @@ def build_script(
         "LARGE_SERVICES": str(LARGE_SERVICES),
         "LARGE_CHAINS": str(LARGE_CHAINS),
         "REACH": "1" if reach is not None else "",
-        "AWK_ARGUMENTS": " ".join(f"-v {_quoted(f'{key}={value}')}" for key, value in arguments.items()),
-        "AWK": _quoted(_AWK.strip()),
+        "FIRST_CHAINS": " ".join(map("/".join, FIRST_CHAINS)),
+        "WAITING": _WAITING,
         "AWK_CHAINS": _quoted(_AWK_CHAINS.strip()),
     }
     text = _SCRIPT
     for name, value in parts.items():
         text = text.replace(f"@{name}@", value)
     return RemoteScript(text=text.encode(), mark=mark)
-
-
-def _asked(destinations: Iterable[Destination]) -> list[str]:
-    """Destinations as the awk program takes them: PROTOCOL/PORT/ADDRESS,ADDRESS…, each empty for any."""
-    return [
-        f"{one.protocol or ''}/{'' if one.port is None else one.port}/{','.join(sorted(one.addresses or ()))}"
-        for one in destinations
-    ]
 
 
 def _some(words: Sequence[str]) -> str:
@@ -525,9 +422,9 @@ class Recording:
         return answer.stderr.decode(errors="replace").strip().rpartition("\n")[2].strip() or "no reason given"
 
 
-def parse_stream(stream: bytes, mark: str) -> Recording:
-    """The frames of a stream; one that lacks its end is left out."""
-    recording = Recording()
+def parse_stream(stream: bytes, mark: str, recording: Recording | None = None) -> Recording:
+    """The frames of a stream, added to those of a `recording`; one that lacks its end is left out."""
+    recording = recording or Recording()
     marker = f"\n{mark} ".encode()
     pieces: list[tuple[str, bytes]] = []
     at = stream.find(marker)
@@ -562,6 +459,48 @@ def _add(recording: Recording, what: str, body: bytes, status: str, errors: byte
         recording.pods[int(name)] = tuple(body.decode(errors="replace").split())
     else:
         recording.facts[kind] = body
+
+
+class Conversation:
+    """What a node's shell is told behind its script: the chains to print next, and at last to end."""
+
+    def __init__(self, node: str, script: RemoteScript, reach: Reach) -> None:
+        self._node = node
+        self._mark = script.mark
+        self._reach = reach
+        self._recording = Recording()
+        self._heard: list[bytes] = []
+        self._tail = b""  # of what was heard
+        self._searches: list[tuple[str, Search]] | None = None
+
+    def answer(self, printed: bytes) -> bytes:
+        """What to say to the next piece of what the shell prints; nothing while it has not done."""
+        self._heard.append(printed)
+        self._tail = (self._tail + printed[-100:])[-100:]
+        if not self._tail.replace(b"\r", b"").endswith(f"{self._mark} {_WAITING}\n".encode()):
+            return b""  # a terminal, which is complained of later, puts returns into it
+        parse_stream(b"".join(self._heard), self._mark, self._recording)
+        self._heard, self._tail = [], b""
+        if self._searches is None:
+            runner = RecordedRunner(self._recording)
+            commands = self._recording.facts.get("searched", b"").decode().split()
+            self._searches = [
+                (command, search_reachable(ChainReader(runner, command), self._node, self._reach))
+                for command in commands
+            ]
+            for _, search in self._searches:
+                next(search, ())  # FIRST_CHAINS, which the script has printed
+        lines = [
+            f"root {command} -t {table} -S {_quoted(chain)} -v"
+            for command, search in self._searches
+            for table, chain in next(search, ())
+        ]
+        if not lines:
+            return b"line complete; exit\n"
+        # A function, so that one that arrives cut does nothing.
+        return "\n".join(
+            ("ktp_more() {", *lines, f"line {_WAITING}", "}", "ktp_more </dev/null", "")
+        ).encode()
 
 
 class RecordedRunner:

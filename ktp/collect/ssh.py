@@ -1,4 +1,4 @@
-"""Nodes by SSH, through the system's OpenSSH client: one connection and one round trip for each.
+"""Nodes by SSH, through the system's OpenSSH client: one connection for each.
 
 The client is run as the user runs it, so ~/.ssh/config, agents, jump hosts and ControlMaster apply. It is never
 told to accept a host key; with BatchMode it asks nobody, and what it would have asked becomes a sentence.
@@ -16,9 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ktp.collect.children import ChildResult, ending_children, run_child
+from ktp.collect.children import Answer, ChildResult, ending_children, run_child
 from ktp.collect.parallel import run_in_parallel
-from ktp.collect.remote_script import Recording, build_script, collect_recorded, parse_stream, why_cut
+from ktp.collect.remote_script import (
+    Conversation,
+    Recording,
+    build_script,
+    collect_recorded,
+    parse_stream,
+    why_cut,
+)
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture, merge_captures
 
@@ -198,7 +205,8 @@ class Visitor:
             pods=self._pods.get(node, ()),
             counters=settings.counters,
         )
-        done = self._run((*self._arguments, "--", destination, "sh -s"), settings.timeout, script.text)
+        talk = Conversation(node, script, self._reach).answer if self._reach is not None else None
+        done = self._run((*self._arguments, "--", destination, "sh -s"), settings.timeout, script.text, talk)
         recording = parse_stream(done.stdout, script.mark)
         if not recording.started:
             return _gap(node, *self._connection_problem(node, destination, done))
@@ -217,9 +225,14 @@ class Visitor:
         message, remedy = self._connection_problem(node, destination, done)
         return EvidenceGap(kind="probe", subject=node, message=message, remedy=remedy)
 
-    def _run(self, command: Sequence[str], timeout: float, stdin: bytes = b"") -> ChildResult:
+    def _run(
+        self, command: Sequence[str], timeout: float, stdin: bytes = b"", answer: Answer | None = None
+    ) -> ChildResult:
+        environment = self._environment
         try:
-            return run_child(command, timeout=timeout, stdin=stdin, environment=self._environment, spare=True)
+            return run_child(
+                command, timeout=timeout, stdin=stdin, answer=answer, environment=environment, spare=True
+            )
         except OSError as error:
             raise EvidenceError(
                 f"the SSH client {command[0]!r} cannot be run: {(error.strerror or str(error)).lower()}",

@@ -25,13 +25,17 @@ V4, V5 = "v4.channel.k8s.io", "v5.channel.k8s.io"
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a command in the container does. `status` None: the image has no such program."""
+    """What a command in the container does. `status` None: the image has no such program.
+
+    `more` says what it does next, given what it is told behind its output.
+    """
 
     stdout: bytes = b""
     stderr: bytes = b""
     status: int | None = 0
     break_off: bool = False
     hang: bool = False
+    more: Callable[[bytes], Program] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +125,7 @@ class ExecHandler(BaseHTTPRequestHandler):
             self._send(bytes([channel]))
         command = tuple(query["command"])
         # A program that is not there is found out before anything is read.
-        stdin = self._stdin(protocol) if query.get("stdin") == ["true"] else b""
+        stdin = self._stdin() if query.get("stdin") == ["true"] else b""
         self.exec_owner.execs.append(
             Exec(
                 pod=pod,
@@ -145,6 +149,9 @@ class ExecHandler(BaseHTTPRequestHandler):
             return
         self._stream(1, program.stdout)
         self._stream(2, program.stderr)
+        if program.more is not None:
+            self._play(command, program.more((self._receive() or b"\0")[1:]))
+            return
         if program.hang:
             self.exec_owner.hanging.wait(30)
         if program.break_off or program.hang:
@@ -169,6 +176,8 @@ class ExecHandler(BaseHTTPRequestHandler):
     def _end(self, status: dict[str, Any]) -> None:
         self._send(b"\x03" + json.dumps(status).encode())
         self._frame(8, struct.pack("!H", 1000))
+        while self._receive() is not None:
+            pass  # closing a socket that still holds something takes back what was sent
 
     def _send(self, message: bytes) -> None:
         self._frame(2, message)
@@ -184,8 +193,8 @@ class ExecHandler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):  # the client has gone
             self.wfile.write(head + content)
 
-    def _stdin(self, protocol: str) -> bytes:
-        """All of stdin: until v5 closes it, or in v4, which cannot, until a line that ends a script."""
+    def _stdin(self) -> bytes:
+        """All of stdin: until v5 closes it, or until the line that runs ktp's script."""
         collected = b""
         while True:
             message = self._receive()
@@ -193,7 +202,7 @@ class ExecHandler(BaseHTTPRequestHandler):
                 return collected
             if message[:1] == b"\0":
                 collected += message[1:]
-            if protocol == V4 and collected.endswith(b"; exit\n"):
+            if collected.endswith(b"\nktp_main </dev/null\n"):
                 return collected
 
     def _receive(self) -> bytes | None:

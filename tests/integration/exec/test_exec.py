@@ -80,9 +80,30 @@ def test_output_errors_and_status_are_separate_and_exact(protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", [V4, V5])
 def test_stdin_arrives_whole(protocol: str) -> None:
-    text = b"x" * 100_000 + b"\nktp_main; exit\n"
+    text = b"x" * 100_000 + b"\nktp_main </dev/null\n"
     with ExecServer(lambda command, stdin: Program(stdout=stdin), protocols=(protocol,)).running() as server:
         assert exec_in_pod(api_of(server), WHERE, ("sh", "-s"), timeout=60, stdin=text).stdout == text
+
+
+@pytest.mark.parametrize("protocol", [V4, V5])
+def test_a_program_is_told_more_as_it_asks(protocol: str) -> None:
+    told: list[bytes] = []
+
+    def more(text: bytes) -> Program:
+        told.append(text)
+        return Program(stdout=b"well?", more=more) if len(told) < 3 else Program(stdout=b"bye")
+
+    first = Program(stdout=b"well?", more=more)
+    with ExecServer(lambda command, stdin: first, protocols=(protocol,)).running() as server:
+        answer = exec_in_pod(
+            api_of(server),
+            WHERE,
+            ("sh", "-s"),
+            timeout=60,
+            stdin=b"\nktp_main </dev/null\n",
+            answer=lambda printed: b"more" if printed == b"well?" else b"",
+        )
+    assert (answer.status, answer.stdout, told) == (0, b"well?well?well?bye", [b"more"] * 3)
 
 
 def test_a_hundred_megabytes_of_rules() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ktp.collect.children import run_child
 from ktp.collect.machine import CommandResult, Commands, LocalRunner
 from ktp.collect.nf_tables import ChainSize, NfTables
 from ktp.collect.nft_chains import (
+    FIRST_CHAINS,
     HUGE_CHAIN,
     LARGE_SERVICES,
     PARTIAL_MARK,
@@ -27,7 +30,7 @@ from ktp.collect.nft_chains import (
     read_reachable,
     service_destinations,
 )
-from ktp.collect.remote_script import RecordedRunner, build_script, parse_stream
+from ktp.collect.remote_script import Conversation, RecordedRunner, Recording, build_script, parse_stream
 from ktp.model.capture import EvidenceGap, MemoryCapture
 from ktp.parse.iptables_save import open_ruleset, parse_rule
 
@@ -266,6 +269,67 @@ def test_a_target_that_is_no_chain_is_asked_for_twice_and_then_known() -> None:
     runner = DumpRunner(dump)
     assert chains_in(read(runner, Destination())) == {"PREROUTING"}
     assert sum("NEWTARGET" in line for line in runner.ran) == 2
+
+
+def told(node: DumpRunner, reach: Reach) -> tuple[Recording, list[list[str]]]:
+    """What a shell far away prints, and the chains that it is told to print, wave by wave."""
+    script = build_script(sudo=False, reach=reach, command_timeout=5)
+    talk = Conversation("n", script, reach)
+
+    def framed(*commands: Sequence[str], facts: dict[str, str] | None = None) -> bytes:
+        found = [(what, answer(text)) for what, text in (facts or {}).items()]
+        found += [(f"command {' '.join(words)}", node.run(words, timeout=5)) for words in commands]
+        return b"".join(
+            b"\n%b begin %b\n%b\n%b end %d\n%b\n%b done\n"
+            % (mark, what.encode(), one.stdout, mark, one.status or 0, one.stderr, mark)
+            for what, one in found
+        )
+
+    mark, waiting = script.mark.encode(), f"\n{script.mark} waiting\n".encode()
+    said = framed(
+        ("nft", "list", "flowtables"),
+        ("nft", "list", "chains", "ip"),
+        ("iptables-nft", "--version"),
+        *(
+            ("iptables-nft", "-t", table, "-S", chain, "-v")
+            for table, chain in FIRST_CHAINS
+            if table == "nat"
+        ),
+        facts={"commands": "nft iptables-nft", "searched": "iptables-nft"},
+    )
+    stream, waves = said, []
+    more = talk.answer(said + waiting)
+    while b"exit" not in more:
+        lines = [shlex.split(line)[1:] for line in more.decode().splitlines() if line.startswith("root ")]
+        waves.append([words[4] for words in lines])
+        said = framed(*lines)
+        stream += said
+        # A line that arrives in pieces is one line.
+        assert talk.answer(said + waiting[:-1]) == b""
+        more = talk.answer(waiting[-1:])
+    return parse_stream(stream + f"\n{script.mark} complete\n".encode(), script.mark), waves
+
+
+def test_a_node_far_away_is_asked_once_a_wave() -> None:
+    nat = DUMP.partition("*filter")[0]
+    reach = Reach(destinations=(Destination(protocol="tcp", port=31000),), chains=(("nat", "KUBE-SVC-B"),))
+    recording, waves = told(DumpRunner(nat), reach)
+    assert waves == [["KUBE-SVC-B", "LATE", "ODD", "KUBE-EXT-A"], ["KUBE-SVC-A"]]
+    far = read_reachable(ChainReader(RecordedRunner(recording)), "n", reach)
+    assert far == read_reachable(ChainReader(DumpRunner(nat)), "n", reach)
+
+
+def test_a_chain_that_vanishes_far_away_means_asking_again() -> None:
+    node = DumpRunner(DUMP.partition("*filter")[0])
+    node.vanish["KUBE-SVC-A"] = 1
+    reach = Reach(destinations=(Destination(protocol="tcp", port=31000),))
+    recording, waves = told(node, reach)
+    assert waves[:2] == [["LATE", "ODD", "KUBE-EXT-A"], ["KUBE-SVC-A"]]
+    assert "KUBE-SERVICES" in waves[2]
+    assert waves[3:] == waves[:2]
+    text, gaps = read_reachable(ChainReader(RecordedRunner(recording)), "n", reach)
+    assert gaps == []
+    assert b"KUBE-SVC-A " in (text or b"")
 
 
 def test_rules_that_never_rest_are_a_gap() -> None:
@@ -606,8 +670,10 @@ def test_the_script_for_a_node_far_away_reads_the_same_chains(large_netns: str, 
         chains=(("nat", "KUBE-SVC-9"), ("nat", "NONE")),
     )  # fmt: skip
     script = build_script(sudo=False, reach=reach, command_timeout=30)
+    command = ("ip", "netns", "exec", large_netns, *shell.split(), "-s")
+    answer = Conversation("n", script, reach).answer
     recording = parse_stream(
-        inside(large_netns, *shell.split(), "-s", stdin=script.text).encode(), script.mark
+        run_child(command, timeout=60, stdin=script.text, answer=answer).stdout, script.mark
     )
     assert recording.complete
     assert not [line for line in recording.commands if "save" in line and line.startswith("iptables")]
