@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ktp.collect.parallel import run_in_parallel
+from ktp.collect.parallel import OnProgress, run_each
 from ktp.errors import ApiError, EvidenceError
 from ktp.model.capture import EvidenceGap
 
@@ -35,7 +34,7 @@ def ask_exporters(
     take: Callable[[dict[str, Any], str], T],
     *,
     parallel: int,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Answer[T]]:
     """The report of each of `nodes`, of every Node of the cluster where none is named.
 
@@ -54,17 +53,9 @@ def ask_exporters(
             hint=f"`ktp fleet manifest` prints the DaemonSet; its pods have the label {SELECTOR}",
         )
     names = list(nodes) or [key.removeprefix("/") for key in api.list_pages("/api/v1/nodes").keys]
-    done = 0
-
-    def ask(node: str) -> Answer[T]:
-        nonlocal done
-        answer = _ask(api, node, pods.get(node), take)
-        done += 1
-        if on_progress is not None:
-            on_progress(done, len(names), node)
-        return answer
-
-    return run_in_parallel([partial(ask, node) for node in names], workers=parallel)
+    return run_each(
+        names, lambda node: _ask(api, node, pods.get(node), take), workers=parallel, on_progress=on_progress
+    )
 
 
 def _report_of(pod: dict[str, Any]) -> str | None:

@@ -16,21 +16,21 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ktp.collect.local_node import collect_local_node
 from ktp.collect.machine import CommandResult
-from ktp.collect.parallel import run_in_parallel
+from ktp.collect.objects import items_of
 from ktp.collect.pod_exec import NOT_FOUND, Container, ExecResult, exec_in_pod
 from ktp.collect.remote_script import Conversation, build_script, collect_recorded, parse_stream
+from ktp.collect.ssh import read_each
 from ktp.errors import ApiError
 from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture, merge_captures
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi
     from ktp.collect.nft_chains import Reach
-    from ktp.collect.ssh import OnProgress
+    from ktp.collect.parallel import OnProgress
 
 NAMESPACE = "kube-system"
 PARALLEL = 16
@@ -84,32 +84,18 @@ def collect_through_kube_proxy(
         node: _Node(pod=kube_proxy_of(pods, node), cilium=cilium_of(pods, node), instead=_instead(pods, node))
         for node in nodes
     }
-    done = 0
-    lock = threading.Lock()
 
     def visit(node: str) -> MemoryCapture:
-        nonlocal done
         pod, agent = found[node].pod, found[node].cilium
-        if pod is None and agent is None:
-            result = _without_kube_proxy(node, found[node].instead, versions.get(node, ""))
-        elif agent is None and pod is not None:
-            result = reader.read(node, pod, _KUBE_PROXY)
-        else:
-            assert agent is not None
-            result = reader.read(node, agent, _CILIUM)
-            if pod is not None:
-                result = _with_rules_of(result, reader.read(node, pod, _KUBE_PROXY), node)
-        with lock:
-            done += 1
-            if on_progress is not None:
-                on_progress(done, len(nodes), node)
-        return result
+        if agent is not None:
+            read = reader.read(node, agent, _CILIUM)
+            return read if pod is None else _with_rules_of(read, reader.read(node, pod, _KUBE_PROXY), node)
+        if pod is not None:
+            return reader.read(node, pod, _KUBE_PROXY)
+        return _without_kube_proxy(node, found[node].instead, versions.get(node, ""))
 
-    if on_progress is not None:
-        on_progress(0, len(nodes), "")
-    captures = run_in_parallel([partial(visit, node) for node in nodes], workers=max(1, parallel))
-    count = f"{len(nodes)} nodes" if len(nodes) != 1 else f"node {nodes[0]}"
-    return merge_captures(*captures, source=f"{count} through {_agents(found.values())} pods")
+    how = f"through {_agents(found.values())} pods"
+    return read_each(nodes, visit, parallel=parallel, on_progress=on_progress, how=how)
 
 
 def _agents(nodes: Iterable[_Node]) -> str:
@@ -214,14 +200,12 @@ def _instead(pods: Sequence[dict[str, Any]], node: str) -> str | None:
 
 
 def _kubelet_versions(capture: Capture) -> dict[str, str]:
-    if not capture.has("cluster/nodes.json"):
-        return {}
     try:
         return {
             str(node["metadata"]["name"]): str(node["status"]["nodeInfo"]["kubeletVersion"])
-            for node in json.loads(capture.read("cluster/nodes.json"))["items"]
+            for node in items_of(capture, "cluster/nodes.json")
         }
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return {}
 
 

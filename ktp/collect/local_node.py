@@ -37,6 +37,7 @@ from ktp.collect.nft_chains import (
     read_reachable,
 )
 from ktp.collect.nft_whole import read_whole
+from ktp.collect.objects import items_of
 from ktp.collect.parallel import run_in_parallel
 from ktp.collect.passing import (
     CONNECTION_FILE,
@@ -153,14 +154,11 @@ def local_node_name(capture: Capture, runner: CommandRunner | None = None) -> st
 
 
 def _node_objects(capture: Capture) -> list[dict[str, Any]]:
-    if not capture.has("cluster/nodes.json"):
-        return []
     try:
-        items = json.loads(capture.read("cluster/nodes.json"))["items"]
-        return [item for item in items if isinstance(item["metadata"]["name"], str)]
-    except (ValueError, KeyError, TypeError):
-        # parse reports a damaged list; without one, no machine is known to be a node.
-        return []
+        nodes = items_of(capture, "cluster/nodes.json")
+        return [node for node in nodes if isinstance(node["metadata"]["name"], str)]
+    except (KeyError, TypeError):
+        return []  # without a list, no machine is known to be a node
 
 
 def _name(node: dict[str, Any]) -> str:

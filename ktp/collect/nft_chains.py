@@ -21,7 +21,6 @@ rules (nf_tables_dump_rules goes through what it has told already for every 32 k
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -29,6 +28,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ktp.collect.objects import items_of
 from ktp.collect.parallel import run_in_parallel
 from ktp.model.capture import Capture, EvidenceGap
 
@@ -582,7 +582,7 @@ def service_destinations(capture: Capture) -> tuple[Destination, ...]:
     Damaged objects are passed over here: parse reports them.
     """
     found: dict[Destination, None] = {}
-    for service in _objects(capture, "cluster/services.json"):
+    for service in items_of(capture, "cluster/services.json"):
         spec, status = service.get("spec") or {}, service.get("status") or {}
         addresses = {*(spec.get("clusterIPs") or ()), spec.get("clusterIP"), *(spec.get("externalIPs") or ())}
         addresses |= {one.get("ip") for one in (status.get("loadBalancer") or {}).get("ingress") or ()}
@@ -591,27 +591,18 @@ def service_destinations(capture: Capture) -> tuple[Destination, ...]:
             _add(found, protocol, port.get("nodePort"), None)
             _add(found, protocol, port.get("port"), addresses)
         _add(found, "tcp", spec.get("healthCheckNodePort"), None)
-    for endpoint_slice in _objects(capture, "cluster/endpointslices.json"):
+    for endpoint_slice in items_of(capture, "cluster/endpointslices.json"):
         addresses = {
             one
             for endpoint in endpoint_slice.get("endpoints") or ()
             for one in endpoint.get("addresses") or ()
         }
         _add_ports(found, endpoint_slice.get("ports"), addresses)
-    for endpoints in _objects(capture, "cluster/endpoints.json"):
+    for endpoints in items_of(capture, "cluster/endpoints.json"):
         for subset in endpoints.get("subsets") or ():
             entries = (*(subset.get("addresses") or ()), *(subset.get("notReadyAddresses") or ()))
             _add_ports(found, subset.get("ports"), {one.get("ip") for one in entries})
     return tuple(found)
-
-
-def _objects(capture: Capture, file: str) -> list[dict[str, Any]]:
-    if not capture.has(file):
-        return []
-    try:
-        return [item for item in json.loads(capture.read(file))["items"] if isinstance(item, dict)]
-    except (ValueError, KeyError, TypeError):
-        return []
 
 
 def _add_ports(found: dict[Destination, None], ports: Any, addresses: Iterable[Any]) -> None:

@@ -23,12 +23,13 @@ from ktp.collect.remote_script import (
     parse_stream,
     why_cut,
 )
-from ktp.collect.ssh import CONNECT_SHARE, PARALLEL, TIMEOUT, OnProgress, is_host, read_each, short
+from ktp.collect.ssh import CONNECT_SHARE, PARALLEL, TIMEOUT, is_host, read_each, short
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import EvidenceGap, MemoryCapture
 
 if TYPE_CHECKING:
     from ktp.collect.nft_chains import Reach
+    from ktp.collect.parallel import OnProgress
     from ktp.collect.pod_namespaces import PodAddresses
 
 NODE = "{node}"

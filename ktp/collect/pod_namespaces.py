@@ -6,14 +6,12 @@ node's. A pod's namespace is told by its address in /proc/PID/net/fib_trie and i
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
-from ktp.errors import EvidenceError
+from ktp.collect.objects import items_of
 from ktp.model.capture import Capture
 
 MOST_PODS = 64
@@ -93,16 +91,6 @@ def _named_by_endpoints(capture: Capture) -> set[tuple[str, str]]:
         for address in (*(subset.get("addresses") or ()), *(subset.get("notReadyAddresses") or ()))
     ]
     return {(t.get("namespace", ""), t.get("name", "")) for t in targets if t.get("kind", "Pod") == "Pod"}
-
-
-def items_of(capture: Capture, name: str) -> Iterable[dict[str, Any]]:
-    """The objects of one list; none of a damaged one."""
-    if not capture.has(name):
-        return ()
-    try:
-        return [item for item in json.loads(capture.read(name))["items"] if isinstance(item, dict)]
-    except (ValueError, KeyError, TypeError, EvidenceError):
-        return ()  # parse reports a damaged list
 
 
 def in_proc(address: str) -> str:

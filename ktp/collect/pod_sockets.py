@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ktp.collect.objects import items_of
 from ktp.collect.parallel import run_in_parallel
 from ktp.collect.pod_exec import NOT_FOUND, Container, ExecResult, exec_in_pod
-from ktp.collect.pod_namespaces import PodAddresses, items_of
+from ktp.collect.pod_namespaces import PodAddresses
 from ktp.errors import ApiError
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture
 

@@ -11,15 +11,13 @@ import errno
 import json
 import re
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from ktp.collect.children import ending_children
 from ktp.collect.machine import CommandRunner, LocalRunner
-from ktp.collect.parallel import run_in_parallel
+from ktp.collect.parallel import OnProgress, run_each
 from ktp.model.probing import Attempt, HealthAnswer, HealthTarget, Observation, ProbeTarget
 from ktp.model.trace import Symptom
 
@@ -50,10 +48,6 @@ class ProbeSettings:
     dns_ports: frozenset[int] = frozenset({_DNS_PORT})
 
 
-# (tries done, tries in all, what was dialled last)
-OnProgress = Callable[[int, int, str], None]
-
-
 def source_address(host: str, port: int = 9) -> str | None:
     """The address that this machine would send from to `host`; None where it has no way there. Sends nothing."""
     try:
@@ -73,19 +67,13 @@ def probe_all(
     skipped = {t: _why_not(t, sources[t.host]) for t in targets}
     # Try by try and not target by target, so that no server meets all its connections at once.
     wanted = [t for _ in range(settings.tries) for t in targets if not skipped[t]]
-    done = 0
-    lock = threading.Lock()
-
-    def attempt(target: ProbeTarget) -> Attempt:
-        nonlocal done
-        found = probe_once(target, settings)
-        with lock:
-            done += 1
-            if on_progress is not None:
-                on_progress(done, len(wanted), target.dialled)
-        return found
-
-    attempts = run_in_parallel([partial(attempt, t) for t in wanted], workers=max(1, settings.parallel))
+    attempts = run_each(
+        wanted,
+        lambda target: probe_once(target, settings),
+        workers=settings.parallel,
+        on_progress=on_progress,
+        name=lambda target: target.dialled,
+    )
     by_target: dict[ProbeTarget, list[Attempt]] = {}
     for target, found in zip(wanted, attempts, strict=True):
         by_target.setdefault(target, []).append(found)
@@ -214,7 +202,7 @@ def ask_health(
     targets: Sequence[HealthTarget], *, timeout: float = 2.0, parallel: int = 16
 ) -> list[HealthAnswer]:
     """What each healthCheckNodePort says to a GET of /."""
-    return run_in_parallel([partial(_ask_one, t, timeout) for t in targets], workers=max(1, parallel))
+    return run_each(targets, lambda target: _ask_one(target, timeout), workers=parallel)
 
 
 def _ask_one(target: HealthTarget, timeout: float) -> HealthAnswer:

@@ -7,17 +7,16 @@ told to accept a host key; with BatchMode it asks nobody, and what it would have
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ktp.collect.children import Answer, ChildResult, ending_children, run_child
-from ktp.collect.parallel import run_in_parallel
+from ktp.collect.objects import items_of
+from ktp.collect.parallel import OnProgress, run_each
 from ktp.collect.remote_script import (
     Conversation,
     Recording,
@@ -39,9 +38,6 @@ CONNECT_TIMEOUT = 10
 # The part of a node's time that connecting may take; the commands on the node have the rest.
 CONNECT_SHARE = 5.0
 _CONFIG_TIMEOUT = 10.0
-
-# (nodes done, nodes in all, the node just done); called from several threads, one at a time.
-OnProgress = Callable[[int, int, str], None]
 
 # A Node's name is a DNS subdomain (Kubernetes: apimachinery IsDNS1123Subdomain); a host name may hold a bit more.
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
@@ -131,36 +127,18 @@ def read_each(
     how: str,
 ) -> MemoryCapture:
     """What `visit` reads of each node, several at once, and told to `on_progress`."""
-    done = 0
-    lock = threading.Lock()
-
-    def told(node: str) -> MemoryCapture:
-        nonlocal done
-        result = visit(node)
-        with lock:
-            done += 1
-            if on_progress is not None:
-                on_progress(done, len(nodes), node)
-        return result
-
     with ending_children():
         if on_progress is not None:
             on_progress(0, len(nodes), "")
-        captures = run_in_parallel([partial(told, node) for node in nodes], workers=max(1, parallel))
+        captures = run_each(nodes, visit, workers=parallel, on_progress=on_progress)
     count = f"{len(nodes)} nodes" if len(nodes) != 1 else f"node {nodes[0]}"
     return merge_captures(*captures, source=f"{count} {how}")
 
 
 def node_addresses(capture: Capture) -> dict[str, tuple[str, ...]]:
     """The names and addresses of every Node in cluster/nodes.json, the likeliest to be reachable first."""
-    if not capture.has("cluster/nodes.json"):
-        return {}
-    try:
-        items = json.loads(capture.read("cluster/nodes.json"))["items"]
-    except (ValueError, KeyError, TypeError):
-        return {}  # parse reports a damaged list
     found: dict[str, tuple[str, ...]] = {}
-    for item in items:
+    for item in items_of(capture, "cluster/nodes.json"):
         try:
             name = str(item["metadata"]["name"])
             listed: list[dict[str, Any]] = (item.get("status") or {}).get("addresses") or []
