@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ktp.diagnose.questions import PodsByNode, external_client, node_addresses, with_supposed_pods
 from ktp.diagnose.topology import topology_of
@@ -191,30 +191,20 @@ def _others_naming(state: NodeState, protocol: str, port: int, family: str | Non
     return [rule for r in rulesets for rule in rules_naming(r, protocol, port)]
 
 
+@dataclass(frozen=True, slots=True)
 class _End:
-    """A front end to be asked about on several nodes."""
+    """A front end to be asked about on several nodes.
 
-    __slots__ = ("address", "is_unnamed", "kind", "named", "port", "protocol", "service")
+    `is_unnamed`: neither a Service nor a rule need know the address, and it is called by itself alone.
+    """
 
-    def __init__(
-        self,
-        kind: FrontEndKind,
-        address: IPAddress | None,
-        port: int,
-        protocol: str,
-        named: str | None,
-        service: Service | None,
-        *,
-        is_unnamed: bool = False,
-    ) -> None:
-        """`is_unnamed`: neither a Service nor a rule need know the address, and it is called by itself alone."""
-        self.is_unnamed = is_unnamed
-        self.kind = kind
-        self.address = address
-        self.port = port
-        self.protocol = protocol
-        self.named = named
-        self.service = service
+    kind: FrontEndKind
+    address: IPAddress | None
+    port: int
+    protocol: str
+    named: str | None
+    service: Service | None
+    is_unnamed: bool = False
 
     def subject(self, target: IPAddress) -> str:
         """`node port 31015/tcp`, `cluster IP 10.96.0.10:53/udp`."""
@@ -309,14 +299,14 @@ def _explained(snapshot: Snapshot, asked: Asked, *, every_rule: bool) -> Explana
     return explain_flow(Walker(topology_of(snapshot)), asked, every_rule=every_rule)
 
 
+@dataclass(frozen=True, slots=True)
 class _Evidence:
     """What a node's rules of one family say of a front end, before the question is complete."""
 
-    def __init__(self, asked: Asked, sources: list[str], service: str | None, names_port: bool) -> None:
-        self.asked = asked
-        self.sources = sources
-        self.service = service
-        self.names_port = names_port
+    asked: Asked
+    sources: list[str]
+    service: str | None
+    names_port: bool
 
 
 def _evidence(state: NodeState, family: str, end: _End) -> _Evidence:

@@ -188,28 +188,25 @@ def _comment(text: str) -> str:
     return f'-m comment --comment "{text}"'
 
 
+@dataclass(kw_only=True, eq=False)
 class PortFacts:
-    """What a service port has in one address family on a node: addresses, node port, policies, source ranges."""
+    """What a service port has in one address family on a node: addresses, node port, policies, source ranges.
 
-    def __init__(
-        self,
-        *,
-        service: Service,
-        port: ServicePort,
-        node: ProxyNode,
-        selection: EndpointSelection,
-        family: str,
-        minor: int,
-        knobs: RuleKnobs,
-    ) -> None:
-        """`selection` is what kube-proxy 1.`minor` on `node` chose of the endpoints."""
-        self.service = service
-        self.port = port
-        self.node = node
-        self.selection = selection
-        self.version = ip_version(family)
-        self.minor = minor
-        self.knobs = knobs
+    `selection` is what kube-proxy 1.`minor` on `node` chose of the endpoints.
+    """
+
+    service: Service
+    port: ServicePort
+    node: ProxyNode
+    selection: EndpointSelection
+    family: str
+    minor: int
+    knobs: RuleKnobs
+
+    def __post_init__(self) -> None:
+        """Find what the port has."""
+        service, port, node, minor = self.service, self.port, self.node, self.minor
+        self.version = ip_version(self.family)
         self.protocol = port.protocol.lower()
         self.name = service_port_string(
             service.namespace, service.name, port.name, legacy_unnamed=minor <= 18
@@ -257,32 +254,16 @@ class PortFacts:
         return any(ip in network for ip in own[:1] for network in ranges)
 
 
+@dataclass(kw_only=True, eq=False)
 class _Writer(PortFacts):
     """Collects the rules of one service port."""
 
-    def __init__(
-        self,
-        *,
-        service: Service,
-        port: ServicePort,
-        node: ProxyNode,
-        selection: EndpointSelection,
-        family: str,
-        minor: int,
-        knobs: RuleKnobs,
-    ) -> None:
-        super().__init__(
-            service=service,
-            port=port,
-            node=node,
-            selection=selection,
-            family=family,
-            minor=minor,
-            knobs=knobs,
-        )
+    own: dict[str, list[str]] = field(default_factory=dict)
+    shared: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.chains: ServiceChains = service_chains(self.name, self.protocol)
-        self.own: dict[str, list[str]] = {}
-        self.shared: dict[tuple[str, str], list[str]] = {}
 
     # -- one rule
 

@@ -101,38 +101,22 @@ def _address(network: IPNetwork) -> Expression:
     return address if network.prefixlen == network.max_prefixlen else Prefix(address, network.prefixlen)
 
 
+@dataclass(kw_only=True, eq=False)
 class _Writer(PortFacts):
     """Collects what one service port has in a table."""
 
-    def __init__(
-        self,
-        *,
-        service: Service,
-        port: ServicePort,
-        node: ProxyNode,
-        index: SliceIndex,
-        family: str,
-        minor: int,
-        knobs: RuleKnobs,
-        masquerade_bit: int,
-    ) -> None:
-        selection = select_endpoints(index, service, port, node, minor=minor, ip_version=ip_version(family))
-        super().__init__(
-            service=service,
-            port=port,
-            node=node,
-            selection=selection,
-            family=family,
-            minor=minor,
-            knobs=knobs,
-        )
+    masquerade_bit: int
+    chains: dict[str, list[NftRule]] = field(default_factory=dict)
+    elements: dict[str, list[SetElement]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        service = self.service
         self.header = "ip6" if self.version == 6 else "ip"
-        self.mark = 1 << masquerade_bit
+        self.mark = 1 << self.masquerade_bit
         self.names: NftServiceChains = nft_service_chains(
-            service.namespace, service.name, self.protocol, port.name
+            service.namespace, service.name, self.protocol, self.port.name
         )
-        self.chains: dict[str, list[NftRule]] = {}
-        self.elements: dict[str, list[SetElement]] = {}
 
     def add(self, chain: str, *statements: Statement, comment: str | None = None) -> None:
         rules = self.chains[chain]
@@ -207,7 +191,7 @@ def synthesize_port_nft(
         service=service,
         port=port,
         node=node,
-        index=index,
+        selection=select_endpoints(index, service, port, node, minor=minor, ip_version=ip_version(family)),
         family=family,
         minor=minor,
         knobs=knobs if knobs is not None else knobs_of(node, family),
