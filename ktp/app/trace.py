@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ktp.app.evidence import did_you_mean, node_names, snapshot_for_all, walker_for
 from ktp.app.settings import Settings
 from ktp.errors import EvidenceError, ExitCode, NotFoundError, UsageError
+from ktp.model.cluster import is_address
 from ktp.model.trace import Flow, Symptom
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def _flow_asked(
     if (
         who is not None
         and "/" not in who
-        and not _is_address(who)
+        and not is_address(who)
         and node is None
         and who in node_names(snapshot)
     ):
@@ -209,7 +210,7 @@ def _flow_asked(
     for name in (node, via):
         if name is not None:
             _known_node(snapshot, name)
-    if who is not None and not _is_address(who):
+    if who is not None and not is_address(who):
         src, node = _pod_sender(snapshot, who, node, host)
     elif who is not None:
         src = str(ip_address(who))
@@ -222,12 +223,6 @@ def _flow_asked(
             f"--via is where a packet from outside reaches the cluster, but this sender runs on {node}"
         )
     return Flow(dst=dst, port=port, protocol=protocol, src=src, from_node=node, via=via)
-
-
-def _is_address(text: str) -> bool:
-    from ktp.parse.flows import is_address
-
-    return is_address(text)
 
 
 def _known_node(snapshot: Snapshot, name: str) -> None:
@@ -284,7 +279,7 @@ def _node_of(snapshot: Snapshot, address: str) -> str | None:
 
 def _address_of(snapshot: Snapshot, host: str, src: str | None) -> str:
     """The address that HOST of `--to` means: an address, `localhost`, or a node's InternalIP."""
-    if _is_address(host):
+    if is_address(host):
         return str(ip_address(host))
     v6 = src is not None and ":" in src
     if host == "localhost":
@@ -295,7 +290,7 @@ def _address_of(snapshot: Snapshot, host: str, src: str | None) -> str:
             f"{host!r} is no IP address and no node of the cluster"
             + did_you_mean(host, set(snapshot.cluster.nodes or ()))
         )
-    addresses = [a for kind, a in node.addresses if kind == "InternalIP" and _is_address(a)]
+    addresses = [a for kind, a in node.addresses if kind == "InternalIP" and is_address(a)]
     fitting = addresses if src is None else [a for a in addresses if (":" in a) == v6]
     if len(fitting) != 1:
         raise UsageError(

@@ -53,16 +53,19 @@ def command() -> None:
     """
 
 
-@ktp_command("what", hidden=True)
-@click.argument("words", nargs=-1, required=True, metavar="WHAT…")
-@click.option("--client", metavar="IP", help="The outside client to ask for (default: one far away).")
-@click.option(
+_fail_on = click.option(
     "--fail-on",
     type=click.Choice(["error", "warning", "info"]),
     expose_value=False,
     callback=store,
     help="Exit with 1 from findings of this severity on (default: warning).",
 )
+
+
+@ktp_command("what", hidden=True)
+@click.argument("words", nargs=-1, required=True, metavar="WHAT…")
+@click.option("--client", metavar="IP", help="The outside client to ask for (default: one far away).")
+@_fail_on
 @counters_option
 @common_options()
 def what(words: tuple[str, ...], client: str | None) -> int:
@@ -75,13 +78,7 @@ def what(words: tuple[str, ...], client: str | None) -> int:
 @command.command("svc")
 @click.argument("names", nargs=-1, metavar="[NAMESPACE/]NAME…", shell_complete=services)
 @click.option("-A", "--all-namespaces", is_flag=True, help="Every Service with an external front end.")
-@click.option(
-    "--fail-on",
-    type=click.Choice(["error", "warning", "info"]),
-    expose_value=False,
-    callback=store,
-    help="Exit with 1 from findings of this severity on (default: warning).",
-)
+@_fail_on
 @counters_option
 @click.option("--client", metavar="IP", help="The outside client to ask for (default: one far away).")
 @click.option("--probe", is_flag=True, help="Dial the front ends for real too, as ktp probe does.")

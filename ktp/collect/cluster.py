@@ -95,7 +95,7 @@ def collect_service(api: KubeApi, namespace: str, name: str) -> MemoryCapture:
             reads.append(partial(_service_lb_pods, api, name))
     if selector:
         words = ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
-        reads.insert(2, partial(_pods, api, f"{in_namespace}/pods", {"labelSelector": words}))
+        reads.insert(2, partial(_pods, api, f"{in_namespace}/pods", words))
     return _join(api, services, run_in_parallel(reads), scope="service")
 
 
@@ -109,7 +109,7 @@ def collect_services(api: KubeApi, namespace: str | None) -> MemoryCapture:
         partial(_services, api, f"/api/v1{scope}/services"),
         partial(_all_endpoints, api, scope),
         partial(nodes_of, api),
-        partial(_pods, api, f"/api/v1{scope}/pods", {}),
+        partial(_pods, api, f"/api/v1{scope}/pods"),
         partial(version, api),
         partial(kube_proxy_config, api),
         partial(_policies, api, scope),
@@ -160,6 +160,16 @@ def _join(api: KubeApi, services: ObjectList, parts: Iterable[Part], *, scope: s
 
 
 # ------------------------------------------------------------------------------------------------ single reads
+
+
+def _listed(
+    api: KubeApi, file: str, path: str, kind: str, lost: str, *, subject: str = "", labels: str = ""
+) -> Part:
+    """A list of objects, those with `labels`; a gap of `kind` that says what is `lost` where it cannot be read."""
+    try:
+        return Part(lists={file: api.list_pages(path, {"labelSelector": labels} if labels else {})})
+    except ApiError as error:
+        return Part(gaps=[_gap(kind, subject or kind, error, lost)])
 
 
 def _services(api: KubeApi, path: str) -> Part:
@@ -213,17 +223,11 @@ def _slices(api: KubeApi, scope: str, params: Mapping[str, str]) -> Part:
 
 def nodes_of(api: KubeApi) -> Part:
     """Every Node object; a gap where they cannot be read."""
-    try:
-        return Part(lists={NODES: api.list_pages("/api/v1/nodes")})
-    except ApiError as error:
-        return Part(gaps=[_gap("nodes", "nodes", error, "the nodes and their addresses are not known")])
+    return _listed(api, NODES, "/api/v1/nodes", "nodes", "the nodes and their addresses are not known")
 
 
-def _pods(api: KubeApi, path: str, params: Mapping[str, str]) -> Part:
-    try:
-        return Part(lists={PODS: api.list_pages(path, params)})
-    except ApiError as error:
-        return Part(gaps=[_gap("pods", "pods", error, "why a pod is not an endpoint cannot be told")])
+def _pods(api: KubeApi, path: str, labels: str = "") -> Part:
+    return _listed(api, PODS, path, "pods", "why a pod is not an endpoint cannot be told", labels=labels)
 
 
 def node_object(api: KubeApi, name: str) -> Part:
@@ -246,11 +250,9 @@ def version(api: KubeApi) -> Part:
 
 def _service_lb_pods(api: KubeApi, name: str) -> Part:
     """The pods of k3s's ServiceLB for a Service of that name; they are rarely there, and so their lack is not told."""
-    params = {"labelSelector": f"{_SERVICE_LB}={name}"}
-    try:
-        return Part(lists={PODS: api.list_pages("/api/v1/pods", params)})
-    except ApiError:
-        return Part()
+    part = _listed(api, PODS, "/api/v1/pods", "pods", "", labels=f"{_SERVICE_LB}={name}")
+    part.gaps.clear()
+    return part
 
 
 def _policies(api: KubeApi, scope: str) -> Part:
@@ -346,12 +348,15 @@ def kube_proxy_config(api: KubeApi) -> Part:
 
 
 def _kube_proxy_pods(api: KubeApi) -> Part:
-    params = {"labelSelector": KUBE_PROXY_SELECTOR}
-    try:
-        return Part(lists={PODS: api.list_pages("/api/v1/namespaces/kube-system/pods", params)})
-    except ApiError as error:
-        lost = "kube-proxy's version is not known and taken to be the API server's"
-        return Part(gaps=[_gap("kube-proxy-pods", "kube-system/kube-proxy", error, lost)])
+    return _listed(
+        api,
+        PODS,
+        "/api/v1/namespaces/kube-system/pods",
+        "kube-proxy-pods",
+        "kube-proxy's version is not known and taken to be the API server's",
+        subject="kube-system/kube-proxy",
+        labels=KUBE_PROXY_SELECTOR,
+    )
 
 
 def _gap(kind: str, subject: str, error: ApiError, lost: str) -> EvidenceGap:

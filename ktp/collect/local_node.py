@@ -28,7 +28,6 @@ from ktp.collect.iptc_reader import read_legacy_tables
 from ktp.collect.machine import CommandResult, CommandRunner, LocalRunner
 from ktp.collect.nf_tables import NfTables
 from ktp.collect.nft_chains import (
-    BASE_CHAINS,
     ChainReader,
     NotReadableError,
     Reach,
@@ -55,6 +54,7 @@ from ktp.collect.pod_namespaces import (
     enter,
 )
 from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture
+from ktp.model.ruleset import BASE_CHAINS
 
 COMMAND_TIMEOUT = 30.0
 # iptables-nft-save takes 24 s for 180,000 rules, and `nft -j` 15 s.

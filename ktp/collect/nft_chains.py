@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ktp.collect.objects import items_of
 from ktp.collect.parallel import run_in_parallel
 from ktp.model.capture import Capture, EvidenceGap
+from ktp.model.ruleset import BASE_CHAINS
 
 if TYPE_CHECKING:
     from ktp.collect.machine import Commands
@@ -51,14 +52,6 @@ MAX_ROUNDS = 3
 WORKERS = 4
 _PAUSE = 0.2
 
-# Base chains in hook order, as iptables-save prints them (iptables, nft.c: xtables_ipv4[]).
-BASE_CHAINS = {
-    "raw": ("PREROUTING", "OUTPUT"),
-    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
-    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
-    "filter": ("INPUT", "FORWARD", "OUTPUT"),
-    "security": ("INPUT", "FORWARD", "OUTPUT"),
-}
 # Chains (table, name) that are read at one go.
 Wave: TypeAlias = Sequence[tuple[str, str]]
 # Yields each wave before it is read, and returns the dump and the gaps.

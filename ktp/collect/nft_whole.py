@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from ktp.collect.nf_tables import NfTables
 from ktp.collect.nft_chains import (
-    BASE_CHAINS,
     MAX_ROUNDS,
     ChainReader,
     ChainText,
@@ -18,6 +17,7 @@ from ktp.collect.nft_chains import (
     render_dump,
 )
 from ktp.collect.nft_decode import RULE_EXPRESSIONS, RULE_USERDATA, decode_rule
+from ktp.model.ruleset import BASE_CHAINS
 
 Key = tuple[str, str]  # table, chain
 Shape = tuple[str, ...]

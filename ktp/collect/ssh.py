@@ -6,7 +6,6 @@ told to accept a host key; with BatchMode it asks nobody, and what it would have
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import threading
@@ -27,6 +26,7 @@ from ktp.collect.remote_script import (
 )
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture, merge_captures
+from ktp.model.cluster import is_address
 
 if TYPE_CHECKING:
     from ktp.collect.nft_chains import Reach
@@ -241,7 +241,7 @@ class Visitor:
         for host, configuration in configurations.items():
             if self._is_known(host, configuration):
                 return host
-        return next((host for host in candidates if _is_address(host)), node)
+        return next((host for host in candidates if is_address(host)), node)
 
     def _configuration(self, host: str) -> dict[str, str]:
         """What `ssh -G` says of a host, by option; options that come several times are joined."""
@@ -382,15 +382,7 @@ _PROBLEMS = (
 
 def is_host(text: str) -> bool:
     """Whether `text` can only be a host name or an IP address: no option, no URI, nothing that ssh expands."""
-    return _HOST_NAME.fullmatch(text) is not None or _is_address(text)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return "%" not in text
+    return _HOST_NAME.fullmatch(text) is not None or is_address(text)
 
 
 def short(text: str) -> str:

@@ -14,7 +14,7 @@ from ktp.explain.words import condition_words, host_words, rule_words, target_wo
 from ktp.kubeproxy.names import KUBE_FIREWALL, KUBE_POSTROUTING, ChainRole, role_of_chain
 from ktp.kubeproxy.owners import owner_of_chain
 from ktp.model.reading import Reading
-from ktp.model.ruleset import Rule, Ruleset
+from ktp.model.ruleset import BUILT_IN_CHAINS, Rule, Ruleset
 
 _SERVICE = re.compile(r"(?<![^\s\"])([a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*(?::[a-z0-9-]*)?)(?![^\s\"])")
 _ADDRESS_KINDS = {
@@ -56,7 +56,7 @@ def explain_chain(table: str, name: str) -> str:
     role = role_of_chain(table, name)
     if role is not None:
         return role.words
-    if name in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"):
+    if name in BUILT_IN_CHAINS:
         return f"the rules of table {table} at this point of the packet's way"
     owner = owner_of_chain(name)
     return f"a chain of {owner.name}" if owner is not None else "a chain that is not Kubernetes'"

@@ -297,6 +297,11 @@ def ip_of(text: str) -> IPAddress | None:
         return None
 
 
+def is_address(text: str) -> bool:
+    """Whether `text` is an IP address, without a zone."""
+    return "%" not in text and ip_of(text) is not None
+
+
 def networks_of(cidrs: Iterable[str], ip_version: int | None = None) -> tuple[IPNetwork, ...]:
     """The networks, of one family or of both; what is none is left out, as kube-proxy does."""
     from ipaddress import ip_network

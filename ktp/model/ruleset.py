@@ -14,6 +14,16 @@ from typing import Protocol, overload, runtime_checkable
 
 from ktp.model.reading import WHOLE, Lack, Reading, TableReading, Unread, unread_words
 
+# Base chains in hook order, as iptables-save prints them (iptables, nft.c: xtables_ipv4[]).
+BASE_CHAINS = {
+    "raw": ("PREROUTING", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "security": ("INPUT", "FORWARD", "OUTPUT"),
+}
+BUILT_IN_CHAINS = frozenset(BASE_CHAINS["mangle"])
+
 
 class Backend(str, Enum):
     """Which kernel interface holds the rules: x_tables (`iptables-legacy`) or nf_tables (`iptables-nft`)."""

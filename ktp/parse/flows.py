@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from collections.abc import Container
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ktp.errors import UsageError
+from ktp.model.cluster import is_address
 from ktp.model.trace import Flow
 
+_is_address = lru_cache(maxsize=65536)(is_address)  # of a batch, whose flows share their ends
 PROTOCOLS = ("tcp", "udp", "sctp")
 
 
@@ -92,19 +93,9 @@ def _address(data: dict[str, Any], field: str, *, required: bool = False) -> str
         if required:
             raise ValueError(f'"{field}" is missing')
         return None
-    if not isinstance(value, str) or not is_address(value):
+    if not isinstance(value, str) or not _is_address(value):
         raise ValueError(f'"{field}" must be an IP address, not {_shown(value)}')
     return value
-
-
-@lru_cache(maxsize=65536)
-def is_address(text: str) -> bool:
-    """Whether `text` is an IPv4 or IPv6 address without a zone."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return "%" not in text
 
 
 def _node(data: dict[str, Any], field: str, nodes: Container[str]) -> str | None:

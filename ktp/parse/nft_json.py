@@ -140,17 +140,9 @@ def _expression(value: Json) -> Expression:
     return _unsupported(value)
 
 
-def _prefix(body: Json) -> Expression:
-    return Prefix(_expression(body["addr"]), int(body["len"]))
-
-
 def _range(body: Json) -> Expression:
     low, high = body
     return Range(_expression(low), _expression(high))
-
-
-def _concat(body: Json) -> Expression:
-    return Concat(tuple(_expression(item) for item in body))
 
 
 def _payload(body: Json) -> Expression:
@@ -179,10 +171,6 @@ def _words(value: Json) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
 
 
-def _fib(body: Json) -> Expression:
-    return Fib(body["result"], _words(body["flags"]))
-
-
 def _option(kind: str) -> Callable[[Json], Expression]:
     def parse(body: Json) -> Expression:
         if "base" in body:
@@ -195,36 +183,8 @@ def _option(kind: str) -> Callable[[Json], Expression]:
     return parse
 
 
-def _dccp_option(body: Json) -> Expression:
-    return ExtensionHeader("dccp option", str(body["type"]))
-
-
-def _socket(body: Json) -> Expression:
-    return Socket(body["key"], body.get("level"))
-
-
-def _rt(body: Json) -> Expression:
-    return Rt(body["key"], body.get("family"))
-
-
-def _numgen(body: Json) -> Expression:
-    return Numgen(body["mode"], int(body["mod"]), int(body.get("offset", 0)))
-
-
 def _jhash(body: Json) -> Expression:
     return Jhash(_expression(body["expr"]), int(body["mod"]), body.get("seed"), int(body.get("offset", 0)))
-
-
-def _symhash(body: Json) -> Expression:
-    return Symhash(int(body["mod"]), int(body.get("offset", 0)))
-
-
-def _osf(body: Json) -> Expression:
-    return Osf(body["key"], body.get("ttl"))
-
-
-def _ipsec(body: Json) -> Expression:
-    return Ipsec(body["key"], body["dir"], int(body.get("spnum", 0)), body.get("family"))
 
 
 def _binary(operator: str) -> Callable[[Json], Expression]:
@@ -238,14 +198,6 @@ def _binary(operator: str) -> Callable[[Json], Expression]:
     return parse
 
 
-def _set(body: Json) -> AnonymousSet:
-    return AnonymousSet(_elements(body))
-
-
-def _map(body: Json) -> Expression:
-    return MapLookup(_expression(body["key"]), _map_data(body["data"]))
-
-
 def _map_data(value: Json) -> SetReference | AnonymousSet:
     found = _expression(value)
     if isinstance(found, SetReference | AnonymousSet):
@@ -254,27 +206,27 @@ def _map_data(value: Json) -> SetReference | AnonymousSet:
 
 
 _EXPRESSIONS: Final[Mapping[str, Callable[[Json], Expression]]] = {
-    "prefix": _prefix,
+    "prefix": lambda body: Prefix(_expression(body["addr"]), int(body["len"])),
     "range": _range,
-    "concat": _concat,
+    "concat": lambda body: Concat(tuple(_expression(item) for item in body)),
     "payload": _payload,
     "meta": _meta,
     "ct": _ct,
-    "fib": _fib,
-    "set": _set,
-    "map": _map,
-    "numgen": _numgen,
+    "fib": lambda body: Fib(body["result"], _words(body["flags"])),
+    "set": lambda body: AnonymousSet(_elements(body)),
+    "map": lambda body: MapLookup(_expression(body["key"]), _map_data(body["data"])),
+    "numgen": lambda body: Numgen(body["mode"], int(body["mod"]), int(body.get("offset", 0))),
     "jhash": _jhash,
-    "symhash": _symhash,
-    "socket": _socket,
-    "rt": _rt,
-    "osf": _osf,
-    "ipsec": _ipsec,
+    "symhash": lambda body: Symhash(int(body["mod"]), int(body.get("offset", 0))),
+    "socket": lambda body: Socket(body["key"], body.get("level")),
+    "rt": lambda body: Rt(body["key"], body.get("family")),
+    "osf": lambda body: Osf(body["key"], body.get("ttl")),
+    "ipsec": lambda body: Ipsec(body["key"], body["dir"], int(body.get("spnum", 0)), body.get("family")),
     "exthdr": _option("exthdr"),
     "tcp option": _option("tcp option"),
     "ip option": _option("ip option"),
     "sctp chunk": _option("sctp chunk"),
-    "dccp option": _dccp_option,
+    "dccp option": lambda body: ExtensionHeader("dccp option", str(body["type"])),
     **{operator: _binary(operator) for operator in ("&", "|", "^", "<<", ">>")},
 }
 
@@ -353,28 +305,12 @@ def _match(body: Json, _: str) -> Statement:
     return Match(operator, left, typed(right, datatype_of(left)))
 
 
-def _jump(body: Json, _: str) -> Statement:
-    return Verdict("jump", body["target"])
-
-
-def _goto(body: Json, _: str) -> Statement:
-    return Verdict("goto", body["target"])
-
-
-def _vmap(body: Json, _: str) -> Statement:
-    return Vmap(_expression(body["key"]), _map_data(body["data"]))
-
-
 def _counter(body: Json, _: str) -> Statement:
     if body is None:
         return Counter()
     if isinstance(body, dict) and "packets" in body:
         return Counter(int(body["packets"]), int(body.get("bytes", 0)))
     return Counter(name=_expression(body))
-
-
-def _mangle(body: Json, _: str) -> Statement:
-    return Mangle(_expression(body["key"]), _expression(body["value"]))
 
 
 def _limit(body: Json, _: str) -> Limit:
@@ -464,10 +400,6 @@ def _ct_object(kind: str) -> Callable[[Json, str], Statement]:
     return lambda body, _: CtObject(kind, _expression(body))
 
 
-def _ct_count(body: Json, _: str) -> Statement:
-    return CtCount(int(body["val"]), bool(body.get("inv", False)))
-
-
 def _queue(body: Json, _: str) -> Statement:
     body = body or {}
     number = body.get("num")
@@ -504,20 +436,12 @@ def _tproxy(body: Json, _: str) -> Statement:
     )
 
 
-def _flow(body: Json, _: str) -> Statement:
-    return FlowOffload(body["op"], body["flowtable"].removeprefix("@"))
-
-
 def _meter(body: Json, family: str) -> Statement:
     element = _element(body["key"])
     statement = body["stmt"]
     if isinstance(statement, list):
         (statement,) = statement
     return Meter(body["name"], element.key, _statement(statement, family), body.get("size"), element.timeout)
-
-
-def _last(body: Json, _: str) -> Statement:
-    return Last(str(body["used"])) if body else Last()
 
 
 def _xt(body: Json, _: str) -> Statement:
@@ -527,11 +451,11 @@ def _xt(body: Json, _: str) -> Statement:
 
 _STATEMENTS: Final[Mapping[str, Callable[[Json, str], Statement]]] = {
     "match": _match,
-    "jump": _jump,
-    "goto": _goto,
-    "vmap": _vmap,
+    "jump": lambda body, _: Verdict("jump", body["target"]),
+    "goto": lambda body, _: Verdict("goto", body["target"]),
+    "vmap": lambda body, _: Vmap(_expression(body["key"]), _map_data(body["data"])),
     "counter": _counter,
-    "mangle": _mangle,
+    "mangle": lambda body, _: Mangle(_expression(body["key"]), _expression(body["value"])),
     "limit": _limit,
     "quota": _quota,
     "reject": _reject,
@@ -545,16 +469,16 @@ _STATEMENTS: Final[Mapping[str, Callable[[Json, str], Statement]]] = {
     "ct helper": _ct_object("helper"),
     "ct timeout": _ct_object("timeout"),
     "ct expectation": _ct_object("expectation"),
-    "ct count": _ct_count,
+    "ct count": lambda body, _: CtCount(int(body["val"]), bool(body.get("inv", False))),
     "queue": _queue,
     "notrack": lambda _body, _family: Notrack(),
     "dup": _dup,
     "fwd": _fwd,
     "synproxy": _synproxy,
     "tproxy": _tproxy,
-    "flow": _flow,
+    "flow": lambda body, _: FlowOffload(body["op"], body["flowtable"].removeprefix("@")),
     "meter": _meter,
-    "last": _last,
+    "last": lambda body, _: Last(str(body["used"])) if body else Last(),
     "xt": _xt,
 }
 

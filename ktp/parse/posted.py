@@ -16,6 +16,8 @@ from itertools import pairwise
 
 from ktp.model.reading import Lack, Reading, TableReading
 from ktp.model.ruleset import (
+    BASE_CHAINS,
+    BUILT_IN_CHAINS,
     Backend,
     Chain,
     Counters,
@@ -74,15 +76,6 @@ class _Line:
     number: int
     text: str
 
-
-_HOOKS = {
-    "filter": ("INPUT", "FORWARD", "OUTPUT"),
-    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
-    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
-    "raw": ("PREROUTING", "OUTPUT"),
-    "security": ("INPUT", "FORWARD", "OUTPUT"),
-}
-_BASE_CHAINS = frozenset(_HOOKS["mangle"])
 
 # ------------------------------------------------------------------------------------------------------- dress
 
@@ -286,14 +279,14 @@ class _Block:
     @property
     def is_table(self) -> bool:
         """Whether all chains of a table are declared that the rules are in."""
-        hooks = _HOOKS.get(self.table or "", ())
+        hooks = BASE_CHAINS.get(self.table or "", ())
         if self.form is Form.SAVE:
             return all(chain in self.declared for _, chain, _ in self.rules)
         return set(hooks) <= set(self.declared) and not self.elided
 
     def hooks(self) -> set[str]:
         """The base chains that it has rules of."""
-        return {chain for _, chain, _ in self.rules if chain in _BASE_CHAINS}
+        return {chain for _, chain, _ in self.rules if chain in BUILT_IN_CHAINS}
 
 
 class _Reader:
@@ -374,7 +367,7 @@ class _Reader:
 
     def _rule(self, number: int, chain: str, text: str) -> None:
         block = self._block
-        base = chain in _BASE_CHAINS
+        base = chain in BUILT_IN_CHAINS
         if (
             block is None
             or (block.form is Form.LINES and base and block.user_rules)
@@ -527,8 +520,8 @@ def _settle(block: _Block) -> list[_Block]:
     """The block with its table; or several, where its lines are of several tables."""
     if block.table is not None:
         return [block]
-    hooks = {name for name in block.declared if name in _BASE_CHAINS}
-    alike = [t for t in ("filter", "nat", "mangle", "raw") if hooks == set(_HOOKS[t])]
+    hooks = {name for name in block.declared if name in BUILT_IN_CHAINS}
+    alike = [t for t in ("filter", "nat", "mangle", "raw") if hooks == set(BASE_CHAINS[t])]
     votes = [_table_of(chain, text) for _, chain, text in block.rules]
     told = Counter(v for v in votes if v is not None)
     if alike:
@@ -537,7 +530,7 @@ def _settle(block: _Block) -> list[_Block]:
     if len(told) == 1 or (block.form is not Form.LINES and told):
         block.table = told.most_common(1)[0][0]
         return [block]
-    if block.form is not Form.LINES and hooks and hooks <= set(_HOOKS["filter"]):
+    if block.form is not Form.LINES and hooks and hooks <= set(BASE_CHAINS["filter"]):
         block.table = "filter"  # what iptables(8) lists where no table is named
         return [block]
     if not block.rules:
@@ -551,7 +544,7 @@ def _split(block: _Block, votes: Sequence[str | None]) -> list[_Block]:
     """A block of each table, by each rule's own vote, or its chain's others', or its callers'."""
     of_chain: dict[str, str] = {}
     for (_, chain, _), vote in zip(block.rules, votes, strict=True):
-        if vote is not None and chain not in _SHARED and chain not in _BASE_CHAINS:
+        if vote is not None and chain not in _SHARED and chain not in BUILT_IN_CHAINS:
             of_chain.setdefault(chain, vote)
     for (_, _, text), vote in zip(block.rules, votes, strict=True):
         m = re.search(r"-[jg] (\S+)", text)
@@ -625,7 +618,7 @@ def read_posted(data: bytes, source: str) -> Posted:
             _ruleset(dump, source, remarks, last=blocks[-1] if breaks_off else None) for dump in dumps
         ]
         if warned is not None and not any(r.backend is warned for r in rulesets):
-            rulesets.append(unread_ruleset(rulesets[0].family, warned, source, _HOOKS))
+            rulesets.append(unread_ruleset(rulesets[0].family, warned, source, BASE_CHAINS))
         hosts.append(
             PostedHost(
                 rulesets=tuple(rulesets),
@@ -687,7 +680,7 @@ def _ruleset(dump: _Dump, source: str, remarks: str, *, last: _Block | None) -> 
     base = DictRuleset(dump.family, dump.backend, source, tables)
     if one_table or Lack.CUT_OFF in {r.lack for r in readings.values()}:
         # `iptables -S` and -L print one table at a time; what comes after the end of a text is not known either.
-        for table in _HOOKS:
+        for table in BASE_CHAINS:
             if table not in tables:
                 lack = Lack.OTHER_TABLES if one_table else Lack.CUT_OFF
                 readings[table] = TableReading(

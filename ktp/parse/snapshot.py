@@ -18,7 +18,7 @@ from ktp.model.host import KubeProxyConfig, NodeState, Route
 from ktp.model.ipvs import IPVS_INTERFACE, links_ipvs
 from ktp.model.nft_hooks import HookListing
 from ktp.model.reading import HOW_TO_SAVE
-from ktp.model.ruleset import Backend, Ruleset, are_ports_lost, has_chain
+from ktp.model.ruleset import BUILT_IN_CHAINS, Backend, Ruleset, are_ports_lost, has_chain
 from ktp.model.snapshot import Snapshot
 from ktp.parse.cilium import parse_cilium
 from ktp.parse.ip_json import merge_routes, parse_interfaces, parse_routes, parse_rules
@@ -49,7 +49,6 @@ _RULESET_FILES = (
     ("iptables-save.txt", "ip", None),
     ("ip6tables-save.txt", "ip6", None),
 )
-_BUILT_IN = frozenset(("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"))
 _NFT_FILES = ("nft-ruleset.json", "nft-ruleset.txt")
 _IPV4_RULES = frozenset((
     *(file for file, family, _ in _RULESET_FILES if family == "ip"), "nft-ruleset.json", "nft-ruleset.txt",
@@ -474,11 +473,11 @@ def _back_end(ruleset: Ruleset, nft: NftRuleset) -> Backend:
         (table, name): len(chain)
         for table in ruleset.tables()
         for name in ruleset.chain_names(table)
-        if (chain := ruleset.chain(table, name)) is not None and (len(chain) or name not in _BUILT_IN)
+        if (chain := ruleset.chain(table, name)) is not None and (len(chain) or name not in BUILT_IN_CHAINS)
     }
     if listed.items() <= there.items():
         return Backend.NFT if listed else Backend.UNKNOWN
-    named = {key for key in listed if key[1] not in _BUILT_IN} or listed.keys()
+    named = {key for key in listed if key[1] not in BUILT_IN_CHAINS} or listed.keys()
     return Backend.UNKNOWN if any(key in there for key in named) else Backend.LEGACY
 
 
