@@ -299,11 +299,6 @@ def goes_astray(entry: Entry, path: Path) -> bool:
     return entry.node in asked and entry.node not in answered and path.endpoint_node != entry.node
 
 
-def given(snapshot: Snapshot) -> Callable[[], Snapshot]:
-    """What makes a snapshot that is made already."""
-    return lambda: snapshot
-
-
 def is_better(before: Cell, after: Cell) -> bool:
     """Whether more of the client's connections succeed."""
     return share(after) > share(before) + 1e-9

@@ -109,8 +109,8 @@ def ruleset_edited(state: NodeState, ruleset: Ruleset, chains: dict[tuple[str, s
 
 def rule_removed(
     snapshot: Snapshot, node: str, backend: str, table: str, chain: str, position: int, text: str
-) -> Snapshot | None:
-    """The node without one rule (`position` counts from 1), xtables or nft. None where it is not found."""
+) -> Snapshot:
+    """The node without one rule (`position` counts from 1), xtables or nft. Raises ValueError where it is not found."""
     state = snapshot.nodes[node]
     for ruleset in state.rulesets:
         found = ruleset.chain(table, chain) if ruleset.backend.value == backend else None
@@ -128,7 +128,7 @@ def rule_removed(
         rules = (*nft_chain.rules[: position - 1], *nft_chain.rules[position:])
         # The rules keep their index: it names their place in the recorded listing.
         return with_state(snapshot, _nft_edited(state, nft_table, replace(nft_chain, rules=rules)))
-    return None
+    raise ValueError(f"{node} has no such rule: {text}")
 
 
 def _nft_edited(state: NodeState, table: NftTable, chain: NftChain) -> NodeState:

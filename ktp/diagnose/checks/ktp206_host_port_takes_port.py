@@ -26,9 +26,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ktp.diagnose.case import Case, Entry, given
+from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks.base import Check, counterfactual, field
-from ktp.diagnose.checks.ktp405_foreign_translation import foreign_translations, is_mended, pod_of_host_port
+from ktp.diagnose.checks.ktp405_foreign_translation import (
+    foreign_translations,
+    led_to_service,
+    pod_of_host_port,
+)
 from ktp.diagnose.checks.rule_common import RuleInPlace
 from ktp.model.cluster import ContainerPort, Pod
 from ktp.model.diagnosis import Finding, Fix, Severity
@@ -41,7 +45,7 @@ def run(case: Case) -> Iterable[Finding]:
         found = [(e, p) for e in entries if (p := pod_of_host_port(case, rule, e)) is not None]
         if not found:
             continue
-        mended = _mended(case, rule, [e for e, _ in found])
+        mended = led_to_service(case, rule, [e for e, _ in found])
         if not mended:
             continue
         pod, port = found[0][1]
@@ -75,13 +79,6 @@ def run(case: Case) -> Iterable[Finding]:
                     ),
                     severity=Severity.WARNING,
                 )
-
-
-def _mended(case: Case, rule: RuleInPlace, entries: list[Entry]) -> list[Entry]:
-    changed = rule.removed(case.snapshot)
-    if changed is None:
-        return []
-    return [e for e in entries if is_mended(case, e, case.ask_again(e, rule.label, given(changed)))]
 
 
 def _finding(pod: Pod, port: ContainerPort, rule: RuleInPlace, mended: list[Entry]) -> Finding:

@@ -31,9 +31,10 @@ A hardened node that drops all ICMP in OUTPUT, and pods of MTU 1500 before a VXL
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from ktp.diagnose.case import Case, Entry, given
+from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import policy_accepts
 from ktp.diagnose.checks.base import Check, counterfactual
 from ktp.diagnose.checks.rule_common import rule_of_step
@@ -76,13 +77,13 @@ def _finding(case: Case, all_lost: list[tuple[Untold, Entry, Path]]) -> Finding:
         evidence.append(rule.evidence())
     else:
         evidence.append(Evidence(by.kind.value, f"{by.place} {by.table}".strip(), by.rule))
-    changed: Snapshot | None = None
+    without: Callable[[], Snapshot] | None = None
     if not by.pod and rule is not None:
-        changed = rule.removed(case.snapshot)
+        without = partial(rule.removed, case.snapshot)
     elif not by.pod and by.kind is StepKind.POLICY:
-        changed = policy_accepts(case.snapshot, by.node, by.table, by.chain)
-    if changed is not None:
-        world = case.world(f"{lost.node} may send errors: {by.rule}", given(changed))
+        without = partial(policy_accepts, case.snapshot, by.node, by.table, by.chain)
+    if without is not None:
+        world = case.world(f"{lost.node} may send errors: {by.rule}", without)
         if world is not None and not any(_untold(world, entry, (path,))):
             evidence.append(counterfactual("without it the sender is told, and sends less"))
     return CHECK.finding(

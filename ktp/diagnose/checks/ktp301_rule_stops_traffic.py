@@ -28,9 +28,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 from ktp.dataplane.answer import answer_flow
-from ktp.diagnose.case import Case, Entry, Mended, given, goes_astray
+from ktp.diagnose.case import Case, Entry, Mended, goes_astray
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.checks.policy_common import Enforced, enforced_by
 from ktp.diagnose.checks.rule_common import RuleInPlace, command_of, deciding_rule, merged, stopped
@@ -50,12 +51,10 @@ def run(case: Case) -> Iterable[Finding]:
                 by_rule.setdefault(rule, (path, []))[1].append(entry)
     named: set[RuleInPlace] = set()
     for rule, (path, entries) in by_rule.items():
-        changed = rule.removed(case.snapshot)
-        if changed is None:
-            continue
+        without = partial(rule.removed, case.snapshot)
         unique = list(dict.fromkeys(entries))
-        mended = case.mended(unique, rule.label, given(changed))
-        further = [] if mended else [e for e in unique if case.gets_further(e, rule.label, given(changed))]
+        mended = case.mended(unique, rule.label, without)
+        further = [] if mended else [e for e in unique if case.gets_further(e, rule.label, without)]
         if mended or further:
             named.add(rule)
             yield _finding(case, rule, path, mended, merged(mended or further, entries))
@@ -169,8 +168,7 @@ def _some_clients(case: Case, named: set[RuleInPlace]) -> Iterable[Finding]:
                     if entry not in where:
                         where.append(entry)
     for rule, (path, who, where) in found.items():
-        changed = rule.removed(case.snapshot)
-        world = case.world(rule.label, given(changed)) if changed is not None else None
+        world = case.world(rule.label, partial(rule.removed, case.snapshot))
         if world is None:
             continue
         flow = replace(where[0].asked.question.flow, src=path.hops[0].arrived.src)

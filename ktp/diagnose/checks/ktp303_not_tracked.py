@@ -26,8 +26,9 @@ A tuning guide for busy web servers: `-t raw -A PREROUTING -p tcp --dport 30000:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
-from ktp.diagnose.case import Case, Entry, Mended, given
+from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks.base import Check, listed, mending
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
 from ktp.model.diagnosis import Finding, Fix, Severity
@@ -41,8 +42,7 @@ def run(case: Case) -> Iterable[Finding]:
         for rule in _untracking(entry):
             by_rule.setdefault(rule, []).append(entry)
     for rule, entries in by_rule.items():
-        changed = rule.removed(case.snapshot)
-        mended = case.mended(entries, rule.label, given(changed)) if changed is not None else Mended((), ())
+        mended = case.mended(entries, rule.label, partial(rule.removed, case.snapshot))
         if not mended:
             continue
         yield CHECK.finding(

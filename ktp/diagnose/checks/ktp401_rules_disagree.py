@@ -72,17 +72,15 @@ def run(case: Case) -> Iterable[Finding]:
             node=node,
             evidence=evidence,
             severity=Severity.ERROR if worse else Severity.WARNING,
-            fixes=[]
+            fix=None
             if cures.lost and not worse
-            else [
-                Fix(
-                    f"make kube-proxy on {node} sync (is it running, can it reach the API server?)",
-                    command=restart_command(node),
-                    verified=True,
-                    outcome=f"{node} then answers as the API says",
-                    cures=cures if worse else None,
-                )
-            ],
+            else Fix(
+                f"make kube-proxy on {node} sync (is it running, can it reach the API server?)",
+                command=restart_command(node),
+                verified=True,
+                outcome=f"{node} then answers as the API says",
+                cures=cures if worse else None,
+            ),
             cells=worse or changed,
         )
 

@@ -23,8 +23,9 @@ An older port forwarding to a machine that no longer exists took port 31465.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
-from ktp.diagnose.case import Case, Entry, given
+from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks.base import Check, counterfactual, listed
 from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
@@ -39,10 +40,7 @@ def run(case: Case) -> Iterable[Finding]:
     for rule, entries in foreign_translations(case).items():
         if any(pod_of_host_port(case, rule, e) is not None for e in entries):
             continue  # KTP206
-        changed = rule.removed(case.snapshot)
-        if changed is None:
-            continue
-        mended = [e for e in entries if is_mended(case, e, case.ask_again(e, rule.label, given(changed)))]
+        mended = led_to_service(case, rule, entries)
         if not mended:
             continue
         first = mended[0]
@@ -106,6 +104,12 @@ def is_mended(case: Case, entry: Entry, after: Cell) -> bool:
     if after.symptom is not Symptom.CONNECTS:
         return False
     return (entry.fails or _is_astray(case, entry, entry.cell)) and not _is_astray(case, entry, after)
+
+
+def led_to_service(case: Case, rule: RuleInPlace, entries: Iterable[Entry]) -> list[Entry]:
+    """The cells that without the rule lead to the Service's endpoints, where they did not."""
+    without = partial(rule.removed, case.snapshot)
+    return [e for e in entries if is_mended(case, e, case.ask_again(e, rule.label, without))]
 
 
 def pod_of_host_port(case: Case, rule: RuleInPlace, entry: Entry) -> tuple[Pod, ContainerPort] | None:

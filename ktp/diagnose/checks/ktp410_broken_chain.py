@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
-from ktp.diagnose.case import Case, Entry, given
+from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import rules_renewed, with_state
 from ktp.diagnose.checks.base import Check, listed, mending
 from ktp.diagnose.checks.kube_common import restart_command
@@ -115,10 +115,7 @@ def _foreign_rules(case: Case) -> Iterable[Finding]:
             if rule is not None and not rule.is_nft and rule.chain.startswith("KUBE-") and not _is_own(rule):
                 found.setdefault(rule, []).append(entry)
     for rule, entries in found.items():
-        changed = rule.removed(case.snapshot)
-        if changed is None:
-            continue
-        mended = case.mended(list(dict.fromkeys(entries)), rule.label, given(changed))
+        mended = case.mended(dict.fromkeys(entries), rule.label, partial(rule.removed, case.snapshot))
         # What writing the Service's rules anew mends as well is rules behind the API: KTP401.
         renewed = case.mended(
             mended, f"rules of {rule.node} renewed", partial(rules_renewed, case, rule.node)

@@ -65,16 +65,14 @@ def run(case: Case) -> Iterable[Finding]:
                 ),
             ],
             severity=Severity.ERROR if worse else Severity.WARNING,
-            fixes=[
-                Fix(
-                    f"make Cilium's agent on {node} sync (is it running, can it reach the API server?)",
-                    command="kubectl delete pod -n kube-system -l k8s-app=cilium "
-                    f"--field-selector spec.nodeName={node}",
-                    cures=cures,
-                )
-            ]
+            fix=Fix(
+                f"make Cilium's agent on {node} sync (is it running, can it reach the API server?)",
+                command="kubectl delete pod -n kube-system -l k8s-app=cilium "
+                f"--field-selector spec.nodeName={node}",
+                cures=cures,
+            )
             if worse and not cures.lost
-            else [],
+            else None,
             cells=worse or changed,
         )
 

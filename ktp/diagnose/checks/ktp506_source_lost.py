@@ -25,8 +25,9 @@ firewalld's zone has masquerading on, and the nodes' interface is in that zone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
-from ktp.diagnose.case import Case, Entry, given
+from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks.base import Check, counterfactual, field, listed
 from ktp.diagnose.checks.endpoints_common import honours_local
 from ktp.diagnose.checks.rule_common import RuleInPlace, rule_of_step
@@ -46,12 +47,8 @@ def run(case: Case) -> Iterable[Finding]:
                 for rule in _sources(entry):
                     by_rule.setdefault(rule, []).append(entry)
     for rule, entries in by_rule.items():
-        changed = rule.removed(case.snapshot)
-        if changed is None:
-            continue
-        kept = [
-            e for e in dict.fromkeys(entries) if case.ask_again(e, rule.label, given(changed)).source_kept
-        ]
+        without = partial(rule.removed, case.snapshot)
+        kept = [e for e in dict.fromkeys(entries) if case.ask_again(e, rule.label, without).source_kept]
         if not kept:
             continue
         first = kept[0]

@@ -28,9 +28,10 @@ A hardened node drops TCP 30000 to 32767 in INPUT: node ports go on working, the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from ktp.dataplane.answer import answer_flow
-from ktp.diagnose.case import Case, given
+from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, counterfactual, field
 from ktp.diagnose.checks.kube_common import kube_proxy_evidence
 from ktp.diagnose.checks.rule_common import RuleInPlace, deciding_rule
@@ -109,22 +110,19 @@ def _waits(case: Case, node: str) -> bool:
 def _blocked(
     case: Case, node: str, number: int, flow: Flow, answer: FlowAnswer, rule: RuleInPlace
 ) -> Iterable[Finding]:
-    changed = rule.removed(case.snapshot)
-    world = case.world(rule.label, given(changed)) if changed is not None else None
+    world = case.world(rule.label, partial(rule.removed, case.snapshot))
     if world is None:
         return
     after = answer_flow(world.walker, flow)
     if after.symptom is answer.symptom and after.reason == answer.reason:
         return
     opened = after.symptom is Symptom.CONNECTS
-    evidence = [rule.evidence()]
-    evidence.append(
-        counterfactual(
-            f"without this rule, {flow.src} connects to port {number} of {node}"
-            if opened
-            else f"without this rule, port {number} of {node}: {after.reason}"
-        )
+    then = (
+        f"{flow.src} connects to port {number} of {node}"
+        if opened
+        else f"port {number} of {node}: {after.reason}"
     )
+    evidence = [rule.evidence(), counterfactual(f"without this rule, {then}")]
     words = f"a rule in {rule.place} {rule.verb} it (written by {rule.author})"
     yield _finding(case, node, number, answer, words, evidence, verified=opened)
 

@@ -104,8 +104,8 @@ class RuleInPlace:
         count = f" [{self.packets} packets so far]" if self.packets is not None else ""
         return Evidence("rule", where, self.text + count)
 
-    def removed(self, snapshot: Snapshot) -> Snapshot | None:
-        """The snapshot without it."""
+    def removed(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot without it. Raises ValueError where that cannot be made up."""
         return rule_removed(
             snapshot, self.node, self.backend, self.table, self.chain, self.position, self.text
         )
