@@ -53,7 +53,7 @@ _METALLB = ("metallb.io/", "metallb.universe.tf/")
 _BOOLEAN = ("true", "false")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Annotation:
     """One annotation: who reads it, which values it takes (none: any), what each value says."""
 
@@ -65,170 +65,113 @@ class Annotation:
 
 
 KNOWN: tuple[Annotation, ...] = (
-    Annotation(
-        provider="TKE", key=TKE_BIND, values=_BOOLEAN,
-        says={
-            "true": "under Local only nodes that hold a pod are bound to the load balancer",
-            "false": "every node is bound to the load balancer, also under Local those without a pod",
-        },
-    ),
-    Annotation(
-        provider="TKE", key=TKE_WEIGHT, values=_BOOLEAN,
-        says={
-            "true": "each node's weight is the number of its pods",
-            "false": "all bound nodes have the same weight, whatever the number of their pods",
-        },
-    ),
-    Annotation(
-        provider="TKE", key=TKE_DIRECT, values=_BOOLEAN,
-        says={"true": "the load balancer sends traffic to the pods directly, past node ports"},
-    ),
-    Annotation(
-        provider="TKE", key=TKE_LABEL, selects_nodes=True,
-        says={"*": "only nodes that this selector matches are bound to the load balancer"},
-    ),
-    Annotation(
-        provider="ACK", key=ACK_LABEL, selects_nodes=True,
-        says={"*": "only nodes with these labels are backends of the load balancer"},
-    ),
-    Annotation(
-        provider="ACK", key=ACK_SCHEDULER, values=("wrr", "wlc", "rr", "sch", "tch", "qch", "iqch"),
-        says={
-            "wrr": "connections go round the backends by their weights",
-            "wlc": "connections go to the backend with the fewest for its weight",
-            "rr": "connections go round the backends, whatever their weights",
-            "sch": "a client's address always leads to the same backend",
-        },
-    ),
-    Annotation(
-        provider="ACK", key=ACK_UNSCHEDULED, values=("on", "off"),
-        says={"on": "cordoned nodes are taken out of the load balancer", "off": "cordoned nodes stay in "
-            "the load balancer"},
-    ),
-    Annotation(
-        provider="ACK", key=ACK_TYPE, values=("eni", "ecs"),
-        says={
-            "eni": "the load balancer sends traffic to the pods directly, past node ports",
-            "ecs": "the load balancer sends traffic to node ports",
-        },
-    ),
-    Annotation(
-        provider="AWS", key=AWS_TYPE, values=("external", "nlb", "nlb-ip"),
-        says={
-            "external": "the AWS Load Balancer Controller makes a Network Load Balancer",
-            "nlb": "the controller in the cloud provider makes a Network Load Balancer to node ports",
-            "nlb-ip": "a Network Load Balancer sends traffic to the pods directly (an old spelling of "
-            "external with target type ip)",
-        },
-    ),
-    Annotation(
-        provider="AWS", key=AWS_TARGET, values=("instance", "ip"),
-        says={
-            "instance": "traffic goes to the node ports of all nodes; health checks tell which answer",
-            "ip": "traffic goes to the pods directly, past node ports",
-        },
-    ),
-    Annotation(
-        provider="AWS", key=AWS_LABELS, selects_nodes=True,
-        says={"*": "only nodes with these labels are targets (target type instance)"},
-    ),
-    Annotation(
-        provider="GKE", key=GKE_WEIGHT, values=("pods-per-node",),
-        says={"pods-per-node": "each node's weight is the number of its serving pods"},
-    ),
-    Annotation(
-        provider="GKE", key=GKE_INTERNAL, values=("Internal",),
-        says={"Internal": "an internal load balancer: clients of the VPC network only"},
-    ),
-    Annotation(
-        provider="GKE", key=GKE_RBS, values=("enabled",),
-        says={"enabled": "a load balancer of the kind with backend services, chosen when the Service is made"},
-    ),
-    Annotation(provider="GKE", key=GKE_TIER, values=("Standard", "Premium")),
-    Annotation(provider="GKE", key=GKE_NEG, says={"*": "Ingress and Gateway send traffic to the pods directly"}),
-    Annotation(
-        provider="AKS", key=AZURE_INTERNAL, values=_BOOLEAN,
-        says={"true": "an internal load balancer: clients of the virtual network only"},
-    ),
-    Annotation(
-        provider="AKS", key=AZURE_PROBE, values=("tcp", "http", "https", "Tcp", "Http", "Https"),
-        says={"*": "the health probe asks by this protocol"},
-    ),
-    Annotation(provider="AKS", key=AZURE_PATH, says={"*": "the health probe asks for this path"}),
-    Annotation(
-        provider="AKS", key=AZURE_FLOATING, values=_BOOLEAN,
-        says={"true": "the load balancer dials node address and node port, not its own address: the nodes' "
-            "rules for it are not met"},
-    ),
-    Annotation(
-        provider="OpenStack", key=f"{_BETA}openstack-internal-load-balancer", values=_BOOLEAN,
-        says={"true": "the load balancer gets no floating IP: clients of the cloud's own networks only"},
-    ),
-    Annotation(
-        provider="OpenStack", key=OPENSTACK_MONITOR, values=_BOOLEAN,
-        says={
-            "true": "a health monitor takes nodes that do not answer out of the pool",
-            "false": "no health monitor: every node stays in the pool, whether it answers or not",
-        },
-    ),
-    Annotation(
-        provider="OpenStack", key=f"{_OPENSTACK}proxy-protocol",
-        says={"true": "the load balancer speaks the PROXY protocol, which the program in the pod must read"},
-    ),
-    Annotation(
-        provider="OpenStack", key=f"{_OPENSTACK}node-selector", selects_nodes=True,
-        says={"*": "only nodes with these labels are members of the pool"},
-    ),
-    Annotation(
-        provider="Hetzner", key=f"{_HETZNER}node-selector", selects_nodes=True,
-        says={"*": "only nodes that this selector matches are targets"},
-    ),
-    Annotation(
-        provider="Hetzner", key=f"{_HETZNER}algorithm-type", values=("round_robin", "least_connections"),
-        says={
-            "round_robin": "connections go round the targets",
-            "least_connections": "connections go to the target with the fewest",
-        },
-    ),
-    Annotation(
-        provider="Hetzner", key=f"{_HETZNER}use-private-ip", values=_BOOLEAN,
-        says={
-            "true": "nodes are dialled at their private addresses",
-            "false": "nodes are dialled at their public addresses",
-        },
-    ),
-    Annotation(
-        provider="Hetzner", key=f"{_HETZNER}disable-public-network", values=_BOOLEAN,
-        says={"true": "the load balancer is in the private network only"},
-    ),
-    Annotation(
-        provider="Hetzner", key=f"{_HETZNER}uses-proxyprotocol", values=_BOOLEAN,
-        says={"true": "the load balancer speaks the PROXY protocol, which the program in the pod must read"},
-    ),
-    Annotation(
-        provider="Hetzner", key=f"{_HETZNER}health-check-protocol", values=("tcp", "http", "https"),
-        says={"*": "the health check asks by this protocol"},
-    ),
-    Annotation(
-        provider="kube-vip", key="kube-vip.io/loadbalancerIPs", says={"*": "it asks for these addresses"},
-    ),
-    Annotation(
-        provider="kube-vip", key=KUBE_VIP_HOST, says={"*": "this node took the address last"},
-    ),
-    Annotation(
-        provider="kube-vip", key="kube-vip.io/ignore", values=_BOOLEAN,
-        says={"true": "kube-vip leaves the Service alone"},
-    ),
-    Annotation(
-        provider="Cilium", key="lbipam.cilium.io/ips", says={"*": "it asks LB IPAM for these addresses"},
-    ),
-    Annotation(
-        provider="Cilium", key="io.cilium/lb-ipam-ips", says={"*": "it asks LB IPAM for these addresses"},
-    ),
-    Annotation(
-        provider="Cilium", key="lbipam.cilium.io/sharing-key",
-        says={"*": "Services with the same key share their addresses"},
-    ),
+    Annotation("TKE", TKE_BIND, _BOOLEAN, says={
+        "true": "under Local only nodes that hold a pod are bound to the load balancer",
+        "false": "every node is bound to the load balancer, also under Local those without a pod",
+    }),
+    Annotation("TKE", TKE_WEIGHT, _BOOLEAN, says={
+        "true": "each node's weight is the number of its pods",
+        "false": "all bound nodes have the same weight, whatever the number of their pods",
+    }),
+    Annotation("TKE", TKE_DIRECT, _BOOLEAN, says={
+        "true": "the load balancer sends traffic to the pods directly, past node ports",
+    }),
+    Annotation("TKE", TKE_LABEL, selects_nodes=True, says={
+        "*": "only nodes that this selector matches are bound to the load balancer",
+    }),
+    Annotation("ACK", ACK_LABEL, selects_nodes=True, says={
+        "*": "only nodes with these labels are backends of the load balancer",
+    }),
+    Annotation("ACK", ACK_SCHEDULER, ("wrr", "wlc", "rr", "sch", "tch", "qch", "iqch"), says={
+        "wrr": "connections go round the backends by their weights",
+        "wlc": "connections go to the backend with the fewest for its weight",
+        "rr": "connections go round the backends, whatever their weights",
+        "sch": "a client's address always leads to the same backend",
+    }),
+    Annotation("ACK", ACK_UNSCHEDULED, ("on", "off"), says={
+        "on": "cordoned nodes are taken out of the load balancer",
+        "off": "cordoned nodes stay in the load balancer",
+    }),
+    Annotation("ACK", ACK_TYPE, ("eni", "ecs"), says={
+        "eni": "the load balancer sends traffic to the pods directly, past node ports",
+        "ecs": "the load balancer sends traffic to node ports",
+    }),
+    Annotation("AWS", AWS_TYPE, ("external", "nlb", "nlb-ip"), says={
+        "external": "the AWS Load Balancer Controller makes a Network Load Balancer",
+        "nlb": "the controller in the cloud provider makes a Network Load Balancer to node ports",
+        "nlb-ip": "a Network Load Balancer sends traffic to the pods directly (an old spelling of external with "
+        "target type ip)",
+    }),
+    Annotation("AWS", AWS_TARGET, ("instance", "ip"), says={
+        "instance": "traffic goes to the node ports of all nodes; health checks tell which answer",
+        "ip": "traffic goes to the pods directly, past node ports",
+    }),
+    Annotation("AWS", AWS_LABELS, selects_nodes=True, says={
+        "*": "only nodes with these labels are targets (target type instance)",
+    }),
+    Annotation("GKE", GKE_WEIGHT, ("pods-per-node",), says={
+        "pods-per-node": "each node's weight is the number of its serving pods",
+    }),
+    Annotation("GKE", GKE_INTERNAL, ("Internal",), says={
+        "Internal": "an internal load balancer: clients of the VPC network only",
+    }),
+    Annotation("GKE", GKE_RBS, ("enabled",), says={
+        "enabled": "a load balancer of the kind with backend services, chosen when the Service is made",
+    }),
+    Annotation("GKE", GKE_TIER, ("Standard", "Premium")),
+    Annotation("GKE", GKE_NEG, says={"*": "Ingress and Gateway send traffic to the pods directly"}),
+    Annotation("AKS", AZURE_INTERNAL, _BOOLEAN, says={
+        "true": "an internal load balancer: clients of the virtual network only",
+    }),
+    Annotation("AKS", AZURE_PROBE, ("tcp", "http", "https", "Tcp", "Http", "Https"), says={
+        "*": "the health probe asks by this protocol",
+    }),
+    Annotation("AKS", AZURE_PATH, says={"*": "the health probe asks for this path"}),
+    Annotation("AKS", AZURE_FLOATING, _BOOLEAN, says={
+        "true": "the load balancer dials node address and node port, not its own address: the nodes' rules for it "
+        "are not met",
+    }),
+    Annotation("OpenStack", f"{_BETA}openstack-internal-load-balancer", _BOOLEAN, says={
+        "true": "the load balancer gets no floating IP: clients of the cloud's own networks only",
+    }),
+    Annotation("OpenStack", OPENSTACK_MONITOR, _BOOLEAN, says={
+        "true": "a health monitor takes nodes that do not answer out of the pool",
+        "false": "no health monitor: every node stays in the pool, whether it answers or not",
+    }),
+    Annotation("OpenStack", f"{_OPENSTACK}proxy-protocol", says={
+        "true": "the load balancer speaks the PROXY protocol, which the program in the pod must read",
+    }),
+    Annotation("OpenStack", f"{_OPENSTACK}node-selector", selects_nodes=True, says={
+        "*": "only nodes with these labels are members of the pool",
+    }),
+    Annotation("Hetzner", f"{_HETZNER}node-selector", selects_nodes=True, says={
+        "*": "only nodes that this selector matches are targets",
+    }),
+    Annotation("Hetzner", f"{_HETZNER}algorithm-type", ("round_robin", "least_connections"), says={
+        "round_robin": "connections go round the targets",
+        "least_connections": "connections go to the target with the fewest",
+    }),
+    Annotation("Hetzner", f"{_HETZNER}use-private-ip", _BOOLEAN, says={
+        "true": "nodes are dialled at their private addresses",
+        "false": "nodes are dialled at their public addresses",
+    }),
+    Annotation("Hetzner", f"{_HETZNER}disable-public-network", _BOOLEAN, says={
+        "true": "the load balancer is in the private network only",
+    }),
+    Annotation("Hetzner", f"{_HETZNER}uses-proxyprotocol", _BOOLEAN, says={
+        "true": "the load balancer speaks the PROXY protocol, which the program in the pod must read",
+    }),
+    Annotation("Hetzner", f"{_HETZNER}health-check-protocol", ("tcp", "http", "https"), says={
+        "*": "the health check asks by this protocol",
+    }),
+    Annotation("kube-vip", "kube-vip.io/loadbalancerIPs", says={"*": "it asks for these addresses"}),
+    Annotation("kube-vip", KUBE_VIP_HOST, says={"*": "this node took the address last"}),
+    Annotation("kube-vip", "kube-vip.io/ignore", _BOOLEAN, says={"true": "kube-vip leaves the Service alone"}),
+    Annotation("Cilium", "lbipam.cilium.io/ips", says={"*": "it asks LB IPAM for these addresses"}),
+    Annotation("Cilium", "io.cilium/lb-ipam-ips", says={"*": "it asks LB IPAM for these addresses"}),
+    Annotation("Cilium", "lbipam.cilium.io/sharing-key", says={
+        "*": "Services with the same key share their addresses",
+    }),
 )  # fmt: skip
 _BY_KEY = {a.key: a for a in KNOWN}
 
