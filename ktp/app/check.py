@@ -121,9 +121,9 @@ class Looker:
             return
         why = problem.message if problem is not None else "the API server has sent nothing"
         yield EvidenceGap(
-            kind="api-away",
-            subject="api-server",
-            message=f"{why}; the objects are those of {round(age)} s ago",
+            "api-away",
+            "api-server",
+            f"{why}; the objects are those of {round(age)} s ago",
             remedy=problem.hint if problem is not None else None,
         )
 

@@ -182,7 +182,7 @@ def _this_node(settings: Settings, capture: Capture, reach: Reach | None, pods: 
             "--node-access ssh reads them by SSH, --node-access agent through the agents' pods, --node-shell by a "
             "command of yours"
         )
-        gaps.append(EvidenceGap(kind="node-access", subject="nodes", message=message, remedy=remedy))
+        gaps.append(EvidenceGap("node-access", "nodes", message, remedy=remedy))
     unread = MemoryCapture(files={}, gaps=tuple(gaps), source=capture.source)
     if name is None:
         return unread
@@ -263,9 +263,9 @@ def _no_node_known(capture: Capture) -> Capture:
     from ktp.model.capture import EvidenceGap, MemoryCapture
 
     gap = EvidenceGap(
-        kind="node-access",
-        subject="nodes",
-        message="no node is known by name, and so none was read",
+        "node-access",
+        "nodes",
+        "no node is known by name, and so none was read",
         remedy="name them with --node, or get the right to list nodes",
     )
     return MemoryCapture(files={}, gaps=(gap,), source=capture.source)

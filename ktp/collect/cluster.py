@@ -344,7 +344,7 @@ def kube_proxy_config(api: KubeApi) -> Part:
     if problem is not None:
         return Part(gaps=[_gap("kube-proxy-config", subject, problem, lost)])
     message = f"kube-system has no ConfigMap with kube-proxy's configuration; {lost}"
-    return Part(gaps=[EvidenceGap(kind="kube-proxy-config", subject=subject, message=message)])
+    return Part(gaps=[EvidenceGap("kube-proxy-config", subject, message)])
 
 
 def _kube_proxy_pods(api: KubeApi) -> Part:
@@ -363,7 +363,7 @@ def _gap(kind: str, subject: str, error: ApiError, lost: str) -> EvidenceGap:
     """The gap that a failed read leaves; `api-forbidden` if a permission is all that is missing."""
     if isinstance(error, ApiForbiddenError) and kind != "kube-proxy-config":
         kind = "api-forbidden"
-    return EvidenceGap(kind=kind, subject=subject, message=f"{error.message}; {lost}", remedy=error.hint)
+    return EvidenceGap(kind, subject, f"{error.message}; {lost}", remedy=error.hint)
 
 
 # ------------------------------------------------------------------------------------------------ wrong names

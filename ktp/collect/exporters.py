@@ -84,4 +84,4 @@ def _ask(api: KubeApi, node: str, path: str | None, take: Callable[[dict[str, An
 
 
 def _gap(node: str, message: str, remedy: str | None) -> EvidenceGap:
-    return EvidenceGap(kind="node-report", subject=node, message=message, remedy=remedy)
+    return EvidenceGap("node-report", node, message, remedy=remedy)

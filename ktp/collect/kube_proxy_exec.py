@@ -74,9 +74,7 @@ def collect_through_kube_proxy(
         pods = [json.loads(item) for item in api.list_pages(f"/api/v1/namespaces/{NAMESPACE}/pods").items]
     except ApiError as error:
         message = f"{error.message}; no kube-proxy pod can be found to read the nodes through"
-        gap = EvidenceGap(
-            kind="api-forbidden", subject="kube-system/pods", message=message, remedy=error.hint
-        )
+        gap = EvidenceGap("api-forbidden", "kube-system/pods", message, remedy=error.hint)
         return MemoryCapture(files={}, gaps=(gap,), source="no node")
     versions = _kubelet_versions(capture)
     reader = _PodReader(api, timeout, reach)
@@ -381,9 +379,9 @@ def _in_image(read: MemoryCapture, node: str) -> MemoryCapture:
     }
     names = ", ".join(dict.fromkeys(lost.get(gap.kind, gap.kind) for gap in lacking))
     gap = EvidenceGap(
-        kind="node-state",
-        subject=node,
-        message=f"kube-proxy's image on node {node} has no commands for the node's {names}, and so they are not known",
+        "node-state",
+        node,
+        f"kube-proxy's image on node {node} has no commands for the node's {names}, and so they are not known",
         remedy="use --node-access ssh for these",
     )
     kept = tuple(gap for gap in read.gaps if gap not in lacking)
@@ -391,5 +389,5 @@ def _in_image(read: MemoryCapture, node: str) -> MemoryCapture:
 
 
 def _gap(node: str, message: str, remedy: str | None) -> MemoryCapture:
-    gap = EvidenceGap(kind="node-rules", subject=node, message=message, remedy=remedy)
+    gap = EvidenceGap("node-rules", node, message, remedy=remedy)
     return MemoryCapture(files={}, gaps=(gap,), source=f"node {node} (kube-proxy's pod)")

@@ -448,7 +448,7 @@ class _NodeReader:
 
     def _gap(self, kind: str, why: str, remedy: str | None, cause: GapCause = GapCause.NOT_READ) -> _Part:
         message = f"{why} on node {self._node}"
-        gap = EvidenceGap(kind=kind, subject=self._node, message=message, remedy=remedy, cause=cause)
+        gap = EvidenceGap(kind, self._node, message, remedy=remedy, cause=cause)
         return _Part(gaps=[gap])
 
     # -------------------------------------------------------------------------------------------------- rules
@@ -781,12 +781,7 @@ class _NodeReader:
         denied = [gap for gap in gaps if gap.kind in privileged and gap.remedy == self._as_root]
         if not denied:
             return tuple(gaps)
-        merged = EvidenceGap(
-            kind="node-rules",
-            subject=self._node,
-            message=self._not_root,
-            remedy=self._as_root,
-        )
+        merged = EvidenceGap("node-rules", self._node, self._not_root, remedy=self._as_root)
         return (merged, *(gap for gap in gaps if gap not in denied))
 
 

@@ -373,9 +373,9 @@ def search_reachable(reader: ChainReader, node: str, reach: Reach) -> Search:
                 break
     except (NotReadableError, OSError) as error:
         gap = EvidenceGap(
-            kind="node-rules",
-            subject=node,
-            message=f"{error} on node {node}",
+            "node-rules",
+            node,
+            f"{error} on node {node}",
             remedy=f"see what `{reader.command} -t nat -S PREROUTING` says on the node",
         )
         return None, [gap]
@@ -383,9 +383,9 @@ def search_reachable(reader: ChainReader, node: str, reach: Reach) -> Search:
     if unread:
         gaps.append(
             EvidenceGap(
-                kind=UNREAD_SERVICES,
-                subject=node,
-                message=f"some {unread} rules of nat/KUBE-SERVICES were not read on node {node}, for the "
+                UNREAD_SERVICES,
+                node,
+                f"some {unread} rules of nat/KUBE-SERVICES were not read on node {node}, for the "
                 "kernel is slow to list so many: that they match no packet to a node port, and that the last hands "
                 "it on to KUBE-NODEPORTS, is taken for granted",
                 remedy="-v reads them",
@@ -395,9 +395,9 @@ def search_reachable(reader: ChainReader, node: str, reach: Reach) -> Search:
         names = ", ".join(sorted(name for _, name in missing)[:3])
         gaps.append(
             EvidenceGap(
-                kind="node-rules",
-                subject=node,
-                message=f"the rules of node {node} changed again and again while they were read"
+                "node-rules",
+                node,
+                f"the rules of node {node} changed again and again while they were read"
                 + (f": {names} vanished" if names else ""),
                 remedy="ask again when kube-proxy has come to rest",
             )

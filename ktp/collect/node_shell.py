@@ -186,9 +186,9 @@ def _clean(node: str, preset: Preset, done: ChildResult) -> tuple[EvidenceGap, .
             why = short(cleaned.stderr.decode(errors="replace")) or "no answer"
             left.append(
                 EvidenceGap(
-                    kind="node-access",
-                    subject=node,
-                    message=f"{name}, which reading node {node} made, is still there: {why}",
+                    "node-access",
+                    node,
+                    f"{name}, which reading node {node} made, is still there: {why}",
                     remedy=shlex.join(words),
                 )
             )
@@ -229,5 +229,5 @@ def _not_root(node: str, recording: Recording) -> tuple[str, str]:
 
 
 def _gap(node: str, message: str, remedy: str) -> MemoryCapture:
-    gap = EvidenceGap(kind="node-rules", subject=node, message=message, remedy=remedy)
+    gap = EvidenceGap("node-rules", node, message, remedy=remedy)
     return MemoryCapture(files={}, gaps=(gap,), source=f"node {node} (--node-shell)")

@@ -55,9 +55,9 @@ def collect_pod_sockets(
 def _gap(node: str, folder: str, why: str) -> EvidenceGap:
     pod = folder.replace("_", "/", 1)
     return EvidenceGap(
-        kind="pod-namespace",
-        subject=node,
-        message=f"what pod {pod} listens on could not be read in its container: {why}",
+        "pod-namespace",
+        node,
+        f"what pod {pod} listens on could not be read in its container: {why}",
         remedy="--node-access ssh as root reads it on the pod's node, without the container",
     )
 

@@ -136,7 +136,7 @@ def redact_capture(
         message = (
             f"{len(left_out)} files were left out when the snapshot was redacted, for ktp cannot read them"
         )
-        gaps.append(EvidenceGap(kind="redacted", subject="files", message=message))
+        gaps.append(EvidenceGap("redacted", "files", message))
     return Redaction(
         capture=MemoryCapture(files=files, gaps=tuple(gaps), source="redacted snapshot"),
         addresses=redactor.addresses,
@@ -204,9 +204,7 @@ class _Redactor:
                 for part in gap.subject.split("/")
             ]
         )
-        return EvidenceGap(
-            kind=gap.kind, subject=subject, message=f"{gap.kind} of {subject} could not be had", remedy=None
-        )
+        return EvidenceGap(gap.kind, subject, f"{gap.kind} of {subject} could not be had", remedy=None)
 
     def _cluster_file(self, name: str, capture: Capture) -> bytes | None:
         if name == "cluster/version.json":

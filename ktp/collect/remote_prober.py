@@ -97,9 +97,7 @@ def _one_node(
     lacks = re.search(rf"^{mark} lacks (\S+)", done.stdout.decode(errors="replace"), re.MULTILINE)
     if lacks is not None:
         message = f"node {node} has no {lacks.group(1)}, and so nothing was dialled from it"
-        return [], EvidenceGap(
-            kind="probe", subject=node, message=message, remedy="run ktp probe on the node"
-        )
+        return [], EvidenceGap("probe", node, message, remedy="run ktp probe on the node")
     attempts = parse_answers(done.stdout, mark, wanted, settings)
     observations = []
     for t in targets:

@@ -601,9 +601,9 @@ def collect_recorded(
     if recording.complete:
         return read
     gap = EvidenceGap(
-        kind="node-rules",
-        subject=node,
-        message=f"the answer of node {node} {why_cut}, and only what came whole until then is used",
+        "node-rules",
+        node,
+        f"the answer of node {node} {why_cut}, and only what came whole until then is used",
         remedy="try again, with a longer --timeout if the node is slow or large",
     )
     # What each command of those that did not arrive would say is said.

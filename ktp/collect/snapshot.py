@@ -238,9 +238,9 @@ def _parse_gaps(content: bytes, path: Path) -> tuple[EvidenceGap, ...]:
     try:
         return tuple(
             EvidenceGap(
-                kind=str(gap["kind"]),
-                subject=str(gap["subject"]),
-                message=str(gap["message"]),
+                str(gap["kind"]),
+                str(gap["subject"]),
+                str(gap["message"]),
                 remedy=None if gap.get("remedy") is None else str(gap["remedy"]),
             )
             for gap in json.loads(content)

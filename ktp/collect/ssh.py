@@ -195,13 +195,13 @@ class Visitor:
     ) -> ChildResult | EvidenceGap:
         """Run a shell script on a node; the gap where it did not run. A script prints something at once."""
         if not is_host(node):
-            return EvidenceGap(kind="probe", subject=node, message=f"{node!r} is no host name")
+            return EvidenceGap("probe", node, f"{node!r} is no host name")
         destination = self._destination(node, [address for address in addresses if is_host(address)])
         done = self._run((*self._arguments, "--", destination, "sh -s"), timeout, script)
         if done.stdout:
             return done
         message, remedy = self._connection_problem(node, destination, done)
-        return EvidenceGap(kind="probe", subject=node, message=message, remedy=remedy)
+        return EvidenceGap("probe", node, message, remedy=remedy)
 
     def _run(
         self, command: Sequence[str], timeout: float, stdin: bytes = b"", answer: Answer | None = None
@@ -391,7 +391,7 @@ def short(text: str) -> str:
 
 
 def _gap(node: str, message: str, remedy: str) -> MemoryCapture:
-    gap = EvidenceGap(kind="node-rules", subject=node, message=message, remedy=remedy)
+    gap = EvidenceGap("node-rules", node, message, remedy=remedy)
     return MemoryCapture(files={}, gaps=(gap,), source=f"node {node} (ssh)")
 
 

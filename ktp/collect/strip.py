@@ -79,7 +79,7 @@ def strip_capture(
     if left_out:
         names = ", ".join(left_out[:5]) + (" …" if len(left_out) > 5 else "")
         message = f"{len(left_out)} files are none of a snapshot's and were left out: {names}"
-        gaps.append(EvidenceGap(kind="left-out", subject="files", message=message))
+        gaps.append(EvidenceGap("left-out", "files", message))
     return MemoryCapture(files=files, gaps=tuple(gaps), source=capture.source)
 
 

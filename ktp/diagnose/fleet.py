@@ -34,7 +34,7 @@ def merge_reports(
     for report in reports:
         if report.age > STALE:
             message = f"what ktp on {report.node} says is {report.age:.0f} s old"
-            gaps.append(EvidenceGap(kind="node-report", subject=report.node, message=message, remedy=_LOOK))
+            gaps.append(EvidenceGap("node-report", report.node, message, remedy=_LOOK))
             continue
         told.append(report.node)
         counts.update(report.counts)

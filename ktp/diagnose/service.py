@@ -391,9 +391,9 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
         if state is not None and state.data_plane_unread:
             extra.append(
                 EvidenceGap(
-                    kind="data-plane",
-                    subject=name,
-                    message=f"the tables of {state.data_plane} on {name} were not read",
+                    "data-plane",
+                    name,
+                    f"the tables of {state.data_plane} on {name} were not read",
                     remedy=_remedy_of_plane(state),
                 )
             )
@@ -402,9 +402,9 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
             if state is not None and state.has_rules and not state.knows_rules_of(version):
                 extra.append(
                     EvidenceGap(
-                        kind="node-rules",
-                        subject=name,
-                        message=f"the IPv{version} rules of {name} were not read",
+                        "node-rules",
+                        name,
+                        f"the IPv{version} rules of {name} were not read",
                         remedy="save ip6tables-save of the node too, or let ktp read the node"
                         if version == 6
                         else "save iptables-save of the node too, or let ktp read the node",
@@ -413,9 +413,9 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
         if (state is None or not state.has_rules) and ("node-rules", name) not in known:
             extra.append(
                 EvidenceGap(
-                    kind="node-rules",
-                    subject=name,
-                    message=f"the rules of {name} were not read",
+                    "node-rules",
+                    name,
+                    f"the rules of {name} were not read",
                     remedy="run ktp on the node, or use --node-access ssh or agent",
                 )
             )
@@ -431,9 +431,9 @@ def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> 
         ):
             extra.append(
                 EvidenceGap(
-                    kind="node-sockets",
-                    subject=name,
-                    message=f"the listening sockets of {name} were not read (no ss.txt)",
+                    "node-sockets",
+                    name,
+                    f"the listening sockets of {name} were not read (no ss.txt)",
                     remedy="save `ss -lntuH` of the node",
                 )
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,7 +31,7 @@ class GapCause(str, Enum):
     NOT_READ = "not-read"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class EvidenceGap:
     """Something that an answer would have needed and that was not there.
 
@@ -42,6 +42,7 @@ class EvidenceGap:
     kind: str
     subject: str
     message: str
+    _: KW_ONLY
     remedy: str | None = None
     cause: GapCause = GapCause.NOT_READ
 

@@ -80,9 +80,7 @@ def parse_cluster_with_gaps(capture: Capture) -> tuple[Cluster, tuple[EvidenceGa
         try:
             return parse(capture.read(name))
         except EvidenceError as error:
-            gaps.append(
-                EvidenceGap(kind="cluster-file", subject=name, message=error.message, remedy=error.hint)
-            )
+            gaps.append(EvidenceGap("cluster-file", name, error.message, remedy=error.hint))
             return None
 
     with gc_paused():

@@ -135,18 +135,18 @@ def _add_missing_lists(capture: Capture, cluster: Cluster, gaps: _Gaps) -> None:
         if kind in partial:
             gaps.add(
                 EvidenceGap(
-                    kind=kind,
-                    subject=kind,
-                    message=f"only some {kind} were given; of others nothing is known",
+                    kind,
+                    kind,
+                    f"only some {kind} were given; of others nothing is known",
                     remedy=f"give them all: kubectl get {kind if kind != 'endpoints' else 'endpointslices'} -A -o yaml",
                 )
             )
         elif not any(capture.has(file) for file in files):
             resource = files[0].rpartition("/")[2].partition(".")[0]
             gap = EvidenceGap(
-                kind=kind,
-                subject=kind,
-                message=f"{files[0]} is missing; {lost}",
+                kind,
+                kind,
+                f"{files[0]} is missing; {lost}",
                 remedy=f"add it: kubectl get {resource} -A -o json > {files[0]}",
             )
             gaps.add(gap, same=("api-forbidden",))
@@ -172,13 +172,13 @@ def _add_missing_rules(
         elif state.has_rules and state.ipvs_unread:
             message = f"the virtual servers of IPVS on {name} were not read (no ipvsadm.txt)"
             remedy = f"save `ipvsadm -Sn` of the node as nodes/{name}/ipvsadm.txt"
-            gaps.add(EvidenceGap(kind="node-rules", subject=name, message=message, remedy=remedy))
+            gaps.add(EvidenceGap("node-rules", name, message, remedy=remedy))
             continue
         elif any(are_ports_lost(ruleset) for ruleset in state.rulesets):
             message = (
                 f"the program that saved the rules of {name} is older than their writer, and prints no ports"
             )
-            gaps.add(EvidenceGap(kind="node-rules", subject=name, message=message, remedy=HOW_TO_SAVE))
+            gaps.add(EvidenceGap("node-rules", name, message, remedy=HOW_TO_SAVE))
             continue
         elif not state.has_rules:
             message = f"no packet filter rules of {name} were read; what they do with packets is not known"
@@ -188,7 +188,7 @@ def _add_missing_rules(
             f"add nodes/{name}/iptables-save.txt and nft-ruleset.json, or let ktp read the node: "
             "--node-access ssh or agent"
         )
-        gaps.add(EvidenceGap(kind="node-rules", subject=name, message=message, remedy=remedy))
+        gaps.add(EvidenceGap("node-rules", name, message, remedy=remedy))
 
 
 def _is_kube_proxy_in(nft: NftRuleset) -> bool:
@@ -336,7 +336,7 @@ class _NodeFiles:
             return value
         self._unreadable.add(file)
         subject = f"{self._node}/{file}"
-        self._gaps.add(EvidenceGap(kind="node-file", subject=subject, message=why, remedy=remedy))
+        self._gaps.add(EvidenceGap("node-file", subject, why, remedy=remedy))
         return None
 
     def _parse(self, file: str, parse: Callable[..., T]) -> T | None:
@@ -359,7 +359,7 @@ class _NodeFiles:
                     f"{self._name('ip-route.json')} is missing; the routes of {self._node} are not known"
                 )
                 remedy = "add it: ip -j route show table all"
-                self._gaps.add(EvidenceGap(kind="node-file", subject=subject, message=message, remedy=remedy))
+                self._gaps.add(EvidenceGap("node-file", subject, message, remedy=remedy))
             return None
         return merge_routes(routes, routes6 or ())
 

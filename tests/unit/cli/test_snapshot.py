@@ -63,7 +63,7 @@ class Nodes:
             if node not in self.silent
         }
         gaps = tuple(
-            EvidenceGap(kind="node-rules", subject=node, message=f"{node} does not answer")
+            EvidenceGap("node-rules", node, f"{node} does not answer")
             for node in settings.nodes
             if node in self.silent
         )

@@ -406,10 +406,7 @@ def test_an_unknown_file_is_left_out_with_a_gap() -> None:
 
 def test_gaps_keep_their_subject_and_lose_their_words() -> None:
     gap = EvidenceGap(
-        kind="node-rules",
-        subject="worker-a",
-        message="ssh: worker-a.acme.example refused",
-        remedy="ssh acme@worker-a",
+        "node-rules", "worker-a", "ssh: worker-a.acme.example refused", remedy="ssh acme@worker-a"
     )
     capture = MemoryCapture(files={"nodes/worker-a/sysctl.txt": b""}, gaps=(gap,))
     (new,) = redact(capture).capture.gaps

@@ -18,7 +18,7 @@ from ktp.model.capture import EvidenceGap, MemoryCapture, merge_captures
 
 SERVICES = b'{"items": []}\n'
 RULES = b"*nat\nCOMMIT\n"
-GAP = EvidenceGap(kind="node-rules", subject="node-b", message="no rules of node-b – “none”", remedy="ask")
+GAP = EvidenceGap("node-rules", "node-b", "no rules of node-b – “none”", remedy="ask")
 FILES = {
     "cluster/services.json": SERVICES,
     "nodes/node-a/iptables-save.txt": RULES,

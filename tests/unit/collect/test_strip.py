@@ -114,7 +114,7 @@ def test_a_namespace_and_some_nodes_can_be_chosen() -> None:
         "nodes/node-a/ss.txt": b"",
         "nodes/node-b/ss.txt": b"",
     }
-    gaps = tuple(EvidenceGap(kind="node-rules", subject=f"node-{each}", message="…") for each in "ab")
+    gaps = tuple(EvidenceGap("node-rules", f"node-{each}", "…") for each in "ab")
     capture = strip_capture(MemoryCapture(files=files, gaps=gaps), namespace="shop", nodes=("node-a",))
     assert [item["metadata"]["name"] for item in items(capture, "services")] == ["a"]
     assert capture.node_names() == ("node-a",)

@@ -289,8 +289,8 @@ def test_large_nodes_that_were_not_asked_for_are_not_read(monkeypatch: pytest.Mo
 
 def test_what_the_collector_told_is_not_told_again() -> None:
     told = (
-        EvidenceGap(kind="node-rules", subject="node-a", message="not root"),
-        EvidenceGap(kind="api-forbidden", subject="pods", message="403"),
+        EvidenceGap("node-rules", "node-a", "not root"),
+        EvidenceGap("api-forbidden", "pods", "403"),
     )
     files = capture(*told, nodes=("node-a",)).files
     kept = {name: data for name, data in files.items() if name != "cluster/pods.json"}
