@@ -20,32 +20,8 @@ from ktp.kubeproxy.names import (
     role_of_nft_chain,
 )
 from ktp.kubeproxy.owners import owner_of_table
+from ktp.model import nftables as nft
 from ktp.model.effect import Endpoint
-from ktp.model.nftables import (
-    AnonymousSet,
-    Binary,
-    Concat,
-    Expression,
-    Fib,
-    Immediate,
-    Mangle,
-    MapLookup,
-    MapValue,
-    Match,
-    Meta,
-    Nat,
-    NftRule,
-    NftRuleset,
-    NftTable,
-    Numgen,
-    Payload,
-    Reject,
-    SetElement,
-    SetReference,
-    SetUpdate,
-    Verdict,
-    Vmap,
-)
 
 
 class NftGeneration(Enum):
@@ -59,7 +35,7 @@ class NftGeneration(Enum):
     GE_1_36 = "kube-proxy 1.36 or newer, nftables mode (set hairpin-connections)"
 
 
-def generation_of(table: NftTable) -> NftGeneration | None:
+def generation_of(table: nft.NftTable) -> NftGeneration | None:
     """Which kube-proxy wrote a table; None where it does not tell."""
     if "hairpin-connections" in table.sets:
         return NftGeneration.GE_1_36
@@ -112,8 +88,8 @@ def _base(name: str | None) -> str | None:
 class NftNodePort:
     """What a table has of one node port: `nat` leads to endpoints, `refusing` drops or rejects."""
 
-    nat: SetElement | None
-    refusing: SetElement | None
+    nat: nft.SetElement | None
+    refusing: nft.SetElement | None
 
     @property
     def service(self) -> str | None:
@@ -126,14 +102,14 @@ class NftNodePort:
         return self.nat is not None or self.refusing is not None
 
 
-def kube_table(ruleset: NftRuleset | None, family: str) -> NftTable | None:
+def kube_table(ruleset: nft.NftRuleset | None, family: str) -> nft.NftTable | None:
     """kube-proxy's table of `family` ("ip" or "ip6")."""
     return ruleset.table(family, NFT_TABLE) if ruleset is not None else None
 
 
-def node_port_elements(table: NftTable, protocol: str, port: int) -> NftNodePort:
+def node_port_elements(table: nft.NftTable, protocol: str, port: int) -> NftNodePort:
     """The elements of one node port."""
-    key = Concat((Immediate(protocol), Immediate(port)))
+    key = nft.Concat((nft.Immediate(protocol), nft.Immediate(port)))
     found = [
         next((e for e in table.maps[name].elements if e.key == key), None) if name in table.maps else None
         for name in ("service-nodeports", "no-endpoint-nodeports")
@@ -141,7 +117,7 @@ def node_port_elements(table: NftTable, protocol: str, port: int) -> NftNodePort
     return NftNodePort(nat=found[0], refusing=found[1])
 
 
-def nft_node_ports(table: NftTable) -> list[tuple[int, str, str]]:
+def nft_node_ports(table: nft.NftTable) -> list[tuple[int, str, str]]:
     """Every (port, protocol, Service or "") of a table, sorted."""
     out: dict[tuple[int, str], str] = {}
     for name in ("service-nodeports", "no-endpoint-nodeports"):
@@ -153,13 +129,13 @@ def nft_node_ports(table: NftTable) -> list[tuple[int, str, str]]:
     return sorted((port, protocol, service) for (port, protocol), service in out.items())
 
 
-def node_port_addresses(table: NftTable) -> tuple[str, ...] | None:
+def node_port_addresses(table: nft.NftTable) -> tuple[str, ...] | None:
     """The addresses that have node ports; None where every address of the node has."""
     found = table.sets.get("nodeport-ips")
     return tuple(str(e.key) for e in found.elements) if found is not None else None
 
 
-def pod_network_of(table: NftTable) -> str | None:
+def pod_network_of(table: nft.NftTable) -> str | None:
     """The pods' network as the rules tell it."""
     for name, chain in table.chains.items():
         for rule in chain.rules:
@@ -169,21 +145,23 @@ def pod_network_of(table: NftTable) -> str | None:
     return None
 
 
-def service_of_element(element: SetElement) -> str | None:
+def service_of_element(element: nft.SetElement) -> str | None:
     """The Service that an element of kube-proxy's maps is of: by its chain, else by its comment."""
     value = element.value
-    target = value.target if isinstance(value, Verdict) else None
+    target = value.target if isinstance(value, nft.Verdict) else None
     return service_of_chain(target) or element.comment
 
 
-def _parts(key: Expression) -> tuple[object, ...]:
-    parts = key.parts if isinstance(key, Concat) else (key,)
-    return tuple(p.value if isinstance(p, Immediate) else str(p) for p in parts)
+def _parts(key: nft.Expression) -> tuple[object, ...]:
+    parts = key.parts if isinstance(key, nft.Concat) else (key,)
+    return tuple(p.value if isinstance(p, nft.Immediate) else str(p) for p in parts)
 
 
-def _is_field(expression: Expression, name: str) -> bool:
+def _is_field(expression: nft.Expression, name: str) -> bool:
     return (
-        isinstance(expression, Payload) and expression.protocol in ("ip", "ip6") and expression.field == name
+        isinstance(expression, nft.Payload)
+        and expression.protocol in ("ip", "ip6")
+        and expression.field == name
     )
 
 
@@ -203,7 +181,7 @@ _SET_WORDS = {
 }
 
 
-def explain_nft_chain(table: NftTable, name: str) -> str:
+def explain_nft_chain(table: nft.NftTable, name: str) -> str:
     """What a chain is for; of a chain of unknown making, whose table it is in."""
     if is_kube_table(table.family, table.name):
         role, service = role_of_nft_chain(name), service_of_chain(name)
@@ -227,7 +205,7 @@ def explain_nft_chain(table: NftTable, name: str) -> str:
     return f"a chain of {owner_of(table)}"
 
 
-def _serves_nobody_else(table: NftTable, name: str) -> bool:
+def _serves_nobody_else(table: nft.NftTable, name: str) -> bool:
     """Whether a chain for external traffic has rules, and none that takes every packet."""
     chain = table.chains.get(name)
     return (
@@ -237,7 +215,7 @@ def _serves_nobody_else(table: NftTable, name: str) -> bool:
     )
 
 
-def owner_of(table: NftTable) -> str:
+def owner_of(table: nft.NftTable) -> str:
     """Whose table it is: a program's, or "table inet site, which is not Kubernetes'"."""
     if is_kube_table(table.family, table.name):
         return "kube-proxy"
@@ -247,7 +225,7 @@ def owner_of(table: NftTable) -> str:
     return owner.name if owner is not None else f"table {table.family} {table.name}, which is not Kubernetes'"
 
 
-def set_words(table: NftTable, name: str) -> str:
+def set_words(table: nft.NftTable, name: str) -> str:
     """What a set or map is for; "" where it is not kube-proxy's."""
     if not is_kube_table(table.family, table.name):
         found = table.set_or_map(name)
@@ -260,7 +238,7 @@ def set_words(table: NftTable, name: str) -> str:
 # ------------------------------------------------------------------------------------------------------ elements
 
 
-def element_words(table: NftTable, name: str, element: SetElement) -> str:
+def element_words(table: nft.NftTable, name: str, element: nft.SetElement) -> str:
     """What an element of a set or map says."""
     purpose = purpose_of_element(table, name, element)
     if purpose is not None:
@@ -277,12 +255,12 @@ _ELEMENTS = {
 }
 
 
-def purpose_of_element(table: NftTable, name: str, element: SetElement) -> Purpose | None:
+def purpose_of_element(table: nft.NftTable, name: str, element: nft.SetElement) -> Purpose | None:
     """What an element of a set or map of kube-proxy's is there for; None for any other."""
     if not is_kube_table(table.family, table.name):
         return None
     parts = _parts(element.key)
-    value = element.value if isinstance(element.value, Verdict) else None
+    value = element.value if isinstance(element.value, nft.Verdict) else None
     target = value.target if value is not None else None
     role = role_of_nft_chain(target) if target is not None else None
     if name.startswith(NFT_AFFINITY_PREFIX):
@@ -310,7 +288,9 @@ def purpose_of_element(table: NftTable, name: str, element: SetElement) -> Purpo
     return found if found is None or target is None else found._replace(to=target)
 
 
-def _without_endpoint(table: NftTable, name: str, element: SetElement, value: Verdict) -> tuple[Aim, str]:
+def _without_endpoint(
+    table: nft.NftTable, name: str, element: nft.SetElement, value: nft.Verdict
+) -> tuple[Aim, str]:
     """Why an element stops packets, and the last version that stops more than it should."""
     if value.kind != "drop":
         return Aim.NO_ENDPOINT, ""
@@ -330,7 +310,7 @@ def _without_endpoint(table: NftTable, name: str, element: SetElement, value: Ve
 # --------------------------------------------------------------------------------------------------------- rules
 
 
-def explain_nft_rule(table: NftTable, chain: str, rule: NftRule, *, brief: bool = False) -> str:
+def explain_nft_rule(table: nft.NftTable, chain: str, rule: nft.NftRule, *, brief: bool = False) -> str:
     """What `rule` is there for, in plain words. Never empty.
 
     `brief` leaves out what the chain that the rule leads to is for, as its own line tells it.
@@ -345,87 +325,87 @@ def explain_nft_rule(table: NftTable, chain: str, rule: NftRule, *, brief: bool 
     )
 
 
-def verdict_in(rule: NftRule) -> Verdict | None:
+def verdict_in(rule: nft.NftRule) -> nft.Verdict | None:
     """The rule's jump, goto or verdict."""
-    return next((s for s in rule.statements if isinstance(s, Verdict)), None)
+    return next((s for s in rule.statements if isinstance(s, nft.Verdict)), None)
 
 
-def _conditions(rule: NftRule) -> list[Match]:
-    return [s for s in rule.statements if isinstance(s, Match)]
+def _conditions(rule: nft.NftRule) -> list[nft.Match]:
+    return [s for s in rule.statements if isinstance(s, nft.Match)]
 
 
-def _field(rule: NftRule, name: str) -> str:
+def _field(rule: nft.NftRule, name: str) -> str:
     """What the rule asks of an address of the packet, "" where it asks nothing."""
     asked = (m.right for m in _conditions(rule) if _is_field(m.left, name))
-    return next((str(value) for value in asked if not isinstance(value, SetReference)), "")
+    return next((str(value) for value in asked if not isinstance(value, nft.SetReference)), "")
 
 
-def _source(rule: NftRule) -> str:
+def _source(rule: nft.NftRule) -> str:
     return _field(rule, "saddr")
 
 
-def _from_node(rule: NftRule) -> bool:
-    return any(isinstance(m.left, Fib) and m.left.flags == ("saddr",) for m in _conditions(rule))
+def _from_node(rule: nft.NftRule) -> bool:
+    return any(isinstance(m.left, nft.Fib) and m.left.flags == ("saddr",) for m in _conditions(rule))
 
 
-def _by_device(rule: NftRule) -> bool:
-    return any(isinstance(m.left, Meta) and m.left.key != "l4proto" for m in _conditions(rule))
+def _by_device(rule: nft.NftRule) -> bool:
+    return any(isinstance(m.left, nft.Meta) and m.left.key != "l4proto" for m in _conditions(rule))
 
 
-def _is_bare(rule: NftRule) -> bool:
+def _is_bare(rule: nft.NftRule) -> bool:
     return not _conditions(rule)
 
 
-def _hairpin(rule: NftRule) -> bool:
-    return any(m.right == SetReference("hairpin-connections") for m in _conditions(rule))
+def _hairpin(rule: nft.NftRule) -> bool:
+    return any(m.right == nft.SetReference("hairpin-connections") for m in _conditions(rule))
 
 
-def _clients(rule: NftRule) -> str:
+def _clients(rule: nft.NftRule) -> str:
     """The set of an endpoint's clients that the rule asks, "" where it asks none."""
-    return next((m.right.name for m in _conditions(rule) if isinstance(m.right, SetReference)), "")
+    return next((m.right.name for m in _conditions(rule) if isinstance(m.right, nft.SetReference)), "")
 
 
-def _lots(rule: NftRule) -> tuple[SetElement, ...]:
+def _lots(rule: nft.NftRule) -> tuple[nft.SetElement, ...]:
     """The endpoints that the rule draws from, or translates to."""
     for statement in rule.statements:
         match statement:
-            case Vmap(key=Numgen(), data=AnonymousSet() as drawn):
+            case nft.Vmap(key=nft.Numgen(), data=nft.AnonymousSet() as drawn):
                 return drawn.elements
-            case Nat(address=MapLookup(data=AnonymousSet() as drawn)):
+            case nft.Nat(address=nft.MapLookup(data=nft.AnonymousSet() as drawn)):
                 return drawn.elements
             case _:
                 pass
     return ()
 
 
-def _several(rule: NftRule) -> bool:
+def _several(rule: nft.NftRule) -> bool:
     return len(_lots(rule)) > 1
 
 
-def _does(rule: NftRule) -> Iterator[str | ChainRole]:
+def _does(rule: nft.NftRule) -> Iterator[str | ChainRole]:
     """What the rule does: the role of the chain that it leads to, its verdict, or its statement's name."""
     for statement in rule.statements:
         match statement:
-            case Verdict(kind=kind, target=target):
+            case nft.Verdict(kind=kind, target=target):
                 role = role_of_nft_chain(target) if target is not None else None
                 yield from (kind,) if role is None else (kind, role)
-            case Mangle(key=Meta("mark"), value=Binary("|")):
+            case nft.Mangle(key=nft.Meta("mark"), value=nft.Binary("|")):
                 yield ChainRole.MARK_MASQ  # in place since 1.36, by a chain before
-            case Mangle():
+            case nft.Mangle():
                 yield "mangle"
-            case Nat(kind=kind):
+            case nft.Nat(kind=kind):
                 yield kind
-            case Reject():
+            case nft.Reject():
                 yield "reject"
-            case Vmap():
+            case nft.Vmap():
                 yield "draw"
-            case SetUpdate():
+            case nft.SetUpdate():
                 yield "note"
             case _:
                 pass
 
 
-_Form = tuple[str | ChainRole, Callable[[NftRule], object] | None, Aim]
+_Form = tuple[str | ChainRole, Callable[[nft.NftRule], object] | None, Aim]
 """What the rule does, what else it asks for, and its aim."""
 
 _MASQ_CLUSTER_IP: tuple[_Form, ...] = (
@@ -493,7 +473,7 @@ _WITHOUT_SET = {
 }
 
 
-def purpose_of_nft(table: NftTable, chain: str, rule: NftRule) -> Purpose | None:
+def purpose_of_nft(table: nft.NftTable, chain: str, rule: nft.NftRule) -> Purpose | None:
     """What a rule of kube-proxy's nftables tables is there for; None for any other."""
     if not is_kube_table(table.family, table.name):
         return None
@@ -503,9 +483,9 @@ def purpose_of_nft(table: NftTable, chain: str, rule: NftRule) -> Purpose | None
     if found is not None and found.is_base and target is not None:
         return Purpose(aim=Aim.ENTER, source=found.type or "", to=target, role=role_of_nft_chain(target))
     for statement in rule.statements:
-        if isinstance(statement, Vmap) and isinstance(statement.data, SetReference):
+        if isinstance(statement, nft.Vmap) and isinstance(statement.data, nft.SetReference):
             aim = _LOOKUPS.get(statement.data.name)
-            if aim is not None and any(isinstance(m.left, Fib) for m in _conditions(rule)):
+            if aim is not None and any(isinstance(m.left, nft.Fib) for m in _conditions(rule)):
                 aim = _WITHOUT_SET.get(aim, aim)
             return Purpose(aim=aim) if aim is not None else None
     done = tuple(_does(rule))
@@ -515,20 +495,20 @@ def purpose_of_nft(table: NftTable, chain: str, rule: NftRule) -> Purpose | None
     return None
 
 
-def _purpose(table: NftTable, chain: str, rule: NftRule, aim: Aim, target: str) -> Purpose:
+def _purpose(table: nft.NftTable, chain: str, rule: nft.NftRule, aim: Aim, target: str) -> Purpose:
     """A rule's purpose with all that the rule tells."""
     clients = table.sets.get(_clients(rule))
     lots = _lots(rule)
     endpoint = endpoint_of_chain(chain) or (endpoint_of_value(lots[0].value) if lots else None)
     dport = next((m for m in _conditions(rule) if _is_port(m.left)), None)
-    port = dport.right.value if dport is not None and isinstance(dport.right, Immediate) else None
+    port = dport.right.value if dport is not None and isinstance(dport.right, nft.Immediate) else None
     return Purpose(
         aim=aim,
         front=Front(
             FrontKind.CLUSTER_IP,
             _field(rule, "daddr") or None,
             port if isinstance(port, int) else None,
-            dport.left.protocol if dport is not None and isinstance(dport.left, Payload) else None,
+            dport.left.protocol if dport is not None and isinstance(dport.left, nft.Payload) else None,
         ),
         service=service_of_chain(chain),
         source=_source(rule),
@@ -540,22 +520,22 @@ def _purpose(table: NftTable, chain: str, rule: NftRule, aim: Aim, target: str) 
     )
 
 
-def _is_port(expression: Expression) -> bool:
-    return isinstance(expression, Payload) and expression.field == "dport"
+def _is_port(expression: nft.Expression) -> bool:
+    return isinstance(expression, nft.Payload) and expression.field == "dport"
 
 
-def endpoint_of_value(value: MapValue | None) -> str:
+def endpoint_of_value(value: nft.MapValue | None) -> str:
     """`ip:port` that a map's value translates to, or that the chain of an endpoint stands for; "" for others."""
-    if isinstance(value, Verdict):
+    if isinstance(value, nft.Verdict):
         return (endpoint_of_chain(value.target) if value.target is not None else None) or ""
     if (target := target_of_value(value)) is not None:
         return host_port(target.ip, target.port or 0)
-    return str(value) if isinstance(value, Immediate) else ""
+    return str(value) if isinstance(value, nft.Immediate) else ""
 
 
-def target_of_value(value: MapValue | None) -> Endpoint | None:
+def target_of_value(value: nft.MapValue | None) -> Endpoint | None:
     """The address and port that a map's value is, None where it is something else."""
-    if isinstance(value, Concat) and len(value.parts) == 2:
+    if isinstance(value, nft.Concat) and len(value.parts) == 2:
         ip, port = _parts(value)
         if isinstance(port, int):
             return Endpoint(str(ip), port)

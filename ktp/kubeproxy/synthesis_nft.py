@@ -24,35 +24,9 @@ from ktp.kubeproxy.names import (
 )
 from ktp.kubeproxy.node import IPNetwork, ProxyNode
 from ktp.kubeproxy.synthesis_iptables import LocalMatch, PortFacts, RuleKnobs, ip_version, knobs_of
+from ktp.model import nftables as nft
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.host import IPAddress, KubeProxyConfig
-from ktp.model.nftables import (
-    AnonymousSet,
-    Binary,
-    Concat,
-    Expression,
-    Fib,
-    Immediate,
-    Mangle,
-    MapLookup,
-    Match,
-    Meta,
-    Nat,
-    NftChain,
-    NftMap,
-    NftRule,
-    NftSet,
-    NftTable,
-    Numgen,
-    Payload,
-    Prefix,
-    SetElement,
-    SetReference,
-    SetUpdate,
-    Statement,
-    Verdict,
-    Vmap,
-)
 
 CLUSTER_IPS = "cluster-ips"  # 1.30 and later
 SERVICE_IPS = "service-ips"
@@ -79,26 +53,26 @@ class NftServiceRules:
     """
 
     name: str
-    chains: Mapping[str, tuple[NftRule, ...]] = field(default_factory=dict)
-    elements: Mapping[str, tuple[SetElement, ...]] = field(default_factory=dict)
+    chains: Mapping[str, tuple[nft.NftRule, ...]] = field(default_factory=dict)
+    elements: Mapping[str, tuple[nft.SetElement, ...]] = field(default_factory=dict)
     affinity: Mapping[str, int] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------------------ writing
 
 
-def _goto(chain: str) -> Verdict:
-    return Verdict("goto", chain)
+def _goto(chain: str) -> nft.Verdict:
+    return nft.Verdict("goto", chain)
 
 
-def _key(*parts: str | int) -> Concat:
-    return Concat(tuple(Immediate(part) for part in parts))
+def _key(*parts: str | int) -> nft.Concat:
+    return nft.Concat(tuple(nft.Immediate(part) for part in parts))
 
 
-def _address(network: IPNetwork) -> Expression:
+def _address(network: IPNetwork) -> nft.Expression:
     """A network as nft prints it: without a length where it is one address."""
-    address = Immediate(str(network.network_address))
-    return address if network.prefixlen == network.max_prefixlen else Prefix(address, network.prefixlen)
+    address = nft.Immediate(str(network.network_address))
+    return address if network.prefixlen == network.max_prefixlen else nft.Prefix(address, network.prefixlen)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -106,8 +80,8 @@ class _Writer(PortFacts):
     """Collects what one service port has in a table."""
 
     masquerade_bit: int
-    chains: dict[str, list[NftRule]] = field(default_factory=dict)
-    elements: dict[str, list[SetElement]] = field(default_factory=dict)
+    chains: dict[str, list[nft.NftRule]] = field(default_factory=dict)
+    elements: dict[str, list[nft.SetElement]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,14 +92,14 @@ class _Writer(PortFacts):
             service.namespace, service.name, self.protocol, self.port.name
         )
 
-    def add(self, chain: str, *statements: Statement, comment: str | None = None) -> None:
+    def add(self, chain: str, *statements: nft.Statement, comment: str | None = None) -> None:
         rules = self.chains[chain]
-        rules.append(NftRule(statements=statements, comment=comment, index=len(rules)))
+        rules.append(nft.NftRule(statements=statements, comment=comment, index=len(rules)))
 
     def element(
-        self, where: str, key: Expression, value: Verdict | None = None, comment: str | None = None
+        self, where: str, key: nft.Expression, value: nft.Verdict | None = None, comment: str | None = None
     ) -> None:
-        self.elements.setdefault(where, []).append(SetElement(key, value, comment=comment))
+        self.elements.setdefault(where, []).append(nft.SetElement(key, value, comment=comment))
 
     def endpoint_names(self, endpoint: ProxyEndpoint) -> NftEndpointNames:
         return nft_endpoint_names(
@@ -142,25 +116,25 @@ class _Writer(PortFacts):
         """Up to 1.35 always, since 1.36 only with session affinity."""
         return self.minor <= 35 or self.has_affinity
 
-    def field(self, name: str) -> Payload:
-        return Payload(self.header, name)
+    def field(self, name: str) -> nft.Payload:
+        return nft.Payload(self.header, name)
 
-    def masquerade(self) -> Statement:
+    def masquerade(self) -> nft.Statement:
         """Up to 1.35 a jump to a chain that marks, since 1.36 the mark itself."""
         if self.minor <= 35:
-            return Verdict("jump", MARK_FOR_MASQUERADE)
-        mark = Meta("mark")
-        return Mangle(mark, Binary("|", mark, Immediate(self.mark)))
+            return nft.Verdict("jump", MARK_FOR_MASQUERADE)
+        mark = nft.Meta("mark")
+        return nft.Mangle(mark, nft.Binary("|", mark, nft.Immediate(self.mark)))
 
-    def pods(self, operator: str) -> tuple[Statement, ...]:
+    def pods(self, operator: str) -> tuple[nft.Statement, ...]:
         """The condition on pods ("==") or on all others ("!="); none where there is no detector."""
         local = self.knobs.local
         if local is None:
             return ()
         if local.option == "-i":
-            return (Match(operator, Meta("iifname"), Immediate(local.value.replace("+", "*"))),)
+            return (nft.Match(operator, nft.Meta("iifname"), nft.Immediate(local.value.replace("+", "*"))),)
         address, _, length = local.value.partition("/")
-        return (Match(operator, self.field("saddr"), Prefix(Immediate(address), int(length))),)
+        return (nft.Match(operator, self.field("saddr"), nft.Prefix(nft.Immediate(address), int(length))),)
 
     def rules(self) -> NftServiceRules:
         affinity = {}
@@ -228,9 +202,9 @@ def _elements(
     w: _Writer, cluster_ip: IPAddress, internal: str, *, has_internal: bool, has_external: bool
 ) -> None:
     """Where the addresses and the node port lead: `no-endpoint-…` drops without local endpoints, else rejects."""
-    refuse = Verdict("drop") if w.selection.has_endpoints else _goto(REJECT_CHAIN)
+    refuse = nft.Verdict("drop") if w.selection.has_endpoints else _goto(REJECT_CHAIN)
     if w.minor >= 30:
-        w.element(CLUSTER_IPS, Immediate(str(cluster_ip)))
+        w.element(CLUSTER_IPS, nft.Immediate(str(cluster_ip)))
     key = _key(str(cluster_ip), w.protocol, w.port.port)
     if has_internal:
         w.element(SERVICE_IPS, key, _goto(internal))
@@ -257,28 +231,28 @@ def _source_ranges(w: _Writer) -> None:
         return
     allowed = [_address(network) for network in ranges]
     if w.ranges_hold_node(ranges):
-        allowed += [Immediate(str(ip)) for ip in w.lb_ips]
+        allowed += [nft.Immediate(str(ip)) for ip in w.lb_ips]
     if w.minor <= 29:
         for ip in w.lb_ips:
             w.element(FIREWALL, _key(str(ip), w.protocol, w.port.port), None, w.name)
             for source in allowed:
                 parts = (*_key(str(ip), w.protocol, w.port.port).parts, source)
-                w.element(FIREWALL_ALLOW, Concat(parts))
+                w.element(FIREWALL_ALLOW, nft.Concat(parts))
         return
     for ip in w.lb_ips:
         w.element(FIREWALL_IPS, _key(str(ip), w.protocol, w.port.port), _goto(w.names.firewall))
     w.chains[w.names.firewall] = []
-    right = allowed[0] if len(allowed) == 1 else AnonymousSet(tuple(SetElement(a) for a in allowed))
-    w.add(w.names.firewall, Match("!=", w.field("saddr"), right), Verdict("drop"))
+    right = allowed[0] if len(allowed) == 1 else nft.AnonymousSet(tuple(nft.SetElement(a) for a in allowed))
+    w.add(w.names.firewall, nft.Match("!=", w.field("saddr"), right), nft.Verdict("drop"))
 
 
 def _masquerade_cluster_ip(w: _Writer, cluster_ip: IPAddress, chain: str) -> None:
     """Up to 1.33 by address and port, 1.34 and 1.35 by address; since 1.36 one rule in `services` does it for all."""
     if w.minor >= 36 or not (w.knobs.masquerade_all or w.knobs.local):
         return
-    conditions: list[Statement] = [Match("==", w.field("daddr"), Immediate(str(cluster_ip)))]
+    conditions: list[nft.Statement] = [nft.Match("==", w.field("daddr"), nft.Immediate(str(cluster_ip)))]
     if w.minor <= 33:
-        conditions.append(Match("==", Payload(w.protocol, "dport"), Immediate(w.port.port)))
+        conditions.append(nft.Match("==", nft.Payload(w.protocol, "dport"), nft.Immediate(w.port.port)))
     if not w.knobs.masquerade_all:
         conditions += w.pods("!=")
     w.add(chain, *conditions, w.masquerade())
@@ -292,7 +266,7 @@ def _external(w: _Writer, *, has_external: bool) -> None:
         return
     if w.knobs.local is not None:
         w.add(chain, *w.pods("=="), _goto(service), comment=_SHORT_CIRCUIT)
-    local = Match("==", Fib("type", ("saddr",)), Immediate("local"))
+    local = nft.Match("==", nft.Fib("type", ("saddr",)), nft.Immediate("local"))
     w.add(chain, local, w.masquerade(), comment="masquerade local traffic")
     w.add(chain, local, _goto(service), comment="short-circuit local traffic")
     if has_external:
@@ -301,20 +275,20 @@ def _external(w: _Writer, *, has_external: bool) -> None:
 
 def _balance(w: _Writer, chain: str, endpoints: Sequence[ProxyEndpoint]) -> None:
     """Affinity look-ups, then a draw: of endpoint chains, or since 1.36 of addresses where there is no affinity."""
-    draw = Numgen("random", len(endpoints))
+    draw = nft.Numgen("random", len(endpoints))
     if not w.has_endpoint_chains:
-        found = AnonymousSet(
-            tuple(SetElement(Immediate(i), _key(e.ip, e.port)) for i, e in enumerate(endpoints))
+        found = nft.AnonymousSet(
+            tuple(nft.SetElement(nft.Immediate(i), _key(e.ip, e.port)) for i, e in enumerate(endpoints))
         )
-        nat = Nat("dnat", family=w.header, address=MapLookup(draw, found))
-        w.add(chain, Match("==", Meta("l4proto"), Immediate(w.protocol)), nat)
+        nat = nft.Nat("dnat", family=w.header, address=nft.MapLookup(draw, found))
+        w.add(chain, nft.Match("==", nft.Meta("l4proto"), nft.Immediate(w.protocol)), nat)
         return
     names = [w.endpoint_names(endpoint) for endpoint in endpoints]
     for name in names if w.has_affinity else ():
-        stuck = Match("==", w.field("saddr"), SetReference(name.affinity_set))
+        stuck = nft.Match("==", w.field("saddr"), nft.SetReference(name.affinity_set))
         w.add(chain, stuck, _goto(name.chain))
-    chains = (SetElement(Immediate(i), _goto(name.chain)) for i, name in enumerate(names))
-    w.add(chain, Vmap(draw, AnonymousSet(tuple(chains))))
+    chains = (nft.SetElement(nft.Immediate(i), _goto(name.chain)) for i, name in enumerate(names))
+    w.add(chain, nft.Vmap(draw, nft.AnonymousSet(tuple(chains))))
 
 
 def _endpoints(w: _Writer) -> None:
@@ -327,18 +301,18 @@ def _endpoints(w: _Writer) -> None:
         names = w.endpoint_names(endpoint)
         w.chains[names.chain] = []
         if w.minor <= 35:
-            itself = Match("==", w.field("saddr"), Immediate(endpoint.ip))
+            itself = nft.Match("==", w.field("saddr"), nft.Immediate(endpoint.ip))
             w.add(names.chain, itself, w.masquerade())
         if w.has_affinity:
-            w.add(names.chain, SetUpdate("update", names.affinity_set, SetElement(w.field("saddr"))))
-        nat = Nat("dnat", address=Immediate(endpoint.ip), port=Immediate(endpoint.port))
-        w.add(names.chain, Match("==", Meta("l4proto"), Immediate(w.protocol)), nat)
+            w.add(names.chain, nft.SetUpdate("update", names.affinity_set, nft.SetElement(w.field("saddr"))))
+        nat = nft.Nat("dnat", address=nft.Immediate(endpoint.ip), port=nft.Immediate(endpoint.port))
+        w.add(names.chain, nft.Match("==", nft.Meta("l4proto"), nft.Immediate(w.protocol)), nat)
 
 
 # ------------------------------------------------------------------------------------------------------- tables
 
 
-def table_minor(table: NftTable, minor: int) -> int:
+def table_minor(table: nft.NftTable, minor: int) -> int:
     """The version whose style the table is in, nearest to `minor`: 1.36 marks without a chain and lists hairpins."""
     if table.set_or_map(HAIRPIN_CONNECTIONS) is not None:
         return max(minor, 36)
@@ -349,7 +323,7 @@ def table_minor(table: NftTable, minor: int) -> int:
     return min(max(minor, 30), 35)
 
 
-def observed_knobs_nft(table: NftTable) -> RuleKnobs | None:
+def observed_knobs_nft(table: nft.NftTable) -> RuleKnobs | None:
     """The knobs that the table's own rules show: the detector of external traffic's chains, None where none has one."""
     for name, chain in table.chains.items():
         if not name.startswith(NFT_EXTERNAL_PREFIX):
@@ -357,29 +331,33 @@ def observed_knobs_nft(table: NftTable) -> RuleKnobs | None:
         for rule in chain.rules:
             if rule.comment == _SHORT_CIRCUIT and rule.statements:
                 first = rule.statements[0]
-                if isinstance(first, Match) and (local := _local_match(first)) is not None:
+                if isinstance(first, nft.Match) and (local := _local_match(first)) is not None:
                     return RuleKnobs(local=local)
     return None
 
 
-def _local_match(match: Match) -> LocalMatch | None:
-    if isinstance(match.left, Payload) and match.left.field == "saddr" and isinstance(match.right, Prefix):
+def _local_match(match: nft.Match) -> LocalMatch | None:
+    if (
+        isinstance(match.left, nft.Payload)
+        and match.left.field == "saddr"
+        and isinstance(match.right, nft.Prefix)
+    ):
         return LocalMatch("-s", str(match.right))
-    if isinstance(match.left, Meta) and match.left.key in {"iif", "iifname"}:
-        if isinstance(match.right, Immediate):
+    if isinstance(match.left, nft.Meta) and match.left.key in {"iif", "iifname"}:
+        if isinstance(match.right, nft.Immediate):
             return LocalMatch("-i", str(match.right.value))
     return None
 
 
 def reprogram_table(
-    table: NftTable,
+    table: nft.NftTable,
     ports: Sequence[tuple[Service, ServicePort, bool]],
     node: ProxyNode,
     index: SliceIndex,
     *,
     minor: int,
     config: KubeProxyConfig | None,
-) -> NftTable:
+) -> nft.NftTable:
     """The table with what kube-proxy writes for these service ports; where the last part is False, without them."""
     minor = table_minor(table, minor)
     knobs = knobs_of(node, table.family, config)
@@ -404,27 +382,27 @@ def reprogram_table(
 
 
 def replace_ports(
-    table: NftTable,
+    table: nft.NftTable,
     ports: Iterable[tuple[Service, ServicePort]],
     written: Sequence[NftServiceRules],
     index: SliceIndex,
-) -> NftTable:
+) -> nft.NftTable:
     """The table without everything that these service ports have, and with `written` instead."""
     old = _OldPorts(table, ports)
     chains = {name: chain for name, chain in table.chains.items() if not old.owns_chain(name)}
     sets = {name: one for name, one in table.sets.items() if not old.owns_set(name)}
     maps = dict(table.maps)
     key_type = "ipv6_addr" if table.family == "ip6" else "ipv4_addr"
-    elements: dict[str, list[SetElement]] = {}
+    elements: dict[str, list[nft.SetElement]] = {}
     for rules in written:
         for name, found in rules.chains.items():
             recorded = table.chains.get(name)
             chains[name] = (
-                recorded if recorded and recorded.rules == found else NftChain(name=name, rules=found)
+                recorded if recorded and recorded.rules == found else nft.NftChain(name=name, rules=found)
             )
         for name, timeout in rules.affinity.items():
             # What clients stuck to outlives a change of rules, while the set stays.
-            sets[name] = table.sets.get(name) or NftSet(
+            sets[name] = table.sets.get(name) or nft.NftSet(
                 name=name, key_types=(key_type,), flags=("timeout",), timeout=timeout, size=_AFFINITY_SIZE
             )
         for name, more in rules.elements.items():
@@ -437,20 +415,22 @@ def replace_ports(
     return replace(table, chains=chains, sets=sets, maps=maps)
 
 
-_AnySet = TypeVar("_AnySet", NftSet, NftMap)
+_AnySet = TypeVar("_AnySet", nft.NftSet, nft.NftMap)
 
 
-def _edited(one: _AnySet, new: Sequence[SetElement], is_old: Callable[[SetElement], bool]) -> _AnySet:
+def _edited(one: _AnySet, new: Sequence[nft.SetElement], is_old: Callable[[nft.SetElement], bool]) -> _AnySet:
     """A set or map without old elements and with new ones; its own elements where those say the same."""
     elements = _merged(one.elements, new, is_old)
     return one if elements == one.elements else replace(one, elements=elements)
 
 
 def _merged(
-    recorded: Sequence[SetElement], new: Sequence[SetElement], is_old: Callable[[SetElement], bool]
-) -> tuple[SetElement, ...]:
+    recorded: Sequence[nft.SetElement],
+    new: Sequence[nft.SetElement],
+    is_old: Callable[[nft.SetElement], bool],
+) -> tuple[nft.SetElement, ...]:
     by_key = {element.key: element for element in new}
-    kept: list[SetElement] = []
+    kept: list[nft.SetElement] = []
     for element in recorded:
         same = by_key.pop(element.key, None)
         if same is not None:
@@ -463,7 +443,7 @@ def _merged(
 class _OldPorts:
     """Tells what of a table belongs to some service ports, whatever version and policy wrote it."""
 
-    def __init__(self, table: NftTable, ports: Iterable[tuple[Service, ServicePort]]) -> None:
+    def __init__(self, table: nft.NftTable, ports: Iterable[tuple[Service, ServicePort]]) -> None:
         self._table = table
         self._comments: set[str] = set()
         self._own: set[str] = set()
@@ -487,7 +467,7 @@ class _OldPorts:
         base = name[len(prefix) + _HASH_LENGTH :]
         return name.startswith(prefix) and base.rpartition("__")[0] in self._endpoints
 
-    def owns_element(self, where: str, index: SliceIndex) -> Callable[[SetElement], bool]:
+    def owns_element(self, where: str, index: SliceIndex) -> Callable[[nft.SetElement], bool]:
         """A test for the elements of one map or set."""
         if where == CLUSTER_IPS:
             addresses = self._addresses()
@@ -497,32 +477,34 @@ class _OldPorts:
         if where == FIREWALL_ALLOW:
             firewall = self._table.set_or_map(FIREWALL)
             found = {e.key for e in (firewall.elements if firewall else ()) if e.comment in self._comments}
-            return lambda e: isinstance(e.key, Concat) and Concat(e.key.parts[:3]) in found
+            return lambda e: isinstance(e.key, nft.Concat) and nft.Concat(e.key.parts[:3]) in found
         return self._is_ours
 
-    def _is_ours(self, element: SetElement) -> bool:
+    def _is_ours(self, element: nft.SetElement) -> bool:
         value = element.value
-        return element.comment in self._comments or (isinstance(value, Verdict) and value.target in self._own)
+        return element.comment in self._comments or (
+            isinstance(value, nft.Verdict) and value.target in self._own
+        )
 
-    def _addresses(self) -> frozenset[Expression]:
+    def _addresses(self) -> frozenset[nft.Expression]:
         """Every address that the ports have in the maps: of them `cluster-ips` holds the cluster IPs alone."""
         found = set()
         for name in (SERVICE_IPS, NO_ENDPOINT_SERVICES):
             for element in self._table.maps[name].elements if name in self._table.maps else ():
-                if self._is_ours(element) and isinstance(element.key, Concat):
+                if self._is_ours(element) and isinstance(element.key, nft.Concat):
                     found.add(element.key.parts[0])
         return frozenset(found)
 
-    def _is_old_hairpin(self, element: SetElement, index: SliceIndex) -> bool:
+    def _is_old_hairpin(self, element: nft.SetElement, index: SliceIndex) -> bool:
         """Whether the ports drew this endpoint and no Service lists it any more: several may share an element."""
-        if not isinstance(element.key, Concat) or len(element.key.parts) != 4:
+        if not isinstance(element.key, nft.Concat) or len(element.key.parts) != 4:
             return False
         if self._drawn is None:
             chains = (chain for name, chain in self._table.chains.items() if self.owns_chain(name))
             self._drawn = {
                 target for chain in chains for rule in chain.rules for target in _dnat_targets(rule)
             }
-        ip, _, _, port = (part.value if isinstance(part, Immediate) else "" for part in element.key.parts)
+        ip, _, _, port = (part.value if isinstance(part, nft.Immediate) else "" for part in element.key.parts)
         if (ip, port) not in self._drawn:
             return False
         if self._listed is None:
@@ -539,14 +521,16 @@ class _OldPorts:
         return (ip, port) not in self._listed
 
 
-def _dnat_targets(rule: NftRule) -> Iterable[tuple[str | int | bool, ...]]:
+def _dnat_targets(rule: nft.NftRule) -> Iterable[tuple[str | int | bool, ...]]:
     """(address, port) of everything that a rule translates to."""
     for statement in rule.statements:
-        if not isinstance(statement, Nat):
+        if not isinstance(statement, nft.Nat):
             continue
-        if isinstance(statement.address, Immediate) and isinstance(statement.port, Immediate):
+        if isinstance(statement.address, nft.Immediate) and isinstance(statement.port, nft.Immediate):
             yield statement.address.value, statement.port.value
-        elif isinstance(statement.address, MapLookup) and isinstance(statement.address.data, AnonymousSet):
+        elif isinstance(statement.address, nft.MapLookup) and isinstance(
+            statement.address.data, nft.AnonymousSet
+        ):
             for element in statement.address.data.elements:
-                if isinstance(element.value, Concat):
-                    yield tuple(part.value for part in element.value.parts if isinstance(part, Immediate))
+                if isinstance(element.value, nft.Concat):
+                    yield tuple(part.value for part in element.value.parts if isinstance(part, nft.Immediate))
