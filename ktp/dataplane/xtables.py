@@ -871,15 +871,3 @@ def _enter_recent(compiled: Compiled, state: State) -> None:
     for name, side, enters in compiled.recent:
         if enters:
             state.recent = state.recent | {(name, p.src if side == "src" else p.dst)}
-
-
-__all__ = [
-    "Program",
-    "compile_rule",
-    "masquerade",
-    "supported_targets",
-    "to_text",
-    "translate_destination",
-    "translate_source",
-    "translation",
-]

@@ -35,8 +35,6 @@ from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.cluster import Service, ServicePort, networks_of
 from ktp.model.trace import Disposition, Symptom
 
-__all__ = ["Client", "IntendedEndpoint", "Intent", "PortOnNode", "Vantage", "intended_outcome"]
-
 T = TypeVar("T")
 
 _OUTCOME_OF_MODE: dict[ProxyMode, Callable[[Question], Outcome]] = {

@@ -50,19 +50,6 @@ from ktp.model.snapshot import Snapshot
 if TYPE_CHECKING:
     from ktp.model.nftables import NftRuleset
 
-__all__ = [
-    "OverlayRuleset",
-    "PortChange",
-    "RuleKnobs",
-    "ServiceRules",
-    "changed_services",
-    "overlay_ruleset",
-    "port_change",
-    "reprogram",
-    "synthesize_port",
-    "why_not_reprogrammed",
-]
-
 RuleParser = Callable[[str, str, str, int, int], Rule]
 """`parse(table, chain, text, line, position)`, as `ktp.model.ruleset.Chain` takes it."""
 

@@ -767,9 +767,6 @@ def taken_for(posted: Posted) -> str:
     return "" if plain else "; ".join(parts)
 
 
-__all__ = ["Dress", "Form", "Posted", "PostedHost", "read_posted", "taken_for"]
-
-
 # The EKS log collector ends each listing by a count.
 _TRAILER = re.compile(rb"^=======\nTotal Number of Rules: \d+\s*$", re.MULTILINE)
 

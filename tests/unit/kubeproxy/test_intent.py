@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
-from ktp.kubeproxy.intent import Client, Intent, PortOnNode, Vantage, intended_outcome
+from ktp.kubeproxy.intent import Intent, PortOnNode, intended_outcome
 from ktp.kubeproxy.node import ALL_DETECTORS, ALL_MODES, DetectLocal, ProxyMode, ProxyNode
+from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.kubeproxy.version import ANY_VERSION, VersionRange
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Service

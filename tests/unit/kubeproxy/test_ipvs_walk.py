@@ -13,8 +13,9 @@ import pytest
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
-from ktp.kubeproxy.intent import Client, Intent, Vantage, intended_outcome
+from ktp.kubeproxy.intent import Intent, intended_outcome
 from ktp.kubeproxy.node import ProxyMode
+from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
 from tests.unit.kubeproxy.ipvs_node import walker
 from tests.unit.kubeproxy.objects import ENDPOINTS, LOCAL_IP, PORT, REMOTE_IP, index, node, service

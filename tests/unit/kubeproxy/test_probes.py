@@ -15,8 +15,9 @@ import pytest
 from ktp.collect.snapshot import open_snapshot
 from ktp.kubeproxy.endpoints import index_slices
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
-from ktp.kubeproxy.intent import Client, Intent, PortOnNode, Vantage
+from ktp.kubeproxy.intent import Intent, PortOnNode
 from ktp.kubeproxy.node import ALL_DETECTORS, ALL_MODES, ProxyNode, proxy_node
+from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.kubeproxy.version import ANY_VERSION, exact
 from ktp.model.trace import Disposition, Symptom
 from ktp.parse.snapshot import parse_snapshot

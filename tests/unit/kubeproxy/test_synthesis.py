@@ -20,9 +20,10 @@ from ktp.diagnose.topology import topology_of
 from ktp.kubeproxy.changes import with_policy, with_ready_pod_on, with_service
 from ktp.kubeproxy.endpoints import index_slices
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, front_ends
-from ktp.kubeproxy.intent import Client, Intent, PortOnNode, Vantage
+from ktp.kubeproxy.intent import Intent, PortOnNode
 from ktp.kubeproxy.names import service_suffix, split_service_chain
 from ktp.kubeproxy.node import DetectLocal, ProxyMode, ProxyNode, proxy_node
+from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.kubeproxy.synthesis import (
     SHARED_CHAINS,
     PortChange,
@@ -30,7 +31,6 @@ from ktp.kubeproxy.synthesis import (
     overlay_ruleset,
     port_change,
     reprogram,
-    synthesize_port,
     why_not_reprogrammed,
 )
 from ktp.kubeproxy.synthesis_iptables import (
@@ -40,6 +40,7 @@ from ktp.kubeproxy.synthesis_iptables import (
     knobs_of,
     observed_knobs,
     shows_nfacct,
+    synthesize_port,
 )
 from ktp.kubeproxy.version import exact
 from ktp.model.cluster import LoadBalancerIngress, Service, ServicePort
