@@ -43,7 +43,10 @@ def add(
     commands: dict[str, list[str]] | None = None,
     sets: dict[str, str] | None = None,
 ) -> None:
-    """Enter a case. `rules`: node or node/back end → lines `table: -A …`; chains are made as they are met."""
+    """Enter a case. `rules`: node or node/back end → lines `table: -A …`; chains are made as they are met.
+
+    `commands`: node → words of `ip` before its packets; ` add ` becomes ` del ` after them. `sets`: node → `ipset restore`.
+    """
     loaded = {}
     for key, text in (rules or {}).items():
         node, _, own = key.partition("/")

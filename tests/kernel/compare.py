@@ -53,7 +53,7 @@ def load(lab: Lab, case: Case) -> Case:
         lab.sysctl(node, values)
     for node, commands in case.commands.items():
         for words in commands:
-            lab.agents[node].run("ip", *words.split(), check=False)
+            lab.agents[node].run("ip", *words.split())
     return replace(case, rules=rules, nft=nft)
 
 

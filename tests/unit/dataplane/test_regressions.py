@@ -30,7 +30,7 @@ def test_model_says_what_the_kernel_did(named: Named) -> None:
         answer = answer_flow(walker, Flow(**flow_of(packet, named.case.family)))
         judged = judge(packet, told["kernel"], answer)
         assert judged.agrees, judged.why
-        assert (judged.why == "undetermined") == told["open"], answer.reason
+        assert judged.why != "undetermined", f"unknown to ktp: {answer.reason}"
         if named.counted:
             why = counters_differ(named.case, walker, packet, told["kernel"], answer, moved_of(told))
             assert why is None, why
