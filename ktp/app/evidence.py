@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktp.app.settings import Settings, offline, open_offline, split_name
@@ -100,6 +101,7 @@ def with_nodes(
     """
     from ktp.collect.children import ending_children
     from ktp.collect.pod_namespaces import pods_to_read
+    from ktp.collect.ssh import all_nodes
     from ktp.model.capture import merge_captures
 
     require_nodes(settings, capture)
@@ -132,14 +134,14 @@ def with_nodes(
     with ending_children():
         which = "none" if settings.pods == "exec" else settings.pods or pods
         wanted = pods_to_read(capture, every=which == "all") if which != "none" else {}
-        if settings.node_access == "ssh":
-            read = _nodes_by_ssh(settings, capture, reach, wanted)
-        elif settings.node_access == "shell":
-            read = _nodes_by_shell(settings, capture, reach, wanted)
-        elif settings.node_access == "agent":
-            read = _nodes_by_kube_proxy(settings, capture, api, reach)
-        else:
+        way = WAYS.get(settings.node_access)
+        nodes = all_nodes(capture, settings.nodes)
+        if way is None:
             read = _this_node(settings, capture, reach, wanted)
+        elif not nodes:
+            read = _no_node_known(capture)
+        else:
+            read = way(_Asked(settings, capture, nodes, reach, wanted, api))
     return merge_captures(capture, read, source=capture.source if not read.node_names() else None)
 
 
@@ -190,9 +192,22 @@ def _this_node(settings: Settings, capture: Capture, reach: Reach | None, pods: 
     return merge_captures(read, unread, source=read.source)
 
 
-def _nodes_by_ssh(settings: Settings, capture: Capture, reach: Reach | None, pods: _Pods) -> Capture:
-    from ktp.collect.ssh import SshSettings, all_nodes, collect_over_ssh
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked of which nodes; `capture` is what the API server said."""
 
+    settings: Settings
+    capture: Capture
+    nodes: tuple[str, ...]
+    reach: Reach | None
+    pods: _Pods
+    api: KubeApi | None
+
+
+def _by_ssh(asked: _Asked) -> Capture:
+    from ktp.collect.ssh import SshSettings, collect_over_ssh
+
+    settings = asked.settings
     ssh = SshSettings(
         user=settings.ssh_user,
         options=settings.ssh_options,
@@ -201,20 +216,19 @@ def _nodes_by_ssh(settings: Settings, capture: Capture, reach: Reach | None, pod
         timeout=settings.timeout,
         counters=settings.counters,
     )
-    nodes = all_nodes(capture, settings.nodes)
-    if not nodes:
-        return _no_node_known(capture)
-    return collect_over_ssh(capture, nodes, ssh, reach=reach, pods=pods, on_progress=settings.progress)
+    return collect_over_ssh(
+        asked.capture, asked.nodes, ssh, reach=asked.reach, pods=asked.pods, on_progress=settings.progress
+    )
 
 
 _MOST_UNASKED = 10
 """On so many nodes something is created without that they were named."""
 
 
-def _nodes_by_shell(settings: Settings, capture: Capture, reach: Reach | None, pods: _Pods) -> Capture:
+def _by_shell(asked: _Asked) -> Capture:
     from ktp.collect.node_shell import NodeShell, collect_by_shell
-    from ktp.collect.ssh import all_nodes
 
+    settings, nodes = asked.settings, asked.nodes
     shell = NodeShell(
         command=settings.node_shell or "",
         sudo=settings.sudo,
@@ -222,9 +236,6 @@ def _nodes_by_shell(settings: Settings, capture: Capture, reach: Reach | None, p
         timeout=settings.timeout,
         counters=settings.counters,
     )
-    nodes = all_nodes(capture, settings.nodes)
-    if not nodes:
-        return _no_node_known(capture)
     if shell.preset.makes:
         if len(nodes) > _MOST_UNASKED and not settings.nodes:
             raise UsageError(
@@ -235,28 +246,27 @@ def _nodes_by_shell(settings: Settings, capture: Capture, reach: Reach | None, p
             f"--node-shell {shell.command} makes {shell.preset.makes} ({shell.preset.command}); ktp has it removed "
             f"afterwards ({shell.preset.cleaning}), unless it is interrupted"
         )
-    return collect_by_shell(nodes, shell, reach=reach, pods=pods, on_progress=settings.progress)
+    return collect_by_shell(nodes, shell, reach=asked.reach, pods=asked.pods, on_progress=settings.progress)
 
 
-def _nodes_by_kube_proxy(
-    settings: Settings, capture: Capture, api: KubeApi | None, reach: Reach | None
-) -> Capture:
+def _by_agent(asked: _Asked) -> Capture:
     from ktp.collect.kube_api import connect
     from ktp.collect.kube_proxy_exec import collect_through_kube_proxy
-    from ktp.collect.ssh import all_nodes
 
-    nodes = all_nodes(capture, settings.nodes)
-    if not nodes:
-        return _no_node_known(capture)
+    settings = asked.settings
     return collect_through_kube_proxy(
-        api or connect(settings.kubeconfig, settings.context),
-        nodes,
-        capture,
+        asked.api or connect(settings.kubeconfig, settings.context),
+        asked.nodes,
+        asked.capture,
         parallel=settings.parallel,
         timeout=settings.timeout,
-        reach=reach,
+        reach=asked.reach,
         on_progress=settings.progress,
     )
+
+
+WAYS: Mapping[str, Callable[[_Asked], Capture]] = {"ssh": _by_ssh, "shell": _by_shell, "agent": _by_agent}
+"""The ways of --node-access to other machines; with any other word this one alone is read."""
 
 
 def _no_node_known(capture: Capture) -> Capture:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ktp.app.evidence import did_you_mean, require_nodes, with_nodes
+from ktp.app.evidence import WAYS, did_you_mean, require_nodes, with_nodes
 from ktp.app.settings import Settings, offline, open_offline
 from ktp.errors import NotFoundError, UsageError
 
@@ -122,7 +122,7 @@ def _take_into_folder(
     left = [name for name in wanted if name not in done]
     for name in left:
         folder.write_node(name, files)
-    remote = settings.node_access in {"ssh", "shell", "agent"}
+    remote = settings.node_access in WAYS
     batches = (
         [left] if not remote else [left[i : i + _NODES_AT_ONCE] for i in range(0, len(left), _NODES_AT_ONCE)]
     )
