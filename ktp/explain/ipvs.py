@@ -1,7 +1,7 @@
 """kube-proxy's IPVS mode in words: virtual servers, and the ipsets and rules beside them.
 
 Rules hold only marks and filters there; where a packet goes is in the virtual servers (`ipvsadm -Sn`). Facts:
-kube-proxy 1.18 to 1.36, ipvsadm(8).
+kube-proxy since 1.18, ipvsadm(8).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """kube-proxy's and the kubelet's iptables rules: what each is there for, and the words for it.
 
 Rules are recognised by chain, target and matches. Comments only name the Service and which of its addresses it is:
-kube-proxy leaves them out in large clusters. Facts: kube-proxy 1.18 to 1.36.
+kube-proxy leaves them out in large clusters. Facts: kube-proxy since 1.18.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """kube-proxy's nftables tables in words: what each chain, map, set, rule and element is there for.
 
-Recognised by names and statements; comments only name the Service. Facts: kube-proxy 1.29 to 1.36.
+Recognised by names and statements; comments only name the Service. Facts: kube-proxy since 1.29.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which addresses a Service answers on: cluster IPs, node ports, external IPs, load-balancer IPs.
 
-Facts: `pkg/proxy/servicechangetracker.go`, `serviceport.go`, `util/nodeport_addresses.go`, kube-proxy 1.18 to 1.36.
+Facts: `pkg/proxy/servicechangetracker.go`, `serviceport.go`, `util/nodeport_addresses.go`, kube-proxy since 1.18.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What should happen to a client of a Service on a node, by the API objects and kube-proxy's version and mode.
 
-The outcome is computed from facts about kube-proxy 1.18 to 1.36, not from rules: `ktp.dataplane` answers the same
+The outcome is computed from facts about kube-proxy since 1.18, not from rules: `ktp.dataplane` answers the same
 question from the node's own state. Where version, mode or configuration is not known, every possibility is computed;
 where all end alike the answer stands, where they differ it is UNKNOWN and says what it depends on.
 """

@@ -1,4 +1,4 @@
-"""What the rules of iptables mode do with a client, kube-proxy 1.18 to 1.36 (`pkg/proxy/iptables/proxier.go`).
+"""What the rules of iptables mode do with a client, kube-proxy since 1.18 (`pkg/proxy/iptables/proxier.go`).
 
 Generations: up to 1.23 KUBE-XLB chains; 1.24 KUBE-EXT chains and KUBE-MARK-DROP; since 1.25 DROP rules in filter.
 """

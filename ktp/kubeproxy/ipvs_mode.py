@@ -1,4 +1,4 @@
-"""What ipvs mode does with a client, kube-proxy 1.18 to 1.36 (`pkg/proxy/ipvs/proxier.go`).
+"""What ipvs mode does with a client, kube-proxy since 1.18 (`pkg/proxy/ipvs/proxier.go`).
 
 A virtual server has one list of destinations for every client: there is no short cut for pods or the node itself.
 Derived from source, and compared with packets through real IPVS under the rules of kube-proxy 1.36.

@@ -1,7 +1,7 @@
 """Names that kube-proxy gives to chains, maps and sets, and what each of them is for.
 
 Sources: `pkg/proxy/iptables/proxier.go` (`portProtoHash`, `servicePortEndpointChainName`),
-`pkg/proxy/nftables/proxier.go` (`hashAndTruncate`), kube-proxy 1.18 to 1.36.
+`pkg/proxy/nftables/proxier.go` (`hashAndTruncate`), kube-proxy since 1.18.
 """
 
 from __future__ import annotations

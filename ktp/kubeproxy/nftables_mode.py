@@ -1,4 +1,4 @@
-"""What the rules of nftables mode do with a client, kube-proxy 1.29 to 1.36 (`pkg/proxy/nftables/proxier.go`)."""
+"""What the rules of nftables mode do with a client, kube-proxy since 1.29 (`pkg/proxy/nftables/proxier.go`)."""
 
 from __future__ import annotations
 

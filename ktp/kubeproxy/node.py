@@ -120,7 +120,7 @@ def detect_detectors(
 ) -> tuple[DetectLocal, ...]:
     """How kube-proxy tells pods on this node, as its configuration says; every way where there is none to read.
 
-    A mode without what it needs (no clusterCIDR, no podCIDR) detects nothing (`getLocalDetector`, 1.18 to 1.36).
+    A mode without what it needs (no clusterCIDR, no podCIDR) detects nothing (`getLocalDetector`, since 1.18).
     """
     if config is None:
         return ALL_DETECTORS

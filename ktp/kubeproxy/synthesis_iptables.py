@@ -1,4 +1,4 @@
-"""The iptables rules that kube-proxy writes for one service port on one node, kube-proxy 1.18 to 1.36.
+"""The iptables rules that kube-proxy writes for one service port on one node, kube-proxy since 1.18.
 
 Text as `iptables-save` prints it: the header options first, `MARK` and `recent` spelled out. Facts:
 `pkg/proxy/iptables/proxier.go` (`syncProxyRules`). What is written where nothing depends on a Service (KUBE-FORWARD,

@@ -1,4 +1,4 @@
-"""The virtual servers and set entries that kube-proxy's IPVS mode writes for a Service, 1.18 to 1.36.
+"""The virtual servers and set entries that kube-proxy's IPVS mode writes for a Service, since 1.18.
 
 Facts: pkg/proxy/ipvs/proxier.go, ipset.go; compared with what the real kube-proxy 1.36 wrote. The rules beside the sets
 are the same for all Services, but for KUBE-IPVS-OUT-FILTER (1.29 and newer): it stops what a node sends from a

@@ -1,4 +1,4 @@
-"""What kube-proxy writes for one service port into the tables `ip kube-proxy` and `ip6 kube-proxy`, 1.29 to 1.36.
+"""What kube-proxy writes for one service port into the tables `ip kube-proxy` and `ip6 kube-proxy`, since 1.29.
 
 Chains of the port's own, and elements of the maps and sets that all Services share. Facts:
 `pkg/proxy/nftables/proxier.go` (`syncProxyRules`). Base chains and what they look up do not depend on Services: a

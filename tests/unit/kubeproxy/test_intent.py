@@ -12,7 +12,7 @@ from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
 from ktp.kubeproxy.intent import Intent, PortOnNode, intended_outcome
 from ktp.kubeproxy.node import ALL_DETECTORS, ALL_MODES, DetectLocal, ProxyMode, ProxyNode
 from ktp.kubeproxy.outcome import Client, Vantage
-from ktp.kubeproxy.version import ANY_VERSION, VersionRange
+from ktp.kubeproxy.version import ANY_VERSION, NEWEST, VersionRange
 from ktp.model.assumption import EvidenceKind
 from ktp.model.cluster import Service
 from ktp.model.trace import Disposition, Symptom
@@ -21,7 +21,7 @@ from tests.unit.kubeproxy.objects import ENDPOINTS, LOCAL_IP, PORT, REMOTE_IP, i
 NODE_PORT, LOAD_BALANCER = FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER
 EXTERNAL_IP, CLUSTER_IP = FrontEndKind.EXTERNAL_IP, FrontEndKind.CLUSTER_IP
 IPTABLES, NFTABLES, IPVS = ProxyMode.IPTABLES, ProxyMode.NFTABLES, ProxyMode.IPVS
-ALL_IPTABLES = (18, 19, 20, 21, 23, 24, 25, 26, 29, 33, 36)
+ALL_IPTABLES = (18, 19, 20, 21, 23, 24, 25, 26, 29, 33, NEWEST[1])
 
 DIALLED = {
     NODE_PORT: ("10.0.0.3", 30080),

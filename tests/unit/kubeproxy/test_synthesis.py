@@ -42,7 +42,7 @@ from ktp.kubeproxy.synthesis_iptables import (
     shows_nfacct,
     synthesize_port,
 )
-from ktp.kubeproxy.version import exact
+from ktp.kubeproxy.version import NEWEST, OLDEST, exact
 from ktp.model.cluster import LoadBalancerIngress, Service, ServicePort
 from ktp.model.host import KubeProxyConfig, NodeState
 from ktp.model.reading import TableReading
@@ -675,11 +675,12 @@ def test_intent_agrees_with_the_walk_where_a_pod_is_added(case: Path) -> None:
 
 
 # Those in which something changed that many Services meet; `make bench` asks all.
-_TURNS = (18, 20, 22, 23, 24, 25, 26, 28, 30, 36)
+_TURNS = (18, 20, 22, 23, 24, 25, 26, 28, 30, 36, NEWEST[1])
 
 
 @pytest.mark.parametrize(
-    "minor", [m if m in _TURNS else pytest.param(m, marks=pytest.mark.slow) for m in range(18, 37)]
+    "minor",
+    [m if m in _TURNS else pytest.param(m, marks=pytest.mark.slow) for m in range(OLDEST[1], NEWEST[1] + 1)],
 )
 def test_intent_agrees_with_the_rules_of_every_version(minor: int) -> None:
     """Each version's rules in the static chains of the recorded version that is nearest before it."""

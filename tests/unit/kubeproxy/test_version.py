@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ktp.kubeproxy.version import (
+    NEWEST,
     VersionRange,
     iptables_bounds,
     nftables_bounds,
@@ -44,6 +47,7 @@ def rules(
     )
 
 
+EVERY = f"1.18 to 1.{NEWEST[1]}"
 RULES_1_20 = rules([XLB], {"KUBE-EXTERNAL-SERVICES": [], "KUBE-FORWARD": OLD_FORWARD})
 RULES_1_25 = rules([EXT], {"KUBE-NODEPORTS": [], "KUBE-PROXY-FIREWALL": [], "KUBE-FORWARD": NEW_FORWARD})
 
@@ -110,8 +114,8 @@ def test_version_of_image(image: str, version: tuple[int, int] | None) -> None:
         (cluster(kubelet="v1.33.0"), (RULES_1_20,), "1.18 to 1.20", "KUBE-XLB-"),
         (cluster(api="v1.36.2"), (RULES_1_25,), "1.25 to 1.36", "KUBE-PROXY-FIREWALL"),
         (cluster(api="v1.29.3"), (), "1.18 to 1.29", "API server"),
-        (cluster(), (), "1.18 to 1.36", "nothing tells"),
-        (cluster(), (RULES_1_20, RULES_1_25), "1.18 to 1.36", "nothing tells"),
+        (cluster(), (), EVERY, "nothing tells"),
+        (cluster(), (RULES_1_20, RULES_1_25), EVERY, "nothing tells"),
     ],
 )
 def test_proxy_version(
@@ -147,8 +151,14 @@ def test_nftables_bounds(chains: list[str], bounds: set[object]) -> None:
 
 
 def test_range_knows_what_is_modelled() -> None:
-    newer = VersionRange(low=(1, 36), high=(1, 38), source="")
-    assert newer.minors() == (36,)
+    newer = VersionRange(low=NEWEST, high=(1, NEWEST[1] + 2), source="")
+    assert newer.minors() == (NEWEST[1],)
     assert not newer.is_modelled
     with pytest.raises(ValueError, match="empty"):
         VersionRange(low=(1, 30), high=(1, 29), source="")
+
+
+def test_the_documents_name_the_newest_version() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "data-planes.md").read_text()
+    ends = re.findall(r"^\| kube-proxy, \w+.*?, 1\.\d+ to 1\.(\d+) \|", text, re.MULTILINE)
+    assert ends == [str(NEWEST[1])] * 3
