@@ -88,8 +88,8 @@ imports: $(DEV) ## the import contract
 fmt: $(DEV) ## let ruff format and repair what it can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-pages: $(DEV) ## write the pages that come from code again: findings, evidence, schema, manual pages, picture
-	@$(BIN)/python tools/gen_pages.py && $(BIN)/python tools/gen_man.py && $(BIN)/python tools/gen_screen.py
+pages: $(DEV) ## write the pages that come from code again: findings, evidence, schema, modelled matches, manual pages, picture
+	@$(BIN)/python tools/gen_pages.py && $(BIN)/python tools/gen_reference.py && $(BIN)/python tools/gen_man.py && $(BIN)/python tools/gen_screen.py
 
 golden: $(DEV) ## write the reviewed screens in tests/golden again: read the difference
 	@KTP_UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/unit $(PYTEST_ARGS)

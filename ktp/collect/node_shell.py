@@ -44,25 +44,23 @@ class Preset:
     """
 
     command: str
-    about: str
     makes: str = ""
     made: str = ""
     cleaning: str = ""
 
 
 PRESETS: Mapping[str, Preset] = {
-    "docker": Preset(command="docker exec -i {node} sh", about="nodes that are containers: kind, k3d, minikube"),
-    "podman": Preset(command="podman exec -i {node} sh", about="nodes that are containers of Podman"),
+    "docker": Preset(command="docker exec -i {node} sh"),
+    "podman": Preset(command="podman exec -i {node} sh"),
     "debug": Preset(
         command="kubectl debug node/{node} -i --profile=sysadmin --image=busybox -- chroot /host sh",
-        about="any node of the cluster, through a privileged pod",
         makes="a privileged pod on each node, for as long as reading takes",
         # kubectl/pkg/cmd/debug: "Creating debugging pod %s with container %s on node %s."
         made=r"Creating debugging pod (\S+) with container \S+ on node",
         cleaning="kubectl delete pod {made} --wait=false",
     ),
-    "gcloud": Preset(command="gcloud compute ssh {node} --quiet -- sudo sh", about="virtual machines of Google Cloud"),
-    "tsh": Preset(command="tsh ssh root@{node} sh", about="nodes behind Teleport"),
+    "gcloud": Preset(command="gcloud compute ssh {node} --quiet -- sudo sh"),
+    "tsh": Preset(command="tsh ssh root@{node} sh"),
 }  # fmt: skip
 PRESETS = {**PRESETS, "kind": PRESETS["docker"], "k3d": PRESETS["docker"]}
 
@@ -99,7 +97,7 @@ class NodeShell:
     @property
     def preset(self) -> Preset:
         """The preset of that name, or one of the command alone."""
-        return PRESETS.get(self.command) or Preset(command=self.command, about="")
+        return PRESETS.get(self.command) or Preset(command=self.command)
 
     def words(self, node: str) -> list[str]:
         """The command for one node."""

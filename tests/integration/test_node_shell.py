@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,20 @@ def test_every_preset_names_the_node_and_says_what_it_makes() -> None:
     for name, preset in PRESETS.items():
         assert NodeShell(command=name).words("node-b") != NodeShell(command=name).words("node-c")
         assert bool(preset.makes) == bool(preset.cleaning) == bool(preset.made)
+
+
+def test_every_preset_is_in_the_help_and_the_documents(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["diagnose", "svc", "--help"]) == 0
+    shown = capsys.readouterr().out
+    of_option = shown[shown.index("--node-shell") : shown.index("--ssh-user")]
+    reference = (repository / "docs/reference/cli.md").read_text()
+    table = (repository / "docs/how-to/nodes-without-ssh.md").read_text()
+    for name, preset in PRESETS.items():
+        assert re.search(rf"\b{name}\b", of_option), name
+        assert f"`{name}`" in reference
+        assert re.search(rf"`{name}`.*\| `{re.escape(preset.command)}` \|", table), name
 
 
 def test_two_ways_to_the_nodes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

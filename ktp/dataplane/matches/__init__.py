@@ -30,27 +30,19 @@ def _unknown(match: Match) -> Compiled | None:
     return Compiled(always(None))
 
 
+# Known by name, and neither true nor false.
+_UNKNOWN = (
+    "bpf", "cluster", "connbytes", "connlabel", "cpu", "devgroup", "eui64", "geoip", "ipv6header", "osf", "rateest",
+    "string", "u32",
+)  # fmt: skip
 _ROWS: Rows = {
+    **dict.fromkeys(_UNKNOWN, (_unknown, "unknown", "")),
+    "time": (_unknown, "unknown", "the clock of the node is not in a snapshot"),
     **transport.ROWS,
     **connection.ROWS,
     **limits.ROWS,
     **packet.ROWS,
     **devices.ROWS,
-    # known by name, and neither true nor false
-    "bpf": (_unknown, "unknown", ""),
-    "cluster": (_unknown, "unknown", ""),
-    "connbytes": (_unknown, "unknown", ""),
-    "connlabel": (_unknown, "unknown", ""),
-    "cpu": (_unknown, "unknown", ""),
-    "devgroup": (_unknown, "unknown", ""),
-    "eui64": (_unknown, "unknown", ""),
-    "geoip": (_unknown, "unknown", ""),
-    "ipv6header": (_unknown, "unknown", ""),
-    "osf": (_unknown, "unknown", ""),
-    "rateest": (_unknown, "unknown", ""),
-    "string": (_unknown, "unknown", ""),
-    "time": (_unknown, "unknown", "the clock of the node is not in a snapshot"),
-    "u32": (_unknown, "unknown", ""),
 }
 
 
