@@ -45,7 +45,8 @@ def add(
 ) -> None:
     """Enter a case. `rules`: node or node/back end → lines `table: -A …`; chains are made as they are met.
 
-    `commands`: node → words of `ip` before its packets; ` add ` becomes ` del ` after them. `sets`: node → `ipset restore`.
+    `commands`: node → words of `ip` before its packets; ` add ` becomes ` del ` after them, and what stands behind ` / `
+    takes anything else back. `sets`: node → `ipset restore`.
     """
     loaded = {}
     for key, text in (rules or {}).items():

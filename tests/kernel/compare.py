@@ -53,15 +53,16 @@ def load(lab: Lab, case: Case) -> Case:
         lab.sysctl(node, values)
     for node, commands in case.commands.items():
         for words in commands:
-            lab.agents[node].run("ip", *words.split())
+            lab.agents[node].run("ip", *words.partition(" / ")[0].split())
     return replace(case, rules=rules, nft=nft)
 
 
 def unload(lab: Lab, case: Case) -> None:
-    """Take back what `clear` does not: routes of the main table."""
+    """Take back what `clear` does not: routes of the main table, what was set of devices."""
     for node, commands in case.commands.items():
         for words in commands:
-            lab.agents[node].run("ip", *words.replace(" add ", " del ").split(), check=False)
+            done, _, back = words.partition(" / ")
+            lab.agents[node].run("ip", *(back or done.replace(" add ", " del ")).split(), check=False)
 
 
 def _load_rules(lab: Lab, node: str, family: int, backend: str, text: str) -> str:
