@@ -181,7 +181,8 @@ def counters_option(function: F) -> F:
         metavar="SECONDS",
         expose_value=False,
         callback=store,
-        help="Read the nodes' kernel counters twice, so many seconds apart: which drops are counted meanwhile.",
+        help="Read counters of the nodes' kernels and rules twice, so many seconds apart: what is dropped meanwhile, "
+        "and which of two tables runs first.",
     )(function)
 
 

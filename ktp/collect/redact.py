@@ -191,7 +191,7 @@ class _Redactor:
             namespace, _, pod = parts[3].partition("_")
             folder += f"/pods/{self._name('namespace', namespace)}_{self._name('pod', pod)}"
             file = parts[4]
-        written = self._node_file(file, capture.read(name))
+        written = self._node_file(file.removeprefix("again/"), capture.read(name))
         return None if written is None else (f"{folder}/{file}", written)
 
     def gap(self, gap: EvidenceGap) -> EvidenceGap:

@@ -186,7 +186,7 @@ if [ -n "$nf" ] && has nft; then
   root nft list flowtables
   listed=$($as_root nft list flowtables 2>/dev/null | awk '/^table / { print $2 "/" $3 }')
 fi
-any_large=; foreign=; searched=
+any_large=; foreign=; searched=; saves=
 family iptables ip ip_tables
 family ip6tables ip6 ip6_tables
 [ -n "$sets" ] && has ipset && root ipset save
@@ -244,11 +244,12 @@ family() {
     run "$1" --version
     case $("$1" --version 2>/dev/null) in *nf_tables*) nft=$1-save ;; *) legacy=$1-save ;; esac
   fi
-  [ -n "$($as_root cat "/proc/net/$3_names" 2>/dev/null)" ] && has "$legacy" && root "$legacy" -c
+  [ -n "$($as_root cat "/proc/net/$3_names" 2>/dev/null)" ] && has "$legacy" &&
+    { root "$legacy" -c; saves="$saves $legacy"; }
   [ -n "$nf" ] && has "$nft" || return 0
   single=${nft%-save}; large=; tables=
   has "$single" && has awk && measure "$single" "$2"
-  [ -n "$large" ] && [ -n "$reach" ] || { root "$nft" -c; return; }
+  [ -n "$large" ] && [ -n "$reach" ] || { root "$nft" -c; saves="$saves $nft"; return; }
   searched="$searched $single"
   for chain in @FIRST_CHAINS@; do
     case " $tables " in *" ${chain%/*} "*) root "$single" -t "${chain%/*}" -S "${chain#*/}" -v ;; esac
@@ -377,9 +378,13 @@ def _some(words: Sequence[str]) -> str:
 
 
 def _counters(seconds: int) -> str:
-    """A line of the script that takes its time, and therefore no limit."""
+    """Lines of the script: one that takes its time, and therefore no limit, and those that read rules once more."""
     *shell, text = counter_command(seconds)
-    return f"limit=; run {' '.join(shell)} {_quoted(text)}"
+    return f"""kept=$limit; limit=; run {" ".join(shell)} {_quoted(text)}; limit=$kept
+if [ -z "$any_large" ]; then
+  for save in $saves; do root "$save" --counters; done
+  [ -n "$nf" ] && has nft && root nft --json list ruleset
+fi"""
 
 
 def _in_pod(words: str) -> str:

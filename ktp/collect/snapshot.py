@@ -184,7 +184,8 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
 
 
-_NODE_FOLDERS = ("cilium",)  # folders of a node's folder: what a data plane prints of its own tables
+# Folders of a node's folder: what a data plane prints of its own tables, and the rules once more.
+_NODE_FOLDERS = ("cilium", "again")
 
 
 def _is_snapshot_name(name: str) -> bool:
@@ -192,7 +193,7 @@ def _is_snapshot_name(name: str) -> bool:
     parts = name.split("/")
     if any(part.startswith(".") for part in parts):
         return False
-    if len(parts) > 3:  # nodes/NODE/cilium/FILE, nodes/NODE/pods/POD/FILE
+    if len(parts) > 3:  # nodes/NODE/cilium/FILE, again/FILE, pods/POD/FILE
         return parts[0] == "nodes" and (len(parts), parts[2]) in {
             *((4, name) for name in _NODE_FOLDERS),
             (5, "pods"),

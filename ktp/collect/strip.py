@@ -27,7 +27,7 @@ CLUSTER_KINDS: Mapping[str, str] = {
 _OF_THE_CLUSTER = frozenset(("Node", *(resource.kind for resource in (*RESOURCES, LEASES))))
 _VERSION = "cluster/version.json"
 NODE_FILE = re.compile(
-    r"(?:pods/[^/]+/(?=[^/]+$))?(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
+    r"(?:(?:pods/[^/]+|again)/(?=[^/]+$))?(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
     r"|ip-addr\.json|ip-link\.json|ip-neigh\.json|bridge-fdb\.json|conntrack\.txt|netstat\.txt|ip6?-(?:rule|route)\.json|ss\.txt|sysctl\.txt|kube-proxy-config\.(?:yaml|json)"
     r"|cilium/(?:bpf-[a-z-]+\.json|status\.json|config\.(?:txt|json)|version\.txt|(?:service|identity)-list\.json"
     r"|policy-get\.json))"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Sequence
+from itertools import combinations, islice, permutations, product
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from ktp.dataplane.host import Host
 from ktp.dataplane.ipvs import FORWARD_PRIORITY, INPUT_PRIORITY, OUTPUT_PRIORITY
 from ktp.dataplane.state import State, Verdict
 from ktp.dataplane.xtables import Program
 from ktp.model.ruleset import Backend
+
+if TYPE_CHECKING:
+    from ktp.dataplane.order_told import Told
 
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = "PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"
 HOOKS = (PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING)
@@ -47,18 +51,18 @@ class HookProgram(Protocol):
 class Group(NamedTuple):
     """Programs of one priority. `kind` is "conntrack", "nat", "ipvs" or "table".
 
-    Of one priority the kernel runs first what was registered last. `programs` is the order as far as it is known, and
-    `other` the second one that is possible, () where there is none. `note` is set where the order was taken from the
-    handles. `reroutes` tells that a changed mark or TOS makes local output route again (mangle, nft type route);
+    Of one priority the kernel runs first what was registered last. `programs` is one order that is possible, and
+    `others` are those that are as well. `notes` say what told the order, where that is no more than likely, or of
+    another moment. `reroutes` tells that a changed mark or TOS makes local output route again (mangle, nft type route);
     `hooked`, of nat, that some chain or table of nat is there, and with it nat at every hook.
     """
 
     kind: str
     priority: int
     programs: tuple[HookProgram, ...] = ()
-    other: tuple[HookProgram, ...] = ()
+    others: tuple[tuple[HookProgram, ...], ...] = ()
     reroutes: bool = False
-    note: str = ""
+    notes: tuple[str, ...] = ()
     hooked: bool = False
 
 
@@ -86,6 +90,15 @@ class NftBaseChain(Protocol):
         ...
 
 
+def place_of(table: str, hook: str) -> tuple[str, int, str] | None:
+    """Hook, priority and kind of a table of iptables; None where it does not hang there."""
+    if table == "nat":
+        priority = _NAT_DST if hook in (PREROUTING, OUTPUT) else _NAT_SRC
+        return (hook, priority, "nat") if hook in _NAT_HOOKS else None
+    place = _TABLES.get(table)
+    return (hook, place[0], "table") if place is not None and hook in place[1] else None
+
+
 IPVS_PRIORITY = {INPUT: INPUT_PRIORITY, OUTPUT: OUTPUT_PRIORITY, FORWARD: FORWARD_PRIORITY}
 
 
@@ -104,18 +117,12 @@ class HookTable:
             reroutes: set[int] = set()
             for number, ruleset in enumerate(rulesets):
                 for table in ruleset.tables():
-                    if table == "nat":
-                        if hook not in _NAT_HOOKS:
-                            continue
-                        priority = _NAT_DST if hook in (PREROUTING, OUTPUT) else _NAT_SRC
-                        kind = "nat"
-                    else:
-                        place = _TABLES.get(table)
-                        if place is None or hook not in place[1]:
-                            continue
-                        priority, kind = place[0], "table"
-                        if table == "mangle" and hook == OUTPUT:
-                            reroutes.add(priority)
+                    place = place_of(table, hook)
+                    if place is None:
+                        continue
+                    _, priority, kind = place
+                    if table == "mangle" and hook == OUTPUT:
+                        reroutes.add(priority)
                     program = compiled[number, table]
                     if not program.is_idle(hook):
                         at.setdefault((priority, kind), []).append(program)
@@ -127,26 +134,24 @@ class HookTable:
                 if chain.chain_type == "route" and hook == OUTPUT:
                     reroutes.add(chain.priority)
             groups: list[Group] = []
-            nat: list[_Order] = []
+            nat: list[_Orders] = []
             for (priority, kind), programs in sorted(at.items(), key=lambda item: item[0]):
-                order = _by_registration(host, word, hook, priority, programs)
+                found = _by_registration(host, word, hook, priority, programs)
                 if kind == "nat":
-                    nat.append(order)
+                    nat.append(found)
                     continue
+                first, *others = found.orders
                 groups.append(
-                    Group("table", priority, order.programs, order.other, priority in reroutes, order.note)
+                    Group("table", priority, first, tuple(others), priority in reroutes, found.notes)
                 )
             if hook in (PREROUTING, OUTPUT):
                 groups.append(Group("conntrack", CONNTRACK_PRIORITY))
             if hook in _NAT_HOOKS:
                 # nf_nat_core calls all nat chains of a hook in turn, by their own priorities, at its own place.
                 place_of_nat = _NAT_DST if hook in (PREROUTING, OUTPUT) else _NAT_SRC
-                programs_of_nat = tuple(p for order in nat for p in order.programs)
-                other = tuple(p for order in nat for p in order.other or order.programs)
-                if other == programs_of_nat:
-                    other = ()
-                note = next((order.note for order in nat if order.note), "")
-                groups.append(Group("nat", place_of_nat, programs_of_nat, other, note=note, hooked=hooked))
+                first, *others = (tuple(p for order in each for p in order) for each in _every_nat(nat))
+                notes = tuple(note for each in nat for note in each.notes)
+                groups.append(Group("nat", place_of_nat, first, tuple(others), notes=notes, hooked=hooked))
             if (host.virtual_servers is not None or host.state.ipvs_unread) and hook in (
                 INPUT,
                 OUTPUT,
@@ -164,18 +169,26 @@ class HookTable:
 HANDLE_NOTE = "of chains at one priority the one made last (by the handles of tables and chains) runs first"
 
 
-class _Order(NamedTuple):
-    """Programs of one priority, as in Group."""
+class _Orders(NamedTuple):
+    """The orders that are possible of programs of one priority, and the notes on them."""
 
-    programs: tuple[HookProgram, ...]
-    other: tuple[HookProgram, ...] = ()
-    note: str = ""
+    orders: tuple[tuple[HookProgram, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+_MOST_ORDERS = 24
+_MOST_OF_ONE_PRIORITY = 4  # are asked in every order
+
+
+def _every_nat(places: Sequence[_Orders]) -> Sequence[tuple[tuple[HookProgram, ...], ...]]:
+    """The orders of all nat chains of a hook, which are called in turn by their own priorities."""
+    return tuple(islice(product(*(each.orders for each in places)), _MOST_ORDERS))
 
 
 def _by_registration(
     host: Host, family: str, hook: str, priority: int, programs: Sequence[HookProgram]
-) -> _Order:
-    """The programs, last registered first, as far as `nft list hooks` or handles tell.
+) -> _Orders:
+    """The programs, last registered first, as far as `nft list hooks`, counters or handles tell.
 
     nf_hook_entries_grow puts a new hook before those of its priority. nf_tables numbers tables as they are made, and a
     table's base chains are made with it as a rule (kube-proxy, firewalld). What is in a table it numbers as it is made,
@@ -183,10 +196,38 @@ def _by_registration(
     its table, and may be younger than any other. Legacy tables have no number: they may stand before all or behind.
     """
     if len(programs) == 1:
-        return _Order(tuple(programs))
+        return _Orders((tuple(programs),))
     listed = _as_listed(host, family, hook, priority, programs)
     if listed:
-        return _Order(listed)
+        return _Orders((listed,))
+    known, loose = _by_handles(host, family, programs)
+    told: tuple[Told, ...] = ()
+    if host.state.rules_twice is not None:
+        from ktp.dataplane.order_told import told_at
+
+        told = told_at(host, 4 if family == "ip" else 6, hook, tuple(programs))
+    by_counters = _pairs(programs, told)
+    if any(known.index(a) > known.index(b) for a, b in by_counters if a in known and b in known):
+        known, loose = (), tuple(programs)
+    by_handles = set(combinations(known, 2))
+    orders: Iterable[tuple[HookProgram, ...]] = permutations(programs)
+    if len(programs) > _MOST_OF_ONE_PRIORITY:
+        orders = dict.fromkeys(((*known, *loose), (*reversed(loose), *known)))
+    possible = [o for o in orders if _keeps(o, by_handles)]
+    if any(_keeps(o, by_counters) for o in possible):
+        possible = [o for o in possible if _keeps(o, by_counters)]
+    else:
+        told = ()
+    notes = [each.words for each in told]
+    if not loose and len({(p.backend, p.table) for p in known}) > 1:
+        notes.append(HANDLE_NOTE)
+    return _Orders(tuple(possible), tuple(notes))
+
+
+def _by_handles(
+    host: Host, family: str, programs: Sequence[HookProgram]
+) -> tuple[tuple[HookProgram, ...], tuple[HookProgram, ...]]:
+    """Those whose order handles tell, in it, and those of which they tell nothing."""
     nft = host.state.nft
     handles = {(t.family, t.name): t.handle for t in nft.tables} if nft is not None else {}
     native = {id(p): p.handles for p in programs if isinstance(p, NftBaseChain)}
@@ -201,14 +242,26 @@ def _by_registration(
             ranked.append((found, program))
         else:
             loose.append(program)
-    known = tuple(program for _, program in sorted(ranked, key=lambda item: item[0], reverse=True))
     if len({handle for handle, _ in ranked}) < len(ranked):
-        known, loose = (), list(programs)
-    if not loose:
-        return _Order(known, note=HANDLE_NOTE if len({handle[0] for handle, _ in ranked}) > 1 else "")
-    if not known:
-        return _Order(tuple(loose), tuple(reversed(loose)))
-    return _Order((*known, *loose), (*reversed(loose), *known))
+        return (), tuple(programs)
+    return tuple(program for _, program in sorted(ranked, key=lambda item: item[0], reverse=True)), tuple(
+        loose
+    )
+
+
+def _pairs(programs: Sequence[HookProgram], told: Iterable[Told]) -> set[tuple[HookProgram, HookProgram]]:
+    """Each two of the programs of which the first is told to be before the second."""
+    return {
+        (a, b)
+        for each in told
+        for a, b in permutations(programs, 2)
+        if ((a.backend, a.table), (b.backend, b.table)) == (each.first, each.second)
+    }
+
+
+def _keeps(order: Sequence[HookProgram], before: Iterable[tuple[HookProgram, HookProgram]]) -> bool:
+    """Whether the first of each pair stands before the second."""
+    return all(order.index(a) < order.index(b) for a, b in before)
 
 
 # Older nft prints more than two hooks of one priority in another order than the kernel's.

@@ -62,6 +62,7 @@ class Host:
         """Compile `state`; `assumed_local` holds (family, number) pairs. A pod's namespace has the `node` it is on."""
         self.state = state
         self.name = state.name
+        self.sides: dict[int, object] = {}  # what `ktp.dataplane.order_told` keeps, by family
         self.node = state.name if node is None else node
         self.pod = state.name if node is not None else ""
         self.interfaces: dict[str, Interface] = {i.name: i for i in state.interfaces or ()}

@@ -235,17 +235,22 @@ def nft_base_chains(host: Host, family: int) -> Sequence[NftBaseChain]:
             continue
         program = TableProgram(table, host, family)
         for chain in table.base_chains:
-            if chain.hook not in _HOOKS:
+            place = place_of_chain(chain)
+            if place is None or (chain.type == "nat" and not tracked):
                 continue
-            if chain.type == "nat" and not tracked:
-                continue
-            priority = chain.priority or 0
-            if chain.hook == "ingress":
-                priority += _BEFORE_ALL
-            elif chain.hook == "egress":
-                priority += _AFTER_ALL
-            found.append(BaseChain(program, chain, priority))
+            found.append(BaseChain(program, chain, place[1]))
     return found
+
+
+def place_of_chain(chain: NftChain) -> tuple[str, int, str] | None:
+    """Hook, priority and kind ("nat" or "table") of a base chain; None where it hangs at none of the hooks of `HOOKS`.
+
+    Those of one device come before all others, or behind.
+    """
+    if chain.hook not in _HOOKS:
+        return None
+    priority = (chain.priority or 0) + {"ingress": _BEFORE_ALL, "egress": _AFTER_ALL}.get(chain.hook, 0)
+    return _HOOKS[chain.hook], priority, "nat" if chain.type == "nat" else "table"
 
 
 def tracks_connections(host: Host, family: int) -> bool:

@@ -1,11 +1,12 @@
 """What hangs at a hook, priority by priority: tables, connection tracking, nat, IPVS. Every way through each.
 
-Where several programs have one priority and nothing tells which is first, both orders are asked.
+Where several programs have one priority and nothing tells which is first, every order is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import combinations
 
 from ktp.dataplane import packet as pk
 from ktp.dataplane.conntrack import track, translate_back
@@ -34,10 +35,8 @@ def _tables(state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
     programs = group.programs
     if len(programs) == 1:
         return programs[0].run(state, host, hook)
-    if (group.other or group.note) and not _is_order_idle(state, host, hook, programs):
-        if group.other:
-            return _both_orders(state, host, hook, group, _in_turn)
-        state.assume(Assumption(group.note, EvidenceKind.NFT, host.name))
+    if (group.others or group.notes) and not _is_order_idle(state, host, hook, programs):
+        return _each_order(state, host, hook, group, _in_turn)
     return _in_turn(state, host, hook, programs)
 
 
@@ -84,35 +83,71 @@ def _is_order_idle(
     return True
 
 
-def _both_orders(
+def _each_order(
     state: State,
     host: Host,
     hook: str,
     group: Group,
     run: Callable[[State, Host, str, Iterable[HookProgram]], list[Verdict]],
 ) -> list[Verdict]:
-    programs = group.programs
-    names = tuple(f"{p.backend} {p.table}" for p in programs)
-    key = (host.name, "order", hook if programs[0].table != "nat" else "", programs[0].table)
-    tells = "`nft list hooks` of Linux 6.12 or newer does"
-    if group.kind == "nat":
-        tells = "`nft list hooks` of Linux 7 or newer does, or which of their counters a connection moves"
-    if host.state.nft_hooks is not None:
-        tells = "what `nft list hooks` printed there does not name them all"
+    """The packet through the programs in each order that is possible, and that agrees with what was answered before."""
+    for note in group.notes:
+        state.assume(Assumption(note, EvidenceKind.NFT, host.name))
+    where = (host.name, "order", "" if group.kind == "nat" else hook)
+    answered = state.asked or {}
+    possible = [(number, o, _pairs(where, o)) for number, o in enumerate((group.programs, *group.others))]
+    orders = [
+        one for one in possible if all(answered.get(key, answer) == answer for key, answer in one[2].items())
+    ]
+    if len(orders) < 2:
+        return run(state, host, hook, orders[0][1] if orders else group.programs)
+    names = " and ".join(_name(p) for p in group.programs)
     why = (
-        f"{' and '.join(names)} hang at one hook with one priority; the kernel runs first what was registered "
-        f"last, and a dump does not tell which ({tells})"
+        f"{names} hang at one hook with one priority; the kernel runs first what was registered last, and a dump does "
+        f"not tell which ({_what_tells(state, host, hook, group)})"
     )
-    known = state.asked.get(key) if state.asked else None
-    if known is not None:
-        return run(state, host, hook, programs if known else group.other)
-    other = state.fork()
-    for each, answer in ((state, True), (other, False)):
-        each.asked = {**(each.asked or {}), key: answer}
-        each.decide(
-            Decision(ASKED, key, 0 if answer else 1, 1.0, "the order of " + " and ".join(names), why, None)
-        )
-    return [*run(state, host, hook, programs), *run(other, host, hook, group.other)]
+    key = (*where, *sorted(map(_name, group.programs)))
+    verdicts = []
+    for each, (number, order, pairs) in [(state.fork(), one) for one in orders]:
+        each.asked = {**answered, **pairs}
+        each.decide(Decision(ASKED, key, number, 1.0, f"the order of {names}", why, None))
+        verdicts += run(each, host, hook, order)
+    return verdicts
+
+
+def _name(program: HookProgram) -> str:
+    return f"{program.backend} {program.table}"
+
+
+def _pairs(where: tuple[str, ...], order: Sequence[HookProgram]) -> dict[Hashable, bool]:
+    """Of each two programs, as a question by their names in their alphabet's order, whether the former is first."""
+    names = [_name(program) for program in order]
+    return {(*where, min(a, b), max(a, b)): a < b for a, b in combinations(names, 2) if a != b}
+
+
+def _what_tells(state: State, host: Host, hook: str, group: Group) -> str:
+    """What would tell the order on this kernel and of these rules, or did not."""
+    linux = "7" if group.kind == "nat" else "6.12"
+    if host.state.nft_hooks is not None:
+        hooks = "what `nft list hooks` printed there does not name them all"
+    else:
+        hooks = f"`nft list hooks` of Linux {linux} or newer does"
+    if host.state.rules_twice is not None:
+        return f"{hooks}; what their rules counted between two readings does not"
+    from ktp.dataplane.order_told import sides_of
+
+    def steps() -> Iterator[tuple[HookProgram, str, str]]:
+        for program in group.programs:
+            for verdict in program.run(state.fork(), host, hook):
+                way = verdict.state.steps
+                while way is not None and way is not state.steps:
+                    way, step = way
+                    if step.rule is not None:
+                        yield program, step.chain, step.rule.text
+
+    if sides_of(host, state.packet.family).would_tell(group.programs, steps):
+        return f"{hooks}, and so may --counters SECONDS, if such packets come meanwhile"
+    return hooks
 
 
 def _nat(state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
@@ -146,10 +181,8 @@ def _nat(state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
 
 def _nat_by_rules(state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
     programs = group.programs
-    if (group.other or group.note) and not _is_order_idle(state, host, hook, programs, once=True):
-        if group.other:
-            return _both_orders(state, host, hook, group, _nat_in_turn)
-        state.assume(Assumption(group.note, EvidenceKind.NFT, host.name))
+    if (group.others or group.notes) and not _is_order_idle(state, host, hook, programs, once=True):
+        return _each_order(state, host, hook, group, _nat_in_turn)
     return _nat_in_turn(state, host, hook, programs)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ktp.dataplane import packet as pk
 from ktp.dataplane.chain_index import positions
 from ktp.dataplane.host import Host
+from ktp.dataplane.matches import Compiled as CompiledMatch
 from ktp.dataplane.matches import Test, compile_match, dscp_value
 from ktp.dataplane.packet import RANDOM_PORTS, Packet, Port, to_int, to_text
 from ktp.dataplane.state import (
@@ -49,7 +50,7 @@ from ktp.model.effect import (
     Unmodelled,
 )
 from ktp.model.reading import Lack, lost_words, unread_words
-from ktp.model.ruleset import PORT_FLAGS, Chain, Rule, Ruleset, Target, are_ports_lost
+from ktp.model.ruleset import PORT_FLAGS, Chain, Match, Rule, Ruleset, Target, are_ports_lost
 from ktp.model.trace import StepKind
 
 # Actions of a compiled rule.
@@ -88,6 +89,10 @@ class Program:
             found = self.ruleset.chain(self.table, name)
             self._chains[name] = CompiledChain(self, found) if found is not None else None
         return self._chains[name]
+
+    def compile_match(self, match: Match) -> CompiledMatch | None:
+        """A match as it is asked; None where it is not modelled."""
+        return compile_match(match)
 
     def is_idle(self, hook: str) -> bool:
         """Whether the base chain of `hook` is absent, or has no rules and accepts."""
@@ -160,7 +165,7 @@ def compile_rule(program: Program, rule: Rule) -> Compiled:
         unknown = f"the line could not be parsed ({rule.error})"
         return Compiled(rule, (), (), None, (), unknown, _UNKNOWN, unknown, Unmodelled("?"))
     for match in rule.matches:
-        compiled = compile_match(match)
+        compiled = program.compile_match(match)
         if compiled is None:
             unknown = f"match {match.name!r} is not modelled"
             continue

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ktp.model.tunnel import ForwardingEntry, Neighbour, TunnelDevice
 from ktp.model.nft_hooks import HookListing
 from ktp.model.passing import Counters, TrackedConnection
+from ktp.model.rules_twice import RulesTwice
 from ktp.model.ruleset import Ruleset
 
 IPAddress = IPv4Address | IPv6Address
@@ -209,6 +210,7 @@ class NodeState:
     forwarding: tuple[ForwardingEntry, ...] | None = None  # bridge -j fdb: of tunnels
     tracked: tuple[TrackedConnection, ...] | None = None  # of the asked flows
     counters: Counters | None = None  # two readings of them
+    rules_twice: RulesTwice | None = None  # two readings of the rules, for what their counters tell
     # Network namespaces of pods ("namespace/name"); their `rulesets` are empty where no rules of theirs were read.
     pods: Mapping[str, NodeState] = field(default_factory=dict)
 

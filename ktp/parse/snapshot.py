@@ -18,6 +18,7 @@ from ktp.model.host import KubeProxyConfig, NodeState, Route
 from ktp.model.ipvs import IPVS_INTERFACE, links_ipvs
 from ktp.model.nft_hooks import HookListing
 from ktp.model.reading import HOW_TO_SAVE
+from ktp.model.rules_twice import RulesReading, RulesTwice
 from ktp.model.ruleset import BUILT_IN_CHAINS, Backend, Ruleset, are_ports_lost, has_chain
 from ktp.model.snapshot import Snapshot
 from ktp.parse.cilium import parse_cilium
@@ -56,6 +57,7 @@ _IPV4_RULES = frozenset((
 _IPV6_RULES = frozenset(file for file, family, _ in _RULESET_FILES if family == "ip6")
 _BACKEND_ORDER = (Backend.LEGACY, Backend.UNKNOWN, Backend.NFT)
 _KUBE_PROXY_CONFIGS = ("kube-proxy-config.yaml", "kube-proxy-config.json")
+AGAIN = "again/"  # the folder in a node's of a second reading of its rules
 _NFT_TABLE_START = re.compile(rb'"table"\s*:\s*\{')
 _NFT_END = re.compile(rb"\]\s*\}\s*$")
 _NFT_TABLE = re.compile(rb'"table"\s*:\s*(\{[^{}]*\})')
@@ -296,6 +298,7 @@ class _NodeFiles:
             forwarding=self._parse("bridge-fdb.json", parse_forwarding),
             tracked=self._parse("conntrack.txt", parse_connections),
             counters=self._parse("netstat.txt", parse_counters),
+            rules_twice=self._rules_twice(),
             files=frozenset(self._read),
             pods=_PodNamespaces(self._capture, self._node, self._files_in("pods/")),
         )
@@ -440,6 +443,19 @@ class _NodeFiles:
         for ruleset in rulesets:
             if ruleset.backend is Backend.UNKNOWN:
                 ruleset.backend = _back_end(ruleset, nft)
+
+    def _rules_twice(self) -> RulesTwice | None:
+        """The rules and a second reading of them; None where they were read once."""
+        if not self._files_in(AGAIN):
+            return None
+        readings = [
+            RulesReading(tuple(files._rulesets()), files._nft([]))
+            for files in (
+                _NodeFiles(self._capture, self._node, _Gaps([])),
+                _NodeFiles(self._capture, f"{self._node}/{AGAIN.rstrip('/')}", self._gaps),
+            )
+        ]
+        return RulesTwice(*readings)
 
     def _with_ports(self, rulesets: list[Ruleset], listing: NftRuleset | None) -> list[Ruleset]:
         """The rulesets with the ports that their saves lost, where nft's listing has them."""

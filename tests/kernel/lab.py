@@ -127,7 +127,7 @@ class Agent:
     def __init__(self, namespace: str, name: str) -> None:
         root = Path(__file__).resolve().parents[2]
         environment = {**os.environ, "PYTHONPATH": str(root)}
-        self.name = name
+        self.name, self.namespace = name, namespace
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("agent.py")), namespace, name],
             stdin=subprocess.PIPE,

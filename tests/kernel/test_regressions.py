@@ -60,4 +60,4 @@ def test_of_two_back_ends_the_one_registered_last_runs_first(lab: Lab) -> None:
     assert outcome.why == "undetermined"
     host = Host(topology_of_lab(lab.capture()).nodes["a"])
     groups = [g for g in HookTable(host, 4).groups("PREROUTING") if g.kind == "nat"]
-    assert [bool(g.other) for g in groups] == [True]
+    assert [bool(g.others) for g in groups] == [True]

@@ -15,12 +15,13 @@ from ktp.collect.passing import (
     connection_file_command,
     counter_command,
 )
-from tests.unit.collect.test_local_node import PRESENT, READERS, FakeRunner
+from tests.unit.collect.test_local_node import PRESENT, PROC, READERS, FakeRunner
 
 REACH = Reach(destinations=tuple(Destination(protocol="udp", port=port) for port in (53, 30053)))
 DNS, NODE_PORT = (" ".join(words) for words in connection_commands(REACH))
 IN_FILE = " ".join(connection_file_command(REACH))
 COUNTERS = " ".join(counter_command(5))
+RULES = "*nat\n:PREROUTING ACCEPT [0:0]\n[{}:0] -A PREROUTING -j RETURN\nCOMMIT\n"
 FAILED = CommandResult(status=1, stderr=b"cat: Permission denied")
 
 
@@ -39,6 +40,22 @@ def test_counters(seconds: int, answer: str | CommandResult, file: bytes | None,
     assert capture.files.get("nodes/node-a/netstat.txt") == file
     assert [gap.kind for gap in capture.gaps] == gaps
     assert (COUNTERS in runner.ran) is bool(seconds)
+
+
+@pytest.mark.parametrize("is_one", [False, True])
+@pytest.mark.parametrize("seconds", [0, 5])
+def test_rules_are_read_again_where_two_tables_may_tie(seconds: int, is_one: bool) -> None:
+    none = "# nothing\n" if is_one else RULES.format(0)
+    saves = {"iptables-legacy-save": RULES, "iptables-nft-save": none}
+    first = {f"{save} -c": text.format(0) for save, text in saves.items()}
+    again = {f"{save} --counters": text.format(3) for save, text in saves.items()}
+    files = {**PROC, "/proc/net/ip_tables_names": b"nat\n"}
+    runner = FakeRunner({**READERS, **first, **again, COUNTERS: "1.00 1.00\n"}, files=files)
+    capture = collect_local_node("node-a", runner, counters=seconds)
+    read = {name.partition("/again/")[2]: text for name, text in capture.files.items() if "/again/" in name}
+    expected = {"iptables-legacy-save.txt": RULES.format(3).encode(), "iptables-nft-save.txt": none.encode()}
+    assert read == ({} if is_one or not seconds else expected)
+    assert runner.ran[-len(read) or len(runner.ran) :] == [f"{name[:-4]} --counters" for name in read]
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,16 @@ def test_rules_of_ones_own_stay_rules() -> None:
     assert "--mask 255.255.255.255" in new
 
 
+def test_rules_read_twice_are_the_same_rules() -> None:
+    files = {f"nodes/node-a/{folder}iptables-save.txt": RULES.encode() for folder in ("", "again/")}
+    files["cluster/services.json"] = b'{"items": []}'
+    hidden = redact(MemoryCapture(files=files)).capture
+    first, again = (hidden.read(name) for name in sorted(hidden.names(), reverse=True) if "nodes" in name)
+    assert {name.rpartition("/")[2] for name in hidden.names() if "/again/" in name} == {"iptables-save.txt"}
+    assert first == again
+    assert b"acme" not in again.lower()
+
+
 def test_sets_keep_their_elements() -> None:
     new = node_file(
         "ipset-save.txt",

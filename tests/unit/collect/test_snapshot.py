@@ -22,6 +22,7 @@ GAP = EvidenceGap("node-rules", "node-b", "no rules of node-b – “none”", r
 FILES = {
     "cluster/services.json": SERVICES,
     "nodes/node-a/iptables-save.txt": RULES,
+    "nodes/node-a/again/iptables-save.txt": RULES,
     "nodes/node-b/ss.txt": b"",
 }
 

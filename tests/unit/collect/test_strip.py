@@ -86,10 +86,12 @@ def test_files_of_other_kinds_are_left_out() -> None:
     files = {
         "cluster/secrets.json": as_list(SECRET),
         "nodes/node-a/shadow.txt": b"s3cret",
+        "nodes/node-a/again/shadow.txt": b"s3cret",
+        "nodes/node-a/again/nft-ruleset.json": b"{}",
         "nodes/node-a/ss.txt": b"",
     }
     capture = strip_capture(MemoryCapture(files=files))
-    assert capture.names() == ("nodes/node-a/ss.txt",)
+    assert capture.names() == ("nodes/node-a/again/nft-ruleset.json", "nodes/node-a/ss.txt")
     (gap,) = capture.gaps
     assert gap.kind == "left-out"
     assert "cluster/secrets.json" in gap.message

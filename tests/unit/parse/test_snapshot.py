@@ -93,6 +93,20 @@ def test_a_node_with_every_file() -> None:
     assert [entry.legacy for entry in node.nft_hooks.at("ip", "input", 0)] == [True]
 
 
+def test_rules_are_read_twice() -> None:
+    files = node_files(iptables_legacy_save_txt=LEGACY, nft_ruleset_json=nft_json(("ip", "own")))
+    assert parse_snapshot(capture(**files)).nodes["node-a"].rules_twice is None
+    again = {"nodes/node-a/again/iptables-legacy-save.txt": LEGACY}
+    garbled = {"nodes/node-a/again/nft-ruleset.json": b"no JSON"}
+    snapshot = parse_snapshot(capture(**files, **again, **garbled))
+    assert [gap.subject for gap in snapshot.gaps] == ["node-a/again/nft-ruleset.json"]
+    twice = snapshot.nodes["node-a"].rules_twice
+    assert twice is not None
+    assert [len(reading.rulesets) for reading in (twice.first, twice.last)] == [1, 1]
+    assert [reading.nft is None for reading in (twice.first, twice.last)] == [False, True]
+    assert snapshot.nodes["node-a"].rulesets  # which are what they were
+
+
 def test_what_was_not_read_is_none() -> None:
     node = parse_snapshot(capture(**node_files(iptables_save_txt=PLAIN))).nodes["node-a"]
     assert node.files == {"iptables-save.txt"}
