@@ -208,7 +208,7 @@ def _may_stop(table: NftTable, chain: NftChain, seen: set[str]) -> bool:
 def nft_base_chains(host: Host, family: int) -> Sequence[NftBaseChain]:
     """The native nftables base chains of a node that packets of `family` (4 or 6) pass.
 
-    Tables that are iptables-nft's and were read as such are left to their own rulesets: nft lists their matches by
+    Chains that are iptables-nft's and were read as such are left to their own rulesets: nft lists their matches by
     name only.
     """
     ruleset = host.state.nft
@@ -231,12 +231,12 @@ def nft_base_chains(host: Host, family: int) -> Sequence[NftBaseChain]:
             continue
         if table.family not in (word, "inet", "netdev"):
             continue
-        if table.is_xtables and table.name in elsewhere:
-            continue
         program = TableProgram(table, host, family)
         for chain in table.base_chains:
             place = place_of_chain(chain)
             if place is None or (chain.type == "nat" and not tracked):
+                continue
+            if table.name in elsewhere and table.is_of_xtables(chain):
                 continue
             found.append(BaseChain(program, chain, place[1]))
     return found

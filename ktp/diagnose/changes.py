@@ -157,7 +157,7 @@ def policy_accepts(snapshot: Snapshot, node: str, table: str, name: str) -> Snap
 
 
 def dropping_nft_chains(state: NodeState, hook: str) -> list[tuple[NftTable, NftChain]]:
-    """Native nft base chains of a hook whose policy is drop; tables that iptables-save shows too are left out."""
+    """Native nft base chains of a hook whose policy is drop; those that iptables-save shows too are left out."""
     if state.nft is None:
         return []
     return [
@@ -166,7 +166,9 @@ def dropping_nft_chains(state: NodeState, hook: str) -> list[tuple[NftTable, Nft
         if chain.hook == hook
         and chain.policy == "drop"
         and not table.is_dormant
-        and not (table.is_xtables and any(r.backend.value == "iptables-nft" for r in state.rulesets))
+        and not (
+            table.is_of_xtables(chain) and any(r.backend.value == "iptables-nft" for r in state.rulesets)
+        )
         and table.family in ("ip", "ip6", "inet")
     ]
 

@@ -52,7 +52,7 @@ def known_node_ports(ruleset: NftRuleset) -> list[tuple[int, str, str]]:
 def xtables_with_kube_proxy(ruleset: NftRuleset) -> str | None:
     """ "ip nat" where kube-proxy's rules are iptables-nft's, which nft cannot list in full; None where they are not."""
     for table in ruleset.tables:
-        if table.is_xtables and "KUBE-SERVICES" in table.chains:
+        if "KUBE-SERVICES" in table.chains and any(map(table.is_of_xtables, table.base_chains)):
             return f"{table.family} {table.name}"
     return None
 

@@ -21,6 +21,7 @@ from ktp.model.reading import HOW_TO_SAVE
 from ktp.model.rules_twice import RulesReading, RulesTwice
 from ktp.model.ruleset import BUILT_IN_CHAINS, Backend, Ruleset, are_ports_lost, has_chain
 from ktp.model.snapshot import Snapshot
+from ktp.model.xtables_chains import is_chain_of_xtables
 from ktp.parse.cilium import parse_cilium
 from ktp.parse.ip_json import merge_routes, parse_interfaces, parse_routes, parse_rules
 from ktp.parse.ipset import parse_ipsets
@@ -61,6 +62,7 @@ AGAIN = "again/"  # the folder in a node's of a second reading of its rules
 _NFT_TABLE_START = re.compile(rb'"table"\s*:\s*\{')
 _NFT_END = re.compile(rb"\]\s*\}\s*$")
 _NFT_TABLE = re.compile(rb'"table"\s*:\s*(\{[^{}]*\})')
+_NFT_BASE_CHAIN = re.compile(rb'"chain"\s*:\s*(\{[^{}]*"hook"\s*:[^{}]*\})')
 
 
 def parse_snapshot(capture: Capture, *, nodes: Collection[str] | None = None) -> Snapshot:
@@ -408,7 +410,7 @@ class _NodeFiles:
         return ruleset
 
     def _nft(self, rulesets: list[Ruleset]) -> NftRuleset | None:
-        """The nft ruleset, unless it has no tables but those that iptables-nft-save dumped as well.
+        """The nft ruleset, unless it has no base chains but those that iptables-nft-save dumped as well.
 
         Such a dump is large and would be parsed for nothing; `files` names it as read all the same.
         """
@@ -421,7 +423,7 @@ class _NodeFiles:
 
         def read(data: bytes, *, source: str) -> NftRuleset | None:
             tables = _nft_tables(data)
-            if tables is not None and dumped and tables <= dumped:
+            if tables is not None and dumped and tables <= dumped and not _has_own_chains(data):
                 return None
             from ktp.parse.nft import parse_nft_json
 
@@ -482,7 +484,7 @@ def _back_end(ruleset: Ruleset, nft: NftRuleset) -> Backend:
     there = {
         (table.name, name): len(chain.rules)
         for table in nft.tables
-        if table.is_xtables and table.family == ruleset.family
+        if table.family == ruleset.family and any(map(table.is_of_xtables, table.base_chains))
         for name, chain in table.chains.items()
     }
     listed = {
@@ -507,6 +509,18 @@ def _nft_tables(data: bytes) -> set[tuple[str, str]] | None:
         return None
     tables = [load_json(match, "an nft table") for match in matches]
     return {(table["family"], table["name"]) for table in tables}
+
+
+def _has_own_chains(data: bytes) -> bool:
+    """Whether `nft -j list ruleset` has a base chain that is none of iptables-nft's, as of the tables above."""
+    matches = _NFT_BASE_CHAIN.findall(data)
+    if len(matches) != data.count(b'"hook"'):
+        return True  # one that is written in a way not looked for
+    chains = [load_json(match, "an nft chain") for match in matches]
+    return not all(
+        is_chain_of_xtables(*(chain.get(key) for key in ("family", "table", "name", "type", "hook", "prio")))
+        for chain in chains
+    )
 
 
 def _parse_hooks(data: bytes, *, source: str) -> HookListing:

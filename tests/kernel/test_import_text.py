@@ -200,6 +200,16 @@ def test_whose_rules_a_sosreport_lists(netns: str, tmp_path: Path) -> None:
     assert listed.backend is Backend.NFT
     assert nft_base_chains(Host(found), 4) == []
 
+    # A chain of nft's own in a table of iptables-nft is no part of what iptables lists, and its only one that is not.
+    chain = "{ type nat hook prerouting priority -90; }"
+    printed(netns, f"nft add chain ip nat own {chain}; add rule ip nat own tcp dport 9 redirect to :10")
+    found = _of_sosreport(netns, tmp_path / "both", "iptables-nft")
+    (listed,) = found.rulesets_of("ip")
+    assert listed.backend is Backend.NFT
+    assert [chain.listed_as("ip", chain.hook) for chain in nft_base_chains(Host(found), 4)] == [
+        ("ip", "nat", "own")
+    ]
+
 
 def test_an_archive_of_the_eks_log_collector(netns: str, tmp_path: Path) -> None:
     """Its folder is called by the instance, which the Node's providerID names."""

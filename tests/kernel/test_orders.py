@@ -96,3 +96,23 @@ def test_what_was_registered_last_runs_first(ends: tuple[Agent, Agent], case: tu
     named = [e for e in listed.at("ip", "prerouting", PRIORITIES[table]) if e.chain or e.legacy]
     if len(named) == len(order) == 2:
         assert answer.symptom is not Symptom.UNKNOWN, answer.reason
+
+
+@pytest.mark.parametrize(("priority", "end"), [(-90, "nft"), (-110, "own")])
+def test_a_chain_of_nft_in_a_table_of_iptables(ends: tuple[Agent, Agent], priority: int, end: str) -> None:
+    """iptables-nft-save prints the table without it; what it prints is not walked once more as nft lists it."""
+    node, client = ends
+    words = "-t nat -A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport"
+    node.run("iptables-nft", *words.split(), str(PORT), "-j", "REDIRECT", "--to-ports", str(ENDS["nft"]))
+    chain = f"{{ type nat hook prerouting priority {priority}; }}"
+    rule = f"tcp dport {PORT} redirect to :{ENDS['own']}"
+    node.run("nft", f"add chain ip nat own {chain}; add rule ip nat own {rule}")
+    met = client.ask(do="probe", probes=[{"dst": NODE, "port": PORT, "proto": "tcp", "timeout": 1.5}])[0]
+    files = {name: text.encode("latin-1") for name, text in node.ask(do="collect", node="node-a").items()}
+    nodes = parse_snapshot(MemoryCapture(files={**files, "cluster/services.json": b'{"items": []}'})).nodes
+    asked = Flow(src=CLIENT, via="node-a", dst=NODE, port=PORT, protocol="tcp")
+    answer = answer_flow(Walker(topology_of_nodes(dict(nodes))), asked)
+    assert [(path.symptom.value, path.endpoint_port) for path in answer.paths] == [
+        (met["outcome"], met["port"])
+    ]
+    assert met["port"] == ENDS[end]

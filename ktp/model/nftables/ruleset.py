@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ktp.model.nftables.expressions import SetElement
 from ktp.model.nftables.statements import Counter, Limit, Quota, Statement, Synproxy
+from ktp.model.xtables_chains import is_chain_of_xtables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,46 +115,6 @@ class NftFlowtable:
     handle: int = field(default=0, compare=False)
 
 
-# Built-in chains of iptables-nft: table → (chain, type, hook, priority), iptables' nft.c (xtables_ipv4).
-_XTABLES_CHAINS: Mapping[str, frozenset[tuple[str, str, str, int]]] = {
-    "raw": frozenset({("PREROUTING", "filter", "prerouting", -300), ("OUTPUT", "filter", "output", -300)}),
-    "mangle": frozenset(
-        {
-            ("PREROUTING", "filter", "prerouting", -150),
-            ("INPUT", "filter", "input", -150),
-            ("FORWARD", "filter", "forward", -150),
-            ("OUTPUT", "route", "output", -150),
-            ("POSTROUTING", "filter", "postrouting", -150),
-        }
-    ),
-    "filter": frozenset(
-        {
-            ("INPUT", "filter", "input", 0),
-            ("FORWARD", "filter", "forward", 0),
-            ("OUTPUT", "filter", "output", 0),
-        }
-    ),
-    "security": frozenset(
-        {
-            ("INPUT", "filter", "input", 150),
-            ("FORWARD", "filter", "forward", 150),
-            ("OUTPUT", "filter", "output", 150),
-            ("INPUT", "filter", "input", 50),
-            ("FORWARD", "filter", "forward", 50),
-            ("OUTPUT", "filter", "output", 50),
-        }
-    ),
-    "nat": frozenset(
-        {
-            ("PREROUTING", "nat", "prerouting", -100),
-            ("INPUT", "nat", "input", 100),
-            ("OUTPUT", "nat", "output", -100),
-            ("POSTROUTING", "nat", "postrouting", 100),
-        }
-    ),
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NftTable:
     """A table. `flags` are of dormant, owner, persist, or "unreadable" where the listing has a flag it garbles."""
@@ -185,11 +146,15 @@ class NftTable:
 
         Such a table is in `iptables-save` too, and there with its matches in full.
         """
-        builtin = _XTABLES_CHAINS.get(self.name)
-        if builtin is None or self.family not in ("ip", "ip6"):
-            return False
         base = self.base_chains
-        return bool(base) and all((c.name, c.type, c.hook, c.priority) in builtin for c in base)
+        return bool(base) and all(map(self.is_of_xtables, base))
+
+    def is_of_xtables(self, chain: NftChain) -> bool:
+        """Whether a base chain of the table is one of iptables': it is in `iptables-save` then, with what it leads to.
+
+        Others of the same table are not: iptables-nft-save tells that there are some, and prints the rest.
+        """
+        return is_chain_of_xtables(self.family, self.name, chain.name, chain.type, chain.hook, chain.priority)
 
     def set_or_map(self, name: str) -> NftSet | None:
         """The set or map of that name: they share one name space."""

@@ -485,6 +485,15 @@ class TestTables:
     def test_which_tables_are_those_of_iptables(self, table: str, chain: NftChain, expected: bool) -> None:
         assert NftTable(family="ip", name=table, chains={chain.name: chain}).is_xtables is expected
 
+    def test_a_chain_of_nft_in_a_table_of_iptables(self) -> None:
+        own = NftChain(name="PREROUTING", type="nat", hook="prerouting", priority=-100)
+        other = NftChain(name="pre", type="nat", hook="prerouting", priority=-100)
+        table = NftTable(
+            family="ip", name="nat", chains={c.name: c for c in (own, other, NftChain(name="x"))}
+        )
+        assert not table.is_xtables
+        assert [table.is_of_xtables(chain) for chain in table.chains.values()] == [True, False, False]
+
     def test_typeof_of_newer_json(self) -> None:
         key = {
             "typeof": {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,16 @@ def node_files(**files: bytes) -> dict[str, Any]:
     return {name(word): data for word, data in files.items()}
 
 
-def nft_json(*tables: tuple[str, str], tail: str = "") -> bytes:
+INPUT = {
+    "family": "ip", "table": "filter", "name": "INPUT", "handle": 1, "type": "filter", "hook": "input", "prio": 0,
+    "policy": "accept",
+}  # fmt: skip
+
+
+def nft_json(*tables: tuple[str, str], chains: Sequence[object] = (), tail: str = "") -> bytes:
     entries: list[object] = [{"metainfo": {"version": "1.0.6", "json_schema_version": 1}}]
     entries += [{"table": {"family": family, "name": name, "handle": 1}} for family, name in tables]
+    entries += [{"chain": chain} for chain in chains]
     return json.dumps({"nftables": entries}).encode() + tail.encode()
 
 
@@ -96,8 +104,8 @@ def test_a_node_with_every_file() -> None:
 def test_rules_are_read_twice() -> None:
     files = node_files(iptables_legacy_save_txt=LEGACY, nft_ruleset_json=nft_json(("ip", "own")))
     assert parse_snapshot(capture(**files)).nodes["node-a"].rules_twice is None
-    again = {"nodes/node-a/again/iptables-legacy-save.txt": LEGACY}
-    garbled = {"nodes/node-a/again/nft-ruleset.json": b"no JSON"}
+    again: dict[str, Any] = {"nodes/node-a/again/iptables-legacy-save.txt": LEGACY}
+    garbled: dict[str, Any] = {"nodes/node-a/again/nft-ruleset.json": b"no JSON"}
     snapshot = parse_snapshot(capture(**files, **again, **garbled))
     assert [gap.subject for gap in snapshot.gaps] == ["node-a/again/nft-ruleset.json"]
     twice = snapshot.nodes["node-a"].rules_twice
@@ -214,8 +222,21 @@ def test_a_dump_that_repeats_another_is_dropped(files: dict[str, bytes], expecte
         (nft_json(("ip", "filter"), ("inet", "filter")), True),
         (nft_json(("ip", "filter"), ("ip", "mangle")), True),
         (nft_json(), False),
+        (nft_json(("ip", "filter"), chains=[{**INPUT}]), False),
+        (nft_json(("ip", "filter"), chains=[{**INPUT, "prio": 5}]), True),
+        (nft_json(("ip", "filter"), chains=[INPUT, {**INPUT, "name": "own", "comment": "{"}]), True),
     ],
-    ids=["the same", "another", "other family", "inet", "not in the dump", "empty"],
+    ids=[
+        "the same",
+        "another",
+        "other family",
+        "inet",
+        "not in the dump",
+        "empty",
+        "its chain",
+        "a chain elsewhere",
+        "a chain more",
+    ],
 )
 def test_nft_is_parsed_where_it_says_more_than_iptables_nft(ruleset: bytes, parsed: bool) -> None:
     files = node_files(iptables_nft_save_txt=NFT, nft_ruleset_json=ruleset)
