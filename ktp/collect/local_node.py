@@ -53,6 +53,7 @@ from ktp.collect.pod_namespaces import (
     PodAddresses,
     enter,
 )
+from ktp.collect.wireguard import COLUMNS, MODULE, wireguard_command, wireguard_dump
 from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture
 from ktp.model.ruleset import BASE_CHAINS
 
@@ -127,6 +128,7 @@ _IPTABLES_NFT_TABLE = re.compile(
 )
 # What a shell says of a command that is not there (POSIX, 2.8.2).
 _NOT_FOUND = 127
+_IS_WIREGUARD = re.compile(rb'"info_kind": ?"wireguard"')
 # In IPVS mode kube-proxy's rules ask this set (pkg/proxy/ipvs/ipset.go).
 _IPVS_SET = b"--match-set KUBE-CLUSTER-IP "
 # What `iptables-nft-save` may take on a large node: 500 s for a million rules.
@@ -392,6 +394,7 @@ class _NodeReader:
             partial(self._ipv6, "ip6-route.json", "ip -6 -j route show table all"),
             partial(self._command, "ss.txt", "node-sockets", "ss -lntuH"),
             *(partial(self._optional, file, line) for file, line in TUNNEL_READS),
+            self._wireguard,
             self._sysctls,
             self._connections,
             self._pods,
@@ -424,6 +427,19 @@ class _NodeReader:
         if self._blind or not self._runner.has_command(line.split(maxsplit=1)[0]):
             return _Part()
         return _Part(files=self._command(file, "node-tunnels", line).files)
+
+    def _wireguard(self) -> _Part:
+        """WireGuard's devices, where there can be any; `settle` knows whether they are missed."""
+        has_module = self._runner.exists(MODULE) or not self._runner.exists("/proc/modules")
+        if self._blind or not (has_module and self._runner.has_command("wg")):
+            return _Part()
+        columns = {}
+        for column in COLUMNS:
+            answer = self._runner.run(wireguard_command(column).split(), timeout=COMMAND_TIMEOUT)
+            if answer.status != 0 or answer.stderr:
+                return _Part()
+            columns[column] = answer.stdout.decode(errors="replace")
+        return _Part(files={"wg.txt": wireguard_dump(columns).encode()})
 
     def _counters(self) -> _Part:
         """Counters of the kernel, twice; a gap where they cannot be had, since they were asked for."""
@@ -691,6 +707,12 @@ class _NodeReader:
             why = "rules match ipsets, but the command ipset is not installed"
             remedy = "install ipset on the node"
             gaps = gaps + self._gap("ipset", why, remedy, GapCause.NOT_INSTALLED).gaps
+        if _IS_WIREGUARD.search(files.get("ip-link.json", b"")) and "wg.txt" not in files:
+            has_command = self._runner.has_command("wg")
+            why = "where WireGuard's devices send packets was not read"
+            remedy = self._as_root if has_command else "install the package wireguard-tools on the node"
+            cause = GapCause.NOT_READ if has_command else GapCause.NOT_INSTALLED
+            gaps = gaps + self._gap("node-tunnels", why, remedy, cause).gaps
         return gaps
 
     def _ipvs(self) -> _Part:
@@ -805,7 +827,7 @@ class _NodeReader:
 
     def one_gap_for_root(self, gaps: list[EvidenceGap]) -> tuple[EvidenceGap, ...]:
         """One gap for all that root alone may read, instead of one for each command that said so."""
-        privileged = {"node-rules", _NFT_TABLES, "nft", "ipset", "ipvs", "data-plane"}
+        privileged = {"node-rules", _NFT_TABLES, "nft", "ipset", "ipvs", "data-plane", "node-tunnels"}
         denied = [gap for gap in gaps if gap.kind in privileged and gap.remedy == self._as_root]
         if not denied:
             return tuple(gaps)

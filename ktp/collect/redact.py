@@ -72,6 +72,7 @@ from ktp.collect.redact_text import (
     split_service_port,
     to_json,
 )
+from ktp.collect.wireguard import renamed
 from ktp.errors import SnapshotError
 from ktp.model.announcing import LEASE_PREFIX
 from ktp.model.capture import NO_BRIDGE_NETFILTER, PARTIAL, Capture, EvidenceGap, MemoryCapture
@@ -252,6 +253,7 @@ class _Redactor:
             "nft-hooks.txt": self._nft_text,
             "conntrack.txt": self._connections,
             "netstat.txt": counters,
+            "wg.txt": lambda dump: renamed(dump, self._interface, self._name, self._scrub),
             "nft-ruleset.txt": self._nft_text,
         }
         if file in text_files:

@@ -47,6 +47,8 @@ from ktp.collect.passing import (
     counter_command,
 )
 from ktp.collect.pod_namespaces import POD_LEGACY, POD_READS, POD_RULES, PodAddresses, in_proc
+from ktp.collect.wireguard import COLUMNS, wireguard_command
+from ktp.collect.wireguard import MODULE as WIREGUARD_MODULE
 from ktp.model.capture import EvidenceGap, GapCause, MemoryCapture
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ _TIMED_OUT = 124  # timeout(1)
 _SUDO = "sudo -n -l"
 
 COMMANDS = (
-    "ip", "ss", "conntrack", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "bridge", "timeout", "awk", "sudo",
+    "ip", "ss", "conntrack", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "bridge", "wg", "timeout", "awk", "sudo",
     "cilium-dbg", "cilium",
     *(f"{family}{kind}{save}" for family in ("iptables", "ip6tables") for kind in ("", "-nft", "-legacy")
       for save in ("", "-save")),
@@ -127,7 +129,7 @@ found=; for name in @COMMANDS@; do has "$name" && found="$found $name"; done
 said commands $found
 found=
 for path in /sys/module/nf_tables /sys/module/ip_set /proc/modules /proc/sys/net/ipv6 @CONNTRACK_MODULE@ \
-  @CONNECTION_FILE@ @CILIUM_FOLDER@; do
+  @CONNECTION_FILE@ @CILIUM_FOLDER@ @WIREGUARD_MODULE@; do
   [ -e "$path" ] && found="$found $path"
 done
 said paths $found
@@ -152,6 +154,9 @@ fi
 has ss && run ss -lntuH
 has ip && { run ip -j -d link; run ip -j neigh; }
 has bridge && run bridge -j fdb
+if has wg && { [ -e @WIREGUARD_MODULE@ ] || [ ! -e /proc/modules ]; }; then
+@WIREGUARD@
+fi
 if has conntrack && { [ -e @CONNTRACK_MODULE@ ] || [ ! -e /proc/modules ]; }; then
   :
 @CONNECTIONS@
@@ -347,6 +352,8 @@ def build_script(
         "CILIUM_READS": "\n".join(f"  root $agent {words}" for _, words, _ in CILIUM_READS),
         "PODS": " ".join(map(in_proc, pods)),
         "CONNTRACK_MODULE": CONNTRACK_MODULE,
+        "WIREGUARD_MODULE": WIREGUARD_MODULE,
+        "WIREGUARD": "\n".join(f"  root {wireguard_command(column)}" for column in COLUMNS),
         "MOST_ENTRIES": str(MOST_ENTRIES + 1),
         "CONNECTIONS": "\n".join(_some(words) for words in connection_commands(reach)),
         "CONNECTION_FILE": CONNECTION_FILE,

@@ -8,6 +8,7 @@ from ktp.dataplane.packet import to_text
 from ktp.model.host import NodeState
 from ktp.model.tunnel import IPAddress, TunnelDevice, TunnelFault
 
+WIREGUARD = "wireguard"
 # IPv4 in IPv4 without a fixed far end: the route's next hop is its address (ip_tunnel_xmit).
 _BY_NEXT_HOP = frozenset(("ipip", "gre"))
 
@@ -42,7 +43,8 @@ def device_of(state: NodeState, tunnel: TunnelDevice) -> tuple[str | None, Tunne
     alike = [
         t
         for t in state.tunnels.values()
-        if t.kind == tunnel.kind and (t.is_external or (t.number, t.port) == (tunnel.number, tunnel.port))
+        if t.kind == tunnel.kind
+        and (t.is_external or t.kind == WIREGUARD or (t.number, t.port) == (tunnel.number, tunnel.port))
     ]
     if not alike:
         return None, TunnelFault.NO_DEVICE

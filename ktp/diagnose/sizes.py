@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ktp.dataplane.answer import fold
 from ktp.dataplane.walk import LimitExceededError, Walker
+from ktp.dataplane.wireguard import peer_of
 from ktp.model.diagnosis import Hang
 from ktp.model.effect import TooLong
 from ktp.model.host import NodeState
@@ -220,8 +221,7 @@ def _along(snapshot: Snapshot, hops: Sequence[Hop], segment: int) -> Iterator[Cr
             )  # fmt: skip
             continue
         ends = (here, tunnel), (there, (there.tunnels or {}).get(following.in_interface or ""))
-        family = ip_address(hop.left.dst).version if hop.left.dst else 4
-        found = _by_tunnel(snapshot, *ends, hop.direction, segment, family, is_own=is_own)
+        found = _by_tunnel(snapshot, *ends, hop, segment, is_own=is_own)
         if found is None:
             return
         segment = found.segment
@@ -232,14 +232,17 @@ def _by_tunnel(
     snapshot: Snapshot,
     here: tuple[NodeState, TunnelDevice],
     there: tuple[NodeState, TunnelDevice | None],
-    direction: str,
+    hop: Hop,
     segment: int,
-    family: int,
     *,
     is_own: bool,
 ) -> Crossing | None:
     (sender, tunnel), (receiver, _) = here, there
-    mine, theirs = _underlay(snapshot, *here), _underlay(snapshot, *there)
+    to = ip_address(hop.left.dst) if hop.left.dst else None
+    family = to.version if to is not None else 4
+    peer = peer_of(tunnel.wireguard, family, int(to)) if tunnel.wireguard is not None and to else None
+    outer = peer.endpoint[0].version if peer is not None and peer.endpoint is not None else None
+    mine, theirs = _underlay(snapshot, *here, outer), _underlay(snapshot, *there, outer)
     if tunnel.kind not in _HEADERS or mine is None or theirs is None:
         return None
     (device, limit, version), (receiving_device, taken, _) = mine, theirs
@@ -255,7 +258,7 @@ def _by_tunnel(
     else:
         sent = min(sent, limit)
     return Crossing(
-        direction=direction, sender=sender.name, device=device, receiver=receiver.name,
+        direction=hop.direction, sender=sender.name, device=device, receiver=receiver.name,
         receiving_device=receiving_device, tunnel=tunnel.name, segment=segment, sent=sent, taken=taken,
     )  # fmt: skip
 
@@ -266,9 +269,9 @@ def _is_ethernet(state: NodeState, device: str | None) -> bool:
 
 
 def _underlay(
-    snapshot: Snapshot, state: NodeState, tunnel: TunnelDevice | None
+    snapshot: Snapshot, state: NodeState, tunnel: TunnelDevice | None, outer: int | None
 ) -> tuple[str, int, int] | None:
-    """The device of a node that its tunnels' packets pass, its MTU, and the version of IP there."""
+    """The device of a node that its tunnels' packets pass, its MTU, and the version of IP there; `outer` if known."""
     node = (snapshot.cluster.nodes or {}).get(state.name)
     local = tunnel.local if tunnel is not None else None
     known = (
@@ -278,7 +281,7 @@ def _underlay(
     )
     for interface in state.interfaces or ():
         for address in interface.addresses:
-            if address.ip in known and interface.mtu is not None:
+            if address.ip in known and interface.mtu is not None and outer in (None, address.ip.version):
                 return interface.name, interface.mtu, address.ip.version
     return None
 

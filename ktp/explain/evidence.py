@@ -39,7 +39,7 @@ WITHOUT: dict[EvidenceKind, Without] = {
     ),
     EvidenceKind.LINKS: Without("`ip-addr.json`", "the kind of a device by its addresses and routes"),
     EvidenceKind.NEIGHBOURS: Without(
-        "of tunnels `ip-neigh.json`, `bridge-fdb.json`",
+        "of tunnels `ip-neigh.json`, `bridge-fdb.json`, `wg.txt`",
         "a neighbour is who has the address, and a tunnel leads to the node that the route means",
     ),
     EvidenceKind.SOCKETS: Without(

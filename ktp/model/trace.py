@@ -68,7 +68,8 @@ class Flow:
     `src` None means the address that the kernel of `from_node` would choose. `from_node` is the node that the
     sender runs on (a pod, or a process of the node where `src` is an address of the node or None). `via` is the
     node at which the packet first reaches the cluster. `source_port` is that of a client who has sent before: what the
-    nodes track of it then decides; None is an ephemeral port, and a new connection.
+    nodes track of it then decides; None is an ephemeral port, and a new connection. `mark` is that of the sender's
+    socket (SO_MARK).
     """
 
     dst: str
@@ -78,6 +79,7 @@ class Flow:
     from_node: str | None = None
     via: str | None = None
     source_port: int | None = None
+    mark: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,13 @@
-"""Tunnel devices of a node, and who is behind them (`ip -j -d link`, `ip -j neigh`, `bridge -j fdb`)."""
+"""Tunnel devices of a node, and who is behind them (`ip -j -d link`, `ip -j neigh`, `bridge -j fdb`, `wg show`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
 
 
 class TunnelFault(str, Enum):
@@ -17,6 +18,39 @@ class TunnelFault(str, Enum):
     NO_SUCH_PEER = "no node has the far end's address"
     NO_DEVICE = "no such tunnel at the far end"
     DEVICE_DOWN = "the tunnel at the far end is down"
+    LOOP = "its own packets are routed into it"
+    NO_PEER = "no peer has the address among its allowed IPs"
+    NO_ENDPOINT = "its peer has no endpoint"
+    OTHER_PORT = "nothing of WireGuard listens on that port"
+    KEYS_DIFFER = "the keys of the two ends are not each other's"
+    NOT_ALLOWED = "the far end does not allow the source to the peer that it comes from"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireguardPeer:
+    """A peer of a WireGuard device. `endpoint` is its address and port: as configured, or where it last sent from.
+
+    `answered` tells that a handshake with it ever ended, `heard` and `sent` that bytes came from it and went to it;
+    `keepalive` that this end sends to it even when it has nothing to say.
+    """
+
+    public_key: str
+    endpoint: tuple[IPAddress, int] | None = None
+    allowed: tuple[IPNetwork, ...] = ()
+    answered: bool = False
+    heard: bool = False
+    sent: bool = False
+    keepalive: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wireguard:
+    """A WireGuard device: its public key, the UDP port that it sends from and listens on, its packets' mark."""
+
+    public_key: str
+    port: int
+    mark: int = 0
+    peers: tuple[WireguardPeer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +59,7 @@ class TunnelDevice:
 
     `is_external`: a program says for each packet where it goes. `learns`: vxlan that learns where addresses are.
     `df` ("set", "unset", "inherit"), `finds_mtu` (pmtudisc) and `ignores_df` tell whether its packets may be cut.
+    `wireguard` is None of all other kinds, and where it was not read.
     """
 
     name: str
@@ -39,6 +74,7 @@ class TunnelDevice:
     df: str = "unset"
     finds_mtu: bool = True
     ignores_df: bool = False
+    wireguard: Wireguard | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,13 @@ from ktp.parse.passing import parse_connections, parse_counters
 from ktp.parse.ss import parse_sockets
 from ktp.parse.sysctl import parse_sysctls
 from ktp.parse.text import SHAPE_ERRORS, decode_text, gc_paused, load_json
-from ktp.parse.tunnel import parse_forwarding, parse_neighbours, parse_tunnels
+from ktp.parse.tunnel import (
+    parse_forwarding,
+    parse_neighbours,
+    parse_tunnels,
+    parse_wireguard,
+    with_wireguard,
+)
 
 if TYPE_CHECKING:
     from ktp.model.cluster import Cluster
@@ -295,7 +301,9 @@ class _NodeFiles:
             ipvs=ipvs,
             ipvs_unread=runs_ipvs and ipvs is None,
             kube_proxy=config,
-            tunnels=self._parse("ip-link.json", parse_tunnels),
+            tunnels=with_wireguard(
+                self._parse("ip-link.json", parse_tunnels), self._parse("wg.txt", parse_wireguard)
+            ),
             neighbours=self._parse("ip-neigh.json", parse_neighbours),
             forwarding=self._parse("bridge-fdb.json", parse_forwarding),
             tracked=self._parse("conntrack.txt", parse_connections),

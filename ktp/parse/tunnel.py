@@ -1,15 +1,19 @@
-"""`ip -j -d link`, `ip -j neigh`, `bridge -j fdb` → tunnel devices and who is behind them."""
+"""`ip -j -d link`, `ip -j neigh`, `bridge -j fdb`, `wg show all dump` → tunnel devices and who is behind them."""
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
-from ktp.model.tunnel import ForwardingEntry, IPAddress, Neighbour, TunnelDevice
-from ktp.parse.text import list_of, load_json, number_of, object_of, string_of, strings_of
+from ktp.errors import EvidenceError
+from ktp.model.tunnel import ForwardingEntry, IPAddress, Neighbour, TunnelDevice, Wireguard, WireguardPeer
+from ktp.parse.text import decode_text, list_of, load_json, number_of, object_of, string_of, strings_of
 
 # Devices whose packets leave as packets of another device (rtnl_link_ops of drivers/net and net/ipv4, ipv6).
-_KINDS = frozenset(("vxlan", "geneve", "ipip", "ip6tnl", "gre", "gretap", "sit"))
+_KINDS = frozenset(("vxlan", "geneve", "ipip", "ip6tnl", "gre", "gretap", "sit", "wireguard"))
+_NONE = "(none)"
 _DEFAULT_PORTS = {"vxlan": 8472, "geneve": 6081}
 
 
@@ -50,6 +54,54 @@ def _address(text: Any) -> IPAddress | None:
     except ValueError:
         return None  # "any", or nothing
     return None if ip.is_unspecified or ip.is_multicast else ip
+
+
+def parse_wireguard(data: bytes | str, *, source: str = "wg.txt") -> dict[str, Wireguard]:
+    """`wg show all dump` (wg(8)) by device: a line of five fields for each, then of each of its peers one of nine.
+
+    Private and preshared keys, in the 2nd and the 3rd, are not looked at. Raises EvidenceError for other lines.
+    """
+    found: dict[str, Wireguard] = {}
+    for number, line in enumerate(decode_text(data, source).splitlines(), 1):
+        try:
+            match line.split("\t"):
+                case [name, _, public, port, mark]:
+                    found[name] = Wireguard(
+                        public_key=public, port=int(port), mark=0 if mark == "off" else int(mark, 0)
+                    )
+                case [name, public, _, endpoint, allowed, handshake, heard, sent, keepalive]:
+                    peer = WireguardPeer(
+                        public_key=public,
+                        endpoint=_endpoint(endpoint),
+                        allowed=tuple(map(ip_network, allowed.split(","))) if allowed != _NONE else (),
+                        answered=int(handshake) > 0,
+                        heard=int(heard) > 0,
+                        sent=int(sent) > 0,
+                        keepalive=keepalive not in ("off", "0"),
+                    )
+                    found[name] = replace(found[name], peers=(*found[name].peers, peer))
+                case _:
+                    raise ValueError
+        except (ValueError, KeyError):
+            # The line itself may hold a key.
+            raise EvidenceError(f"{source} line {number} is none of `wg show all dump`") from None
+    return found
+
+
+def _endpoint(text: str) -> tuple[IPAddress, int] | None:
+    if text == _NONE:
+        return None
+    address, _, port = text.rpartition(":")
+    return ip_address(address.strip("[]").partition("%")[0]), int(port)
+
+
+def with_wireguard(
+    tunnels: Mapping[str, TunnelDevice] | None, found: Mapping[str, Wireguard] | None
+) -> Mapping[str, TunnelDevice] | None:
+    """The tunnel devices, those of WireGuard with what was read of them."""
+    if not tunnels or not found:
+        return tunnels
+    return {name: replace(t, wireguard=found.get(name)) for name, t in tunnels.items()}
 
 
 def parse_neighbours(data: bytes | str, *, source: str = "ip-neigh.json") -> tuple[Neighbour, ...]:

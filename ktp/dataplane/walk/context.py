@@ -28,8 +28,8 @@ class Leaf:
     pod: str = ""  # in whose network namespace on the node
 
 
-Outer = dict[tuple[str, str, str], list[Leaf]]
-"""The ends of tunnels' own packets by node, tunnel and far end; kept between flows."""
+Outer = dict[tuple[Flow, int | None], list[Leaf]]
+"""The ends of tunnels' own packets by flow and the mark of what answers them; kept between flows, [] while walked."""
 
 
 class Walk:
@@ -37,8 +37,9 @@ class Walk:
 
     Ways are followed depth first, in the order in which a room names them: the first one to its end, then the next.
     `one_way`: what becomes of an answer is not asked, as of tunnels' own packets; `alone` walks such a flow, and
-    `aside` what a room begins. `longest` is the length of the packets there and back, in bytes, where full ones are
-    walked instead of a connection's first.
+    `aside` what a room begins. `echo`: whatever port of a node it comes to answers, with this mark (`alone` with a
+    second argument); None: its sockets tell. `longest` is the length of the packets there and back, in bytes, where
+    full ones are walked instead of a connection's first.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Walk:
         "_open",
         "alone",
         "aside",
+        "echo",
         "leaves",
         "longest",
         "one_way",
@@ -59,10 +61,11 @@ class Walk:
         self,
         places: Places,
         outer: Outer,
-        alone: Callable[[Flow], list[Leaf]],
+        alone: Callable[[Flow, int | None], list[Leaf]],
         aside: Callable[[Callable[[Walk], None]], list[Leaf]],
         *,
         one_way: bool = False,
+        echo: int | None = None,
         longest: tuple[int, int] | None = None,
     ) -> None:
         self.places = places
@@ -73,6 +76,7 @@ class Walk:
         self.aside = aside
         self.longest = longest
         self.one_way = one_way
+        self.echo = echo
         self.leaves: list[Leaf] = []
         self._new: list[Door | Leaf] = []  # by the room that is at work, in its order
         self._open: list[Door | Leaf] = []  # the next one last

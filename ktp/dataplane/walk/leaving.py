@@ -19,6 +19,7 @@ from ktp.dataplane.walk.pods import out_of_namespace
 from ktp.dataplane.walk.programs import into_cilium, to_pod, undo_balance
 from ktp.dataplane.walk.tunnels import tunnelled, untunnelled
 from ktp.dataplane.walk.unread import through_unknown_node
+from ktp.dataplane.walk.wireguard import encrypted
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.cilium import HOST_DEVICE
 from ktp.model.effect import Note
@@ -175,6 +176,9 @@ def _to_node(walk: Walk, state: State, host: Host, name: str, dev: str, next_ip:
     target = walk.places.walkable(name, state.packet.family)
     p = state.packet
     tunnel = (host.state.tunnels or {}).get(dev)
+    if tunnel is not None and tunnel.wireguard is not None:
+        encrypted(walk, state, host, name, tunnel, tunnel.wireguard)
+        return
     end: IPAddress | None = None
     if tunnel is not None and not tunnel.is_external:
         found = far_end(host.state, tunnel, p.family, next_ip)

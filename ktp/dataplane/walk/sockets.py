@@ -37,6 +37,10 @@ def deliver(walk: Walk, state: State, host: Host) -> None:
     if walk.one_way:
         ended(walk, state, Disposition.DELIVERED, Symptom.CONNECTS, f"it comes to {host.name}", host, "")
         return
+    if walk.echo is not None:
+        state.delivery = Delivery(p.dst, p.dport, None, host.name, p.src, p.family)
+        _answer(walk, state, host, walk.echo)
+        return
     name = walk.topology.processes.get((host.name, p.proto, port_number(p.dport)))
     socket = host.listener(p.family, p.proto, p.dst, p.dport, p.iif)
     where = endpoint_text(p.family, p.dst, p.dport)
@@ -105,10 +109,10 @@ def deliver(walk: Walk, state: State, host: Host) -> None:
     _answer(walk, state, host)
 
 
-def _answer(walk: Walk, state: State, host: Host) -> None:
+def _answer(walk: Walk, state: State, host: Host, mark: int = 0) -> None:
     """A socket here takes the packet, and its stack answers."""
     reply = reply_of(state.packet)
-    reply.local = True
+    reply.local, reply.mark = True, mark
     close_hop(state, host)
     turn(state, reply, "reply")
     walk.go(AnswerOut(state, host))

@@ -33,6 +33,7 @@ def begin(walk: Walk, flow: Flow) -> None:
             raise ValueError(f"{flow.src} and {flow.dst} are of different address families")
     ports = CLIENT_PORTS if flow.from_node is None else LOCAL_PORTS
     p = Packet(family, proto, src or 0, dst, flow.source_port or ports, flow.port)
+    p.mark = flow.mark
     state = State(p)
     if walk.longest is not None:
         p.length, state.answer_length = walk.longest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ktp.dataplane.host import Host
 from ktp.dataplane.packet import to_text
-from ktp.dataplane.state import State
+from ktp.dataplane.state import State, StepRecord
 from ktp.dataplane.tunnel import device_of
 from ktp.dataplane.walk.context import Leaf, Walk
 from ktp.dataplane.walk.doors import Enter
@@ -44,8 +44,11 @@ def tunnelled(
     if fault is not None:
         untunnelled(walk, state, host, tunnel, fault, target.name, far=target.name)
         return
-    if key is not None and tunnel.port and not _outer_passes(walk, state, host, tunnel, to_text(*key)):
-        return
+    if key is not None and tunnel.port:
+        own_address = str(tunnel.local) if tunnel.local is not None else None
+        flow = Flow(dst=to_text(*key), port=tunnel.port, protocol="udp", from_node=host.name, src=own_address)
+        if not outer_passes(walk, state, host, tunnel, flow):
+            return
     walk.go(Enter(state, target, device or tunnel.name, None))
 
 
@@ -53,35 +56,50 @@ def untunnelled(
     walk: Walk, state: State, host: Host, tunnel: TunnelDevice, fault: TunnelFault, about: str, far: str = ""
 ) -> None:
     """A tunnel does not carry the packet; `about` says for whom, and `far` names a node whose device is at fault."""
-    words = f"the tunnel {tunnel.name} of {host.name} does not carry it: {fault.value} ({about})"
-    step = state.note(StepKind.ROUTE, Untunnelled(fault, far, words), hook="TUNNEL")
+    step, words = why_untunnelled(state, host, tunnel, fault, about, far)
     lost(walk, state, host, words, "route", step)
 
 
-def _outer_passes(walk: Walk, state: State, host: Host, tunnel: TunnelDevice, to: str) -> bool:
-    """Whether the rules of both nodes let the tunnel's own packets through; else the packet's end is noted."""
-    key = (host.name, tunnel.name, to)
-    leaves = walk.outer.get(key)
-    if leaves is None:
-        flow = Flow(
-            dst=to, port=tunnel.port or 0, protocol="udp", from_node=host.name,
-            src=str(tunnel.local) if tunnel.local is not None else None,
-        )  # fmt: skip
-        leaves = walk.outer[key] = walk.alone(flow)
+def why_untunnelled(
+    state: State, host: Host, tunnel: TunnelDevice, fault: TunnelFault, about: str, far: str = ""
+) -> tuple[StepRecord, str]:
+    """The step and the words for it."""
+    words = f"the tunnel {tunnel.name} of {host.name} does not carry it: {fault.value} ({about})"
+    return state.note(StepKind.ROUTE, Untunnelled(fault, far, words), hook="TUNNEL"), words
+
+
+def outer_passes(
+    walk: Walk, state: State, host: Host, tunnel: TunnelDevice, flow: Flow, echo: int | None = None
+) -> bool:
+    """Whether a tunnel's own packets, `flow`, get there, and answers of the mark `echo` back; else the end is noted."""
+    leaves = outer_ends(walk, flow, echo)
+    if not leaves:
+        untunnelled(walk, state, host, tunnel, TunnelFault.LOOP, flow.dst)
+        return False
     for assumption in dict.fromkeys(a for leaf in leaves for a in leaf.state.assumptions):
         state.assume(assumption)
-    stopped = [leaf for leaf in leaves if leaf.disposition is not Disposition.DELIVERED]
+    stopped = [leaf for leaf in leaves if leaf.symptom is not Symptom.CONNECTS]
     if not stopped:
         return True
     unknown = [leaf for leaf in stopped if leaf.disposition is Disposition.UNDETERMINED]
     leaf = (unknown or stopped)[0]
     if unknown or len(stopped) < len(leaves):
-        why = f"whether the tunnel's own packets (UDP {tunnel.port} to {to}) get through: {leaf.reason}"
+        why = f"whether the tunnel's own packets (UDP {flow.port} to {flow.dst}) get through: {leaf.reason}"
         end_unknown(walk, state, host.name, why)
         return False
-    reason = f"the tunnel's own packets (UDP {tunnel.port} to {to}) do not get through: {leaf.reason}"
+    reason = f"the tunnel's own packets (UDP {flow.port} to {flow.dst}) do not get through: {leaf.reason}"
     disposition = leaf.disposition if state.direction == "request" else Disposition.LOST
     if state.steps is not None:
         close_hop(state, host)
     walk.end(Leaf(state, disposition, Symptom.TIMES_OUT, reason, leaf.step, leaf.node, leaf.kind))
     return False
+
+
+def outer_ends(walk: Walk, flow: Flow, echo: int | None) -> list[Leaf]:
+    """The ends of a tunnel's own packets, [] where they are routed into the tunnel that they come from."""
+    key = (flow, echo)
+    leaves = walk.outer.get(key)
+    if leaves is None:
+        walk.outer[key] = []
+        leaves = walk.outer[key] = walk.alone(flow, echo)
+    return leaves

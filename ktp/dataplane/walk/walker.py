@@ -47,16 +47,19 @@ class Walker:
         start: Callable[[Walk], None],
         *,
         one_way: bool = False,
+        echo: int | None = None,
         longest: tuple[int, int] | None = None,
     ) -> list[Leaf]:
-        walk = Walk(self._places, self._outer, self._alone, self._aside, one_way=one_way, longest=longest)
+        walk = Walk(
+            self._places, self._outer, self._alone, self._aside, one_way=one_way, echo=echo, longest=longest
+        )
         start(walk)
         while (door := walk.next()) is not None:
             _step(walk, door)
         return walk.leaves
 
-    def _alone(self, flow: Flow) -> list[Leaf]:
-        return self._follow(partial(begin, flow=flow), one_way=True)
+    def _alone(self, flow: Flow, echo: int | None) -> list[Leaf]:
+        return self._follow(partial(begin, flow=flow), one_way=echo is None, echo=echo)
 
     def _aside(self, start: Callable[[Walk], None]) -> list[Leaf]:
         return self._follow(start, one_way=True)

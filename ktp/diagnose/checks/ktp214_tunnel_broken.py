@@ -2,7 +2,8 @@
 
 # What it means
 Pods of other nodes are reached through a tunnel device (flannel's, Calico's), and the entries that say where its
-packets go, or the device at the far end, are missing or wrong.
+packets go, or the device at the far end, are missing or wrong: of WireGuard the peer with the pod's address among its
+allowed IPs, its endpoint, its key, or this node's source address among the allowed IPs there.
 
 # Why traffic fails
 The packet enters the tunnel and never comes out. With policy Cluster only connections that draw a pod of the dialled
@@ -10,11 +11,13 @@ node itself succeed: it looks like policy Local.
 
 # Evidence
 The tunnel devices, the neighbour table and the forwarding database of the nodes (`ip-link.json`, `ip-neigh.json`,
-`bridge-fdb.json`). A firewall that drops the tunnel's own packets is KTP301, with its rule.
+`bridge-fdb.json`), WireGuard's peers (`wg.txt`; private and preshared keys are never read). A firewall that drops the
+tunnel's own packets is KTP301, with its rule.
 
 # Confirm by hand
     ip -d link show type vxlan
     ip neigh show
+    wg show                      # endpoint, allowed ips, and when the last handshake was
     ip route get POD-IP
 
 # Fix

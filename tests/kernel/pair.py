@@ -1,0 +1,141 @@
+"""Two nodes with a tunnel between them, a client of the one and a pod on the other, in network namespaces.
+
+What becomes of a connection from the client to the pod is asked ktp, by what is read of the nodes, and the kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+
+from ktp.dataplane.answer import answer_flow
+from ktp.dataplane.walk import Attached, Topology, Walker
+from ktp.model.capture import MemoryCapture
+from ktp.model.effect import Untunnelled
+from ktp.model.trace import Flow, FlowAnswer
+from ktp.model.tunnel import TunnelFault
+from ktp.parse.snapshot import parse_snapshot
+
+A, B, POD, CLIENT = "10.9.1.1", "10.9.1.2", "10.244.2.5", "10.9.0.2"
+READS = {
+    "ip-addr.json": "ip -j addr", "ip-link.json": "ip -j -d link", "ip-neigh.json": "ip -j neigh",
+    "bridge-fdb.json": "bridge -j fdb", "ip-rule.json": "ip -j rule", "ip-route.json": "ip -j route show table all",
+    "ss.txt": "ss -lntuH", "iptables-nft-save.txt": "iptables-nft-save",
+    "sysctl.txt": "sysctl net.ipv4.ip_forward net.ipv4.conf.all.rp_filter net.ipv4.conf.default.rp_filter",
+}  # fmt: skip
+DIAL = """
+import socket
+s = socket.socket(); s.settimeout(1.5)
+try:
+    s.connect(("%s", 80)); print("connects")
+except TimeoutError: print("times_out")
+except ConnectionRefusedError: print("refused")
+except OSError: print("unreachable")
+"""
+SERVE = """
+import socket
+s = socket.socket(); s.bind(("0.0.0.0", 80)); s.listen(); print("ready", flush=True)
+while True: s.accept()[0].close()
+"""
+World = tuple[list[tuple[str, str]], TunnelFault | str | None]
+"""What is done to the pair (on node "a" or "b"), and which fault or rule ktp is to name; None: it connects."""
+
+
+class Pair:
+    """A client, node a with it and the tunnel, node b behind the tunnel with a pod."""
+
+    def __init__(self, make_netns: Callable[[str], str], lay: Callable[[Pair], None]) -> None:
+        """`lay` makes the tunnel between the nodes."""
+        self.spaces = {name: make_netns(f"t{name}") for name in ("client", "a", "b", "pod")}
+        for one, dev, other, peer in (
+            ("client", "eth0", "a", "eth0"), ("a", "eth1", "b", "eth1"), ("pod", "eth0", "b", "vpod"),
+        ):  # fmt: skip
+            there = self.spaces[other]
+            self.run(one, f"ip link add {dev} type veth peer name {peer} netns {there}")
+        for node, own in (("a", A), ("b", B)):
+            self.run(
+                node,
+                "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0",
+            )
+            self.run(node, f"ip addr add {own}/24 dev eth1")
+            self.run(node, "ip link set eth1 up")
+        lay(self)
+        for name, command in (
+            ("client", f"ip addr add {CLIENT}/24 dev eth0"), ("client", "ip link set eth0 up"),
+            ("a", "ip addr add 10.9.0.1/24 dev eth0"), ("a", "ip link set eth0 up"),
+            ("client", "ip route add default via 10.9.0.1"),
+            # Without any rule iptables-nft-save prints nothing at all, as where nothing was read.
+            ("b", "iptables-nft -A FORWARD -p tcp -j ACCEPT"),
+            ("b", "ip link set vpod up"), ("b", f"ip route add {POD}/32 dev vpod"),
+            ("b", "ip addr add 169.254.1.1/32 dev vpod"),
+            ("pod", f"ip addr add {POD}/32 dev eth0"), ("pod", "ip link set eth0 up"),
+            ("pod", "ip route add 169.254.1.1 dev eth0"), ("pod", "ip route add default via 169.254.1.1 dev eth0"),
+        ):  # fmt: skip
+            self.run(name, command)
+
+    def run(self, name: str, command: str, *, given: str = "") -> str:
+        """What a command prints in a namespace; it must succeed."""
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.spaces[name], *shlex.split(command)],
+            capture_output=True, text=True, check=False, input=given,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def read(self, name: str) -> dict[str, str]:
+        """The files of a node."""
+        return {file: self.run(name, command) for file, command in READS.items()}
+
+    def answer(self) -> FlowAnswer:
+        """What ktp says."""
+        files = {"cluster/services.json": json.dumps({"items": []}).encode()}
+        for name in ("a", "b"):
+            files |= {f"nodes/{name}/{file}": text.encode() for file, text in self.read(name).items()}
+        snapshot = parse_snapshot(MemoryCapture(files=files))
+        assert [gap.message for gap in snapshot.gaps if gap.kind == "node-file"] == []
+        states = {n: replace(s, place_unread=False) for n, s in snapshot.nodes.items()}
+        addresses = {(4, int(ip_address(ip))): node for ip, node in ((A, "a"), (B, "b"))}
+        pod = {(4, int(ip_address(POD))): Attached(name="test/web", node="b")}
+        walker = Walker(Topology(nodes=states, attached=pod, node_addresses=addresses))
+        return answer_flow(walker, Flow(dst=POD, port=80, src=CLIENT, via="a"))
+
+    def dial(self) -> str:
+        """What the client meets."""
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.spaces["client"], sys.executable, "-c", DIAL % POD],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+
+def compare(pair: Pair, commands: Sequence[tuple[str, str]], fault: TunnelFault | str | None) -> None:
+    """Do `commands`, and see that both answer alike and that ktp names `fault`; a rule is of the first one's node."""
+    for node, command in commands:
+        pair.run(node, command)
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", pair.spaces["pod"], sys.executable, "-c", SERVE],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        answer, met = pair.answer(), pair.dial()
+    finally:
+        server.kill()
+        server.communicate()
+    assert (answer.symptom.value, met == "connects") == (met, fault is None), answer.reason
+    if fault is None:
+        return
+    decided = answer.decided_by
+    assert decided is not None
+    assert decided.step is not None
+    if isinstance(fault, TunnelFault):
+        assert [e.fault for e in decided.step.effects if isinstance(e, Untunnelled)] == [fault]
+    else:
+        assert (decided.rule, decided.node) == (fault, commands[0][0])
