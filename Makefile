@@ -58,8 +58,8 @@ test-vm: system-packages $(DEV)
 else
 test-vm: system-packages $(DEV) ## IPVS in user-mode Linux, 400 random pairs; KERNEL=trixie: orders of chains and WireGuard under that kernel
 	@$(BIN)/python tests/support/user_mode_linux.py --env KTP_REQUIRE_KERNEL=1 --env KTP_KERNEL_CASES=$${KTP_VM_CASES:-34} \
-		--env KTP_KERNEL_SEED=$${KTP_KERNEL_SEED:-1} -- \
-		$(BIN)/python -m pytest -p no:cacheprovider -m kernel tests/kernel/test_ipvs.py tests/kernel/test_conntrack_full.py $(PYTEST_ARGS)
+		--env KTP_KERNEL_SEED=$${KTP_KERNEL_SEED:-1} --env KTP_IPTABLES=iptables-legacy -- \
+		$(BIN)/python -m pytest -p no:cacheprovider -m kernel tests/kernel/test_ipvs.py tests/kernel/test_conntrack_full.py tests/kernel/test_xfrm.py $(PYTEST_ARGS)
 endif
 
 test-cases: $(DEV) ## the tests that ask recordings of whole clusters: CASES=FOLDER

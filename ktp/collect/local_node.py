@@ -54,6 +54,8 @@ from ktp.collect.pod_namespaces import (
     enter,
 )
 from ktp.collect.wireguard import COLUMNS, MODULE, wireguard_command, wireguard_dump
+from ktp.collect.xfrm import HAS_XFRM, SOCKETS
+from ktp.collect.xfrm import READS as XFRM_READS
 from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture
 from ktp.model.ruleset import BASE_CHAINS
 
@@ -395,6 +397,7 @@ class _NodeReader:
             partial(self._command, "ss.txt", "node-sockets", "ss -lntuH"),
             *(partial(self._optional, file, line) for file, line in TUNNEL_READS),
             self._wireguard,
+            self._xfrm,
             self._sysctls,
             self._connections,
             self._pods,
@@ -440,6 +443,17 @@ class _NodeReader:
                 return _Part()
             columns[column] = answer.stdout.decode(errors="replace")
         return _Part(files={"wg.txt": wireguard_dump(columns).encode()})
+
+    def _xfrm(self) -> _Part:
+        """IPsec, where the kernel can be asked; what only root may read is not missed where nobody uses it."""
+        try:
+            can_ask = HAS_XFRM.search(self._runner.read_file(SOCKETS)) is not None
+        except OSError:
+            can_ask = False
+        if self._blind or not can_ask or not self.is_root:
+            return _Part()
+        parts = [self._command(file, "node-tunnels", line) for file, line in XFRM_READS]
+        return _Part(files={name: text for part in parts for name, text in part.files.items()})
 
     def _counters(self) -> _Part:
         """Counters of the kernel, twice; a gap where they cannot be had, since they were asked for."""

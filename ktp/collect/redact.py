@@ -47,7 +47,6 @@ from ktp.collect.redact_text import (
     ADDRESS,
     ANY_SERVICE_CHAIN,
     CILIUM_MAPS,
-    CILIUM_SETTING,
     COLLECT_AGAIN,
     ENDPOINT_CHAIN,
     ENTRY,
@@ -65,6 +64,7 @@ from ktp.collect.redact_text import (
     VETH,
     WORD,
     as_word,
+    cilium_settings,
     counters,
     is_address,
     is_public_domain,
@@ -73,6 +73,7 @@ from ktp.collect.redact_text import (
     to_json,
 )
 from ktp.collect.wireguard import renamed
+from ktp.collect.xfrm import without_keys
 from ktp.errors import SnapshotError
 from ktp.model.announcing import LEASE_PREFIX
 from ktp.model.capture import NO_BRIDGE_NETFILTER, PARTIAL, Capture, EvidenceGap, MemoryCapture
@@ -238,11 +239,6 @@ class _Redactor:
             return self._rules(content.decode(errors="replace")).encode()
         if file in CILIUM_MAPS:
             return self._scrub(content.decode(errors="replace")).encode()
-        if file == "cilium/config.txt":
-            kept = [
-                line for line in content.decode(errors="replace").splitlines() if CILIUM_SETTING.match(line)
-            ]
-            return ("\n".join(kept) + "\n").encode()
         if file in {"kube-proxy-config.yaml", "kube-proxy-config.json"}:
             return self._kube_proxy_config(file, content)
         text_files: dict[str, Callable[[str], str]] = {
@@ -250,6 +246,9 @@ class _Redactor:
             "sysctl.txt": self._sysctls,
             "ss.txt": self._sockets,
             "ipvsadm.txt": self._scrub,
+            "ip-xfrm-policy.txt": lambda text: self._scrub(without_keys(text)),
+            "ip-xfrm-state.txt": lambda text: self._scrub(without_keys(text)),
+            "cilium/config.txt": cilium_settings,
             "nft-hooks.txt": self._nft_text,
             "conntrack.txt": self._connections,
             "netstat.txt": counters,

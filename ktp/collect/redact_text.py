@@ -39,7 +39,7 @@ CILIUM_MAPS = frozenset(
         "bpf-endpoint-list.json", "bpf-policy-get.json", "version.txt",
     )
 )  # fmt: skip
-CILIUM_SETTING = re.compile(
+_CILIUM_SETTING = re.compile(
     r"(?:EnablePolicy|PolicyEnforcement|BPFSocketLBHostnsOnly|ServiceNoBackendResponse|RoutingMode|Tunnel"
     r"|EnableHostLegacyRouting|DisableExternalIPMitigation|KubeProxyReplacement)\s*:"
 )
@@ -69,6 +69,11 @@ VERSION_TAG = re.compile(r"v?\d+\.\d+[\w.-]*")
 def counters(text: str) -> str:
     """The lines of the kernel's counters: names and numbers, and nothing else."""
     return "".join(f"{line}\n" for line in text.splitlines() if re.fullmatch(r"[\w.: -]*", line))
+
+
+def cilium_settings(text: str) -> str:
+    """Of the agent's settings those that ktp reads."""
+    return "\n".join(line for line in text.splitlines() if _CILIUM_SETTING.match(line)) + "\n"
 
 
 def is_public_domain(domain: str) -> bool:

@@ -49,6 +49,8 @@ from ktp.collect.passing import (
 from ktp.collect.pod_namespaces import POD_LEGACY, POD_READS, POD_RULES, PodAddresses, in_proc
 from ktp.collect.wireguard import COLUMNS, wireguard_command
 from ktp.collect.wireguard import MODULE as WIREGUARD_MODULE
+from ktp.collect.xfrm import READS as XFRM_READS
+from ktp.collect.xfrm import SOCKETS
 from ktp.model.capture import EvidenceGap, GapCause, MemoryCapture
 
 if TYPE_CHECKING:
@@ -156,6 +158,9 @@ has ip && { run ip -j -d link; run ip -j neigh; }
 has bridge && run bridge -j fdb
 if has wg && { [ -e @WIREGUARD_MODULE@ ] || [ ! -e /proc/modules ]; }; then
 @WIREGUARD@
+fi
+if [ "$uid" = 0 ] && has ip && file @SOCKETS@ cat && grep -q '^[^ ]*  *6  *0 ' @SOCKETS@; then
+@XFRM@
 fi
 if has conntrack && { [ -e @CONNTRACK_MODULE@ ] || [ ! -e /proc/modules ]; }; then
   :
@@ -354,6 +359,8 @@ def build_script(
         "CONNTRACK_MODULE": CONNTRACK_MODULE,
         "WIREGUARD_MODULE": WIREGUARD_MODULE,
         "WIREGUARD": "\n".join(f"  root {wireguard_command(column)}" for column in COLUMNS),
+        "SOCKETS": SOCKETS,
+        "XFRM": "\n".join(f"  root {words}" for _, words in XFRM_READS),
         "MOST_ENTRIES": str(MOST_ENTRIES + 1),
         "CONNECTIONS": "\n".join(_some(words) for words in connection_commands(reach)),
         "CONNECTION_FILE": CONNECTION_FILE,

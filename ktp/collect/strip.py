@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ktp.collect.wireguard import without_keys
+from ktp.collect import wireguard, xfrm
 from ktp.errors import SnapshotError
 from ktp.model.announcing import LEASE_PREFIX, LEASES, RESOURCES
 from ktp.model.capture import PARTIAL, Capture, EvidenceGap, MemoryCapture
@@ -29,7 +29,7 @@ _OF_THE_CLUSTER = frozenset(("Node", *(resource.kind for resource in (*RESOURCES
 _VERSION = "cluster/version.json"
 NODE_FILE = re.compile(
     r"(?:(?:pods/[^/]+|again)/(?=[^/]+$))?(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
-    r"|ip-addr\.json|ip-link\.json|ip-neigh\.json|bridge-fdb\.json|wg\.txt|conntrack\.txt|netstat\.txt|ip6?-(?:rule|route)\.json|ss\.txt|sysctl\.txt|kube-proxy-config\.(?:yaml|json)"
+    r"|ip-addr\.json|ip-link\.json|ip-neigh\.json|bridge-fdb\.json|wg\.txt|ip-xfrm-(?:policy|state)\.txt|conntrack\.txt|netstat\.txt|ip6?-(?:rule|route)\.json|ss\.txt|sysctl\.txt|kube-proxy-config\.(?:yaml|json)"
     r"|cilium/(?:bpf-[a-z-]+\.json|status\.json|config\.(?:txt|json)|version\.txt|(?:service|identity)-list\.json"
     r"|policy-get\.json))"
 )
@@ -68,7 +68,9 @@ def strip_capture(
             if "kube-proxy-config" in name:
                 content = _without_kubeconfig(content)
             elif name.endswith("/wg.txt"):
-                content = without_keys(content.decode(errors="replace")).encode()
+                content = wireguard.without_keys(content.decode(errors="replace")).encode()
+            elif "/ip-xfrm-" in name:
+                content = xfrm.without_keys(content.decode(errors="replace")).encode()
             files[name] = content
         else:
             left_out.append(name)

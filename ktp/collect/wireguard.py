@@ -32,8 +32,11 @@ def wireguard_dump(columns: Mapping[str, str]) -> str:
             name, _, value = line.partition("\t")
             devices.setdefault(name, [name, HIDDEN]).append(value)
     for column in _OF_PEER:
+        name = ""
         for line in columns[column].splitlines():
-            name, key, value = line.split("\t", 2)
+            # Of endpoints wireguard-tools 1.0.20210914 names the device in the first line alone.
+            *device_of, key, value = line.split("\t", 2)
+            name = device_of[0] if device_of else name
             row = peers.setdefault(name, {}).setdefault(key, [name, key, HIDDEN])
             # Of allowed IPs alone the separator differs.
             row.append(value.replace(" ", ",") if column == "allowed-ips" else value)

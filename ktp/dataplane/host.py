@@ -65,6 +65,7 @@ class Host:
         self.sides: dict[int, object] = {}  # what `ktp.dataplane.order_told` keeps, by family
         self.node = state.name if node is None else node
         self.pod = state.name if node is not None else ""
+        self.has_ipsec = state.xfrm is not None and bool(state.xfrm.policies)
         self.interfaces: dict[str, Interface] = {i.name: i for i in state.interfaces or ()}
         routes = state.routes
         if routes is None and state.interfaces is not None:

@@ -517,7 +517,8 @@ _META: Final[Mapping[str, Compiled]] = {
     "skuid": Compiled(_sender_of_node, "which user the sending process runs as is not known"),
     "skgid": Compiled(_sender_of_node, "which group the sending process runs as is not known"),
     "ipsec": Compiled(
-        lambda p, h, hook: False, assumption=Assumption("the packet did not come out of an IPsec tunnel")
+        lambda p, h, hook: UNKNOWN if h.has_ipsec else False,
+        assumption=Assumption("the packet did not come out of an IPsec tunnel"),
     ),
     "length": Compiled(lambda p, h, hook: UNKNOWN if p.length is None else p.length),
     "rtclassid": Compiled(_realm, assumption=Assumption("no routing realms are in use")),

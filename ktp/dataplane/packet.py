@@ -33,7 +33,7 @@ PROTOCOLS = {
     "udplite": 136,
 }
 PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
-TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
+TCP, UDP, SCTP, ICMP, ICMP6, ESP = 6, 17, 132, 1, 58, 50
 
 # Bits of ctstate (xt_conntrack.h order is not kept; these are ktp's own).
 NEW, ESTABLISHED, RELATED, INVALID, UNTRACKED, SNAT_BIT, DNAT_BIT = 1, 2, 4, 8, 16, 32, 64

@@ -9,6 +9,7 @@ from ktp.model.host import NodeState
 from ktp.model.tunnel import IPAddress, TunnelDevice, TunnelFault
 
 WIREGUARD = "wireguard"
+BY_IPSEC = frozenset(("xfrm", "vti", "vti6"))
 # IPv4 in IPv4 without a fixed far end: the route's next hop is its address (ip_tunnel_xmit).
 _BY_NEXT_HOP = frozenset(("ipip", "gre"))
 

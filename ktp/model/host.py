@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ktp.model.ipvs import IpvsTable
     from ktp.model.nftables import NftRuleset
     from ktp.model.tunnel import ForwardingEntry, Neighbour, TunnelDevice
+    from ktp.model.xfrm import Xfrm
 from ktp.model.nft_hooks import HookListing
 from ktp.model.passing import Counters, TrackedConnection
 from ktp.model.rules_twice import RulesTwice
@@ -208,6 +209,7 @@ class NodeState:
     tunnels: Mapping[str, TunnelDevice] | None = None
     neighbours: tuple[Neighbour, ...] | None = None
     forwarding: tuple[ForwardingEntry, ...] | None = None  # bridge -j fdb: of tunnels
+    xfrm: Xfrm | None = None  # None where IPsec's policies were not read
     tracked: tuple[TrackedConnection, ...] | None = None  # of the asked flows
     counters: Counters | None = None  # two readings of them
     rules_twice: RulesTwice | None = None  # two readings of the rules, for what their counters tell

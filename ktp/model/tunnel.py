@@ -24,6 +24,10 @@ class TunnelFault(str, Enum):
     OTHER_PORT = "nothing of WireGuard listens on that port"
     KEYS_DIFFER = "the keys of the two ends are not each other's"
     NOT_ALLOWED = "the far end does not allow the source to the peer that it comes from"
+    NO_STATE = "there is no IPsec state for it"
+    BLOCKED = "an IPsec policy blocks it"
+    NO_POLICY = "no IPsec policy lets in what comes out there"
+    UNPROTECTED = "an IPsec policy takes only what comes by IPsec"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

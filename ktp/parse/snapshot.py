@@ -21,6 +21,7 @@ from ktp.model.reading import HOW_TO_SAVE
 from ktp.model.rules_twice import RulesReading, RulesTwice
 from ktp.model.ruleset import BUILT_IN_CHAINS, Backend, Ruleset, are_ports_lost, has_chain
 from ktp.model.snapshot import Snapshot
+from ktp.model.xfrm import Xfrm
 from ktp.model.xtables_chains import is_chain_of_xtables
 from ktp.parse.cilium import parse_cilium
 from ktp.parse.ip_json import merge_routes, parse_interfaces, parse_routes, parse_rules
@@ -41,6 +42,7 @@ from ktp.parse.tunnel import (
     parse_wireguard,
     with_wireguard,
 )
+from ktp.parse.xfrm import parse_xfrm_policies, parse_xfrm_states
 
 if TYPE_CHECKING:
     from ktp.model.cluster import Cluster
@@ -306,12 +308,18 @@ class _NodeFiles:
             ),
             neighbours=self._parse("ip-neigh.json", parse_neighbours),
             forwarding=self._parse("bridge-fdb.json", parse_forwarding),
+            xfrm=self._xfrm(),
             tracked=self._parse("conntrack.txt", parse_connections),
             counters=self._parse("netstat.txt", parse_counters),
             rules_twice=self._rules_twice(),
             files=frozenset(self._read),
             pods=_PodNamespaces(self._capture, self._node, self._files_in("pods/")),
         )
+
+    def _xfrm(self) -> Xfrm | None:
+        policies = self._parse("ip-xfrm-policy.txt", parse_xfrm_policies)
+        states = self._parse("ip-xfrm-state.txt", parse_xfrm_states)
+        return Xfrm(policies=policies, states=states) if policies is not None else None
 
     def _is_a_place_unread(
         self, rulesets: list[Ruleset], nft: NftRuleset | None, config: KubeProxyConfig | None

@@ -12,7 +12,9 @@ from ktp.model.tunnel import ForwardingEntry, IPAddress, Neighbour, TunnelDevice
 from ktp.parse.text import decode_text, list_of, load_json, number_of, object_of, string_of, strings_of
 
 # Devices whose packets leave as packets of another device (rtnl_link_ops of drivers/net and net/ipv4, ipv6).
-_KINDS = frozenset(("vxlan", "geneve", "ipip", "ip6tnl", "gre", "gretap", "sit", "wireguard"))
+_KINDS = frozenset(
+    ("vxlan", "geneve", "ipip", "ip6tnl", "gre", "gretap", "sit", "wireguard", "xfrm", "vti", "vti6")
+)
 _NONE = "(none)"
 _DEFAULT_PORTS = {"vxlan": 8472, "geneve": 6081}
 

@@ -61,14 +61,13 @@ def lay(pair: Pair) -> None:
         ("a", A, "10.244.1.0", "10.244.2.0", MAC_A, MAC_B, B),
         ("b", B, "10.244.2.0", "10.244.1.0", MAC_B, MAC_A, A),
     ):
-        for command in (
-            f"ip link add flannel.1 address {mac} type vxlan id 1 local {own} dev eth1 dstport 8472 nolearning",
+        pair.do(
+            node, f"ip link add flannel.1 address {mac} type vxlan id 1 local {own} dev eth1 dstport 8472 nolearning",
             f"ip addr add {pods}/32 dev flannel.1", "ip link set flannel.1 up",
             f"ip route add {far}/24 via {far} dev flannel.1 onlink",
             f"ip neigh add {far} lladdr {far_mac} dev flannel.1 nud permanent",
             f"bridge fdb append {far_mac} dev flannel.1 dst {far_own}",
-        ):  # fmt: skip
-            pair.run(node, command)
+        )  # fmt: skip
     pair.run("a", "iptables-nft -t nat -A POSTROUTING -o flannel.1 -j MASQUERADE")
 
 

@@ -148,13 +148,12 @@ class Wireguard(Pair):
             secret = _print("wg genkey")
             self._keys[f"KEY_{node.upper()}"] = _public(secret)
             self.run(node, f"wg set wg0 listen-port {port} private-key /proc/self/fd/0", given=secret)
-            self.run(node, f"ip addr add {pods}/32 dev wg0")
-            self.run(node, "ip link set wg0 up")
-        self.run("a", f"wg set wg0 peer KEY_B endpoint {B}:{PORT_B} allowed-ips {PODS_B}")
-        self.run("b", f"wg set wg0 peer KEY_A allowed-ips {PODS_A}")
-        self.run("a", f"ip route add {PODS_B} dev wg0")
-        self.run("b", f"ip route add {PODS_A} dev wg0")
-        self.run("a", "iptables-nft -t nat -A POSTROUTING -o wg0 -j MASQUERADE")
+            self.do(node, f"ip addr add {pods}/32 dev wg0", "ip link set wg0 up")
+        self.do(
+            "a", f"wg set wg0 peer KEY_B endpoint {B}:{PORT_B} allowed-ips {PODS_B}", f"ip route add {PODS_B} dev wg0",
+            "iptables-nft -t nat -A POSTROUTING -o wg0 -j MASQUERADE",
+        )  # fmt: skip
+        self.do("b", f"wg set wg0 peer KEY_A allowed-ips {PODS_A}", f"ip route add {PODS_A} dev wg0")
 
     def run(self, name: str, command: str, *, given: str = "") -> str:
         for word, key in self._keys.items():

@@ -30,6 +30,7 @@ PACKAGES = ("user-mode-linux", "ipvsadm", "busybox-static", "kmod")
 _LOADED = (
     "net/netfilter", "net/ipv4/netfilter", "net/ipv6/netfilter", "net/ipv4/ipip", "net/ipv6/ipv6", "net/bridge",
     "drivers/net/veth", "drivers/net/dummy", "drivers/net/vxlan", "drivers/net/geneve",
+    "net/ipv4/esp4", "net/xfrm", "crypto/authenc", "crypto/echainiv", "crypto/ecb",
 )  # fmt: skip
 
 _INIT = """#!/bin/busybox sh

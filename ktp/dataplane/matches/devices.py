@@ -73,7 +73,11 @@ def _policy(match: Match) -> Compiled | None:
     if wanted is None:
         return None
     none = wanted.args[0] == "none"
-    return Compiled(always(none != wanted.negated), Assumption("no IPsec policy applies to the packet"))
+
+    def test(p: Packet, h: Host, hook: str) -> bool | None:
+        return None if h.has_ipsec else none != wanted.negated
+
+    return Compiled(test, Assumption("no IPsec policy applies to the packet"))
 
 
 def _owner(match: Match) -> Compiled | None:

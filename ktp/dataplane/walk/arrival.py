@@ -19,10 +19,18 @@ from ktp.dataplane.walk.verdicts import passed, run_hook
 from ktp.model.effect import Forbid, Note, Setting
 from ktp.model.host import NextHop
 from ktp.model.trace import Disposition, StepKind, Symptom
+from ktp.model.xfrm import SecurityState
 
 
 def enter(
-    walk: Walk, state: State, host: Host, iif: str, physin: str | None, begun: bool = False, mark: int = 0
+    walk: Walk,
+    state: State,
+    host: Host,
+    iif: str,
+    physin: str | None,
+    begun: bool = False,
+    mark: int = 0,
+    secured: SecurityState | None = None,
 ) -> None:
     """A packet arrives on an interface of a node; `begun` where a program has seen it there, and set `mark`."""
     p = state.packet
@@ -43,6 +51,7 @@ def enter(
     p.iif, p.oif = iif, None
     p.ipvs, p.ipvs_property = None, False
     p.local = False
+    state.secured = secured
     p.mark = mark  # a mark lives in one kernel only
     p.physin = physin if physin is not None and bridge_filters(state, host, p.family) else None
     p.physout, p.bridged = None, False
@@ -97,7 +106,7 @@ def route_in(walk: Walk, state: State, host: Host) -> None:
         return
     forwards = does_forward(host, p.family, iif)
     if found.type in ("local", "anycast") or (found.type == "broadcast" and p.family == 4):
-        why = host.validate_source(p, iif, None)
+        why = _foul_source(state, host, None)
         if why is not None:
             lost(walk, state, host, f"{host.name} drops the packet: {why}", "sysctl")
             return
@@ -163,7 +172,7 @@ def route_in(walk: Walk, state: State, host: Host) -> None:
             "route",
         )
         return
-    why = host.validate_source(p, iif, found.hops[0].dev)
+    why = _foul_source(state, host, found.hops[0].dev)
     if why is not None:
         lost(walk, state, host, f"{host.name} drops the packet: {why}", "sysctl")
         return
@@ -172,6 +181,12 @@ def route_in(walk: Walk, state: State, host: Host) -> None:
         each.hop = hop
         if each.packet.length is None or fits(walk, each, host, host.mtu(found.route, hop.dev)):
             walk.go(Forward(each, host, hop.dev or "?"))
+
+
+def _foul_source(state: State, host: Host, oif: str | None) -> str | None:
+    """Why it is dropped for its source; not asked of what came out of IPsec (secpath_exists)."""
+    p = state.packet
+    return host.validate_source(p, p.iif or "", oif) if state.secured is None else None
 
 
 def loop_back(walk: Walk, state: State, host: Host) -> None:

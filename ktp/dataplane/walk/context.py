@@ -81,6 +81,11 @@ class Walk:
         self._new: list[Door | Leaf] = []  # by the room that is at work, in its order
         self._open: list[Door | Leaf] = []  # the next one last
 
+    @property
+    def is_tunnels(self) -> bool:
+        """Whether it is a tunnel's own packets that are walked."""
+        return self.one_way or self.echo is not None
+
     def go(self, door: Door) -> None:
         """A way goes on there."""
         self._new.append(door)

@@ -7,12 +7,14 @@ from typing import NamedTuple
 from ktp.dataplane.host import Host
 from ktp.dataplane.state import State
 from ktp.dataplane.topology import Attached
+from ktp.model.xfrm import SecurityState
 
 
 class Enter(NamedTuple):
     """It arrives on an interface of a node; `begun` where a program has seen it there, and set `mark`.
 
     `physin` is the port of a bridge by which it came, "?" where it is one without a name, None at other devices.
+    `secured` is the state of IPsec that it came out of there.
     """
 
     state: State
@@ -21,6 +23,7 @@ class Enter(NamedTuple):
     physin: str | None
     begun: bool = False
     mark: int = 0
+    secured: SecurityState | None = None
 
 
 class PreRouting(NamedTuple):

@@ -7,7 +7,7 @@ from ktp.dataplane.host import Host
 from ktp.dataplane.packet import some, to_text
 from ktp.dataplane.state import Delivery, State
 from ktp.dataplane.topology import Attached
-from ktp.dataplane.tunnel import far_end
+from ktp.dataplane.tunnel import BY_IPSEC, far_end
 from ktp.dataplane.walk.answers import answer_arrives, delivered, reply_of, turn
 from ktp.dataplane.walk.arrival import loop_back
 from ktp.dataplane.walk.context import Walk
@@ -20,6 +20,7 @@ from ktp.dataplane.walk.programs import into_cilium, to_pod, undo_balance
 from ktp.dataplane.walk.tunnels import tunnelled, untunnelled
 from ktp.dataplane.walk.unread import through_unknown_node
 from ktp.dataplane.walk.wireguard import encrypted
+from ktp.dataplane.walk.xfrm import protected
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.cilium import HOST_DEVICE
 from ktp.model.effect import Note
@@ -36,6 +37,8 @@ def emit(walk: Walk, state: State, host: Host) -> None:
         return
     if host.pod:
         out_of_namespace(walk, state, host)
+        return
+    if protected(walk, state, host):
         return
     bridge = p.bridged
     p.ct, p.ctstate = None, pk.INVALID
@@ -178,6 +181,9 @@ def _to_node(walk: Walk, state: State, host: Host, name: str, dev: str, next_ip:
     tunnel = (host.state.tunnels or {}).get(dev)
     if tunnel is not None and tunnel.wireguard is not None:
         encrypted(walk, state, host, name, tunnel, tunnel.wireguard)
+        return
+    if tunnel is not None and tunnel.kind in BY_IPSEC:
+        end_unknown(walk, state, host.name, f"how {dev} of {host.name} protects packets is not modelled")
         return
     end: IPAddress | None = None
     if tunnel is not None and not tunnel.is_external:

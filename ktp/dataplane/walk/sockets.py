@@ -15,6 +15,7 @@ from ktp.dataplane.walk.errors import send_error
 from ktp.dataplane.walk.routes import source_for
 from ktp.dataplane.walk.through import local_out
 from ktp.dataplane.walk.unread import port_number
+from ktp.dataplane.walk.xfrm import lets_in
 from ktp.model.assumption import PROGRAM_LISTENS, Assumption, EvidenceKind
 from ktp.model.effect import Drop, Note
 from ktp.model.host import ListeningSocket, NextHop
@@ -24,6 +25,8 @@ from ktp.model.trace import Disposition, StepKind, Symptom
 def deliver(walk: Walk, state: State, host: Host) -> None:
     """The packet is for the node itself: a process takes it or the stack refuses."""
     p = state.packet
+    if not lets_in(walk, state, host, "in"):
+        return
     if p.reply:
         close_hop(state, host)
         if state.client.node == host.name and not state.client.pod:

@@ -24,7 +24,7 @@ def begin(walk: Walk, flow: Flow) -> None:
     """The packet of a flow sets out. Raises ValueError where an address or protocol is none."""
     family, dst = to_int(flow.dst)
     proto = PROTOCOLS.get(flow.protocol.lower())
-    if proto not in (TCP, UDP, pk.SCTP):
+    if proto not in (TCP, UDP, pk.SCTP, pk.ESP) or (proto == pk.ESP and not walk.is_tunnels):
         raise ValueError(f"protocol {flow.protocol!r} is not tcp, udp or sctp")
     src: int | None = None
     if flow.src is not None:
@@ -32,7 +32,8 @@ def begin(walk: Walk, flow: Flow) -> None:
         if src_family != family:
             raise ValueError(f"{flow.src} and {flow.dst} are of different address families")
     ports = CLIENT_PORTS if flow.from_node is None else LOCAL_PORTS
-    p = Packet(family, proto, src or 0, dst, flow.source_port or ports, flow.port)
+    source_port = 0 if proto == pk.ESP else flow.source_port or ports
+    p = Packet(family, proto, src or 0, dst, source_port, flow.port)
     p.mark = flow.mark
     state = State(p)
     if walk.longest is not None:

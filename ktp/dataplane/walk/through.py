@@ -15,6 +15,7 @@ from ktp.dataplane.walk.errors import send_error
 from ktp.dataplane.walk.links import is_loopback
 from ktp.dataplane.walk.routes import choose_hop, hop_words, leaves_loopback, route_text
 from ktp.dataplane.walk.verdicts import passed, run_hook
+from ktp.dataplane.walk.xfrm import lets_in, lets_out
 from ktp.model.effect import Note
 from ktp.model.host import NextHop
 from ktp.model.trace import Disposition, StepKind, Symptom
@@ -24,6 +25,8 @@ def forward(walk: Walk, state: State, host: Host, oif: str) -> None:
     """FORWARD, with a TTL one less."""
     p = state.packet
     p.oif = oif
+    if not lets_in(walk, state, host, "fwd"):
+        return
     if p.ttl <= 1:
         reason = f"the packet's TTL ends at {host.name}"
         step = state.note(StepKind.ROUTE, Note(reason), hook="ROUTING")
@@ -32,6 +35,8 @@ def forward(walk: Walk, state: State, host: Host, oif: str) -> None:
         send_error(walk, state, host, kind, Disposition.LOST, reason, step, "route")
         return
     p.ttl -= 1
+    if not lets_out(walk, state, host):
+        return
     for verdict in run_hook(walk, state, host, FORWARD):
         if passed(walk, verdict, host, FORWARD):
             walk.go(PostRouting(verdict.state, host))
@@ -106,7 +111,8 @@ def local_out(walk: Walk, state: State, host: Host, found: Lookup) -> None:
             # connect() or sendto() fails with EINVAL
             lost(walk, each, host, why, "sysctl", symptom=Symptom.UNREACHABLE)
             continue
-        walk.go(Output(each, host))
+        if each.hop.dev == "lo" or lets_out(walk, each, host):
+            walk.go(Output(each, host))
 
 
 def postrouting(walk: Walk, state: State, host: Host) -> None:

@@ -53,7 +53,13 @@ def tunnelled(
 
 
 def untunnelled(
-    walk: Walk, state: State, host: Host, tunnel: TunnelDevice, fault: TunnelFault, about: str, far: str = ""
+    walk: Walk,
+    state: State,
+    host: Host,
+    tunnel: TunnelDevice | None,
+    fault: TunnelFault,
+    about: str,
+    far: str = "",
 ) -> None:
     """A tunnel does not carry the packet; `about` says for whom, and `far` names a node whose device is at fault."""
     step, words = why_untunnelled(state, host, tunnel, fault, about, far)
@@ -61,15 +67,16 @@ def untunnelled(
 
 
 def why_untunnelled(
-    state: State, host: Host, tunnel: TunnelDevice, fault: TunnelFault, about: str, far: str = ""
+    state: State, host: Host, tunnel: TunnelDevice | None, fault: TunnelFault, about: str, far: str = ""
 ) -> tuple[StepRecord, str]:
-    """The step and the words for it."""
-    words = f"the tunnel {tunnel.name} of {host.name} does not carry it: {fault.value} ({about})"
+    """The step and the words for it; `tunnel` None for IPsec, which needs no device."""
+    what = f"the tunnel {tunnel.name}" if tunnel is not None else "IPsec"
+    words = f"{what} of {host.name} does not carry it: {fault.value} ({about})"
     return state.note(StepKind.ROUTE, Untunnelled(fault, far, words), hook="TUNNEL"), words
 
 
 def outer_passes(
-    walk: Walk, state: State, host: Host, tunnel: TunnelDevice, flow: Flow, echo: int | None = None
+    walk: Walk, state: State, host: Host, tunnel: TunnelDevice | None, flow: Flow, echo: int | None = None
 ) -> bool:
     """Whether a tunnel's own packets, `flow`, get there, and answers of the mark `echo` back; else the end is noted."""
     leaves = outer_ends(walk, flow, echo)
@@ -81,13 +88,13 @@ def outer_passes(
     stopped = [leaf for leaf in leaves if leaf.symptom is not Symptom.CONNECTS]
     if not stopped:
         return True
+    own = f"the tunnel's own packets ({flow.protocol.upper()} {f'{flow.port} ' if flow.port else ''}to {flow.dst})"
     unknown = [leaf for leaf in stopped if leaf.disposition is Disposition.UNDETERMINED]
     leaf = (unknown or stopped)[0]
     if unknown or len(stopped) < len(leaves):
-        why = f"whether the tunnel's own packets (UDP {flow.port} to {flow.dst}) get through: {leaf.reason}"
-        end_unknown(walk, state, host.name, why)
+        end_unknown(walk, state, host.name, f"whether {own} get through: {leaf.reason}")
         return False
-    reason = f"the tunnel's own packets (UDP {flow.port} to {flow.dst}) do not get through: {leaf.reason}"
+    reason = f"{own} do not get through: {leaf.reason}"
     disposition = leaf.disposition if state.direction == "request" else Disposition.LOST
     if state.steps is not None:
         close_hop(state, host)

@@ -6,7 +6,7 @@ Its first packets, and the answers of the peer, are one UDP connection between t
 from __future__ import annotations
 
 from ktp.dataplane.host import Host
-from ktp.dataplane.packet import to_text
+from ktp.dataplane.packet import UDP, to_text
 from ktp.dataplane.state import State
 from ktp.dataplane.tunnel import WIREGUARD
 from ktp.dataplane.walk.context import Leaf, Walk
@@ -27,6 +27,9 @@ def encrypted(
 ) -> None:
     """A packet enters a WireGuard device; `routed` is the node that its route means, where the peer does not tell."""
     p = state.packet
+    if walk.is_tunnels and (p.proto, p.sport, p.local) == (UDP, own.port, True):
+        untunnelled(walk, state, host, tunnel, TunnelFault.LOOP, to_text(p.family, p.dst))  # send4: -ELOOP
+        return
     peer = peer_of(own, p.family, p.dst)
     if peer is None:
         _refused(walk, state, host, tunnel, TunnelFault.NO_PEER)

@@ -3,7 +3,8 @@
 # What it means
 Pods of other nodes are reached through a tunnel device (flannel's, Calico's), and the entries that say where its
 packets go, or the device at the far end, are missing or wrong: of WireGuard the peer with the pod's address among its
-allowed IPs, its endpoint, its key, or this node's source address among the allowed IPs there.
+allowed IPs, its endpoint, its key, or this node's source address among the allowed IPs there. Or an IPsec policy blocks
+the packet, asks for a state that is not there, or takes only what comes by IPsec.
 
 # Why traffic fails
 The packet enters the tunnel and never comes out. With policy Cluster only connections that draw a pod of the dialled
@@ -11,13 +12,15 @@ node itself succeed: it looks like policy Local.
 
 # Evidence
 The tunnel devices, the neighbour table and the forwarding database of the nodes (`ip-link.json`, `ip-neigh.json`,
-`bridge-fdb.json`), WireGuard's peers (`wg.txt`; private and preshared keys are never read). A firewall that drops the
-tunnel's own packets is KTP301, with its rule.
+`bridge-fdb.json`), WireGuard's peers (`wg.txt`), IPsec's policies and states (`ip-xfrm-policy.txt`,
+`ip-xfrm-state.txt`), without private and preshared keys. A firewall that drops the tunnel's own packets is KTP301, with
+its rule.
 
 # Confirm by hand
     ip -d link show type vxlan
     ip neigh show
     wg show                      # endpoint, allowed ips, and when the last handshake was
+    ip xfrm policy; ip xfrm state list nokeys
     ip route get POD-IP
 
 # Fix
@@ -78,7 +81,7 @@ def run(case: Case) -> Iterable[Finding]:
 
 def _carrying(snapshot: Snapshot, node: str) -> Snapshot:
     """The node with tunnels of which nothing is known: taken to carry."""
-    return with_state(snapshot, replace(snapshot.nodes[node], tunnels=None))
+    return with_state(snapshot, replace(snapshot.nodes[node], tunnels=None, xfrm=None))
 
 
 CHECK = Check("KTP214", "TunnelBroken", Severity.ERROR, run)

@@ -11,6 +11,7 @@ from ktp.collect.machine import CommandResult
 from ktp.collect.remote_script import build_script
 from ktp.collect.strip import strip_capture
 from ktp.collect.wireguard import COLUMNS, MODULE, wireguard_command, wireguard_dump
+from ktp.collect.xfrm import READS, SOCKETS
 from ktp.errors import EvidenceError
 from ktp.model.capture import EvidenceGap, GapCause, MemoryCapture
 from ktp.model.tunnel import Wireguard
@@ -24,7 +25,7 @@ SECRET = "4k/v08gulABge5tjaavXWGofzglld7XGPUPWfV1FHzw="
 # As wireguard-tools 1.0.20210914 prints them.
 COLUMN = {
     "public-key": f"wg0\t{OWN}\n", "listen-port": "wg0\t51820\n", "fwmark": "wg0\t0x5\n",
-    "endpoints": f"wg0\t{ONE}\t192.168.37.9:51821\nwg0\t{TWO}\t(none)\n",
+    "endpoints": f"wg0\t{ONE}\t192.168.37.9:51821\n{TWO}\t(none)\n",
     "allowed-ips": f"wg0\t{ONE}\t10.244.1.0/24 fd12:3::/64\nwg0\t{TWO}\t(none)\n",
     "latest-handshakes": f"wg0\t{ONE}\t1769560000\nwg0\t{TWO}\t0\n",
     "transfer": f"wg0\t{ONE}\t92\t1480\nwg0\t{TWO}\t0\t148\n",
@@ -77,6 +78,13 @@ def test_columns_make_the_dump_that_is_parsed() -> None:
         False,
         True,
         False,
+    )
+
+
+def test_endpoints_with_a_device_in_each_line_are_the_same() -> None:
+    assert (
+        wireguard_dump({**COLUMN, "endpoints": COLUMN["endpoints"].replace("\n" + TWO, "\nwg0\t" + TWO)})
+        == DUMP
     )
 
 
@@ -161,3 +169,17 @@ def test_what_is_there_and_cannot_be_read_is_a_gap() -> None:
     assert (gap.cause, "wireguard-tools" in (gap.remedy or "")) == (GapCause.NOT_INSTALLED, True)
     (gap,) = gaps_of(machine(root=False))
     assert gap.cause is GapCause.NOT_READ
+
+
+@pytest.mark.parametrize(("has_module", "root"), [(True, True), (True, False), (False, True)])
+def test_ipsec_is_asked_where_the_kernel_has_it_already_and_never_for_keys(
+    has_module: bool, root: bool
+) -> None:
+    sockets = b"sk               Eth Pid        Groups\n0000000057f724e6 6   0          00000000\n"
+    files = {**PROC, SOCKETS: sockets if has_module else sockets.replace(b" 6 ", b" 7 ")}
+    runner = FakeRunner({**READERS, **{line: "" for _, line in READS}}, files, root=root)
+    capture = collect_local_node("node-a", runner, not_root=("", ""))
+    read = {file for file, _ in READS if capture.has(f"nodes/node-a/{file}")}
+    assert read == ({file for file, _ in READS} if has_module and root else set())
+    asked = [line for line in runner.ran if "xfrm" in line]
+    assert all(line in ("ip xfrm policy", "ip xfrm state list nokeys") for line in asked)

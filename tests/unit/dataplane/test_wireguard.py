@@ -82,11 +82,16 @@ def _files(name: str, wg: str | None, rules: str) -> dict[str, bytes]:
     return {f"nodes/{name}/{file}": text.encode() for file, text in files.items()}
 
 
+def world(
+    a: str | None = WG["a"], b: str | None = WG["b"], rules: str = TAKEN, rules_b: str = TAKEN
+) -> dict[str, bytes]:
+    return {"cluster/services.json": b'{"items": []}', **_files("a", a, rules), **_files("b", b, rules_b)}
+
+
 def ask(
     a: str | None = WG["a"], b: str | None = WG["b"], rules: str = TAKEN, rules_b: str = TAKEN
 ) -> FlowAnswer:
-    files = {"cluster/services.json": b'{"items": []}', **_files("a", a, rules), **_files("b", b, rules_b)}
-    states = parse_snapshot(MemoryCapture(files=files)).nodes
+    states = parse_snapshot(MemoryCapture(files=world(a, b, rules, rules_b))).nodes
     topology = Topology(
         nodes={name: replace(state, place_unread=False) for name, state in states.items()},
         attached={to_int(POD): Attached(name="test/web", node="b")},
