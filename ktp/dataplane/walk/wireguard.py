@@ -5,6 +5,8 @@ Its first packets, and the answers of the peer, are one UDP connection between t
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from ktp.dataplane.host import Host
 from ktp.dataplane.packet import UDP, to_text
 from ktp.dataplane.state import State
@@ -43,7 +45,7 @@ def encrypted(
     if len(has_key) > 1:
         end_unknown(walk, state, host.name, f"{has_key[0]} and {has_key[1]} have the same WireGuard key")
         return
-    name = _came_from(walk, state, peer)
+    name = _came_from(walk, state, host, tunnel, peer)
     answers = name is not None
     if not answers:
         if peer.endpoint is None:
@@ -74,15 +76,15 @@ def encrypted(
     walk.go(Enter(state, target, far.name if far is not None else _device(target, tunnel), None))
 
 
-def _came_from(walk: Walk, state: State, peer: WireguardPeer) -> str | None:
-    """The node whose packet this answers, where that came through the peer: its endpoint is where it was sent from."""
-    for hop in state.hops if state.direction != "request" else ():
-        node = walk.topology.nodes.get(hop.node)
-        device = (node.tunnels or {}).get(hop.left.oif or "") if node is not None else None
-        if hop.direction != "request" or device is None or device.kind != WIREGUARD:
+def _came_from(walk: Walk, state: State, host: Host, tunnel: TunnelDevice, peer: WireguardPeer) -> str | None:
+    """The node whose packet this answers, where that came by the device: its endpoint is where that was sent from."""
+    for before, hop in pairwise(state.hops) if state.direction != "request" else ():
+        if (hop.direction, hop.node, hop.arrived.iif) != ("request", host.name, tunnel.name):
             continue
-        if device.wireguard is None or device.wireguard.public_key == peer.public_key:
-            return hop.node
+        node = walk.topology.nodes.get(before.node)
+        read = [t.wireguard for t in (node.tunnels or {}).values() if t.wireguard] if node is not None else []
+        if not read or peer.public_key in {device.public_key for device in read}:
+            return before.node
     return None
 
 

@@ -268,6 +268,26 @@ def tunnelled(neighbours: str) -> Ask:
     )  # fmt: skip
 
 
+def through_wireguard(allowed: str) -> Ask:
+    """Node-b reaches the pods of node-a through WireGuard, whose peer there has these allowed IPs."""
+
+    def routes(text: str) -> str:
+        far = {"dst": "10.244.1.0/24", "dev": "wg0", "scope": "link"}
+        return json.dumps([*(r for r in json.loads(text) if not r["dst"].startswith("10.244.1.")), far])
+
+    link = replaced(json.dumps([{"ifname": "wg0", "flags": ["UP"], "linkinfo": {"info_kind": "wireguard"}}]))
+    dumps = {
+        "node-a": "wg0\t(hidden)\tA\t51820\toff\nwg0\tB\t(hidden)\t(none)\t10.0.0.0/8\t0\t0\t0\toff\n",
+        "node-b": f"wg0\t(hidden)\tB\t51820\toff\nwg0\tA\t(hidden)\t10.0.0.3:51820\t{allowed}\t0\t0\t0\toff\n",
+    }
+    return edited(
+        CLUSTER, ("node-b", "ip-route.json", routes),
+        *((node, "ip-addr.json", with_device("wg0")) for node in dumps),
+        *((node, "ip-link.json", link) for node in dumps),
+        *((node, "wg.txt", replaced(text)) for node, text in dumps.items()),
+    )  # fmt: skip
+
+
 def _without_backends(text: str) -> str:
     """The maps of an agent that has not heard of the Services' pods."""
     return json.dumps({k: v for k, v in json.loads(text).items() if k.endswith("(0)")})

@@ -19,6 +19,7 @@ from ktp.model.trace import Disposition, Symptom
 from ktp.render.diagnosis_json import diagnosis_object
 from tests.support.schema import validate
 from tests.unit.diagnose.scenarios import SCENARIOS
+from tests.unit.diagnose.scenarios_catalogue import through_wireguard
 from tests.unit.diagnose.worlds import codes, findings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -207,3 +208,10 @@ def test_a_cell_tells_where_its_connections_hang() -> None:
         "device": "eth0",
     }  # fmt: skip
     assert "hang" not in rows["node-b"]["external"]
+
+
+@pytest.mark.parametrize(("allowed", "fires"), [("10.244.1.0/24", False), ("10.244.7.0/24", True)])
+def test_wireguard_that_does_not_carry_is_a_broken_tunnel(allowed: str, fires: bool) -> None:
+    found = findings(through_wireguard(allowed)().diagnosis(), "KTP214")
+    assert [finding.node for finding in found] == (["node-b"] if fires else [])
+    assert all("allowed IPs" in finding.message and finding.fixes[0].verified for finding in found)
