@@ -1,7 +1,7 @@
 """What a rule, or an element of a map, of kube-proxy's or the kubelet's is for: one vocabulary for every back end.
 
 A purpose is found by each back end's recogniser (`kube`, `nft_kube`); here it becomes a sentence. Facts: kube-proxy
-1.18 to 1.36.
+since 1.18.
 """
 
 from __future__ import annotations

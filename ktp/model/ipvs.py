@@ -14,7 +14,7 @@ _RULES_OF_IPVS = 16
 
 
 def links_ipvs(ruleset: Ruleset) -> bool:
-    """Whether kube-proxy's KUBE-SERVICES is IPVS mode's, 1.18 to 1.36: few rules, one a jump to KUBE-NODE-PORT."""
+    """Whether kube-proxy's KUBE-SERVICES is IPVS mode's, since 1.18: few rules, one a jump to KUBE-NODE-PORT."""
     chain = ruleset.chain("nat", "KUBE-SERVICES")
     if chain is None or len(chain) > _RULES_OF_IPVS:
         return False
