@@ -33,9 +33,11 @@ def serve(state: State, host: Host, hook: str) -> list[Verdict]:
     if state.direction != "request":
         step = _undo_ipvs(state, host, hook)
         if step is not None and p.ct is not None and p.ctstate & pk.NEW:
-            # Seen in Linux 6.1: the entry of a request that came back by lo stood before IPVS took it.
-            why = "conntrack has another connection with the addresses of IPVS's answer, and nat gives it another port"
-            return [Verdict(DROP, state, why, step)]
+            if _is_clash(state, host):
+                # Seen in Linux 6.1: the entry of a request that came back by lo stood before IPVS took it.
+                why = "conntrack has the request's connection for the answer's addresses, and nat gives it another port"
+                return [Verdict(DROP, state, why, step)]
+            p.ct.src, p.ct.sport = p.src, p.sport
         if (
             step is not None
             and p.family == 6
@@ -121,17 +123,22 @@ _CONNTRACK_OF_IPVS = "net.ipv4.vs.conntrack"
 
 
 def _is_ipvs_tracked(state: State, host: Host) -> bool:
-    """Whether IPVS lets conntrack translate for it: by the sysctl, and never where the packet is not tracked.
+    """Whether IPVS lets conntrack track what it translates (IP_VS_CONN_F_NFCT).
 
     kube-proxy sets the sysctl (pkg/proxy/ipvs/proxier.go); the kernel's default is 0.
     """
-    if state.packet.ct is None:
-        return False
     value = host.sysctl(_CONNTRACK_OF_IPVS)
     if value is None:
         words = f"{_CONNTRACK_OF_IPVS} is 1, as kube-proxy sets it"
         state.assume(Assumption(words, EvidenceKind.SYSCTLS, host.name))
     return value != 0
+
+
+def _is_clash(state: State, host: Host) -> bool:
+    """Whether the node tracks who asked whom for what IPVS has just made an answer, in that connection's own words."""
+    p = state.packet
+    asked = (p.dst, p.dport, p.src, p.sport)
+    return any((c.osrc, c.osport, c.odst, c.odport) == asked for c in state.conns if c.node == host.name)
 
 
 def _undo_ipvs(state: State, host: Host, hook: str) -> StepRecord | None:

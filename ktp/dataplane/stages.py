@@ -171,10 +171,12 @@ def _nat(state: State, host: Host, hook: str, group: Group) -> list[Verdict]:
                 translate_back(verdict.state, hook, destination)
         return verdicts
     if destination and ct.dst_done:
-        p.dst, p.dport = ct.dst, ct.dport
+        if ct.dnat:
+            p.dst, p.dport = ct.dst, ct.dport
         return [Verdict(ACCEPT, state)]
     if not destination and ct.src_done:
-        p.src, p.sport = ct.src, ct.sport
+        if ct.snat:
+            p.src, p.sport = ct.src, ct.sport
         return [Verdict(ACCEPT, state)]
     return _nat_by_rules(state, host, hook, group)
 

@@ -73,9 +73,10 @@ def _walk_later(walk: Walk, state: State, host: Host | None, answer: Packet) -> 
             if node.sysctl(LOOSE) is None:
                 taken = f"{LOOSE} is 1, the kernel's default"
                 each.assume(Assumption(taken, EvidenceKind.SYSCTLS, node.name))
+            what = "an older entry of conntrack's" if state.served.tracked else "no entry of conntrack's"
             why = (
-                "IPVS without conntrack: the handshake ends well, and then nothing more of the server's arrives, for "
-                f"its next packets are NEW to conntrack, which has no entry: {leaf.reason}"
+                f"IPVS with {what}: the handshake ends well, and then nothing more of the server's arrives, for its "
+                f"next packets are NEW to conntrack: {leaf.reason}"
             )
             end_unknown(walk, each, leaf.node, why, step=leaf.step)
 

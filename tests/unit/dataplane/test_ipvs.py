@@ -12,7 +12,15 @@ from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.ipvs import draw
 from ktp.dataplane.walk import Attached, Topology, Walker
 from ktp.model.assumption import EvidenceKind
-from ktp.model.host import Interface, InterfaceAddress, NextHop, NodeState, Route, RoutingRule
+from ktp.model.host import (
+    Interface,
+    InterfaceAddress,
+    ListeningSocket,
+    NextHop,
+    NodeState,
+    Route,
+    RoutingRule,
+)
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
 from ktp.parse.ipset import parse_ipsets
 from ktp.parse.iptables_save import open_ruleset
@@ -382,3 +390,44 @@ def test_an_answer_is_ipvs_s_behind_its_translation(chain: str, *, matches: bool
     walker = _walker(rules=f"{RULES}*mangle\n:{chain} ACCEPT [0:0]\n{rules}COMMIT\n")
     answer = answer_flow(walker, Flow(dst=NODE, port=31015, src=CLIENT, via="node-a"))
     assert (answer.symptom is Symptom.TIMES_OUT) is matches, answer.reason
+
+
+@pytest.mark.parametrize(
+    ("protocol", "tracked", "symptom"),
+    [
+        ("tcp", "0", Symptom.CONNECTS), ("tcp", "1", Symptom.UNKNOWN),
+        ("udp", "0", Symptom.CONNECTS), ("udp", "1", Symptom.TIMES_OUT),
+    ],
+)  # fmt: skip
+def test_a_process_asks_its_own_node_and_a_mark_sends_it_on(
+    protocol: str, tracked: str, symptom: Symptom
+) -> None:
+    """Seen in Linux 6.1: by lo its request comes back with an entry of conntrack that IPVS cannot make fit any more.
+
+    The answer is a connection of its own to conntrack, with the first one's addresses: nat gives it another port.
+    """
+    rules = f"*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p {protocol} --dport 9090 -j MARK --set-mark 7\nCOMMIT\n"
+    walker = _walker(f"{SERVERS}-A -f 7 -s rr\n-a -f 7 -r 10.244.2.11:0 -m -w 1\n", RULES + rules)
+    nodes = {
+        name: replace(node, sysctls={**(node.sysctls or {}), "net.ipv4.vs.conntrack": tracked})
+        for name, node in walker.topology.nodes.items()
+    }
+    walker = Walker(replace(walker.topology, nodes=nodes))
+    answer = answer_flow(walker, Flow(dst=NODE, port=9090, protocol=protocol, from_node="node-a"))
+    assert answer.symptom is symptom, answer.reason
+
+
+@pytest.mark.parametrize(("rule", "kept"), [("", True), ("-A POSTROUTING -j MASQUERADE\n", False)])
+def test_what_is_not_tracked_on_its_way_in_is_on_its_way_back(rule: str, *, kept: bool) -> None:
+    """NOTRACK in PREROUTING, net.ipv4.vs.conntrack=1: the answer is a new connection, and nat is asked (Linux 6.1)."""
+    raw = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p udp --dport 9090 -j NOTRACK\nCOMMIT\n"
+    rules = RULES.replace("-A KUBE-POSTROUTING -j MARK", f"{rule}-A KUBE-POSTROUTING -j MARK")
+    walker = _walker(
+        f"{SERVERS}-A -u {VIP}:9090 -s rr\n-a -u {VIP}:9090 -r {NODE}:9090 -g -w 1\n", raw + rules
+    )
+    node = walker.topology.nodes["node-a"]
+    listening = ListeningSocket(protocol="udp", ip=None, port=9090, family=4)
+    node = replace(node, sockets=(listening,), sysctls={**(node.sysctls or {}), "net.ipv4.vs.conntrack": "1"})
+    walker = Walker(replace(walker.topology, nodes={**walker.topology.nodes, "node-a": node}))
+    answer = answer_flow(walker, Flow(dst=VIP, port=9090, protocol="udp", src=CLIENT, via="node-a"))
+    assert (answer.symptom is Symptom.CONNECTS) is kept, answer.reason
