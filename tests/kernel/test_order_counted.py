@@ -186,7 +186,7 @@ def test_what_counters_tell_is_the_order(ends: tuple[Agent, Agent], seed: int) -
     first = read(node)
     lot = random.Random(seed)
     probes = [
-        {"dst": NODE, "port": port, "proto": "tcp", "timeout": 1.0}
+        {"dst": NODE, "port": port, "proto": "tcp", "timeout": 2.5}
         for port in (*PORTS, *ENDS.values())
         if port in ENDS.values() or lot.random() < 0.8
     ]
@@ -230,7 +230,7 @@ def test_a_connection_between_two_readings_decides(ends: tuple[Agent, Agent], or
         words[-1] = words[-1].replace(" redirect", " counter redirect")
         node.run(*words)
     first = read(node)
-    met = client.ask(do="probe", probes=[{"dst": NODE, "port": PORT, "proto": "tcp", "timeout": 1.5}])[0]
+    met = client.ask(do="probe", probes=[{"dst": NODE, "port": PORT, "proto": "tcp", "timeout": 10}])[0]
     asked = Flow(src=CLIENT, via="node-a", dst=NODE, port=PORT, protocol="tcp")
     for last, known in ((first, False), (read(node), True)):
         answer = answer_flow(Walker(topology_of_nodes({"node-a": state_of(first, last)})), asked)
@@ -248,7 +248,7 @@ def test_a_live_run_reads_the_rules_twice(ends: tuple[Agent, Agent]) -> None:
     for number, owner in enumerate(("nft", "legacy")):
         node.run(*command(owner, "nat", number))
     script = build_script(sudo=False, reach=None, command_timeout=10, counters=2)
-    probe = {"dst": NODE, "port": PORT, "proto": "tcp", "timeout": 1.0}
+    probe = {"dst": NODE, "port": PORT, "proto": "tcp", "timeout": 10}
     with subprocess.Popen(
         ["ip", "netns", "exec", node.namespace, "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as shell:

@@ -107,7 +107,7 @@ def test_a_chain_of_nft_in_a_table_of_iptables(ends: tuple[Agent, Agent], priori
     chain = f"{{ type nat hook prerouting priority {priority}; }}"
     rule = f"tcp dport {PORT} redirect to :{ENDS['own']}"
     node.run("nft", f"add chain ip nat own {chain}; add rule ip nat own {rule}")
-    met = client.ask(do="probe", probes=[{"dst": NODE, "port": PORT, "proto": "tcp", "timeout": 1.5}])[0]
+    met = client.ask(do="probe", probes=[{"dst": NODE, "port": PORT, "proto": "tcp", "timeout": 10}])[0]
     files = {name: text.encode("latin-1") for name, text in node.ask(do="collect", node="node-a").items()}
     nodes = parse_snapshot(MemoryCapture(files={**files, "cluster/services.json": b'{"items": []}'})).nodes
     asked = Flow(src=CLIENT, via="node-a", dst=NODE, port=PORT, protocol="tcp")
