@@ -17,7 +17,7 @@ from ktp.dataplane import packet as pk
 from ktp.dataplane.host import Host
 from ktp.dataplane.matches import compile_match
 from ktp.dataplane.matches.compiled import Compiled as CompiledMatch
-from ktp.dataplane.matches.compiled import number_range
+from ktp.dataplane.matches.compiled import always, number_range
 from ktp.dataplane.nft_program import TableProgram
 from ktp.dataplane.nft_values import BREAK, UNKNOWN, Compiled, constant, unknown_value
 from ktp.dataplane.packet import PROTOCOLS, Conn, Packet, to_int
@@ -197,6 +197,8 @@ class PartlyKnown(Program):
         compiled = compile_match(match)
         if compiled is not None and compiled.probability is not None:
             return compiled
+        if match.name == "recent" and any(o.flag == "--set" and not o.negated for o in match.options):
+            return CompiledMatch(always(True))  # iptables-extensions(8): it always succeeds
         asked = match.name in _ASKED and compiled is not None and compiled.assumption is None
         condition = _condition(match)
 

@@ -116,6 +116,13 @@ def twice(takes: tuple[str, ...], counts: tuple[str, ...], hook: str = "PREROUTI
             [TAKES.replace("-j", "-m statistic --mode random --probability 0.5 -j")], [COUNTS], False,
             id="some draws",
         ),
+        pytest.param(
+            [TAKES.replace("-j", "-m recent --rcheck --name x --rsource -j"),
+             TAKES.replace("-j", "-m recent --set --name x --rsource -j")], [COUNTS], True, id="remembered or not",
+        ),
+        pytest.param(
+            [TAKES.replace("-j", "-m recent --rcheck --name x --rsource -j")], [COUNTS], False, id="remembered",
+        ),
         pytest.param([TAKES.replace("-j", "-m limit --limit 1/sec -j")], [COUNTS], False, id="up to a limit"),
         pytest.param(
             [TAKES.replace("-j", "-m limit --limit 1/sec -j")],
