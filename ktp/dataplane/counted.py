@@ -102,11 +102,11 @@ class XtTable:
     def _moved(self, chain: Chain, index: int, packets: int) -> Moved:
         rule = chain.rule(index)
         ways = []
-        for base, rules in self._leading_to(chain.name, (rule,)):
+        for number, (base, rules) in enumerate(self._leading_to(chain.name, (rule,))):
             known = known_of(map(known_of_rule, rules))
             if known is not None:
                 ways.append((base, known))
-            if len(ways) > _MOST_WAYS:
+            if number >= _MOST_WAYS:
                 return Moved(rule.text, chain.name, packets, ())
         return Moved(rule.text, chain.name, packets, tuple(ways))
 
@@ -176,14 +176,14 @@ class NftCounting:
         # What changes a packet's addresses on its way makes it another than it came.
         if not rewrites(self._first):
             own = known_of_statements(rule.statements[: counter[0]])
-            for base, parts in self._leading_to(chain.name, (own,)):
+            for number, (base, parts) in enumerate(self._leading_to(chain.name, (own,))):
+                if number >= _MOST_WAYS:
+                    return Moved(rule.text, chain.name, packets, ())
                 known = known_of(parts)
                 if known is None or known.fields.get("family", self._family) != self._family:
                     continue
                 may_be_other = self._first.family == "inet" and "family" not in known.fields
                 ways.append(("" if may_be_other else base, known))
-                if len(ways) > _MOST_WAYS:
-                    return Moved(rule.text, chain.name, packets, ())
         return Moved(rule.text, chain.name, packets, tuple(ways))
 
     def _leading_to(self, name: str, parts: tuple[Known, ...]) -> Iterator[tuple[str, tuple[Known, ...]]]:
