@@ -56,10 +56,12 @@ test-vm: system-packages $(DEV)
 		--env KTP_KERNEL_CASES=$${KTP_VM_CASES:-4} -- $(BIN)/python -m pytest -p no:cacheprovider -m kernel \
 		tests/kernel/test_orders.py tests/kernel/test_wireguard.py tests/kernel/test_differential.py $(PYTEST_ARGS)
 else
-test-vm: system-packages $(DEV) ## IPVS in user-mode Linux, 400 random pairs; KERNEL=trixie: orders of chains and WireGuard under that kernel
+test-vm: system-packages $(DEV) ## IPVS in user-mode Linux, 400 random pairs, and all kinds of tunnels; KERNEL=trixie: orders of chains and WireGuard under that kernel
 	@$(BIN)/python tests/support/user_mode_linux.py --env KTP_REQUIRE_KERNEL=1 --env KTP_KERNEL_CASES=$${KTP_VM_CASES:-34} \
 		--env KTP_KERNEL_SEED=$${KTP_KERNEL_SEED:-1} --env KTP_IPTABLES=iptables-legacy -- \
-		$(BIN)/python -m pytest -p no:cacheprovider -m kernel tests/kernel/test_ipvs.py tests/kernel/test_conntrack_full.py tests/kernel/test_xfrm.py $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -p no:cacheprovider -m kernel tests/kernel/test_ipvs.py tests/kernel/test_conntrack_full.py tests/kernel/test_xfrm.py \
+		tests/kernel/test_sizes.py::test_what_a_tunnel_adds tests/kernel/test_sizes.py::test_what_is_longer_than_the_next_node_takes \
+		$(PYTEST_ARGS)
 endif
 
 test-cases: $(DEV) ## the tests that ask recordings of whole clusters: CASES=FOLDER

@@ -169,6 +169,7 @@ class Packet:
         "ipvs_property",
         "length",
         "local",
+        "locks_mtu",
         "mark",
         "oif",
         "physin",
@@ -205,6 +206,8 @@ class Packet:
         self.from_far = False  # routers may have counted its TTL down before it came into sight
         self.tos = 0
         self.length: int | None = None
+        # Its sender's route has a locked MTU: of IPv4 it may be cut (ip_dont_fragment).
+        self.locks_mtu = False
         self.pkttype = "unicast"
         self.local = False  # made by a process of the node it is on
         self.reply = False

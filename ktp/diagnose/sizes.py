@@ -20,7 +20,7 @@ from ktp.dataplane.walk import LimitExceededError, Walker
 from ktp.dataplane.wireguard import peer_of
 from ktp.model.diagnosis import Hang
 from ktp.model.effect import TooLong
-from ktp.model.host import NodeState
+from ktp.model.host import NodeState, Route
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import DecidedBy, Flow, Hop, Path, Step, Symptom
 from ktp.model.tunnel import TunnelDevice
@@ -34,7 +34,7 @@ ETHERNET = 1500
 # What a tunnel puts before an IPv4 packet's or IPv6 packet's own header, in bytes, without the outer IP header
 # (RFC 7348; RFC 8926 without options; RFC 2003; RFC 2784; WireGuard's data message with its tag, padded no further than
 # its device's MTU).
-_HEADERS = {
+HEADERS = {
     "vxlan": 14 + 8 + 8,
     "geneve": 14 + 8 + 8,
     "ipip": 0,
@@ -43,7 +43,7 @@ _HEADERS = {
     "gretap": 14 + 4,
     "wireguard": 8 + 16 + 16,
 }
-_OUTER = {4: 20, 6: 40}
+OUTER = {4: 20, 6: 40}
 # These send on no packet that is then too long, but tell its sender (tnl_update_pmtu, ipip6_tunnel_xmit), unless they
 # ignore DF, or with IPv6 in them look for no path MTU.
 _TELL_SENDERS = frozenset(("ipip", "sit", "gre", "gretap"))
@@ -84,7 +84,8 @@ class Crossing:
 class Untold:
     """A packet of `segment` bytes that `device` of `node` takes no more than `limit` of, and `step`, that tells nobody.
 
-    `step` is what stopped the error that goes to the sender, and `place` where.
+    `stopped_by` is what stopped the error that goes to the sender, and where. `lock_unread`: whether the
+    sender's route has a locked MTU was not told; if so, it sends what may be cut.
     """
 
     direction: str
@@ -93,6 +94,7 @@ class Untold:
     segment: int
     limit: int
     stopped_by: DecidedBy
+    lock_unread: bool = False
 
 
 def crossings(snapshot: Snapshot, path: Path, *, from_outside: bool) -> Iterator[Crossing]:
@@ -147,14 +149,14 @@ def untold(
             answer = fold(flow, walker.walk(flow, lengths))
         except LimitExceededError:
             continue
-        ends = [(other, lost) for other in answer.paths if (lost := _untold(other)) is not None]
+        ends = [(other, lost) for other in answer.paths if (lost := _untold(snapshot, other)) is not None]
         for path in those:
             lost = next((lost for other, lost in ends if _same_way(path, other)), None)
             if lost is not None:
                 yield path, lost
 
 
-def _untold(path: Path) -> Untold | None:
+def _untold(snapshot: Snapshot, path: Path) -> Untold | None:
     """Of a way of long packets, that it ends where nobody is told."""
     decided = path.decided_by
     step = decided.step if decided is not None else None
@@ -162,9 +164,11 @@ def _untold(path: Path) -> Untold | None:
     if decided is None or effect is None or path.symptom is not Symptom.TIMES_OUT:
         return None
     end = path.hops[-1]
+    direction = "request" if any(h.direction == "error" for h in path.hops) else "reply"
+    sender = next(h for h in path.hops if h.direction == direction)
     last = end.steps[-1]
     return Untold(
-        direction="request" if any(h.direction == "error" for h in path.hops) else "reply",
+        direction=direction, lock_unread=_lock_unread(snapshot, sender),
         node=decided.node, device=effect.device, segment=effect.length, limit=effect.limit,
         stopped_by=DecidedBy(node=end.node, pod=end.pod, kind=last.kind, step=last),
     )  # fmt: skip
@@ -243,10 +247,10 @@ def _by_tunnel(
     peer = peer_of(tunnel.wireguard, family, int(to)) if tunnel.wireguard is not None and to else None
     outer = peer.endpoint[0].version if peer is not None and peer.endpoint is not None else None
     mine, theirs = _underlay(snapshot, *here, outer), _underlay(snapshot, *there, outer)
-    if tunnel.kind not in _HEADERS or mine is None or theirs is None:
+    if tunnel.kind not in HEADERS or mine is None or theirs is None:
         return None
     (device, limit, version), (receiving_device, taken, _) = mine, theirs
-    added = _HEADERS[tunnel.kind] + _OUTER[version]
+    added = HEADERS[tunnel.kind] + OUTER[version]
     # vxlan_xmit_one and geneve_xmit_skb tell a sender of the same node, too, since Linux 5.9 (skb_tunnel_check_pmtu).
     told = tunnel.kind in _TELL_SENDERS and not tunnel.ignores_df and (tunnel.finds_mtu or family == 4)
     if told or (is_own and tunnel.kind in ("vxlan", "geneve")):
@@ -293,7 +297,20 @@ def _of_end(snapshot: Snapshot, hop: Hop) -> int | None:
         return None
     if hop.pod or hop.in_interface is None:
         return _allowed(snapshot, hop)
+    inside = _sending_pod(state, hop)
+    if inside is not None:
+        own = _closest(inside, None, hop.arrived.dst)
+        return _by_route(inside, own[0].dev, hop.arrived.dst) if own else None
     return state.takes(hop.in_interface)
+
+
+def _sending_pod(state: NodeState, hop: Hop) -> NodeState | None:
+    """The namespace that a node gets a request from, where it is a pod's and was read."""
+    sender = ip_address(hop.arrived.src) if hop.arrived.src else None
+    return next(
+        (p for p in state.pods.values() for i in p.interfaces or () for a in i.addresses if a.ip == sender),
+        None,
+    )
 
 
 def _allowed(snapshot: Snapshot, hop: Hop) -> int | None:
@@ -309,15 +326,33 @@ def _by_route(state: NodeState, device: str | None, address: str) -> int | None:
     own = state.takes(device)
     if own is None or not address:
         return own
+    found = {r.mtu or own for r in _closest(state, device, address)}
+    return min(found) if len(found) == 1 else own if not found else None
+
+
+def _closest(state: NodeState, device: str | None, address: str) -> list[Route]:
+    """The routes by a device, or by any, to an address with the longest prefix."""
     to = ip_address(address)
     routes = [
         r
         for r in state.routes or ()
-        if r.dst.version == to.version and to in r.dst and any(h.dev == device for h in r.nexthops)
+        if r.dst.version == to.version and to in r.dst and any(device in (h.dev, None) for h in r.nexthops)
     ]
-    closest = max((r.dst.prefixlen for r in routes), default=0)
-    found = {r.mtu or own for r in routes if r.dst.prefixlen == closest}
-    return min(found) if len(found) == 1 else own if not found else None
+    longest_prefix = max((r.dst.prefixlen for r in routes), default=0)
+    return [r for r in routes if r.dst.prefixlen == longest_prefix]
+
+
+def _lock_unread(snapshot: Snapshot, sender: Hop) -> bool:
+    """Whether the sender of IPv4 packets may have a locked MTU: its route has one, and of a lock nothing was told."""
+    state, device, to = snapshot.nodes.get(sender.node), sender.out_interface, sender.left.dst
+    if state is not None and sender.pod:
+        state = state.pods.get(sender.pod)
+    elif state is not None and sender.in_interface is not None:
+        state, device, to = _sending_pod(state, sender), None, sender.arrived.dst
+    if state is None or ip_address(to).version == 6:
+        return False
+    routes = _closest(state, device, to)
+    return any(r.mtu is not None and r.mtu_locked is None for r in routes)
 
 
 def _clamps(step: Step) -> bool:

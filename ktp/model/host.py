@@ -95,6 +95,8 @@ class Route:
     tos: int = 0
     src: IPNetwork | None = None  # IPv6 source-specific routes ("from")
     mtu: int | None = None  # where the route has one of its own
+    # Whether it stays so whatever the path takes (`mtu lock`); None where that was not told: `ip -j` leaves it out.
+    mtu_locked: bool | None = field(default=None, compare=False)
 
     @property
     def dev(self) -> str | None:

@@ -181,6 +181,7 @@ def _route(entry: dict[str, Any], family: int) -> Route:
     hops = [_next_hop(object_of(hop)) for hop in list_of(entry.get("nexthops"))]
     if not hops and (entry.get("dev") or entry.get("gateway") or entry.get("via")):
         hops = [_next_hop(entry)]
+    metric = next((m for m in _metrics(entry) if "mtu" in m), {})
     return Route(
         dst=_network(string_of(entry.get("dst"), "default"), family),
         type=_TYPES.get(kind, kind),
@@ -192,7 +193,8 @@ def _route(entry: dict[str, Any], family: int) -> Route:
         protocol=str(entry.get("protocol") or "boot"),
         tos=_dsfield(entry.get("tos")),
         src=_network(string_of(entry["from"]), family) if entry.get("from") not in (None, "all") else None,
-        mtu=next((number_of(m.get("mtu"), None) for m in _metrics(entry) if "mtu" in m), None),
+        mtu=number_of(metric.get("mtu"), None),
+        mtu_locked=metric["lock"] if isinstance(metric.get("lock"), bool) else None,
     )
 
 

@@ -141,9 +141,11 @@ def _route(words: list[str], route: Json, line: str) -> Json:
             route[key] = int(value) if key in _NUMBERS else value
         elif word in _ROUTE_METRICS:
             value = next(items, "")
-            value = next(items, "") if value == "lock" else value
+            is_locked = value == "lock"
+            value = next(items, "") if is_locked else value
             if word == "mtu":
-                route["metrics"] = [{"mtu": int(value)}]
+                # `ip -j` has no word for the lock (iproute2, print_rta_metrics).
+                route["metrics"] = [{"mtu": int(value), "lock": is_locked}]
         elif word in _ROUTE_FLAGS:
             route.setdefault("flags", []).append(word)
         else:

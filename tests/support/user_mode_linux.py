@@ -28,7 +28,8 @@ PACKAGES = ("user-mode-linux", "ipvsadm", "busybox-static", "kmod")
 # Where the modules lie that a network namespace may want. All are loaded: with registers taken away (below) the kernel
 # cannot start modprobe by itself.
 _LOADED = (
-    "net/netfilter", "net/ipv4/netfilter", "net/ipv6/netfilter", "net/ipv4/ipip", "net/ipv6/ipv6", "net/bridge",
+    "net/netfilter", "net/ipv4/netfilter", "net/ipv6/netfilter", "net/ipv4/ipip", "net/ipv4/gre", "net/ipv4/ip_gre",
+    "net/ipv6/sit", "net/ipv6/ipv6", "net/bridge",
     "drivers/net/veth", "drivers/net/dummy", "drivers/net/vxlan", "drivers/net/geneve",
     "net/ipv4/esp4", "net/xfrm", "crypto/authenc", "crypto/echainiv", "crypto/ecb",
 )  # fmt: skip

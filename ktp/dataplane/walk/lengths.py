@@ -22,10 +22,15 @@ def fits(walk: Walk, state: State, host: Host, limit: int | None) -> bool:
     """Whether a packet goes on that its route or device may not take whole (ip_forward, ip6_forward).
 
     Linux sends TCP with DF: its sender is told by an ICMP error, and sends less. Where that error does not come to it
-    the packet ends here, and so does each that it sends again. `limit` None: how much it takes was not read.
+    the packet ends here, and so does each that it sends again. A sender whose route has a locked MTU sends IPv4
+    without DF, so that it is cut here (ip_dont_fragment); of IPv6 a lock changes nothing (__ip6_rt_update_pmtu).
+    `limit` None: how much it takes was not read.
     """
     p = state.packet
     if limit is None or p.length is None or p.length <= limit:
+        return True
+    if p.locks_mtu and p.family == 4:
+        p.length = limit
         return True
     device = state.hop.dev or "?" if state.hop is not None else "?"
     words = f"{p.length} bytes are too many for {device} of {host.name}, which takes {limit}"

@@ -54,6 +54,14 @@ def source_for(host: Host, p: Packet, found: Lookup) -> int | None:
     return host.select_source(p.family, hop.dev, toward, scope)
 
 
+def limit_own(p: Packet, host: Host, found: Lookup, device: str | None) -> None:
+    """A socket of `host` sends what its route takes: it knows that at once, and whether the route's MTU is locked."""
+    if p.length is None or (limit := host.mtu(found.route, device)) is None:
+        return
+    p.length = min(p.length, limit)
+    p.locks_mtu = found.route is not None and bool(found.route.mtu_locked)
+
+
 def martian(host: Host, p: Packet, iif: str) -> str | None:
     """Why an address must not come by `iif` (martian, ip_route_input_slow), None where all is well."""
     if p.src >> 28 == 0xE or p.src in (0xFFFFFFFF, 0):

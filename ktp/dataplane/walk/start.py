@@ -14,7 +14,7 @@ from ktp.dataplane.walk.ends import end_unknown, ended
 from ktp.dataplane.walk.links import arrival_interface, interface_toward, on_bridge
 from ktp.dataplane.walk.pods import hears_gateway
 from ktp.dataplane.walk.programs import at_socket, out_of_pod
-from ktp.dataplane.walk.routes import first_route, source_for
+from ktp.dataplane.walk.routes import first_route, limit_own, source_for
 from ktp.dataplane.walk.through import local_out
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.trace import Disposition, Flow, Symptom
@@ -151,6 +151,10 @@ def _from_attached(walk: Walk, state: State, host: Host, src: int) -> None:
             walk, state, host.name, f"{why}, and {host.name}, which does not forward, answers no ARP for it"
         )
         return
+    inside = walk.places.inside(client) if client is not None and p.length is not None else None
+    if inside is not None:
+        found = inside.route(p, iif="lo")
+        limit_own(p, inside, found, found.hops[0].dev if found.hops else None)
     walk.go(Enter(state, host, iif or "?", "?" if bridge else None))
 
 

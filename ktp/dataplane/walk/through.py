@@ -13,7 +13,7 @@ from ktp.dataplane.walk.doors import Deliver, Emit, Output, PostRouting
 from ktp.dataplane.walk.ends import end_unknown, lost
 from ktp.dataplane.walk.errors import send_error
 from ktp.dataplane.walk.links import is_loopback
-from ktp.dataplane.walk.routes import choose_hop, hop_words, leaves_loopback, route_text
+from ktp.dataplane.walk.routes import choose_hop, hop_words, leaves_loopback, limit_own, route_text
 from ktp.dataplane.walk.verdicts import passed, run_hook
 from ktp.dataplane.walk.xfrm import lets_in, lets_out
 from ktp.model.effect import Note
@@ -104,8 +104,7 @@ def local_out(walk: Walk, state: State, host: Host, found: Lookup) -> None:
     """A packet of the node itself: OUTPUT, then POSTROUTING. `found` is its first route."""
     for each, hop in choose_hop(state, found) if found.hops else [(state, NextHop(dev="?"))]:
         each.hop = NextHop(dev="lo") if found.type == "local" else hop
-        if each.packet.length is not None and (limit := host.mtu(found.route, each.hop.dev)) is not None:
-            each.packet.length = min(each.packet.length, limit)  # its own socket knows at once
+        limit_own(each.packet, host, found, each.hop.dev)
         why = leaves_loopback(host, each.packet, each.hop.dev)
         if why is not None:
             # connect() or sendto() fails with EINVAL

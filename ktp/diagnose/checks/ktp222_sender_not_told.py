@@ -15,6 +15,10 @@ of the node that sends it, FORWARD of the next, the pod's own. Rules that lower 
 account. Of an outside client an MTU of 1500 is supposed, and that the network before the nodes lets the error through.
 In JSON a cell has the numbers (`hang`).
 
+A sender whose route has a locked MTU (`mtu lock`) sends IPv4 without "don't fragment", so that its packets are cut and
+nothing is lost. `ip -j route` leaves the lock out, `ip route` does not: where it was not read, and the sender's route
+has an MTU, this is a warning.
+
 # Confirm by hand
     ip link show                                        # mtu of the pods' devices and of the tunnel
     nstat -az IcmpOutDestUnreachs                       # on the node: grows while it hangs
@@ -69,8 +73,9 @@ def _untold(examiner: Examiner, entry: Entry, paths: Iterable[Path]) -> Iterable
 
 
 def _finding(case: Case, all_lost: list[tuple[Untold, Entry, Path]]) -> Finding:
-    lost, entry, path = all_lost[0]
+    lost, entry, path = min(all_lost, key=lambda each: each[0].lock_unread)
     by = lost.stopped_by
+    long = f"a full segment has {lost.segment} bytes, {lost.device} of {lost.node} takes {lost.limit}"
     evidence = []
     rule = rule_of_step(by.node, by.step) if by.step is not None else None
     if rule is not None:
@@ -86,10 +91,15 @@ def _finding(case: Case, all_lost: list[tuple[Untold, Entry, Path]]) -> Finding:
         world = case.world(f"{lost.node} may send errors: {by.rule}", without)
         if world is not None and not any(_untold(world, entry, (path,))):
             evidence.append(counterfactual("without it the sender is told, and sends less"))
+    verb = "may then hang" if lost.lock_unread else "then hangs"
+    unless = (
+        ", unless the sender's route has `mtu lock`, of which `ip -j route` does not tell"
+        if lost.lock_unread
+        else ""
+    )
     return CHECK.finding(
-        f"{entry.title} on {entry.node} connects, and then hangs: a full segment has {lost.segment} bytes, "
-        f"{lost.device} of {lost.node} takes {lost.limit}, and the ICMP error that says so is stopped in {by.place}: "
-        f"{_SENT[lost.direction]} of that length are lost",
+        f"{entry.title} on {entry.node} connects, and {verb}: {long}, and the ICMP error that says so is stopped in "
+        f"{by.place}: {_SENT[lost.direction]} of that length are lost{unless}",
         node=lost.node,
         nodes=list(dict.fromkeys((lost.node, by.node))),
         evidence=evidence,
@@ -98,6 +108,7 @@ def _finding(case: Case, all_lost: list[tuple[Untold, Entry, Path]]) -> Finding:
             f"{lost.limit}"
         ),
         cells=dict.fromkeys(e for _, e, _ in all_lost),
+        severity=Severity.WARNING if lost.lock_unread else None,
     )
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ktp.errors import EvidenceError
 from ktp.model.host import InterfaceAddress, NextHop, Route, RoutingRule
+from ktp.parse import ip_text
 from ktp.parse.ip_json import merge_routes, parse_interfaces, parse_routes, parse_rules
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "parse" / "ip"
@@ -127,6 +128,16 @@ def test_every_kind_of_route() -> None:
     assert routes["fd04::/64", "main", 1024].src == ip_network("fd00::/64")
     assert routes["::/0", "102", 1024].type == "blackhole"
     assert routes["0.0.0.0/0", "102", 0].type == "blackhole"
+
+
+@pytest.mark.parametrize(
+    ("text", "locked"), [("mtu lock 1400", True), ("mtu 1400", False), ("advmss lock 1400", None)]
+)
+def test_a_locked_mtu_is_told_by_text_alone(text: str, locked: bool | None) -> None:
+    printed = ip_text.routes_of(f"10.2.0.0/24 via 10.1.0.2 dev eth0 {text} \n")
+    assert [route.mtu_locked for route in parse_routes(json.dumps(printed))] == [locked]
+    as_json = '[{"dst":"10.2.0.0/24","gateway":"10.1.0.2","dev":"eth0","flags":[],"metrics":[{"mtu":1400}]}]'
+    assert [(route.mtu, route.mtu_locked) for route in parse_routes(as_json)] == [(1400, None)]
 
 
 @pytest.mark.parametrize(
