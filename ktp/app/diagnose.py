@@ -48,7 +48,7 @@ def diagnose_services(
             from ktp.app.probe import dial
             from ktp.diagnose.probing import with_probes
 
-            report = with_probes(report, dial(settings, snapshot, service, probing).rows)
+            report = with_probes(report, dial(settings, snapshot, service, probing).rows, snapshot)
         reports.append(report)
     write_diagnoses(settings, reports)
     return status_of(reports, settings.fail_on)

@@ -56,7 +56,7 @@ def probe_service(
             f"nothing of {service.key} can be dialled from here{why}",
             hint="an external front end is a node port, a load balancer IP or an external IP",
         )
-    findings = list(probe_findings(dialled.rows))
+    findings = list(probe_findings(dialled.rows, snapshot))
     witnesses: tuple[WitnessRow, ...] = ()
     if health:
         said = health_answers(settings, snapshot, service, probing)

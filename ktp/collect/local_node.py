@@ -37,6 +37,7 @@ from ktp.collect.nft_chains import (
 )
 from ktp.collect.nft_whole import read_whole
 from ktp.collect.objects import items_of
+from ktp.collect.offloads import offload_command
 from ktp.collect.parallel import run_in_parallel
 from ktp.collect.passing import (
     CONNECTION_FILE,
@@ -398,6 +399,7 @@ class _NodeReader:
             *(partial(self._optional, file, line) for file, line in TUNNEL_READS),
             self._wireguard,
             self._xfrm,
+            self._offloads,
             self._sysctls,
             self._connections,
             self._pods,
@@ -454,6 +456,15 @@ class _NodeReader:
             return _Part()
         parts = [self._command(file, "node-tunnels", line) for file, line in XFRM_READS]
         return _Part(files={name: text for part in parts for name, text in part.files.items()})
+
+    def _offloads(self) -> _Part:
+        """Used where it is there, and not missed where not."""
+        if self._blind or not all(map(self._runner.has_command, ("ethtool", "awk", "ip"))):
+            return _Part()
+        answer = self._runner.run(offload_command(), timeout=COMMAND_TIMEOUT)
+        if answer.status != 0 or not answer.stdout.strip():
+            return _Part()
+        return _Part(files={"ethtool.txt": answer.stdout})
 
     def _counters(self) -> _Part:
         """Counters of the kernel, twice; a gap where they cannot be had, since they were asked for."""

@@ -69,6 +69,7 @@ from ktp.collect.redact_text import (
     is_address,
     is_public_domain,
     load_json,
+    offloads,
     split_service_port,
     to_json,
 )
@@ -253,6 +254,7 @@ class _Redactor:
             "conntrack.txt": self._connections,
             "netstat.txt": counters,
             "wg.txt": lambda dump: renamed(dump, self._interface, self._name, self._scrub),
+            "ethtool.txt": lambda text: self._interface(offloads(text)),
             "nft-ruleset.txt": self._nft_text,
         }
         if file in text_files:

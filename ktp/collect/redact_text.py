@@ -76,6 +76,15 @@ def cilium_settings(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if _CILIUM_SETTING.match(line)) + "\n"
 
 
+def offloads(text: str) -> str:
+    """The lines of `ethtool -k`: a device, its features."""
+    return "".join(
+        f"{line}\n"
+        for line in text.splitlines()
+        if re.fullmatch(r"Features for \S+:|\s*[\w-]+: (?:on|off)(?: \[[a-z ]+\])?", line)
+    )
+
+
 def is_public_domain(domain: str) -> bool:
     """Whether a domain is of everybody (kubernetes.io, …), and so tells nothing of anybody."""
     return any(domain == public or domain.endswith("." + public) for public in PUBLIC_DOMAINS)

@@ -38,6 +38,7 @@ from ktp.collect.nft_chains import (
     Search,
     search_reachable,
 )
+from ktp.collect.offloads import offload_command
 from ktp.collect.passing import (
     CONNECTION_FILE,
     CONNTRACK_MODULE,
@@ -65,8 +66,8 @@ _TIMED_OUT = 124  # timeout(1)
 _SUDO = "sudo -n -l"
 
 COMMANDS = (
-    "ip", "ss", "conntrack", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "bridge", "wg", "timeout", "awk", "sudo",
-    "cilium-dbg", "cilium",
+    "ip", "ss", "conntrack", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "bridge", "wg", "ethtool", "timeout", "awk",
+    "sudo", "cilium-dbg", "cilium",
     *(f"{family}{kind}{save}" for family in ("iptables", "ip6tables") for kind in ("", "-nft", "-legacy")
       for save in ("", "-save")),
 )  # fmt: skip
@@ -162,6 +163,7 @@ fi
 if [ "$uid" = 0 ] && has ip && file @SOCKETS@ cat && grep -q '^[^ ]*  *6  *0 ' @SOCKETS@; then
 @XFRM@
 fi
+has ip && has ethtool && has awk && @OFFLOADS@
 if has conntrack && { [ -e @CONNTRACK_MODULE@ ] || [ ! -e /proc/modules ]; }; then
   :
 @CONNECTIONS@
@@ -365,6 +367,7 @@ def build_script(
         "CONNECTIONS": "\n".join(_some(words) for words in connection_commands(reach)),
         "CONNECTION_FILE": CONNECTION_FILE,
         "CONNECTIONS_IN_FILE": _some(connection_file_command(reach)),
+        "OFFLOADS": f"run {' '.join(map(_quoted, offload_command()))}",
         "COUNTERS": _counters(counters) if counters else "",
         "POD_READS": "\n".join(_in_pod(words) for _, words, _ in POD_READS),
         "POD_RULES": "\n".join(f"  {_in_pod(words)}" for _, words in POD_RULES),

@@ -29,7 +29,7 @@ _OF_THE_CLUSTER = frozenset(("Node", *(resource.kind for resource in (*RESOURCES
 _VERSION = "cluster/version.json"
 NODE_FILE = re.compile(
     r"(?:(?:pods/[^/]+|again)/(?=[^/]+$))?(?:ip6?tables(?:-legacy|-nft)?-save\.txt|nft-ruleset\.(?:json|txt)|nft-hooks\.txt|ipset-save\.txt|ipvsadm\.txt"
-    r"|ip-addr\.json|ip-link\.json|ip-neigh\.json|bridge-fdb\.json|wg\.txt|ip-xfrm-(?:policy|state)\.txt|conntrack\.txt|netstat\.txt|ip6?-(?:rule|route)\.json|ss\.txt|sysctl\.txt|kube-proxy-config\.(?:yaml|json)"
+    r"|ip-addr\.json|ip-link\.json|ip-neigh\.json|bridge-fdb\.json|ethtool\.txt|wg\.txt|ip-xfrm-(?:policy|state)\.txt|conntrack\.txt|netstat\.txt|ip6?-(?:rule|route)\.json|ss\.txt|sysctl\.txt|kube-proxy-config\.(?:yaml|json)"
     r"|cilium/(?:bpf-[a-z-]+\.json|status\.json|config\.(?:txt|json)|version\.txt|(?:service|identity)-list\.json"
     r"|policy-get\.json))"
 )

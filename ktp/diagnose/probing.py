@@ -14,6 +14,7 @@ from ktp.diagnose.checks import ALL_CHECKS
 from ktp.diagnose.checks.base import listed
 from ktp.diagnose.checks.ktp217_pods_of_other_nodes import CHECK as NOT_CARRIED
 from ktp.diagnose.checks.ktp902_probe_disagrees import CHECK as DISAGREES
+from ktp.diagnose.checks.offload_common import WORDS, deferring, shown, trial
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import Question, node_addresses
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason
@@ -329,10 +330,11 @@ def _verdict(o: Observation, p: Prediction) -> tuple[str, str]:
     return "differs", ""
 
 
-def probe_findings(rows: Iterable[ProbeRow]) -> list[Finding]:
+def probe_findings(rows: Iterable[ProbeRow], snapshot: Snapshot | None = None) -> list[Finding]:
     """KTP902 for what differs: one finding for a front end, a prediction and what happened instead.
 
-    KTP217 for a front end that only nodes with an endpoint answer, though each should.
+    KTP217 for a front end that only nodes with an endpoint answer, though each should. Of the `snapshot` it names what
+    may explain it.
     """
     groups: dict[tuple[str, Symptom, Symptom, str | None], list[ProbeRow]] = {}
     rows = list(rows)
@@ -341,7 +343,7 @@ def probe_findings(rows: Iterable[ProbeRow]) -> list[Finding]:
     for frontend in dict.fromkeys(r.observed.target.frontend for r in rows):
         lost, well = _only_with_pods([r for r in rows if r.observed.target.frontend == frontend])
         if lost:
-            found.append(_nothing_carried(frontend, lost, well))
+            found.append(_nothing_carried(frontend, lost, well, snapshot))
             explained |= {id(row) for row in lost}
     for row in rows:
         if row.verdict == "differs" and id(row) not in explained:
@@ -372,28 +374,37 @@ def _only_with_pods(rows: list[ProbeRow]) -> tuple[list[ProbeRow], list[ProbeRow
     return [], []
 
 
-def _nothing_carried(frontend: str, lost: list[ProbeRow], well: list[ProbeRow]) -> Finding:
+def _nothing_carried(
+    frontend: str, lost: list[ProbeRow], well: list[ProbeRow], snapshot: Snapshot | None
+) -> Finding:
     without, holding = (
         list(dict.fromkeys(str(r.observed.target.node) for r in rows)) for rows in (lost, well)
     )
+    suspects = deferring(snapshot, [*without, *holding])[:4] if snapshot is not None else []
+    offload = trial(suspects)
+    named = f"; {WORDS.format(listed(name for name, _ in suspects))}" if suspects else ""
     return NOT_CARRIED.finding(
         f"only nodes that hold a pod answer {frontend} ({listed(holding)}), though {listed(without)} should send "
         "packets to the pods there: unless nothing from here comes to them, the suspicion is what carries packets "
-        "between nodes to pods, a tunnel or routes",
+        f"between nodes to pods, a tunnel or routes{named}",
         nodes=without,
         evidence=[
-            Evidence(
-                "probe",
-                f"{r.observed.source or r.observed.sender} to {r.observed.target.dialled}",
-                _tries(r.observed),
-            )
-            for r in (*lost[:2], *well[:2])
+            *(
+                Evidence(
+                    kind="probe",
+                    source=f"{r.observed.source or r.observed.sender} to {r.observed.target.dialled}",
+                    text=_tries(r.observed),
+                )
+                for r in (*lost[:2], *well[:2])
+            ),
+            *(shown(snapshot, suspects) if snapshot is not None else ()),
         ],
         fixes=[
             Fix(
                 "see on both nodes whether the tunnel's packets leave and arrive; open its port between nodes",
                 command="tcpdump -ni any 'udp port 8472 or udp port 4789 or udp port 6081 or proto 4'",
-            )
+            ),
+            *([offload] if offload is not None else []),
         ],
     )
 
@@ -470,10 +481,12 @@ def _tries(o: Observation) -> str:
     return ", ".join(said) + (f" ({'; '.join(details[:2])})" if details else "")
 
 
-def with_probes(report: ServiceDiagnosis, rows: Sequence[ProbeRow]) -> ServiceDiagnosis:
+def with_probes(
+    report: ServiceDiagnosis, rows: Sequence[ProbeRow], snapshot: Snapshot | None = None
+) -> ServiceDiagnosis:
     """The diagnosis with what the probe saw, and a finding of each difference."""
     order = {check.code: i for i, check in enumerate(ALL_CHECKS)}
-    new = probe_findings(rows)
+    new = probe_findings(rows, snapshot)
     findings = sorted((*report.findings, *new), key=lambda f: (f.severity.rank, order.get(f.code, 99)))
     # What is read first is what the rules say: that tries met something else stands beside it.
     tried = f". Tried: {new[0].code} {new[0].message}" if new else ""

@@ -222,6 +222,7 @@ class Node:
     provider_id: str | None = None
     kubelet_version: str = ""
     kube_proxy_version: str = ""
+    kernel_version: str = ""  # status.nodeInfo: what `uname -r` prints
 
     def addresses_of(self, kind: str) -> tuple[str, ...]:
         """Addresses of type `kind`: "InternalIP", "ExternalIP", "Hostname"."""

@@ -212,6 +212,7 @@ class NodeState:
     neighbours: tuple[Neighbour, ...] | None = None
     forwarding: tuple[ForwardingEntry, ...] | None = None  # bridge -j fdb: of tunnels
     xfrm: Xfrm | None = None  # None where IPsec's policies were not read
+    offloads: Mapping[str, Mapping[str, bool]] | None = None  # ethtool -k: by device and feature
     tracked: tuple[TrackedConnection, ...] | None = None  # of the asked flows
     counters: Counters | None = None  # two readings of them
     rules_twice: RulesTwice | None = None  # two readings of the rules, for what their counters tell

@@ -694,4 +694,5 @@ def _node(item: dict[str, Any]) -> Node:
         provider_id=optional_string(spec.get("providerID")),
         kubelet_version=string_of(info.get("kubeletVersion")),
         kube_proxy_version=string_of(info.get("kubeProxyVersion")),
+        kernel_version=string_of(info.get("kernelVersion")),
     )

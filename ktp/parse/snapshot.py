@@ -31,6 +31,7 @@ from ktp.parse.ipvs import parse_ipvs
 from ktp.parse.kube_proxy_config import parse_kube_proxy_config
 from ktp.parse.kubernetes import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES, parse_cluster_with_gaps
 from ktp.parse.nft_hooks import parse_nft_hooks
+from ktp.parse.offloads import parse_offloads
 from ktp.parse.passing import parse_connections, parse_counters
 from ktp.parse.ss import parse_sockets
 from ktp.parse.sysctl import parse_sysctls
@@ -309,6 +310,7 @@ class _NodeFiles:
             neighbours=self._parse("ip-neigh.json", parse_neighbours),
             forwarding=self._parse("bridge-fdb.json", parse_forwarding),
             xfrm=self._xfrm(),
+            offloads=self._parse("ethtool.txt", parse_offloads),
             tracked=self._parse("conntrack.txt", parse_connections),
             counters=self._parse("netstat.txt", parse_counters),
             rules_twice=self._rules_twice(),

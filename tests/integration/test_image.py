@@ -28,7 +28,9 @@ pytestmark = [
 REPOSITORY = Path(__file__).resolve().parents[2]
 RULES = REPOSITORY / "ktp" / "demo" / "article" / "nodes" / "node-b" / "iptables-legacy-save.txt"
 SUITE = os.environ.get("KTP_IMAGE_SUITE", "bookworm")
-PACKAGES = "ca-certificates,conntrack,iproute2,ipset,iptables,ipvsadm,nftables,procps,python3,python3-venv"
+PACKAGES = (
+    "ca-certificates,conntrack,ethtool,iproute2,ipset,iptables,ipvsadm,nftables,procps,python3,python3-venv"
+)
 # As the kubelet starts a container of the DaemonSet: its root, two capabilities, nothing to write to.
 AS_A_POD = """
 set -e
@@ -119,7 +121,7 @@ def test_two_capabilities_and_no_place_to_write_are_enough(root: Path, node: str
 def test_it_holds_what_a_node_is_read_by(root: Path, node: str) -> None:
     for command in (
         "iptables-legacy-save", "iptables-nft-save", "ip6tables-legacy-save", "ip6tables-nft-save", "nft", "ipset",
-        "ipvsadm", "ip", "bridge", "ss", "sysctl", "conntrack",
+        "ipvsadm", "ip", "bridge", "ss", "sysctl", "conntrack", "ethtool",
     ):  # fmt: skip
         assert in_a_pod(root, node, "sh", "-c", f"command -v {command}").returncode == 0, command
     assert "kind: DaemonSet" in in_a_pod(root, node, "ktp", "fleet", "manifest").stdout

@@ -9,10 +9,12 @@ or routes.
 # Why traffic fails
 Commonly UDP 8472 or 4789 (vxlan), 6081 (geneve), 51820 (WireGuard) or protocol 4 (ipip) is blocked between the nodes by
 a firewall or security group; or the tunnel ends at another address than the nodes reach each other by; or a device's
-checksum offload spoils what is sent through it.
+checksum offload spoils what is sent through it: Linux before 5.7 (5.6.13, 5.4.41, 4.19.123, 4.14.181) where a VXLAN's
+packet is masqueraded twice with --random-fully, and network cards of virtual machines.
 
 # Evidence
-What the tries met on either kind of node, and what the rules predict.
+What the tries met on either kind of node, and what the rules predict. Tunnels that leave their checksums to what is
+underneath (`ethtool.txt`: tx-checksum-ip-generic) are named as the suspicion that they are; most work well.
 
 # Confirm by hand
     ktp probe NAMESPACE/NAME --from-nodes        # nodes dial each other

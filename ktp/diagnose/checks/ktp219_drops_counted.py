@@ -12,6 +12,11 @@ insert_failed grows, and drop with it, where a new connection would have the sam
 there. So it does where all source ports for masquerading towards one endpoint are taken (1024 to 65535, or the rule's
 --to-ports): the kernel tries some, and gives up. drop alone is the table that has no room (KTP216).
 
+Wrong checksums of UDP may be a tunnel's own: a VXLAN or Geneve device leaves checksums to what is underneath
+(tx-checksum-ip-generic), and some do them wrongly: Linux before 5.7 (5.6.13, 5.4.41, 4.19.123, 4.14.181) where such a
+packet is masqueraded twice with --random-fully, and network cards of virtual machines. A TCP connection then opens
+after 1, 3, 7 … 63 seconds, or never. Where other nodes have such devices (`ethtool.txt`), they are named: a suspicion.
+
 # Evidence
 /proc/net/netstat, /proc/net/snmp, /proc/net/stat/nf_conntrack and rt_cache, twice: `ktp diagnose --counters SECONDS`,
 or both readings in a snapshot's `netstat.txt`. What the columns mean is in conntrack(8) and in the kernel's
@@ -20,6 +25,7 @@ Documentation/networking/snmp_counter.rst.
 # Confirm by hand
     nstat -z; sleep 5; nstat          # what grew within five seconds
     conntrack -S                      # a line for each CPU
+    ethtool -K flannel.1 tx-checksum-ip-generic off    # on the senders: does Udp.InCsumErrors stand still then?
     conntrack -L -p tcp --reply-src POD-IP --reply-dst NODE-IP | wc -l     # ports taken towards one endpoint
 
 # Fix
@@ -37,9 +43,12 @@ from collections.abc import Iterable
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.base import Check, listed
+from ktp.diagnose.checks.offload_common import WORDS, deferring, shown, trial
 from ktp.diagnose.checks.passing_common import INVALID, growing, growth, strict_drop
 from ktp.model.diagnosis import Finding, Severity
 
+_SHOWN = 4
+_UDP_CHECKSUMS = "Udp.InCsumErrors"
 _OVERFLOWS, _LISTEN_DROPS = "TcpExt.ListenOverflows", "TcpExt.ListenDrops"
 # The counter, and of what it counts one for each. conntrack(8), -S; snmp_counter.rst; ip_route_input_slow.
 _TRACKING = {
@@ -56,7 +65,7 @@ _OTHER = {
     _OVERFLOWS: "connections dropped at full accept queues of the node's own sockets",
     _LISTEN_DROPS: "connections that the node's own sockets did not take",
     "Tcp.InCsumErrors": "TCP segments with a wrong checksum",
-    "Udp.InCsumErrors": "UDP datagrams with a wrong checksum",
+    _UDP_CHECKSUMS: "UDP datagrams with a wrong checksum",
 }
 
 
@@ -73,11 +82,19 @@ def run(case: Case) -> Iterable[Finding]:
         if not (harm or other):
             continue
         what = listed(f"{by} {(_TRACKING | _OTHER)[name]}" for name, by in (harm | other).items())
+        # Who receives a tunnel's packet with a wrong outer checksum counts and drops it (udp_queue_rcv_one_skb).
+        spoiled = _UDP_CHECKSUMS in other and state is not None and bool(state.tunnels)
+        suspects = (
+            deferring(case.snapshot, (n for n in case.snapshot.nodes if n != node)) if spoiled else []
+        )[:_SHOWN]
+        fix = trial(suspects)
+        suspicion = f"; {WORDS.format(listed(name for name, _ in suspects))}" if suspects else ""
         yield CHECK.finding(
             f"{node} counted {what} while it was looked at; whether the Service's were among them, "
-            "a counter does not tell",
+            f"a counter does not tell{suspicion}",
             node=node,
-            evidence=growing(state, *harm, *other),
+            evidence=[*growing(state, *harm, *other), *shown(case.snapshot, suspects)],
+            fixes=[fix] if fix is not None else [],
             severity=Severity.WARNING if harm else None,
         )
 

@@ -22,6 +22,7 @@ from ktp.model.diagnosis import ServiceDiagnosis
 from ktp.model.trace import Flow, FlowAnswer
 from ktp.parse.iptables_save import open_ruleset
 from ktp.parse.kubernetes import parse_pods
+from ktp.parse.offloads import parse_offloads
 from ktp.parse.passing import parse_connections
 from ktp.parse.policy import parse_policies
 from ktp.parse.snapshot import parse_snapshot
@@ -289,6 +290,16 @@ def test_entries_of_connections_keep_their_ends_alone() -> None:
     )
     assert "fd12:3::" not in six
     assert len(parse_connections(six)) == 1
+
+
+def test_of_offloads_devices_and_features_are_kept() -> None:
+    text = "Features for veth0a1b2c3d:\ntx-checksumming: on\n\ttx-checksum-sctp: off [fixed]\nacme says no\n"
+    new = node_file("ethtool.txt", text)
+    assert "acme" not in new
+    assert "0a1b2c3d" not in new
+    assert [list(features.items()) for features in parse_offloads(new).values()] == [
+        [("tx-checksumming", True), ("tx-checksum-sctp", False)]
+    ]
 
 
 def test_a_stale_entry_is_told_after_redaction_too() -> None:
