@@ -42,10 +42,10 @@ from ktp.collect.parallel import run_in_parallel
 from ktp.collect.passing import (
     CONNECTION_FILE,
     CONNTRACK_MODULE,
-    MOST_ENTRIES,
     connection_commands,
     connection_file_command,
     counter_command,
+    most_entries,
 )
 from ktp.collect.pod_namespaces import (
     POD_LEGACY,
@@ -491,18 +491,23 @@ class _NodeReader:
         return found
 
     def _connections(self) -> _Part:
-        """What the node tracks of the asked UDP ports: used where it is there, and not missed where not."""
-        commands, instead = connection_commands(self._reach), connection_file_command(self._reach)
+        """What the node tracks of the asked ports: used where it is there, and not missed where not."""
+        commands = connection_commands(self._reach, counters=bool(self.counters))
+        instead = connection_file_command(self._reach)
         has_module = self._runner.exists(CONNTRACK_MODULE) or not self._runner.exists("/proc/modules")
         if self._blind or not (commands and self.is_root):
             return _Part()
         if not (has_module and self._runner.has_command("conntrack")):
             if not (self._runner.exists(CONNECTION_FILE) and self._runner.has_command("awk")):
                 return _Part()
-            commands = [instead]
-        found = [self._runner.run(words, timeout=COMMAND_TIMEOUT) for words in commands]
+            commands = [instead] if instead else []
+        found = [(words, self._runner.run(words, timeout=COMMAND_TIMEOUT)) for words in commands]
         # A port of which too many are tracked (a cluster's DNS) takes nothing from the others.
-        whole = [one.stdout for one in found if one.status == 0 and one.stdout.count(b"\n") <= MOST_ENTRIES]
+        whole = [
+            one.stdout
+            for words, one in found
+            if one.status == 0 and one.stdout.count(b"\n") <= most_entries(words)
+        ]
         return _Part(files={"conntrack.txt": b"".join(whole) or b"\n"} if whole else {})
 
     def _ipv6(self, file: str, line: str) -> _Part:

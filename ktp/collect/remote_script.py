@@ -42,10 +42,10 @@ from ktp.collect.offloads import offload_command
 from ktp.collect.passing import (
     CONNECTION_FILE,
     CONNTRACK_MODULE,
-    MOST_ENTRIES,
     connection_commands,
     connection_file_command,
     counter_command,
+    most_entries,
 )
 from ktp.collect.pod_namespaces import POD_LEGACY, POD_READS, POD_RULES, PodAddresses, in_proc
 from ktp.collect.wireguard import COLUMNS, wireguard_command
@@ -66,8 +66,8 @@ _TIMED_OUT = 124  # timeout(1)
 _SUDO = "sudo -n -l"
 
 COMMANDS = (
-    "ip", "ss", "conntrack", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "bridge", "wg", "ethtool", "timeout", "awk",
-    "sudo", "cilium-dbg", "cilium",
+    "ip", "ss", "conntrack", "nft", "ipset", "ipvsadm", "nsenter", "sysctl", "bridge", "wg", "ethtool", "timeout",
+    "awk", "sudo", "cilium-dbg", "cilium",
     *(f"{family}{kind}{save}" for family in ("iptables", "ip6tables") for kind in ("", "-nft", "-legacy")
       for save in ("", "-save")),
 )  # fmt: skip
@@ -103,8 +103,9 @@ noting() {
 said() { line "begin $1"; shift; printf '%s\n' "$@" >&3; line "end 0"; line done; }
 # As root, and no more lines than are of use: a command that has more to say ends with another status.
 some() {
+  most=$1; shift
   line "begin command $*"
-  finish "$( { { slowly $as_root "$@" 3>&-; echo "ktp-status=$?" >&2; } | head -n @MOST_ENTRIES@ >&3; } 2>&1 )"
+  finish "$( { { slowly $as_root "$@" 3>&-; echo "ktp-status=$?" >&2; } | head -n "$most" >&3; } 2>&1 )"
 }
 file() {
   [ -e "$1" ] || return 1
@@ -363,8 +364,9 @@ def build_script(
         "WIREGUARD": "\n".join(f"  root {wireguard_command(column)}" for column in COLUMNS),
         "SOCKETS": SOCKETS,
         "XFRM": "\n".join(f"  root {words}" for _, words in XFRM_READS),
-        "MOST_ENTRIES": str(MOST_ENTRIES + 1),
-        "CONNECTIONS": "\n".join(_some(words) for words in connection_commands(reach)),
+        "CONNECTIONS": "\n".join(
+            _some(words) for words in connection_commands(reach, counters=bool(counters))
+        ),
         "CONNECTION_FILE": CONNECTION_FILE,
         "CONNECTIONS_IN_FILE": _some(connection_file_command(reach)),
         "OFFLOADS": f"run {' '.join(map(_quoted, offload_command()))}",
@@ -391,7 +393,7 @@ def build_script(
 
 def _some(words: Sequence[str]) -> str:
     """A line of the script that prints entries of the connection table, and not too many; "" without words."""
-    return f"  some {' '.join(map(_quoted, words))}" if words else ""
+    return f"  some {most_entries(words) + 1} {' '.join(map(_quoted, words))}" if words else ""
 
 
 def _counters(seconds: int) -> str:

@@ -7,7 +7,7 @@ from ktp.dataplane.host import Host
 from ktp.dataplane.packet import TCP, Conn, Packet
 from ktp.dataplane.state import State
 from ktp.dataplane.xtables import translation
-from ktp.model.effect import Nat, Note
+from ktp.model.effect import Endpoint, Nat, Note, PortsTaken
 from ktp.model.passing import TrackedConnection
 from ktp.model.trace import StepKind
 
@@ -122,6 +122,48 @@ def translate_back(state: State, hook: str, destination: bool) -> None:
         if p.inner is not None and ct.dnat:
             src, sport, _, _, proto = p.inner
             p.inner = (src, sport, ct.odst, ct.odport, proto)
+
+
+# Where a rule names no ports, nat keeps a source port within its class (nf_nat_l4proto_unique_tuple).
+_CLASSES = ((1, 511), (600, 1023), (1024, 65535))
+_MANY = 0.9
+
+
+def ports_taken(state: State, host: Host) -> PortsTaken | None:
+    """How many source ports are taken of those that nat may give this connection; None where there are many left.
+
+    A tuple is unique with its destination: ports towards other endpoints do not count (nf_nat_used_tuple). Where none
+    is left __nf_conntrack_confirm drops the packet, and counts insert_failed.
+    """
+    ct = state.packet.ct
+    if ct is None or ct.confirmed or not ct.snat or not isinstance(ct.dport, int) or not host.state.tracked:
+        return None
+    protocol = pk.PROTOCOL_NAMES[ct.proto]
+    low, high = _given_ports(ct)
+    taken = {
+        port: goes_on
+        for port, goes_on in host.taken_ports((protocol, ct.src, ct.dst, ct.dport)).items()
+        if low <= port <= high
+    }
+    number = high - low + 1
+    if len(taken) <= _MANY * number:
+        return None
+    family = state.packet.family
+    source, to = pk.to_text(family, ct.src), Endpoint(pk.to_text(family, ct.dst), ct.dport)
+    words = (
+        f"{len(taken)} of the {number} source ports that {source} may have towards "
+        f"{pk.endpoint_text(family, ct.dst, ct.dport)} are taken"
+    )
+    may_be_left = len(taken) < number or not all(taken.values())
+    return PortsTaken(protocol, source, to, len(taken), number, may_be_left, words)
+
+
+def _given_ports(ct: Conn) -> tuple[int, int]:
+    """The ports that nat may give: a rule's, or those of the class of the port that the connection has."""
+    if ct.sport != ct.osport:
+        return ct.sport if isinstance(ct.sport, tuple) else (ct.sport, ct.sport)
+    port = ct.sport[0] if isinstance(ct.sport, tuple) else ct.sport
+    return next((low, high) for low, high in _CLASSES if port <= high or high == _CLASSES[-1][1])
 
 
 def confirm(state: State) -> None:

@@ -13,6 +13,9 @@ from ktp.dataplane.routing import LOCAL, Fib, Lookup
 from ktp.model.assumption import POD_AS_MADE, Assumption, EvidenceKind
 from ktp.model.host import Interface, InterfaceAddress, ListeningSocket, NodeState, Route
 
+# Protocol, source, destination and its port, of a packet as nat sends it on; addresses as numbers.
+Towards = tuple[str, int, int, int]
+
 _SCOPES = {"global": 0, "site": 200, "link": 253, "host": 254, "nowhere": 255}
 _TYPE_NAMES = {
     "unicast": "UNICAST",
@@ -98,7 +101,18 @@ class Host:
                     taken.append(POD_AS_MADE)
         self._sets: dict[str, Tester | None] = {}
         self._conf: dict[tuple[str, str], int] = {}
+        self._taken_ports: dict[Towards, dict[int, bool]] | None = None
         self._types: dict[tuple[int, int, str | None], str | None] = {}
+
+    def taken_ports(self, towards: Towards) -> Mapping[int, bool]:
+        """The source ports of tracked connections, by what their answers look like; False for those that have ended."""
+        if self._taken_ports is None:
+            self._taken_ports = {}
+            for each in self.state.tracked or ():
+                back = each.reply
+                key = each.protocol, int(back.dst), int(back.src), back.sport
+                self._taken_ports.setdefault(key, {})[back.dport] = not each.is_closing
+        return self._taken_ports.get(towards, {})
 
     # -- addresses
 

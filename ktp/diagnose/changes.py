@@ -85,6 +85,13 @@ def queues_empty(snapshot: Snapshot, programs: Collection[tuple[str, str]], port
     return snapshot
 
 
+def connections_ended(snapshot: Snapshot, nodes: Collection[str]) -> Snapshot:
+    """Nodes that track none of their connections any more."""
+    for node in nodes:
+        snapshot = with_state(snapshot, replace(snapshot.nodes[node], tracked=()))
+    return snapshot
+
+
 def rules_renewed(case: Case, node: str) -> Snapshot:
     """The Service's rules on `node` as kube-proxy would write them from the API objects of the snapshot."""
     return reprogrammed(case.snapshot, case.snapshot.cluster, case.service.key, {node})

@@ -18,6 +18,7 @@ from ktp.model.effect import (
     Nat,
     Note,
     NoTrack,
+    PortsTaken,
     Refuse,
     Return,
     Steal,
@@ -71,7 +72,13 @@ def _effect_words(effect: Effect, step: Step) -> str:
             return by or "counted"
         case Leave():
             return "then no match"
-        case Note(words) | Forbid(_, words) | Untunnelled(_, _, words) | TooLong(_, _, _, words):
+        case (
+            Note(words)
+            | Forbid(_, words)
+            | Untunnelled(_, _, words)
+            | TooLong(words=words)
+            | PortsTaken(words=words)
+        ):
             return words
 
 

@@ -190,6 +190,23 @@ class TooLong:
 
 
 @dataclass(frozen=True, slots=True)
+class PortsTaken:
+    """Of `of` source ports that a new connection from `source` to `to` may have, the node tracks `taken` already.
+
+    One `may_be_left` unless all are, by connections that go on: of those that TCP has ended a newer kernel takes one
+    where the new one's sequence number allows it (nf_nat_used_tuple_harder). `words` is for people.
+    """
+
+    protocol: str
+    source: str
+    to: Endpoint
+    taken: int
+    of: int
+    may_be_left: bool
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Not a rule's doing: routing, a socket, conntrack. `words` is for people alone."""
 
@@ -215,6 +232,7 @@ Effect = (
     | Forbid
     | Untunnelled
     | TooLong
+    | PortsTaken
     | Note
 )
 """Everything that a step can be."""

@@ -23,14 +23,15 @@ class Tuple:
 class TrackedConnection:
     """An entry of the connection table. `reply` is what its answers look like: their source is who was chosen.
 
-    `is_answered` tells that an answer has been seen (no [UNREPLIED]: IPS_SEEN_REPLY). `text` is the line that it was
-    read from.
+    `is_answered` tells that an answer has been seen (no [UNREPLIED]: IPS_SEEN_REPLY), `is_closing` that TCP has ended
+    it (TIME_WAIT, CLOSE). `text` is the line that it was read from.
     """
 
     protocol: str  # tcp udp sctp
     original: Tuple
     reply: Tuple
     is_answered: bool = True
+    is_closing: bool = False
     text: str = ""
 
     @property

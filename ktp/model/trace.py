@@ -14,6 +14,7 @@ from ktp.model.effect import (
     Goto,
     Jump,
     Note,
+    PortsTaken,
     Refuse,
     Setting,
     TooLong,
@@ -116,7 +117,12 @@ class Step:
     def said(self) -> str:
         """What it is to be shown as: its text, or the note that it is."""
         return self.text or next(
-            (e.words for e in self.effects if isinstance(e, Note | Forbid | Untunnelled | TooLong)), ""
+            (
+                e.words
+                for e in self.effects
+                if isinstance(e, Note | Forbid | Untunnelled | TooLong | PortsTaken)
+            ),
+            "",
         )
 
 

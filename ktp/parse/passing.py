@@ -50,6 +50,7 @@ def parse_connections(data: bytes | str, *, source: str = "conntrack.txt") -> tu
                 original=original,
                 reply=reply,
                 is_answered="[UNREPLIED]" not in words,
+                is_closing=words[0] == "tcp" and len(words) > 3 and words[3] in ("TIME_WAIT", "CLOSE"),
                 text=" ".join(line.split()),
             )
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from ktp.dataplane.conntrack import confirm
+from ktp.dataplane.conntrack import confirm, ports_taken
 from ktp.dataplane.hooks import FORWARD, INPUT, OUTPUT, POSTROUTING
 from ktp.dataplane.host import Host
+from ktp.dataplane.icmp import send_symptom
 from ktp.dataplane.packet import to_text
 from ktp.dataplane.routing import Lookup
 from ktp.dataplane.state import IPVS, State
 from ktp.dataplane.walk.context import Walk
 from ktp.dataplane.walk.doors import Deliver, Emit, Output, PostRouting
-from ktp.dataplane.walk.ends import end_unknown, lost
+from ktp.dataplane.walk.ends import end_unknown, ended, lost
 from ktp.dataplane.walk.errors import send_error
 from ktp.dataplane.walk.links import is_loopback
 from ktp.dataplane.walk.routes import choose_hop, hop_words, leaves_loopback, limit_own, route_text
@@ -114,11 +115,29 @@ def local_out(walk: Walk, state: State, host: Host, found: Lookup) -> None:
             walk.go(Output(each, host))
 
 
+def _finds_port(walk: Walk, state: State, host: Host) -> bool:
+    """Whether nat finds a source port for a new connection; where not, its end is recorded."""
+    found = ports_taken(state, host)
+    if found is None:
+        return True
+    step = state.note(StepKind.CONNTRACK, found, hook="CONNTRACK")
+    if found.taken < found.of:
+        return True
+    if found.may_be_left:
+        why = f"{found.words}, some of them by connections that have ended, whose ports the kernel may give again"
+        end_unknown(walk, state, host.name, why)
+        return False
+    symptom = send_symptom(state.packet, POSTROUTING)
+    reason = f"{host.name} drops the packet: {found.words}"
+    ended(walk, state, Disposition.DROPPED, symptom, reason, host, "conntrack", step)
+    return False
+
+
 def postrouting(walk: Walk, state: State, host: Host) -> None:
     """POSTROUTING, then out; what conntrack knows of it is confirmed."""
     if state.hop is not None:
         state.packet.oif = state.hop.dev
     for verdict in run_hook(walk, state, host, POSTROUTING):
-        if passed(walk, verdict, host, POSTROUTING):
+        if passed(walk, verdict, host, POSTROUTING) and _finds_port(walk, verdict.state, host):
             confirm(verdict.state)
             walk.go(Emit(verdict.state, host))

@@ -35,6 +35,7 @@ _FILES = (
     "ktp221_strict_window",
     "ktp220_too_long",
     "ktp222_sender_not_told",
+    "ktp223_ports_used_up",
     "ktp209_pod_route_missing",
     "ktp210_bridge_netfilter_off",
     "ktp211_ipvs_conntrack_off",

@@ -10,7 +10,7 @@ ktp's other findings is of the same reason, the counter is among its evidence, t
 
 insert_failed grows, and drop with it, where a new connection would have the same addresses and ports as one that is
 there. So it does where all source ports for masquerading towards one endpoint are taken (1024 to 65535, or the rule's
---to-ports): the kernel tries some, and gives up. drop alone is the table that has no room (KTP216).
+--to-ports; KTP223): the kernel tries some, and gives up. drop alone is the table that has no room (KTP216).
 
 Wrong checksums of UDP may be a tunnel's own: a VXLAN or Geneve device leaves checksums to what is underneath
 (tx-checksum-ip-generic), and some do them wrongly: Linux before 5.7 (5.6.13, 5.4.41, 4.19.123, 4.14.181) where such a

@@ -83,3 +83,21 @@ def test_connections_are_read_of_asked_udp_ports_alone() -> None:
     assert not connection_commands(None)
     assert not connection_commands(Reach(destinations=(Destination(protocol="tcp", port=80),)))
     assert not connection_file_command(None)
+
+
+def test_of_tcp_those_that_take_ports_are_read_with_counters() -> None:
+    reach = Reach(
+        destinations=(Destination(protocol="tcp", port=30080), Destination(protocol="udp", port=53))
+    )
+    (udp,) = connection_commands(reach)
+    assert connection_commands(reach, counters=True) == [
+        udp, ("conntrack", "-L", "-f", "ipv4", "-p", "tcp", "--src-nat", "--orig-port-dst", "30080"),
+    ]  # fmt: skip
+    tcp = " ".join(connection_commands(reach, counters=True)[1])
+    for lines, expected in ((70_000, b"u\n" + b"t\n" * 70_000), (70_001, b"u\n")):
+        runner = FakeRunner(
+            {**READERS, COUNTERS: "1.00 1.00\n", " ".join(udp): "u\n", tcp: "t\n" * lines},
+            present={*PRESENT, CONNTRACK_MODULE},
+        )
+        capture = collect_local_node("node-a", runner, reach=reach, counters=5)
+        assert capture.files["nodes/node-a/conntrack.txt"] == expected

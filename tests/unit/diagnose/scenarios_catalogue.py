@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -322,6 +322,22 @@ def _counted(clashed: int) -> Edit:
     return replaced(f"100.00 1.00\n{table.format(16)}105.00 1.00\n{table.format(clashed)}")
 
 
+FOUR_PORTS = (
+    "node-b", NFT, lambda text: text.replace("-j MASQUERADE --random-fully", "-j MASQUERADE --to-ports 5000-5003")
+)  # fmt: skip
+
+
+def ports_taken(states: Iterable[str], *, endpoint: str = "10.244.1.12") -> Edit:
+    """A masqueraded connection through node-b to an endpoint from each port from 5000 on, in these states of TCP."""
+    return replaced(
+        "".join(
+            f"tcp      6 100 {state} src=10.0.0.100 dst=10.0.0.10 sport={40000 + number} dport=31000 "
+            f"src={endpoint} dst=10.0.0.10 sport=80 dport={5000 + number} [ASSURED] mark=0 use=1\n"
+            for number, state in enumerate(states)
+        )
+    )
+
+
 def _with_mtu(mtu: int) -> Ask:
     """node-b has another MTU at its network, and no node has a tunnel."""
 
@@ -363,6 +379,10 @@ def _narrow_route(rule: str) -> Ask:
 CATALOGUE: dict[str, tuple[Ask, Ask]] = {
     "KTP221": (_invalid(3), _invalid(3, liberal="1")),
     "KTP222": (_narrow_route("-A OUTPUT -p icmp -j DROP"), _narrow_route("-A OUTPUT -p igmp -j DROP")),
+    "KTP223": (
+        edited(CLUSTER, FOUR_PORTS, ("node-b", "conntrack.txt", ports_taken(["ESTABLISHED"] * 4)), base=recorded),
+        edited(CLUSTER, FOUR_PORTS, ("node-b", "conntrack.txt", ports_taken(["ESTABLISHED"] * 3)), base=recorded),
+    ),
     "KTP220": (_with_mtu(1400), _with_mtu(9000)),
     "KTP218": (
         edited("edge/udp-local", ("node-b", "conntrack.txt", _udp_entry("10.244.2.99")), base=recorded),
