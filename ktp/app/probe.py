@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ktp.collect.prober import ProbeSettings
     from ktp.diagnose.probing import Predictor
     from ktp.model.cluster import Service
-    from ktp.model.probing import HealthAnswer, MovedRule, ProbeRow, WitnessRow
+    from ktp.model.probing import HealthAnswer, LengthRow, LengthTarget, MovedRule, ProbeRow, WitnessRow
     from ktp.model.snapshot import Snapshot
 
 
@@ -28,6 +28,7 @@ class Probing:
     http: str | None = None
     data: str | None = None
     from_nodes: bool = False
+    to_pods: bool = False
     dial_recorded: bool = False
     progress: Callable[[int, int, str], None] | None = None
 
@@ -38,13 +39,14 @@ class _Dialled:
     left_out: int
     notes: tuple[str, ...] = ()
     moved: tuple[MovedRule, ...] | None = None
+    lengths: tuple[LengthRow, ...] | None = None
 
 
 def probe_service(
     settings: Settings, name: str, probing: Probing, *, health: bool = False, counters: bool = False
 ) -> ExitCode:
     """`ktp probe`: dial the front ends of a Service, and write what came of it beside what was predicted."""
-    from ktp.diagnose.probing import probe_findings
+    from ktp.diagnose.probing import length_findings, probe_findings
     from ktp.diagnose.service import diagnose_service
     from ktp.model.probing import ServiceProbe
 
@@ -56,7 +58,7 @@ def probe_service(
             f"nothing of {service.key} can be dialled from here{why}",
             hint="an external front end is a node port, a load balancer IP or an external IP",
         )
-    findings = list(probe_findings(dialled.rows, snapshot))
+    findings = [*probe_findings(dialled.rows, snapshot), *length_findings(dialled.lengths or ())]
     witnesses: tuple[WitnessRow, ...] = ()
     if health:
         said = health_answers(settings, snapshot, service, probing)
@@ -70,6 +72,7 @@ def probe_service(
         findings=tuple(findings),
         reconciliation=witnesses,
         moved=dialled.moved,
+        lengths=dialled.lengths,
         left_out=dialled.left_out,
         notes=dialled.notes,
         source=snapshot.source,
@@ -111,7 +114,7 @@ def dial(
     )
     predictor = Predictor(snapshot, service, nodes=settings.nodes)
     if probing.from_nodes:
-        return _dial_from_nodes(settings, snapshot, predictor, how)
+        return _dial_from_nodes(settings, snapshot, predictor, how, to_pods=probing.to_pods)
     here = Sender()
     for target in predictor.targets(here):
         here = sender_of(snapshot, source_address(target.host))
@@ -142,9 +145,9 @@ _MOST_SENDERS = 10
 
 
 def _dial_from_nodes(
-    settings: Settings, snapshot: Snapshot, predictor: Predictor, how: ProbeSettings
+    settings: Settings, snapshot: Snapshot, predictor: Predictor, how: ProbeSettings, *, to_pods: bool = False
 ) -> _Dialled:
-    """Let the nodes dial, over SSH; a node that cannot be logged in to is a note."""
+    """Let the nodes dial, over SSH, and with `to_pods` each other's pods; who cannot be logged in to is a note."""
     from ktp.collect.remote_prober import probe_from_nodes
     from ktp.collect.ssh import SshSettings
     from ktp.diagnose.probing import Sender, compare
@@ -163,13 +166,22 @@ def _dial_from_nodes(
         for node in (snapshot.cluster.nodes or {}).values()
     }
     targets = {node: predictor.targets(Sender(node=node)) for node in senders}
-    observed, gaps = probe_from_nodes(addresses, targets, how, ssh)
+    lengths: dict[str, list[LengthTarget]] = {}
+    for node in senders if to_pods else ():
+        more, lengths[node] = predictor.pods(Sender(node=node))
+        targets[node] += more
+    observed, packets, gaps = probe_from_nodes(addresses, targets, how, ssh, lengths)
     notes = [f"{gap.message}" + (f" ({gap.remedy})" if gap.remedy else "") for gap in gaps]
     if len(senders) < len(predictor.nodes):
         notes.append(
             f"{len(predictor.nodes) - len(senders)} more nodes did not dial; --node names those that do"
         )
-    return _Dialled(rows=tuple(compare(predictor, observed)), left_out=predictor.left_out, notes=tuple(notes))
+    return _Dialled(
+        rows=tuple(compare(predictor, observed)),
+        lengths=tuple(packets) if to_pods else None,
+        left_out=predictor.left_out,
+        notes=tuple(notes),
+    )
 
 
 def _counters(snapshot: Snapshot, node: str | None) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -90,6 +91,11 @@ def _progress() -> Callable[[int, int, str], None] | None:
 @click.argument("name", metavar="[NAMESPACE/]NAME", shell_complete=services)
 @probe_options
 @click.option("--health", is_flag=True, help="Ask the healthCheckNodePort of each node too.")
+@click.option(
+    "--to-pods",
+    is_flag=True,
+    help="With --from-nodes: dial pods of other nodes directly too, also with long packets.",
+)
 @click.option("--counters", is_flag=True, help="On a node: show the rules whose counters moved meanwhile.")
 @common_options()
 def command(
@@ -101,6 +107,7 @@ def command(
     from_nodes: bool,
     dial_recorded: bool,
     health: bool,
+    to_pods: bool,
     counters: bool,
 ) -> int:
     """Dials every front end of a Service from this machine and shows what came of it beside what ktp predicts.
@@ -110,8 +117,11 @@ def command(
       ktp probe shop/web --http               a GET on each connection
       ktp probe shop/web --node worker-3 --counters
       ktp probe shop/web --from-nodes --node-access ssh
+      ktp probe shop/web --from-nodes --to-pods --node-access ssh
 
-    It opens connections and nothing else: at most one datagram or GET is sent on each. --parallel is how many are
+    It opens connections and nothing else: at most one datagram or GET is sent on each. With --to-pods nodes also send
+    pods of other nodes three short and three full packets (ICMP echo, else datagrams to UDP port 33434), which tell a
+    tunnel that carries short ones alone. --parallel is how many are
     open at once (default: 16). A UDP front end that does not answer is called silent: the datagram was lost, or the
     application answers no such datagram.
 
@@ -122,5 +132,7 @@ def command(
     chosen = settings()
     if counters and from_nodes:
         raise UsageError("--counters reads the counters of this machine; leave out --from-nodes")
-    how = probing(tries, wait, http, data, from_nodes, dial_recorded)
+    if to_pods and not from_nodes:
+        raise UsageError("--to-pods says whom the nodes dial", hint="add --from-nodes --node-access ssh")
+    how = replace(probing(tries, wait, http, data, from_nodes, dial_recorded), to_pods=to_pods)
     return int(probe_service(chosen, name, how, health=health, counters=counters))

@@ -8,15 +8,24 @@ from __future__ import annotations
 import re
 import secrets
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from math import ceil
 
 from ktp.collect.children import ending_children
 from ktp.collect.parallel import run_in_parallel
 from ktp.collect.prober import ProbeSettings, datagram_for, http_request
 from ktp.collect.ssh import SshSettings, Visitor, is_host
 from ktp.model.capture import EvidenceGap
-from ktp.model.probing import Attempt, Observation, ProbeTarget
+from ktp.model.probing import (
+    Attempt,
+    LengthAttempt,
+    LengthRow,
+    LengthTarget,
+    Observation,
+    ProbeTarget,
+)
 from ktp.model.trace import Symptom
 
 # In the inner shell: $0 host, $1 port, $2 what to send in printf's escapes, "" for nothing. "open": it connected.
@@ -25,6 +34,32 @@ _TCP = (
     'printf "$2" >&3; IFS= read -r line <&3; echo "$line"'
 )
 _UDP = 'exec 3<>"/dev/udp/$0/$1" || exit 9; printf "$2" >&3; [ -n "$(head -c 1 <&3 | od -An -tx1)" ] && echo open'
+
+# A port that traceroute tries first, and that nobody listens on: the pod's kernel answers that it is not reachable.
+_CLOSED = 33434
+# In the inner shell: $0 host, $1 "full" or how many bytes follow the header, $2 seconds. ICMP echo where ping can
+# forbid that it is cut, since the answer is as long; else a datagram, whose answer is short.
+_LENGTH = f"""
+size=$1
+case $0 in *:*) head=48 ;; *) head=28 ;; esac
+if [ "$1" = full ]; then
+  route=$(ip -o route get "$0") || exit 9
+  case $route in
+    *" mtu "*) mtu=${{route##* mtu }}; mtu=${{mtu#lock }}; mtu=${{mtu%% *}} ;;
+    *) device=${{route#* dev }}; read -r mtu <"/sys/class/net/${{device%% *}}/mtu" ;;
+  esac
+  size=$((mtu - head))
+fi
+echo "size $((size + head))"
+case $(ping -V 2>/dev/null) in
+  *iputils*) exec ping -n -c 1 -w "$2" -M do -s "$size" "$0" ;;
+esac
+exec 3<>"/dev/udp/$0/{_CLOSED}" || exit 9
+printf "%${{size}}s" "" >&3
+head -c 1 <&3
+"""
+_SMALL = 72  # bytes behind the header
+_MTU = re.compile(r"\bmtu[ =:]+(\d+)")
 
 _SCRIPT = r"""
 echo '@MARK@ hello'
@@ -41,7 +76,7 @@ one() {
 }
 running=0
 while IFS="|" read -r number host port wait kind send; do
-  case $kind in tcp) code=$TCP ;; *) code=$UDP ;; esac
+  case $kind in tcp) code=$TCP ;; length) code=$LENGTH ;; *) code=$UDP ;; esac
   one "$number" "$host" "$port" "$code" "$wait" "$send" &
   running=$((running + 1))
   if [ "$running" -ge @PARALLEL@ ]; then wait; running=0; fi
@@ -56,22 +91,26 @@ def probe_from_nodes(
     targets: Mapping[str, Sequence[ProbeTarget]],
     settings: ProbeSettings,
     ssh: SshSettings,
-) -> tuple[list[Observation], list[EvidenceGap]]:
+    lengths: Mapping[str, Sequence[LengthTarget]] | None = None,
+) -> tuple[list[Observation], list[LengthRow], list[EvidenceGap]]:
     """Each node of `targets` dials its targets; the observations, and a gap for each node that could not.
 
-    `addresses` holds where each node may be logged in to.
+    `addresses` holds where each node may be logged in to, `lengths` to which pods it sends short and full packets.
     """
     visitor = Visitor(ssh, None)
     with ending_children():
         found = run_in_parallel(
             [
-                partial(_one_node, visitor, n, addresses.get(n, ()), wanted, settings)
+                partial(
+                    _one_node, visitor, n, addresses.get(n, ()), wanted, (lengths or {}).get(n, ()), settings
+                )
                 for n, wanted in targets.items()
             ],
             workers=max(1, ssh.parallel),
         )
-    observations = [o for seen, _ in found for o in seen]
-    return observations, [gap for _, gap in found if gap is not None]
+    observations = [o for seen, _, _ in found for o in seen]
+    rows = [row for _, rows, _ in found for row in rows]
+    return observations, rows, [gap for _, _, gap in found if gap is not None]
 
 
 def _one_node(
@@ -79,25 +118,27 @@ def _one_node(
     node: str,
     addresses: Sequence[str],
     targets: Sequence[ProbeTarget],
+    lengths: Sequence[LengthTarget],
     settings: ProbeSettings,
-) -> tuple[list[Observation], EvidenceGap | None]:
+) -> tuple[list[Observation], list[LengthRow], EvidenceGap | None]:
     wanted = [
         t for _ in range(settings.tries) for t in targets if t.protocol in ("TCP", "UDP") and is_host(t.host)
     ]
     mark = f"ktp-{secrets.token_hex(8)}"
-    rounds = 1 + len(wanted) // max(1, settings.parallel)
+    packets = [t for _ in range(min(settings.tries, _MOST_PACKETS)) for t in lengths if is_host(t.host)]
+    rounds = 1 + (len(wanted) + len(packets)) // max(1, settings.parallel)
     done = visitor.run_script(
         node,
         addresses,
-        build_probe_script(wanted, settings, mark),
-        timeout=20 + rounds * (settings.timeout + 1),
+        build_probe_script([*wanted, *packets], settings, mark),
+        timeout=20 + rounds * (settings.timeout + 3),
     )
     if isinstance(done, EvidenceGap):
-        return [], done
+        return [], [], done
     lacks = re.search(rf"^{mark} lacks (\S+)", done.stdout.decode(errors="replace"), re.MULTILINE)
     if lacks is not None:
         message = f"node {node} has no {lacks.group(1)}, and so nothing was dialled from it"
-        return [], EvidenceGap("probe", node, message, remedy="run ktp probe on the node")
+        return [], [], EvidenceGap("probe", node, message, remedy="run ktp probe on the node")
     attempts = parse_answers(done.stdout, mark, wanted, settings)
     observations = []
     for t in targets:
@@ -111,13 +152,35 @@ def _one_node(
                 asked_http=settings.http is not None and t.protocol == "TCP",
             )
         )
-    return observations, None
+    sent = parse_lengths(done.stdout, mark, packets, first=len(wanted))
+    return observations, _rows(node, lengths, sent), None
 
 
-def build_probe_script(wanted: Sequence[ProbeTarget], settings: ProbeSettings, mark: str) -> bytes:
+# Of each length to each pod: a kernel sends about one ICMP error a second to the same address, behind a first handful.
+_MOST_PACKETS = 3
+
+
+def _rows(
+    node: str, lengths: Sequence[LengthTarget], sent: Mapping[LengthTarget, Sequence[LengthAttempt]]
+) -> list[LengthRow]:
+    rows: dict[tuple[str, str], LengthRow] = {}
+    for t in lengths:
+        row = rows.get((t.pod, t.host)) or LengthRow(sender=node, pod=t.pod, node=t.node, host=t.host)
+        attempts = tuple(sent.get(t, ()))
+        rows[t.pod, t.host] = replace(row, full=attempts) if t.is_full else replace(row, small=attempts)
+    return list(rows.values())
+
+
+def build_probe_script(
+    wanted: Sequence[ProbeTarget | LengthTarget], settings: ProbeSettings, mark: str
+) -> bytes:
     """The script for one node: it prints a line for each of `wanted`, by its number."""
     lines = []
     for number, target in enumerate(wanted):
+        if isinstance(target, LengthTarget):
+            seconds, size = ceil(settings.timeout), "full" if target.is_full else _SMALL
+            lines.append(f"{number}|{target.host}|{size}|{seconds + 2}|length|{seconds}")
+            continue
         kind, send = "udp", _escaped(datagram_for(target, settings))
         if target.protocol == "TCP":
             kind, send = "tcp", ""
@@ -126,7 +189,7 @@ def build_probe_script(wanted: Sequence[ProbeTarget], settings: ProbeSettings, m
         lines.append(f"{number}|{target.host}|{target.port}|{settings.timeout:g}|{kind}|{send}")
     head = "".join(
         f"{name}={shlex.quote(text)}; export {name}\n"
-        for name, text in (("TCP", _TCP), ("UDP", _UDP), ("PROBES", "\n".join(lines)))
+        for name, text in (("TCP", _TCP), ("UDP", _UDP), ("LENGTH", _LENGTH), ("PROBES", "\n".join(lines)))
     )
     script = _SCRIPT.replace("@MARK@", mark).replace("@PARALLEL@", str(max(1, settings.parallel)))
     return (head + script).encode()
@@ -142,17 +205,48 @@ def parse_answers(
 ) -> dict[ProbeTarget, list[Attempt]]:
     """What the script printed: the attempts at each target."""
     found: dict[ProbeTarget, list[Attempt]] = {}
-    for line in stdout.decode(errors="replace").splitlines():
-        if not line.startswith(mark):
-            continue
-        fields = line.split(maxsplit=5)
-        if len(fields) < 5 or not fields[1].isdigit() or int(fields[1]) >= len(wanted):
-            continue
-        target = wanted[int(fields[1])]
-        seconds = max(0.0, _number(fields[4]) - _number(fields[3]))
-        attempt = _attempt(target, fields[2], fields[5] if len(fields) > 5 else "", seconds, settings)
-        found.setdefault(target, []).append(attempt)
+    for number, status, seconds, said in _printed(stdout, mark):
+        if number < len(wanted):
+            attempt = _attempt(wanted[number], status, said, seconds, settings)
+            found.setdefault(wanted[number], []).append(attempt)
     return found
+
+
+def parse_lengths(
+    stdout: bytes, mark: str, packets: Sequence[LengthTarget], *, first: int
+) -> dict[LengthTarget, list[LengthAttempt]]:
+    """What the script printed of packets, which are numbered from `first` on."""
+    found: dict[LengthTarget, list[LengthAttempt]] = {}
+    for number, _, _, said in _printed(stdout, mark):
+        if 0 <= number - first < len(packets):
+            found.setdefault(packets[number - first], []).append(_length(said))
+    return found
+
+
+def _length(said: str) -> LengthAttempt:
+    """What ping or bash says: ping's are iputils' words, and the C library's."""
+    size = re.match(r"size (\d+) ?", said)
+    if size is None:
+        return LengthAttempt(answered=False, problem=said.strip()[:120] or "nothing was sent")
+    words = said[size.end() :]
+    told = _MTU.search(words)
+    is_refused = "onnection refused" in words  # the port unreachable that the datagram asks for
+    unsent = re.search(r"[Oo]peration not permitted|[Nn]etwork is unreachable|[Nn]o route to host", words)
+    return LengthAttempt(
+        answered=" bytes from " in words or is_refused,
+        size=int(size[1]),
+        told=int(told[1]) if told is not None else None,
+        problem=unsent[0] if unsent is not None else "",
+    )
+
+
+def _printed(stdout: bytes, mark: str) -> Iterator[tuple[int, str, float, str]]:
+    """The lines of the answer: number, exit status, seconds, what was said."""
+    for line in stdout.decode(errors="replace").splitlines():
+        fields = line.split(maxsplit=5) if line.startswith(mark) else ()
+        if len(fields) >= 5 and fields[1].isdigit():
+            seconds = max(0.0, _number(fields[4]) - _number(fields[3]))
+            yield int(fields[1]), fields[2], seconds, fields[5] if len(fields) > 5 else ""
 
 
 def _attempt(target: ProbeTarget, status: str, said: str, seconds: float, settings: ProbeSettings) -> Attempt:

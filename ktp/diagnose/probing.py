@@ -7,19 +7,22 @@ outside. Nothing is dialled here.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
+from ktp.dataplane.answer import answer_flow
 from ktp.diagnose.checks import ALL_CHECKS
 from ktp.diagnose.checks.base import listed
 from ktp.diagnose.checks.ktp217_pods_of_other_nodes import CHECK as NOT_CARRIED
+from ktp.diagnose.checks.ktp220_too_long import CHECK as TOO_LONG
 from ktp.diagnose.checks.ktp902_probe_disagrees import CHECK as DISAGREES
 from ktp.diagnose.checks.offload_common import WORDS, deferring, shown, trial
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import Question, node_addresses
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason
 from ktp.kubeproxy.outcome import Client, Vantage
-from ktp.model.cluster import Service, ServicePort, ip_of
+from ktp.model.cluster import Endpoint, Service, ServicePort, ip_of
 from ktp.model.diagnosis import (
     Cell,
     Evidence,
@@ -30,10 +33,20 @@ from ktp.model.diagnosis import (
     Severity,
 )
 from ktp.model.host import IPAddress
-from ktp.model.probing import MovedRule, Observation, Prediction, ProbeRow, ProbeTarget
+from ktp.model.probing import (
+    LengthRow,
+    LengthTarget,
+    MovedRule,
+    Observation,
+    Prediction,
+    ProbeRow,
+    ProbeTarget,
+)
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow, Symptom
 
+# Pods of other nodes that each node dials directly.
+_MOST_PODS = 8
 # Nodes that are dialled of a large cluster; --node names others.
 MOST_NODES = 50
 
@@ -77,10 +90,14 @@ def sender_of(snapshot: Snapshot, source: str | None) -> Sender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Dialled:
-    """What stands behind a target: its port and front end, and where a node port is dialled the address."""
+    """What stands behind a target: its port and front end, and where a node port is dialled the address.
+
+    `is_pod`: it is a pod, dialled past all front ends.
+    """
 
     port: ServicePort
     front_end: FrontEnd | None
+    is_pod: bool = False
 
 
 class Predictor:
@@ -140,11 +157,69 @@ class Predictor:
                 assert loopback is not None
                 _add(out, port, end.on(loopback), title, str(loopback), node)
 
+    def pods(self, here: Sender) -> tuple[list[ProbeTarget], list[LengthTarget]]:
+        """The Service's endpoints on other nodes than `here`, to be dialled directly; a few, of each node at first one.
+
+        As connections, and of pods in networks of their own also as packets of some length.
+        """
+        own = {a for node in (self.snapshot.cluster.nodes or {}).values() for _, a in node.addresses}
+        by_node: dict[str, dict[str, str]] = {}
+        dialled: dict[str, dict[ProbeTarget, _Dialled]] = {}
+        for port, number, e in self._endpoints():
+            if e.node_name in (None, here.node) or not e.is_ready:
+                continue
+            for address in e.addresses:
+                name = f"{e.target_namespace or self.service.namespace}/{e.target_name or address}"
+                by_node.setdefault(e.node_name or "", {})[address] = name
+                target = ProbeTarget(
+                    frontend=f"pods, port {number}/{port.protocol}", host=address, port=number,
+                    protocol=port.protocol, node=e.node_name,
+                )  # fmt: skip
+                dialled.setdefault(address, {})[target] = _Dialled(port=port, front_end=None, is_pod=True)
+        turns = zip_longest(*([(n, *pod) for pod in pods.items()] for n, pods in by_node.items()))
+        chosen = [pod for turn in turns for pod in turn if pod is not None][:_MOST_PODS]
+        connections = {t: behind for _, address, _ in chosen for t, behind in dialled[address].items()}
+        self._behind |= connections
+        return list(connections), [
+            LengthTarget(pod=name, node=node, host=address, is_full=is_full)
+            for node, address, name in chosen
+            if address not in own
+            for is_full in (False, True)
+        ]
+
+    def _endpoints(self) -> Iterator[tuple[ServicePort, int, Endpoint]]:
+        """Each endpoint of each port of the Service, with the number that its port has there."""
+        for port in self.service.ports:
+            for found in self.examiner.slices_of(self.service):
+                number = next((p.port for p in found.ports if p.name == port.name), None)
+                for e in found.endpoints if number is not None else ():
+                    yield port, number or 0, e
+
     # -- predictions
+
+    def _predict_pod(self, target: ProbeTarget, sender: Sender) -> Prediction:
+        """What a process of a node sees that dials a pod."""
+        flow = Flow(
+            dst=target.host, port=target.port, protocol=target.protocol.lower(), from_node=sender.node
+        )
+        answer = answer_flow(self.examiner.walker, flow)
+        node = sender.node or ""
+        return Prediction(
+            of=answer.symptom,
+            symptoms=frozenset(path.symptom for path in answer.paths) or frozenset((answer.symptom,)),
+            vantage=Vantage.NODE.value,
+            client=sender.words,
+            basis="rules" if self.examiner.has_rules(node) else "api",
+            reason=answer.reason,
+            decided_by=answer.decided_by,
+            holders=frozenset((target.node,)) if target.node is not None else frozenset(),
+        )
 
     def predict(self, target: ProbeTarget, source: str | None, sender: Sender) -> Prediction:
         """What a client at `source`, which is `sender`, sees at a target of `targets`."""
         behind = self._behind[target]
+        if behind.is_pod:
+            return self._predict_pod(target, sender)
         end = behind.front_end
         if end is None:
             return _no_prediction("kube-proxy does not program this address: the load balancer alone decides")
@@ -350,6 +425,40 @@ def probe_findings(rows: Iterable[ProbeRow], snapshot: Snapshot | None = None) -
             key = (row.observed.target.frontend, row.predicted.of, row.observed.symptom, row.observed.sender)
             groups.setdefault(key, []).append(row)
     return [*found, *(_finding(group) for group in groups.values())]
+
+
+def length_findings(rows: Iterable[LengthRow]) -> list[Finding]:
+    """KTP220 for each pair of nodes between which short packets pass, and full ones do not."""
+    pairs: dict[tuple[str, str], list[LengthRow]] = {}
+    for row in rows:
+        if row.carries is False:
+            pairs.setdefault((row.sender, row.node), []).append(row)
+    return [_too_long(sender, node, lost) for (sender, node), lost in pairs.items()]
+
+
+def _too_long(sender: str, node: str, lost: list[LengthRow]) -> Finding:
+    return TOO_LONG.finding(
+        f"{sender} reaches {listed(row.pod for row in lost)} on {node} with short packets, and not with those of "
+        f"{lost[0].size} bytes, and nobody tells it so: connections open, and may then hang",
+        node=sender,
+        nodes=[sender, node],
+        evidence=[
+            Evidence(
+                kind="probe",
+                source=f"{sender} to {row.host}",
+                text=f"{sum(a.answered for a in row.small)} of {len(row.small)} packets of {row.small[0].size} bytes "
+                f"are answered, none of {len(row.full)} of {row.size} bytes",
+            )
+            for row in lost[:4]
+        ],
+        fixes=[
+            Fix(
+                summary=f"compare the MTU of the devices between {sender} and {node}, and of the tunnel with them; let "
+                "ICMP errors pass",
+                cost="none",
+            )
+        ],
+    )
 
 
 def _only_with_pods(rows: list[ProbeRow]) -> tuple[list[ProbeRow], list[ProbeRow]]:

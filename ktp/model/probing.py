@@ -81,6 +81,61 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LengthTarget:
+    """A pod of another node ("namespace/name" on `node`), to which a packet of some length is sent.
+
+    `is_full`: as long as the sender's route there takes; else of some 100 bytes.
+    """
+
+    pod: str
+    node: str
+    host: str
+    is_full: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthAttempt:
+    """One packet of `size` bytes, from its IP header on (None: not told), and whether the pod answered it.
+
+    `told` is the MTU that an ICMP error named: TCP then sends less. `problem` says why nothing was sent.
+    """
+
+    answered: bool
+    size: int | None = None
+    told: int | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthRow:
+    """What came of short and of full packets from node `sender` to a pod on `node`."""
+
+    sender: str
+    pod: str
+    node: str
+    host: str
+    small: tuple[LengthAttempt, ...] = ()
+    full: tuple[LengthAttempt, ...] = ()
+
+    @property
+    def carries(self) -> bool | None:
+        """Whether full packets get there, or their sender is told to send less; None where that is not known.
+
+        Of a pod that does not answer the short ones either, nothing is known.
+        """
+        if any(a.answered or a.told is not None for a in self.full):
+            return True
+        if not self.full or any(a.problem for a in self.full) or not any(a.answered for a in self.small):
+            return None
+        return False
+
+    @property
+    def size(self) -> int | None:
+        """How many bytes a full packet had."""
+        return next((a.size for a in self.full if a.size is not None), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What ktp says that a client like the sender sees.
 
@@ -175,8 +230,8 @@ class WitnessRow:
 class ServiceProbe:
     """What `ktp probe` says of one Service.
 
-    `left_out` counts the nodes that were not dialled because there are too many; `notes` are sentences about what
-    could not be done.
+    `lengths` is None where no packets of some length were asked for. `left_out` counts the nodes that were not dialled
+    because there are too many; `notes` are sentences about what could not be done.
     """
 
     namespace: str
@@ -185,6 +240,7 @@ class ServiceProbe:
     findings: tuple[Finding, ...] = ()
     reconciliation: tuple[WitnessRow, ...] = ()
     moved: tuple[MovedRule, ...] | None = None
+    lengths: tuple[LengthRow, ...] | None = None
     left_out: int = 0
     notes: tuple[str, ...] = ()
     source: str = ""

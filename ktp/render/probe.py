@@ -11,8 +11,8 @@ from rich.text import Text
 from ktp.model.probing import MovedRule, ProbeRow, ServiceProbe
 from ktp.render.diagnosis_json import API_VERSION, finding_object
 from ktp.render.diagnosis_text import print_findings
-from ktp.render.probe_json import row_object, witness_object
-from ktp.render.probe_tables import print_rows, print_witnesses
+from ktp.render.probe_json import length_object, row_object, witness_object
+from ktp.render.probe_tables import print_lengths, print_rows, print_witnesses
 from ktp.render.terminal import write
 
 
@@ -23,6 +23,7 @@ def print_probe(p: ServiceProbe, console: Console, *, verbose: bool = False) -> 
         console.print()
         write(console, Text(f"Predicted from {p.source}"), 0, 10)
     print_rows(p.rows, console)
+    print_lengths(p.lengths or (), console)
     print_witnesses(p.reconciliation, console, verbose=verbose)
     if p.findings:
         print_findings(p.findings, console, verbose=verbose)
@@ -77,6 +78,7 @@ def probe_object(p: ServiceProbe) -> dict[str, Any]:
         "service": {"namespace": p.namespace, "name": p.name},
         "verdict": probe_verdict(p),
         "probes": [row_object(r) for r in p.rows],
+        "lengths": None if p.lengths is None else [length_object(r) for r in p.lengths],
         "findings": [finding_object(f) for f in p.findings],
         "reconciliation": [witness_object(r) for r in p.reconciliation],
         "counters": None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ktp.model.probing import ProbeRow, WitnessRow
+from ktp.model.probing import LengthAttempt, LengthRow, ProbeRow, WitnessRow
 
 
 def row_object(r: ProbeRow) -> dict[str, Any]:
@@ -35,6 +35,23 @@ def row_object(r: ProbeRow) -> dict[str, Any]:
         "verdict": r.verdict,
         "note": r.note,
     }
+
+
+def length_object(r: LengthRow) -> dict[str, Any]:
+    """Short and full packets from a node to a pod."""
+    return {
+        "from": r.sender,
+        "pod": r.pod,
+        "node": r.node,
+        "address": r.host,
+        "carries": r.carries,
+        "small": [_packet_object(a) for a in r.small],
+        "full": [_packet_object(a) for a in r.full],
+    }
+
+
+def _packet_object(a: LengthAttempt) -> dict[str, Any]:
+    return {"bytes": a.size, "answered": a.answered, "told": a.told, "problem": a.problem or None}
 
 
 def witness_object(r: WitnessRow) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ktp.model.probing import HealthAnswer, Observation, Prediction, ProbeRow, WitnessRow
+from ktp.model.probing import (
+    HealthAnswer,
+    LengthAttempt,
+    LengthRow,
+    Observation,
+    Prediction,
+    ProbeRow,
+    WitnessRow,
+)
 from ktp.model.trace import Symptom
 from ktp.render.terminal import print_table, write
 
@@ -103,6 +111,40 @@ def _http(o: Observation) -> str:
         ", ".join(f"{w}" + (f" {n}/{len(o.attempts)}" if len(said) > 1 else "") for w, n in said.items())
         or "-"
     )
+
+
+def print_lengths(rows: Sequence[LengthRow], console: Console) -> None:
+    """A table a sender: short and full packets to pods of other nodes."""
+    for sender in dict.fromkeys(r.sender for r in rows):
+        console.print()
+        write(console, Text(f"Packets from {sender} to pods of other nodes", style="bold"))
+        table = Table(box=None, pad_edge=False, padding=(0, 1), expand=False)
+        for name in ("node", "pod", "address", "short", "full", ""):
+            table.add_column(Text(name), overflow="fold")
+        for r in (r for r in rows if r.sender == sender):
+            word, style = {True: ("", ""), False: ("lost", "bold red"), None: ("-", "dim")}[r.carries]
+            row = (
+                Text(r.node),
+                Text(r.pod),
+                Text(r.host),
+                _packets(r.small),
+                _packets(r.full),
+                Text(word, style),
+            )
+            table.add_row(*row)
+        print_table(console, table)
+
+
+def _packets(attempts: Sequence[LengthAttempt]) -> Text:
+    sizes = [a.size for a in attempts if a.size is not None]
+    if not sizes:
+        return Text(next((a.problem for a in attempts), "not sent"), style="dim")
+    answered = sum(a.answered for a in attempts)
+    told = next((a.told for a in attempts if a.told is not None), None)
+    words = f"{answered}/{len(attempts)} of {max(sizes)} bytes" + (
+        f", told to send {told}" if told is not None else ""
+    )
+    return Text(words, style="green" if answered else "yellow" if told is not None else "red")
 
 
 def print_witnesses(rows: Iterable[WitnessRow], console: Console, *, verbose: bool = False) -> None:

@@ -223,9 +223,18 @@ def test_in_a_diagnosis(net: Net, serve: Callable[..., None]) -> None:
         ((LOCAL, "--demo"), "not dialled"),
         ((LOCAL, "--from-nodes", "--dial-recorded"), "--node-access ssh"),
         ((LOCAL, "--from-nodes", "--counters"), "leave out"),
+        ((LOCAL, "--to-pods", "--dial-recorded"), "add --from-nodes"),
         ((LOCAL,), "--dial-recorded"),
     ],
-    ids=["the name taken for a path", "html", "demo", "no ssh", "whose counters", "addresses of a snapshot"],
+    ids=[
+        "the name taken for a path",
+        "html",
+        "demo",
+        "no ssh",
+        "whose counters",
+        "whose packets",
+        "addresses of a snapshot",
+    ],
 )
 def test_what_makes_no_sense(words: tuple[str, ...], says: str, net: Net) -> None:
     status, out, err = net.ktp(*(SNAPSHOT if "--demo" not in words else ()), "probe", *words)

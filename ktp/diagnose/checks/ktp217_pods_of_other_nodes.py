@@ -17,7 +17,7 @@ What the tries met on either kind of node, and what the rules predict. Tunnels t
 underneath (`ethtool.txt`: tx-checksum-ip-generic) are named as the suspicion that they are; most work well.
 
 # Confirm by hand
-    ktp probe NAMESPACE/NAME --from-nodes        # nodes dial each other
+    ktp probe NAMESPACE/NAME --from-nodes --to-pods    # nodes dial each other, and each other's pods
     ip -d link show type vxlan                   # the tunnel, its port and its own address
     tcpdump -ni any udp port 8472                # on both nodes, while a client tries: does it leave, does it arrive?
 

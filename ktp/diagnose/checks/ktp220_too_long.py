@@ -14,9 +14,12 @@ MTUs of devices and routes (`ip-addr.json`, `ip-route.json`), the kind of the tu
 the connection takes. Of an outside client an MTU of 1500 is supposed. Some network cards, and most of virtual machines,
 take more than their MTU says: hence a warning. What a node's own kernel loses is certain, and an error. Rules that
 lower the segment size (TCPMSS, `tcp option maxseg`) are taken into account. In JSON a cell has the numbers (`hang`).
+Or `ktp probe --from-nodes --to-pods`: short packets to a pod were answered, and full ones neither that nor refused by
+an ICMP error. A firewall that lets short ICMP echos pass alone would look the same.
 
 # Confirm by hand
     ip link show dev eth0                          # on both nodes: mtu
+    ktp probe NAMESPACE/NAME --from-nodes --to-pods
     ping -M do -s 1472 OTHER-NODE                  # 1472 + 28 = 1500 bytes; less gets through, this does not
     curl -o /dev/null http://NODE:NODEPORT/large   # stops after the headers
 

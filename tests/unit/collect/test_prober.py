@@ -23,9 +23,14 @@ from ktp.collect.prober import (
     read_counters,
     source_address,
 )
-from ktp.collect.remote_prober import build_probe_script, parse_answers, probe_from_nodes
+from ktp.collect.remote_prober import (
+    build_probe_script,
+    parse_answers,
+    parse_lengths,
+    probe_from_nodes,
+)
 from ktp.collect.ssh import SshSettings
-from ktp.model.probing import HealthTarget, Observation, ProbeTarget
+from ktp.model.probing import HealthTarget, LengthAttempt, LengthRow, LengthTarget, Observation, ProbeTarget
 from ktp.model.trace import Symptom
 
 QUICK = ProbeSettings(tries=3, timeout=0.3)  # where silence is expected
@@ -396,7 +401,7 @@ def test_nodes_dial_over_ssh(tmp_path: Path) -> None:
         open_port, sctp = target(port), target(port, "SCTP")
         shut, hostile = target(free_port()), target(80, host="a b|c")
         targets = dict.fromkeys(("node-a", "node-gone", "node-bare"), (open_port, shut, sctp, hostile))
-        seen, gaps = probe_from_nodes({}, targets, ProbeSettings(tries=2, timeout=30), settings)
+        seen, _, gaps = probe_from_nodes({}, targets, ProbeSettings(tries=2, timeout=30), settings)
     assert [(o.sender, o.symptom, bool(o.skipped)) for o in seen] == [
         ("node-a", Symptom.CONNECTS, False),
         ("node-a", Symptom.REFUSED, False),
@@ -406,3 +411,52 @@ def test_nodes_dial_over_ssh(tmp_path: Path) -> None:
     assert [(g.subject, g.kind) for g in gaps] == [("node-gone", "probe"), ("node-bare", "probe")]
     assert "refuses connections" in gaps[0].message
     assert "no bash" in gaps[1].message
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("size 100 PING 10.1.0.5 (10.1.0.5) 72(100) bytes of data. 80 bytes from 10.1.0.5: icmp_seq=1", (100, True, None, "")),
+        ("size 1450 PING 10.1.0.5 1422(1450) bytes of data. 1 packets transmitted, 0 received", (1450, False, None, "")),
+        ("size 1450 PING x From 10.9.5.2 icmp_seq=1 Frag needed and DF set (mtu = 1400)", (1450, False, 1400, "")),
+        ("size 1450 ping: local error: message too long, mtu=1400", (1450, False, 1400, "")),
+        ("size 1450 From fd00::1 icmp_seq=1 Packet too big: mtu=1280", (1450, False, 1280, "")),
+        ("size 100 head: error reading 'standard input': Connection refused", (100, True, None, "")),
+        ("size 100 ", (100, False, None, "")),
+        ("size 100 ping: connect: Network is unreachable", (100, False, None, "Network is unreachable")),
+        ("bash: line 5: ip: command not found", (None, False, None, "bash: line 5: ip: command not found")),
+        ("", (None, False, None, "nothing was sent")),
+    ],
+)  # fmt: skip
+def test_what_ping_and_bash_say_of_a_packet(
+    said: str, expected: tuple[int | None, bool, int | None, str]
+) -> None:
+    packet = LengthTarget(pod="shop/web", node="node-b", host="10.1.0.5", is_full=True)
+    printed = (
+        f"mark 0 0 1.0 1.1 open\nmark 1 0 1.0 1.1 {said}\nmark 2 0 1 1 size 9\nother 1 0 1 1 x\n".encode()
+    )
+    ((a,),) = parse_lengths(printed, "mark", [packet], first=1).values()
+    assert (a.size, a.answered, a.told, a.problem) == expected
+
+
+@pytest.mark.parametrize(
+    ("small", "full", "carries"),
+    [
+        ("yy", "yn", True), ("yy", "nn", False), ("yn", "nn", False), ("nn", "nn", None), ("nn", "yn", True), ("yy", "tn", True),
+        ("yy", "pn", None), ("yy", "", None), ("", "nn", None),
+    ],
+)  # fmt: skip
+def test_whether_full_packets_are_carried(small: str, full: str, carries: bool | None) -> None:
+    kinds = {
+        "y": LengthAttempt(answered=True, size=1), "n": LengthAttempt(answered=False, size=1),
+        "t": LengthAttempt(answered=False, size=1, told=1400), "p": LengthAttempt(answered=False, problem="no"),
+    }  # fmt: skip
+    row = LengthRow(
+        sender="a",
+        pod="p",
+        node="b",
+        host="h",
+        small=tuple(kinds[k] for k in small),
+        full=tuple(kinds[k] for k in full),
+    )
+    assert row.carries is carries

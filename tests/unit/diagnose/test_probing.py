@@ -12,6 +12,7 @@ from ktp.diagnose.probing import (
     Predictor,
     Sender,
     compare,
+    length_findings,
     moved_rules,
     probe_findings,
     sender_of,
@@ -22,7 +23,15 @@ from ktp.diagnose.service import diagnose_service
 from ktp.kubeproxy.changes import with_ready_pod_on
 from ktp.model.cluster import LoadBalancerIngress, Node
 from ktp.model.diagnosis import ServiceDiagnosis
-from ktp.model.probing import Attempt, HealthAnswer, HealthTarget, Observation, ProbeTarget
+from ktp.model.probing import (
+    Attempt,
+    HealthAnswer,
+    HealthTarget,
+    LengthAttempt,
+    LengthRow,
+    Observation,
+    ProbeTarget,
+)
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
 from tests.unit.diagnose.worlds import (
@@ -243,6 +252,55 @@ def test_only_nodes_with_a_pod_answer_though_all_should() -> None:
     p = predictor(world, LOCAL)
     rows = compare(p, [seen(t, *((C, C) if t.node == "node-a" else (T, T))) for t in p.targets(Sender())])
     assert probe_findings(rows) == []
+
+
+def test_pods_of_other_nodes_are_dialled_directly() -> None:
+    world = recorded()
+    p = predictor(world, CLUSTER)
+    for node, pods in (
+        ("node-a", ["test/nginx-log-0"]),
+        ("node-b", ["test/nginx-log-1"]),
+        ("node-c", ["test/nginx-log-1", "test/nginx-log-0"]),
+    ):
+        targets, lengths = p.pods(Sender(node=node))
+        assert [t.frontend for t in targets] == ["pods, port 80/TCP"] * len(pods)
+        assert [(x.pod, x.is_full) for x in lengths] == [
+            (pod, full) for pod in pods for full in (False, True)
+        ]
+        for target in targets:
+            assert target.node != node
+            said = p.predict(target, None, Sender(node=node))
+            assert (said.of, said.basis, [*said.holders]) == (C, "rules", [target.node])
+        observed = [
+            Observation(target=t, sender=node, attempts=(Attempt(symptom=T, seconds=1.0),)) for t in targets
+        ]
+        assert {f.code for f in probe_findings(compare(p, observed))} == {"KTP902"}
+
+
+def test_a_pod_in_its_nodes_network_is_sent_no_packets_of_some_length() -> None:
+    targets, lengths = predictor(recorded(), "edge/hostnet-cluster").pods(Sender(node="node-a"))
+    assert {t.node for t in targets} <= {"node-b", "node-c"}
+    assert targets
+    assert lengths == []
+
+
+def test_paths_that_carry_short_packets_alone_are_one_finding_a_pair() -> None:
+    yes, no = (LengthAttempt(answered=answered, size=size) for answered, size in ((True, 100), (False, 1450)))
+
+    def row(sender: str, pod: str, node: str, full: LengthAttempt) -> LengthRow:
+        return LengthRow(sender=sender, pod=pod, node=node, host="10.1.0.5", small=(yes,), full=(full, full))
+
+    rows = [
+        row("node-a", "shop/web-0", "node-b", no), row("node-a", "shop/web-1", "node-b", no),
+        row("node-a", "shop/web-2", "node-c", yes), row("node-b", "shop/web-2", "node-c", no),
+    ]  # fmt: skip
+    found = length_findings(rows)
+    assert [(f.code, f.nodes) for f in found] == [
+        ("KTP220", ("node-a", "node-b")),
+        ("KTP220", ("node-b", "node-c")),
+    ]
+    assert "shop/web-0 and shop/web-1 on node-b" in found[0].message
+    assert "1450 bytes" in found[0].message
 
 
 # --------------------------------------------------------------------------------------------------------- counters
