@@ -12,7 +12,9 @@ from ktp.app.settings import Settings, offline
 from ktp.errors import EvidenceError, ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from ktp.collect.node_shell import NodeShell
     from ktp.collect.prober import ProbeSettings
+    from ktp.collect.ssh import SshSettings
     from ktp.diagnose.probing import Predictor
     from ktp.model.cluster import Service
     from ktp.model.probing import HealthAnswer, LengthRow, LengthTarget, MovedRule, ProbeRow, WitnessRow
@@ -53,7 +55,7 @@ def probe_service(
     snapshot, service = snapshot_for_service(settings, name)
     dialled = dial(settings, snapshot, service, probing, counters=counters)
     if not any(r.verdict != "skipped" for r in dialled.rows):
-        why = next((f": {r.note}" for r in dialled.rows if r.note), "")
+        why = next((f": {said}" for said in (*(r.note for r in dialled.rows), *dialled.notes) if said), "")
         raise EvidenceError(
             f"nothing of {service.key} can be dialled from here{why}",
             hint="an external front end is a node port, a load balancer IP or an external IP",
@@ -147,19 +149,11 @@ _MOST_SENDERS = 10
 def _dial_from_nodes(
     settings: Settings, snapshot: Snapshot, predictor: Predictor, how: ProbeSettings, *, to_pods: bool = False
 ) -> _Dialled:
-    """Let the nodes dial, over SSH, and with `to_pods` each other's pods; who cannot be logged in to is a note."""
+    """Let the nodes dial, and with `to_pods` each other's pods; a node on which nothing could be run is a note."""
     from ktp.collect.remote_prober import probe_from_nodes
-    from ktp.collect.ssh import SshSettings
     from ktp.diagnose.probing import Sender, compare
 
-    if settings.node_access != "ssh":
-        raise UsageError("--from-nodes dials from the nodes by SSH", hint="add --node-access ssh")
-    ssh = SshSettings(
-        user=settings.ssh_user,
-        options=settings.ssh_options,
-        parallel=settings.parallel,
-        timeout=settings.timeout,
-    )
+    access = _shells(settings)
     senders = predictor.nodes if settings.nodes else predictor.nodes[:_MOST_SENDERS]
     addresses = {
         node.name: tuple(a for kind, a in node.addresses if kind != "Hostname")
@@ -170,7 +164,7 @@ def _dial_from_nodes(
     for node in senders if to_pods else ():
         more, lengths[node] = predictor.pods(Sender(node=node))
         targets[node] += more
-    observed, packets, gaps = probe_from_nodes(addresses, targets, how, ssh, lengths)
+    observed, packets, gaps = probe_from_nodes(addresses, targets, how, access, lengths)
     notes = [f"{gap.message}" + (f" ({gap.remedy})" if gap.remedy else "") for gap in gaps]
     if len(senders) < len(predictor.nodes):
         notes.append(
@@ -181,6 +175,31 @@ def _dial_from_nodes(
         lengths=tuple(packets) if to_pods else None,
         left_out=predictor.left_out,
         notes=tuple(notes),
+    )
+
+
+def _shells(settings: Settings) -> SshSettings | NodeShell:
+    """How the nodes are made to dial. Raises UsageError for ways that give no shell there."""
+    from ktp.collect.node_shell import NodeShell
+    from ktp.collect.ssh import SshSettings
+
+    if settings.node_access == "shell":
+        shell = NodeShell(command=settings.node_shell or "", parallel=settings.parallel)
+        if shell.preset.makes:
+            raise UsageError(
+                f"--node-shell {shell.command} makes {shell.preset.makes}, which --from-nodes does not",
+                hint="give another command, or --node-access ssh",
+            )
+        return shell
+    if settings.node_access != "ssh":
+        raise UsageError(
+            "--from-nodes needs a shell on the nodes", hint="add --node-access ssh, or --node-shell COMMAND"
+        )
+    return SshSettings(
+        user=settings.ssh_user,
+        options=settings.ssh_options,
+        parallel=settings.parallel,
+        timeout=settings.timeout,
     )
 
 

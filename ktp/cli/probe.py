@@ -41,7 +41,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--data", metavar="TEXT", help="What to send in a UDP datagram."),
     click.option(
-        "--from-nodes", is_flag=True, help="Dial from the nodes and not from here (with --node-access ssh)."
+        "--from-nodes",
+        is_flag=True,
+        help="Dial from the nodes and not from here (--node-access ssh or --node-shell).",
     ),
     click.option(
         "--dial-recorded",
@@ -133,6 +135,9 @@ def command(
     if counters and from_nodes:
         raise UsageError("--counters reads the counters of this machine; leave out --from-nodes")
     if to_pods and not from_nodes:
-        raise UsageError("--to-pods says whom the nodes dial", hint="add --from-nodes --node-access ssh")
+        raise UsageError(
+            "--to-pods says whom the nodes dial",
+            hint="add --from-nodes, and --node-access ssh or --node-shell",
+        )
     how = replace(probing(tries, wait, http, data, from_nodes, dial_recorded), to_pods=to_pods)
     return int(probe_service(chosen, name, how, health=health, counters=counters))

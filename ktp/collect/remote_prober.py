@@ -1,4 +1,4 @@
-"""The same probes sent from nodes, over SSH, with what a node has: bash's /dev/tcp and /dev/udp, and timeout.
+"""The same probes sent from nodes, by a shell there, with what a node has: bash's /dev/tcp and /dev/udp, and timeout.
 
 One connection to each node carries the script and its answers. Nothing is written on the node.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 import secrets
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
 
-from ktp.collect.children import ending_children
+from ktp.collect.children import ChildResult, ending_children
+from ktp.collect.node_shell import NodeShell, run_by_shell
 from ktp.collect.parallel import run_in_parallel
 from ktp.collect.prober import ProbeSettings, datagram_for, http_request
 from ktp.collect.ssh import SshSettings, Visitor, is_host
@@ -86,27 +87,36 @@ wait
 """
 
 
+# A node, a script and how many seconds it may take.
+_Run = Callable[[str, bytes, float], ChildResult | EvidenceGap]
+
+
 def probe_from_nodes(
     addresses: Mapping[str, Sequence[str]],
     targets: Mapping[str, Sequence[ProbeTarget]],
     settings: ProbeSettings,
-    ssh: SshSettings,
+    access: SshSettings | NodeShell,
     lengths: Mapping[str, Sequence[LengthTarget]] | None = None,
 ) -> tuple[list[Observation], list[LengthRow], list[EvidenceGap]]:
     """Each node of `targets` dials its targets; the observations, and a gap for each node that could not.
 
     `addresses` holds where each node may be logged in to, `lengths` to which pods it sends short and full packets.
     """
-    visitor = Visitor(ssh, None)
+    visitor = Visitor(access, None) if isinstance(access, SshSettings) else None
+
+    def run(node: str, script: bytes, timeout: float) -> ChildResult | EvidenceGap:
+        if visitor is not None:
+            return visitor.run_script(node, addresses.get(node, ()), script, timeout=timeout)
+        assert isinstance(access, NodeShell)
+        return run_by_shell(node, access, script, timeout=timeout)
+
     with ending_children():
         found = run_in_parallel(
             [
-                partial(
-                    _one_node, visitor, n, addresses.get(n, ()), wanted, (lengths or {}).get(n, ()), settings
-                )
+                partial(_one_node, run, n, wanted, (lengths or {}).get(n, ()), settings)
                 for n, wanted in targets.items()
             ],
-            workers=max(1, ssh.parallel),
+            workers=max(1, access.parallel),
         )
     observations = [o for seen, _, _ in found for o in seen]
     rows = [row for _, rows, _ in found for row in rows]
@@ -114,9 +124,8 @@ def probe_from_nodes(
 
 
 def _one_node(
-    visitor: Visitor,
+    run: _Run,
     node: str,
-    addresses: Sequence[str],
     targets: Sequence[ProbeTarget],
     lengths: Sequence[LengthTarget],
     settings: ProbeSettings,
@@ -127,12 +136,8 @@ def _one_node(
     mark = f"ktp-{secrets.token_hex(8)}"
     packets = [t for _ in range(min(settings.tries, _MOST_PACKETS)) for t in lengths if is_host(t.host)]
     rounds = 1 + (len(wanted) + len(packets)) // max(1, settings.parallel)
-    done = visitor.run_script(
-        node,
-        addresses,
-        build_probe_script([*wanted, *packets], settings, mark),
-        timeout=20 + rounds * (settings.timeout + 3),
-    )
+    script = build_probe_script([*wanted, *packets], settings, mark)
+    done = run(node, script, 20 + rounds * (settings.timeout + 3))
     if isinstance(done, EvidenceGap):
         return [], [], done
     lacks = re.search(rf"^{mark} lacks (\S+)", done.stdout.decode(errors="replace"), re.MULTILINE)

@@ -147,3 +147,24 @@ def test_what_the_tunnel_carries(
     if carries is False:
         assert "Packets from node-c to pods of other nodes" in text
         assert "0/2 of 1450 bytes" in text
+
+
+def test_a_shell_other_than_ssh(make_netns: Callable[[str], str], tmp_path: Path) -> None:
+    world = World(make_netns)
+    enter = tmp_path / "enter"
+    enter.write_text(f'#!/bin/sh\n[ "$1" = node-c ] && exec ip netns exec {world.spaces["a"]} sh\n')
+    enter.chmod(0o755)
+    asked = [
+        "--snapshot", str(RECORDED), "probe", CLUSTER, "--dial-recorded", "--from-nodes", "--to-pods", "--tries", "2",
+        "--wait", "3", "-o", "json", "--node-shell",
+    ]  # fmt: skip
+
+    def probe(shell: str, node: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ktp", *asked, shell, "--node", node]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    said = json.loads(probe(f"{enter} {{node}}", "node-c").stdout)
+    assert {r["address"]: r["carries"] for r in said["lengths"]}[POD] is True
+    # One that gives no shell there, and one that would make something.
+    assert "ran no shell script" in probe("false {node}", "node-c").stderr
+    assert "which --from-nodes does not" in probe("debug", "node-c").stderr
