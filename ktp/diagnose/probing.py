@@ -90,14 +90,10 @@ def sender_of(snapshot: Snapshot, source: str | None) -> Sender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Dialled:
-    """What stands behind a target: its port and front end, and where a node port is dialled the address.
-
-    `is_pod`: it is a pod, dialled past all front ends.
-    """
+    """What stands behind a target: its port and front end, and where a node port is dialled the address."""
 
     port: ServicePort
     front_end: FrontEnd | None
-    is_pod: bool = False
 
 
 class Predictor:
@@ -173,9 +169,9 @@ class Predictor:
                 by_node.setdefault(e.node_name or "", {})[address] = name
                 target = ProbeTarget(
                     frontend=f"pods, port {number}/{port.protocol}", host=address, port=number,
-                    protocol=port.protocol, node=e.node_name,
+                    protocol=port.protocol, node=e.node_name, pod=name,
                 )  # fmt: skip
-                dialled.setdefault(address, {})[target] = _Dialled(port=port, front_end=None, is_pod=True)
+                dialled.setdefault(address, {})[target] = _Dialled(port=port, front_end=None)
         turns = zip_longest(*([(n, *pod) for pod in pods.items()] for n, pods in by_node.items()))
         chosen = [pod for turn in turns for pod in turn if pod is not None][:_MOST_PODS]
         connections = {t: behind for _, address, _ in chosen for t, behind in dialled[address].items()}
@@ -217,9 +213,9 @@ class Predictor:
 
     def predict(self, target: ProbeTarget, source: str | None, sender: Sender) -> Prediction:
         """What a client at `source`, which is `sender`, sees at a target of `targets`."""
-        behind = self._behind[target]
-        if behind.is_pod:
+        if target.pod is not None:
             return self._predict_pod(target, sender)
+        behind = self._behind[target]
         end = behind.front_end
         if end is None:
             return _no_prediction("kube-proxy does not program this address: the load balancer alone decides")
@@ -408,8 +404,8 @@ def _verdict(o: Observation, p: Prediction) -> tuple[str, str]:
 def probe_findings(rows: Iterable[ProbeRow], snapshot: Snapshot | None = None) -> list[Finding]:
     """KTP902 for what differs: one finding for a front end, a prediction and what happened instead.
 
-    KTP217 for a front end that only nodes with an endpoint answer, though each should. Of the `snapshot` it names what
-    may explain it.
+    KTP217 for a front end that only nodes with an endpoint answer, though each should, and for nodes that get nothing
+    of another's pods directly. Of the `snapshot` it names what may explain it.
     """
     groups: dict[tuple[str, Symptom, Symptom, str | None], list[ProbeRow]] = {}
     rows = list(rows)
@@ -420,6 +416,9 @@ def probe_findings(rows: Iterable[ProbeRow], snapshot: Snapshot | None = None) -
         if lost:
             found.append(_nothing_carried(frontend, lost, well, snapshot))
             explained |= {id(row) for row in lost}
+    for (sender, node), pods in _silent_pods(rows).items():
+        found.append(_not_carried_directly(sender, node, pods, snapshot))
+        explained |= {id(row) for row in pods}
     for row in rows:
         if row.verdict == "differs" and id(row) not in explained:
             key = (row.observed.target.frontend, row.predicted.of, row.observed.symptom, row.observed.sender)
@@ -489,33 +488,74 @@ def _nothing_carried(
     without, holding = (
         list(dict.fromkeys(str(r.observed.target.node) for r in rows)) for rows in (lost, well)
     )
-    suspects = deferring(snapshot, [*without, *holding])[:4] if snapshot is not None else []
-    offload = trial(suspects)
-    named = f"; {WORDS.format(listed(name for name, _ in suspects))}" if suspects else ""
+    named, offloads, fixes = _suspicion(snapshot, [*without, *holding])
     return NOT_CARRIED.finding(
         f"only nodes that hold a pod answer {frontend} ({listed(holding)}), though {listed(without)} should send "
         "packets to the pods there: unless nothing from here comes to them, the suspicion is what carries packets "
         f"between nodes to pods, a tunnel or routes{named}",
         nodes=without,
-        evidence=[
-            *(
-                Evidence(
-                    kind="probe",
-                    source=f"{r.observed.source or r.observed.sender} to {r.observed.target.dialled}",
-                    text=_tries(r.observed),
-                )
-                for r in (*lost[:2], *well[:2])
-            ),
-            *(shown(snapshot, suspects) if snapshot is not None else ()),
-        ],
-        fixes=[
-            Fix(
-                "see on both nodes whether the tunnel's packets leave and arrive; open its port between nodes",
-                command="tcpdump -ni any 'udp port 8472 or udp port 4789 or udp port 6081 or proto 4'",
-            ),
-            *([offload] if offload is not None else []),
-        ],
+        evidence=[*(_of_tries(r) for r in (*lost[:2], *well[:2])), *offloads],
+        fixes=fixes,
     )
+
+
+def _silent_pods(rows: Iterable[ProbeRow]) -> dict[tuple[str, str], list[ProbeRow]]:
+    """By the two nodes: tries of pods, past all front ends, that should connect, and to which nobody answers.
+
+    Where the sender asks through a tunnel who has an address, some are unreachable: ARP (and NDP) gave up.
+    """
+    pairs: dict[tuple[str, str], list[ProbeRow]] = {}
+    for r in rows:
+        o = r.observed
+        if (
+            o.target.pod is not None and o.target.protocol == "TCP" and o.attempts
+            and r.predicted.symptoms == {Symptom.CONNECTS}
+        ):  # fmt: skip
+            pairs.setdefault((o.sender or "", o.target.node or ""), []).append(r)
+    return {
+        pair: mine
+        for pair, mine in pairs.items()
+        if all(
+            r.observed.symptoms[Symptom.TIMES_OUT]
+            and set(r.observed.symptoms) <= {Symptom.TIMES_OUT, Symptom.UNREACHABLE}
+            for r in mine
+        )
+    }
+
+
+def _not_carried_directly(sender: str, node: str, lost: list[ProbeRow], snapshot: Snapshot | None) -> Finding:
+    named, offloads, fixes = _suspicion(snapshot, [sender, node])
+    pods = listed(dict.fromkeys(str(r.observed.target.pod) for r in lost))
+    return NOT_CARRIED.finding(
+        f"{sender} gets no answer of {pods} on {node}, dialled directly, though by its rules it should: no front end "
+        f"is to blame, and the suspicion is what carries packets between nodes to pods, a tunnel or routes{named}",
+        node=sender,
+        nodes=[sender, node],
+        evidence=[*map(_of_tries, lost[:4]), *offloads],
+        fixes=fixes,
+    )
+
+
+def _suspicion(snapshot: Snapshot | None, nodes: Iterable[str]) -> tuple[str, list[Evidence], list[Fix]]:
+    """What may keep packets from pods of other nodes: words behind a message, evidence, what to try."""
+    fixes = [
+        Fix(
+            summary="see on both nodes whether the tunnel's packets leave and arrive; open its port between nodes",
+            cost="none",
+            command="tcpdump -ni any 'udp port 8472 or udp port 4789 or udp port 6081 or proto 4'",
+        )
+    ]
+    suspects = deferring(snapshot, nodes)[:4] if snapshot is not None else []
+    offload = trial(suspects)
+    if snapshot is None or offload is None:
+        return "", [], fixes
+    named = WORDS.format(listed(name for name, _ in suspects))
+    return f"; {named}", shown(snapshot, suspects), [*fixes, offload]
+
+
+def _of_tries(row: ProbeRow) -> Evidence:
+    o = row.observed
+    return Evidence(kind="probe", source=f"{o.source or o.sender} to {o.target.dialled}", text=_tries(o))
 
 
 def _finding(group: list[ProbeRow]) -> Finding:
@@ -524,14 +564,7 @@ def _finding(group: list[ProbeRow]) -> Finding:
     nodes = list(dict.fromkeys(r.observed.target.node for r in group if r.observed.target.node is not None))
     where = f" on {listed(nodes)}" if nodes else ""
     sender = o.sender if o.sender is not None else o.source
-    evidence = [
-        Evidence(
-            "probe",
-            f"{r.observed.source or r.observed.sender} to {r.observed.target.dialled}",
-            _tries(r.observed),
-        )
-        for r in group[:4]
-    ]
+    evidence = [*map(_of_tries, group[:4])]
     if p.decided_by is not None and p.decided_by.rule:
         evidence.append(Evidence("rule", f"prediction, {p.decided_by.node}", p.decided_by.rule))
     elif p.reason:

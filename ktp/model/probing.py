@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class ProbeTarget:
     """What is dialled. `node` is None for an address that no single node answers for (a balancer's).
 
-    `host` is an IP address, or the name that a load balancer gave itself; `protocol` is "TCP", "UDP" or "SCTP".
+    `host` is an IP address, or the name that a load balancer gave itself; `protocol` is "TCP", "UDP" or "SCTP". `pod`
+    is the endpoint that is dialled past all front ends ("namespace/name"); None where a front end is.
     """
 
     frontend: str
@@ -24,6 +25,7 @@ class ProbeTarget:
     port: int
     protocol: str
     node: str | None = None
+    pod: str | None = None
 
     @property
     def dialled(self) -> str:

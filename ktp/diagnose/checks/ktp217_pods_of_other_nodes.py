@@ -6,6 +6,9 @@ does not, though by its rules, or by the API objects, packets go there. Unless n
 nodes at all, the suspicion is what carries packets from node to node for pods: flannel's, Calico's or Cilium's tunnel,
 or routes.
 
+With `--to-pods` nodes dial pods of other nodes directly, past all front ends. Where all of a node's pods stay silent to
+another that should reach them by its rules, that is found without a comparison.
+
 # Why traffic fails
 Commonly UDP 8472 or 4789 (vxlan), 6081 (geneve), 51820 (WireGuard) or protocol 4 (ipip) is blocked between the nodes by
 a firewall or security group; or the tunnel ends at another address than the nodes reach each other by; or a device's

@@ -271,10 +271,14 @@ def test_pods_of_other_nodes_are_dialled_directly() -> None:
             assert target.node != node
             said = p.predict(target, None, Sender(node=node))
             assert (said.of, said.basis, [*said.holders]) == (C, "rules", [target.node])
-        observed = [
-            Observation(target=t, sender=node, attempts=(Attempt(symptom=T, seconds=1.0),)) for t in targets
-        ]
-        assert {f.code for f in probe_findings(compare(p, observed))} == {"KTP902"}
+        for symptom, code in ((T, "KTP217"), (R, "KTP902"), (C, None)):
+            attempts = (Attempt(symptom=symptom, seconds=1.0),)
+            observed = [Observation(target=t, sender=node, attempts=attempts) for t in targets]
+            found = probe_findings(compare(p, observed))
+            assert {f.code for f in found} == ({code} if code is not None else set())
+            if code == "KTP217":
+                assert [f.nodes for f in found] == [(node, t.node) for t in targets]
+                assert "dialled directly" in found[0].message
 
 
 def test_a_pod_in_its_nodes_network_is_sent_no_packets_of_some_length() -> None:
