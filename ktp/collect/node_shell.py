@@ -157,14 +157,14 @@ def _visit(node: str, shell: NodeShell, reach: Reach | None, pods: PodAddresses 
 def run_by_shell(node: str, shell: NodeShell, script: bytes, *, timeout: float) -> ChildResult | EvidenceGap:
     """Run a shell script on a node; the gap where it did not run. A script prints something at once."""
     if not is_host(node):
-        return EvidenceGap(kind="probe", subject=node, message=f"{node!r} is no host name")
+        return EvidenceGap("probe", node, f"{node!r} is no host name")
     words = shell.words(node)
     done = _run(words, timeout, script)
     _clean(node, shell.preset, done)
     if done.stdout:
         return done
     message, remedy = _problem(node, shell, words, done, has_terminal=False)
-    return EvidenceGap(kind="probe", subject=node, message=message, remedy=remedy)
+    return EvidenceGap("probe", node, message, remedy=remedy)
 
 
 def _with_gaps(capture: MemoryCapture, gaps: tuple[EvidenceGap, ...]) -> MemoryCapture:

@@ -443,18 +443,17 @@ def _too_long(sender: str, node: str, lost: list[LengthRow]) -> Finding:
         nodes=[sender, node],
         evidence=[
             Evidence(
-                kind="probe",
-                source=f"{sender} to {row.host}",
-                text=f"{sum(a.answered for a in row.small)} of {len(row.small)} packets of {row.small[0].size} bytes "
-                f"are answered, none of {len(row.full)} of {row.size} bytes",
+                "probe",
+                f"{sender} to {row.host}",
+                f"{sum(a.answered for a in row.small)} of {len(row.small)} short packets are answered, none of "
+                f"{len(row.full)} of {row.size} bytes",
             )
             for row in lost[:4]
         ],
         fixes=[
             Fix(
-                summary=f"compare the MTU of the devices between {sender} and {node}, and of the tunnel with them; let "
+                f"compare the MTU of the devices between {sender} and {node}, and of the tunnel with them; let "
                 "ICMP errors pass",
-                cost="none",
             )
         ],
     )
@@ -540,8 +539,7 @@ def _suspicion(snapshot: Snapshot | None, nodes: Iterable[str]) -> tuple[str, li
     """What may keep packets from pods of other nodes: words behind a message, evidence, what to try."""
     fixes = [
         Fix(
-            summary="see on both nodes whether the tunnel's packets leave and arrive; open its port between nodes",
-            cost="none",
+            "see on both nodes whether the tunnel's packets leave and arrive; open its port between nodes",
             command="tcpdump -ni any 'udp port 8472 or udp port 4789 or udp port 6081 or proto 4'",
         )
     ]
@@ -555,7 +553,7 @@ def _suspicion(snapshot: Snapshot | None, nodes: Iterable[str]) -> tuple[str, li
 
 def _of_tries(row: ProbeRow) -> Evidence:
     o = row.observed
-    return Evidence(kind="probe", source=f"{o.source or o.sender} to {o.target.dialled}", text=_tries(o))
+    return Evidence("probe", f"{o.source or o.sender} to {o.target.dialled}", _tries(o))
 
 
 def _finding(group: list[ProbeRow]) -> Finding:

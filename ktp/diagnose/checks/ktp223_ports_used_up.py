@@ -83,13 +83,12 @@ def _finding(case: Case, node: str, taken: _Taken) -> Finding:
     effect, cells = taken.effect, list(taken.cells)
     state = case.state(node)
     mine = [c for c in (state.tracked if state is not None else None) or () if _is_of(c, effect)]
-    evidence = [Evidence(kind="conntrack", source=node, text=c.text) for c in mine[:_SHOWN]]
+    evidence = [Evidence("conntrack", node, c.text) for c in mine[:_SHOWN]]
     evidence += growing(state, _FAILED)
     summary = f"see who opens so many connections through {node}, and let clients use theirs again"
-    cost = "none"
     if effect.may_be_left:
         fate = "new connections may find none, and are dropped then"
-        fixes = [Fix(summary=summary, cost=cost)]
+        fixes = [Fix(summary)]
     else:
         fate = "a new connection is dropped"
         after = case.mended(
@@ -102,7 +101,7 @@ def _finding(case: Case, node: str, taken: _Taken) -> Finding:
             evidence.append(
                 counterfactual(f"once they have ended, {after[0].title} on {after[0].node} connects")
             )
-        fixes = [Fix(summary=summary, cost=cost, cures=after.cures(cells), outcome="once they have ended")]
+        fixes = [Fix(summary, cures=after.cures(cells), outcome="once they have ended")]
     return CHECK.finding(
         f"{node}: {effect.words} ({effect.protocol}): {fate}",
         node=node,

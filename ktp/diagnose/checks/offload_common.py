@@ -39,7 +39,7 @@ def shown(snapshot: Snapshot, found: Iterable[tuple[str, str]]) -> list[Evidence
     for node, device in found:
         known = (snapshot.cluster.nodes or {}).get(node)
         kernel = f", Linux {known.kernel_version}" if known is not None and known.kernel_version else ""
-        evidence.append(Evidence(kind="offload", source=node, text=f"{device}: {GENERIC} on{kernel}"))
+        evidence.append(Evidence("offload", node, f"{device}: {GENERIC} on{kernel}"))
     return evidence
 
 
@@ -49,7 +49,7 @@ def trial(found: Iterable[tuple[str, str]]) -> Fix | None:
     if not devices:
         return None
     return Fix(
-        summary="try without that offload, on these nodes: if packets then arrive, a kernel or network card spoils "
+        "try without that offload, on these nodes: if packets then arrive, a kernel or network card spoils "
         "checksums",
         cost="the processor makes the checksums; until the device is made anew",
         command=" && ".join(f"ethtool -K {device} {GENERIC} off" for device in devices),
