@@ -5,6 +5,7 @@ What becomes of a connection from the client to the pod is asked ktp, by what is
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -121,6 +122,15 @@ class Pair:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         return done.stdout.strip()
+
+
+@functools.cache
+def runs(command: str) -> bool:
+    """Whether a command succeeds in a network namespace of its own: whether the kernel has what it asks for."""
+    return (
+        subprocess.run(["unshare", "-n", "sh", "-c", command], capture_output=True, check=False).returncode
+        == 0
+    )
 
 
 def compare(

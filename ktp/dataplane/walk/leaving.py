@@ -38,9 +38,9 @@ def emit(walk: Walk, state: State, host: Host) -> None:
     if host.pod:
         out_of_namespace(walk, state, host)
         return
-    if protected(walk, state, host):
-        return
     bridge = p.bridged
+    if not bridge and protected(walk, state, host):
+        return
     p.ct, p.ctstate = None, pk.INVALID
     if host.cilium is not None:
         undo_balance(state, host)
