@@ -275,7 +275,7 @@ def _is_ethernet(state: NodeState, device: str | None) -> bool:
 def _underlay(
     snapshot: Snapshot, state: NodeState, tunnel: TunnelDevice | None, outer: int | None
 ) -> tuple[str, int, int] | None:
-    """The device of a node that its tunnels' packets pass, its MTU, and the version of IP there; `outer` if known."""
+    """The device of a node that its tunnels' packets pass, its MTU, and the version of IP there, `outer` if known."""
     node = (snapshot.cluster.nodes or {}).get(state.name)
     local = tunnel.local if tunnel is not None else None
     known = (
@@ -285,8 +285,8 @@ def _underlay(
     )
     for interface in state.interfaces or ():
         for address in interface.addresses:
-            if address.ip in known and interface.mtu is not None and outer in (None, address.ip.version):
-                return interface.name, interface.mtu, address.ip.version
+            if address.ip in known and interface.mtu is not None:
+                return interface.name, interface.mtu, outer or address.ip.version
     return None
 
 

@@ -268,8 +268,12 @@ def tunnelled(neighbours: str) -> Ask:
     )  # fmt: skip
 
 
-def through_wireguard(allowed: str) -> Ask:
-    """Node-b reaches the pods of node-a through WireGuard, whose peer there has these allowed IPs."""
+def through_wireguard(allowed: str, endpoint: str = "10.0.0.3", mtu: int = 1500) -> Ask:
+    """Node-b, whose network has this MTU, reaches node-a's pods through WireGuard, with this peer there."""
+
+    def links(text: str) -> str:
+        found = json.loads(with_device("wg0")(text))
+        return json.dumps([{**link, "mtu": mtu} if link["ifname"] == "eth0" else link for link in found])
 
     def routes(text: str) -> str:
         far = {"dst": "10.244.1.0/24", "dev": "wg0", "scope": "link"}
@@ -278,11 +282,11 @@ def through_wireguard(allowed: str) -> Ask:
     link = replaced(json.dumps([{"ifname": "wg0", "flags": ["UP"], "linkinfo": {"info_kind": "wireguard"}}]))
     dumps = {
         "node-a": "wg0\t(hidden)\tA\t51820\toff\nwg0\tB\t(hidden)\t(none)\t10.0.0.0/8\t0\t0\t0\toff\n",
-        "node-b": f"wg0\t(hidden)\tB\t51820\toff\nwg0\tA\t(hidden)\t10.0.0.3:51820\t{allowed}\t0\t0\t0\toff\n",
+        "node-b": f"wg0\t(hidden)\tB\t51820\toff\nwg0\tA\t(hidden)\t{endpoint}:51820\t{allowed}\t0\t0\t0\toff\n",
     }
     return edited(
         CLUSTER, ("node-b", "ip-route.json", routes),
-        *((node, "ip-addr.json", with_device("wg0")) for node in dumps),
+        ("node-a", "ip-addr.json", with_device("wg0")), ("node-b", "ip-addr.json", links),
         *((node, "ip-link.json", link) for node in dumps),
         *((node, "wg.txt", replaced(text)) for node, text in dumps.items()),
     )  # fmt: skip

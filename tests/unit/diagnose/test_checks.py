@@ -20,7 +20,7 @@ from ktp.render.diagnosis_json import diagnosis_object
 from tests.support.schema import validate
 from tests.unit.diagnose.scenarios import SCENARIOS
 from tests.unit.diagnose.scenarios_catalogue import through_wireguard
-from tests.unit.diagnose.worlds import codes, findings
+from tests.unit.diagnose.worlds import cell, codes, findings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 EVER_GIVEN = REPOSITORY / "tests" / "data" / "codes.txt"
@@ -215,3 +215,13 @@ def test_wireguard_that_does_not_carry_is_a_broken_tunnel(allowed: str, fires: b
     found = findings(through_wireguard(allowed)().diagnosis(), "KTP214")
     assert [finding.node for finding in found] == (["node-b"] if fires else [])
     assert all("allowed IPs" in finding.message and finding.fixes[0].verified for finding in found)
+
+
+@pytest.mark.parametrize(("endpoint", "added"), [("10.0.0.3", 60), ("[fd00:10::3]", 80)])
+def test_wireguard_adds_its_headers_to_full_segments(endpoint: str, added: int) -> None:
+    """A larger MTU at the sender's network than at the receiver's: what is too long arrives, and is lost."""
+    for mtu, lost in ((1500, False), (9000, True)):
+        diagnosis = through_wireguard("10.244.1.0/24", endpoint, mtu)().diagnosis()
+        hang = cell(diagnosis, "node-b").hang
+        assert (hang is not None) is lost
+        assert hang is None or (hang.segment, hang.sent, hang.taken) == (1500, 1500 + added, 1500)
