@@ -54,7 +54,8 @@ test-vm: system-packages $(DEV)
 	@for p in qemu-system-x86 cpio xz-utils; do dpkg -s $$p >/dev/null 2>&1 || apt-get install -qy --no-install-recommends $$p; done
 	@$(BIN)/python tests/support/whole_kernel.py --suite $(KERNEL) --env KTP_REQUIRE_KERNEL=1 \
 		--env KTP_KERNEL_CASES=$${KTP_VM_CASES:-4} -- $(BIN)/python -m pytest -p no:cacheprovider -m kernel \
-		tests/kernel/test_orders.py tests/kernel/test_wireguard.py tests/kernel/test_differential.py $(PYTEST_ARGS)
+		tests/kernel/test_orders.py tests/kernel/test_wireguard.py tests/kernel/test_xfrm.py \
+		tests/kernel/test_differential.py $(PYTEST_ARGS)
 else
 test-vm: system-packages $(DEV) ## IPVS in user-mode Linux, 400 random pairs, and all kinds of tunnels; KERNEL=trixie: orders of chains and WireGuard under that kernel
 	@$(BIN)/python tests/support/user_mode_linux.py --env KTP_REQUIRE_KERNEL=1 --env KTP_KERNEL_CASES=$${KTP_VM_CASES:-34} \

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
+from ktp.collect.remote_script import build_script, collect_recorded, parse_stream
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Attached, Topology, Walker
 from ktp.model.capture import MemoryCapture
@@ -131,6 +132,21 @@ def runs(command: str) -> bool:
         subprocess.run(["unshare", "-n", "sh", "-c", command], capture_output=True, check=False).returncode
         == 0
     )
+
+
+def readings(namespace: str, file: str) -> tuple[str, str, bytes]:
+    """A file of a node as it is read on the node itself, and by the script that is sent there; and all that this says."""
+    words = f"from ktp.collect.local_node import collect_local_node as c; print(c('a').read('nodes/a/{file}').decode())"
+    inside = ["ip", "netns", "exec", namespace]
+    local = subprocess.run(
+        [*inside, sys.executable, "-c", words], capture_output=True, check=True, text=True
+    ).stdout
+    script = build_script(sudo=False, reach=None, command_timeout=60)
+    said = subprocess.run([*inside, "sh", "-s"], input=script.text, capture_output=True, check=True).stdout
+    recording = parse_stream(said, script.mark)
+    assert recording.complete
+    capture = collect_recorded("a", recording, reach=None, source="", not_root=("", ""), why_cut="")
+    return local, capture.read(f"nodes/a/{file}").decode() + "\n", said
 
 
 def compare(

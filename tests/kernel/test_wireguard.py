@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ktp.collect.wireguard import COLUMNS, wireguard_command, wireguard_dump
+from ktp.collect.wireguard import COLUMNS, wireguard_command, wireguard_dump, without_keys
 from ktp.model.tunnel import TunnelFault
-from tests.kernel.pair import A, B, Pair, World, compare, runs
+from tests.kernel.pair import A, B, Pair, World, compare, readings, runs
 
 pytestmark = pytest.mark.kernel
 
@@ -136,13 +136,14 @@ class Wireguard(Pair):
     """The pair with WireGuard between its nodes."""
 
     def __init__(self, make_netns: Callable[[str], str]) -> None:
+        self.secrets: list[str] = []
         self._keys = {"OTHER": _public(_print("wg genkey"))}
         super().__init__(make_netns, lambda _: self._lay())
 
     def _lay(self) -> None:
         for node, port, pods in (("a", PORT_A, "10.244.1.0"), ("b", PORT_B, "10.244.2.0")):
             self.run(node, "ip link add wg0 type wireguard")
-            secret = _print("wg genkey")
+            self.secrets.append(secret := _print("wg genkey"))
             self._keys[f"KEY_{node.upper()}"] = _public(secret)
             self.run(node, f"wg set wg0 listen-port {port} private-key /proc/self/fd/0", given=secret)
             self.do(node, f"ip addr add {pods}/32 dev wg0", "ip link set wg0 up")
@@ -181,3 +182,20 @@ def test_the_tunnel_carries_what_ktp_says_it_carries(name: str, make_netns: Call
     if not runs("ip link add wg0 type wireguard"):
         pytest.skip("this kernel has no WireGuard")
     compare(Wireguard(make_netns), *WORLDS[name])
+
+
+def test_what_is_read_of_it_holds_no_private_key(make_netns: Callable[[str], str]) -> None:
+    if not runs("ip link add wg0 type wireguard"):
+        pytest.skip("this kernel has no WireGuard")
+    pair = Wireguard(make_netns)
+    pair.secrets.append(shared := _print("wg genpsk"))
+    pair.run("a", "wg set wg0 peer KEY_B preshared-key /proc/self/fd/0", given=shared)
+    dump = pair.run("a", "wg show all dump")
+    assert all(secret in dump for secret in (pair.secrets[0], shared))
+    local, sent, said = readings(pair.spaces["a"], "wg.txt")
+    assert local == sent
+    assert [line.split("\t")[1] for line in sent.splitlines()[:1]] == ["(hidden)"]
+    assert without_keys(dump) + "\n" == sent
+    assert not any(
+        secret in text for secret in pair.secrets for text in (local, said.decode(errors="replace"))
+    )

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ktp.collect.xfrm import READS
+from ktp.collect.xfrm import READS, without_keys
 from ktp.model.trace import Flow
 from ktp.model.tunnel import TunnelFault
-from tests.kernel.pair import CLIENT, IPTABLES, POD, A, B, Pair, World, compare, runs
+from ktp.parse.xfrm import parse_xfrm_states
+from tests.kernel.pair import CLIENT, IPTABLES, POD, A, B, Pair, World, compare, readings, runs
 
 pytestmark = pytest.mark.kernel
 
@@ -260,3 +261,17 @@ def test_a_process_of_the_node_is_told_what_policies_say(
     command: str, fault: TunnelFault | None, pair: Callable[..., Ipsec]
 ) -> None:
     compare(pair(stateless=True), [("a", command)], fault, Flow(dst=POD, port=80, from_node="a"))
+
+
+def test_what_is_read_of_it_holds_no_key(make_netns: Callable[[str], str]) -> None:
+    secret = "0x0102030405060708090a0b0c0d0e0f1011121314"
+    command = f"ip xfrm state add {TO_B} spi {SPI_B} mode tunnel aead 'rfc4106(gcm(aes))' {secret} 128"
+    if not runs(command):
+        pytest.skip("this kernel has no ESP with AES-GCM")
+    space = make_netns("x")
+    subprocess.run(["ip", "netns", "exec", space, "sh", "-c", command], check=True)
+    local, sent, said = readings(space, "ip-xfrm-state.txt")
+    assert local == sent
+    assert parse_xfrm_states(sent)[0].spi == int(SPI_B, 0)
+    assert secret not in local + said.decode(errors="replace")
+    assert len(parse_xfrm_states(without_keys(sent))) == 1
