@@ -57,7 +57,7 @@ test-vm: system-packages $(DEV)
 		tests/kernel/test_orders.py tests/kernel/test_wireguard.py tests/kernel/test_xfrm.py \
 		tests/kernel/test_differential.py $(PYTEST_ARGS)
 else
-test-vm: system-packages $(DEV) ## IPVS in user-mode Linux, 400 random pairs, and all kinds of tunnels; KERNEL=trixie: orders of chains and WireGuard under that kernel
+test-vm: system-packages $(DEV) ## IPVS (400 random pairs), IPsec and all kinds of tunnels in user-mode Linux; KERNEL=trixie: orders of chains, WireGuard under that kernel
 	@$(BIN)/python tests/support/user_mode_linux.py --env KTP_REQUIRE_KERNEL=1 --env KTP_KERNEL_CASES=$${KTP_VM_CASES:-34} \
 		--env KTP_KERNEL_SEED=$${KTP_KERNEL_SEED:-1} --env KTP_IPTABLES=iptables-legacy -- \
 		$(BIN)/python -m pytest -p no:cacheprovider -m kernel tests/kernel/test_ipvs.py tests/kernel/test_conntrack_full.py tests/kernel/test_xfrm.py \

@@ -54,6 +54,7 @@ class Mark(Enum):
 
 
 BREAK: Final = Mark.BREAK
+_NO_IPSEC = "the packet did not come out of an IPsec tunnel, but where that was read"
 UNKNOWN: Final = Mark.UNKNOWN
 
 Getter = Callable[[Packet, "Host", str], Any]
@@ -517,8 +518,8 @@ _META: Final[Mapping[str, Compiled]] = {
     "skuid": Compiled(_sender_of_node, "which user the sending process runs as is not known"),
     "skgid": Compiled(_sender_of_node, "which group the sending process runs as is not known"),
     "ipsec": Compiled(
-        lambda p, h, hook: UNKNOWN if h.has_ipsec else False,
-        assumption=Assumption("the packet did not come out of an IPsec tunnel"),
+        lambda p, h, hook: p.secured is not None,
+        assumption=Assumption(_NO_IPSEC),
     ),
     "length": Compiled(lambda p, h, hook: UNKNOWN if p.length is None else p.length),
     "rtclassid": Compiled(_realm, assumption=Assumption("no routing realms are in use")),
@@ -781,7 +782,9 @@ def compile_value(
         case Osf():
             return unknown_value("the sender's operating system is not known")
         case Ipsec():
-            return Compiled(_break, assumption=Assumption("the packet did not come out of an IPsec tunnel"))
+            return Compiled(
+                lambda p, h, hook: UNKNOWN if h.has_ipsec else BREAK, assumption=Assumption(_NO_IPSEC)
+            )
         case Rt():
             return unknown_value("the route's options are not modelled")
         case _:

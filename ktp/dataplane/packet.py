@@ -8,6 +8,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
+from ktp.model.xfrm import SecurityState
+
 PROTOCOLS = {
     "icmp": 1,
     "igmp": 2,
@@ -177,6 +179,7 @@ class Packet:
         "pkttype",
         "proto",
         "reply",
+        "secured",
         "sport",
         "src",
         "tcp_flags",
@@ -211,6 +214,7 @@ class Packet:
         self.pkttype = "unicast"
         self.local = False  # made by a process of the node it is on
         self.reply = False
+        self.secured: SecurityState | None = None  # of IPsec, that it came out of on this node
         self.ipvs: IpvsConn | None = None  # the connection that IPVS made of it
         self.ipvs_property = False  # skb->ipvs_property: IPVS gave it to a server, or made an answer of it
 
@@ -228,7 +232,7 @@ class Packet:
         return (
             self.proto, self.src, self.dst, self.sport, self.dport, self.iif, self.oif, self.mark,
             self.ctstate, self.reply, self.physin, self.physout, self.ipvs,
-            self.ipvs_property,
+            self.ipvs_property, self.secured,
         )  # fmt: skip
 
     def words(self) -> str:

@@ -17,7 +17,6 @@ from ktp.model.effect import Effect
 from ktp.model.host import NextHop
 from ktp.model.ruleset import Rule
 from ktp.model.trace import Disposition, StepKind
-from ktp.model.xfrm import SecurityState
 
 if TYPE_CHECKING:  # some ninety dataclasses, which most runs do not need
     from ktp.model.nftables import NftRule
@@ -193,7 +192,6 @@ class State:
         "nat_step",
         "packet",
         "recent",
-        "secured",
         "seen_nodes",
         "served",
         "steps",
@@ -222,7 +220,6 @@ class State:
         # The answer as it came to a node whose IPVS keeps the connection and whose conntrack does not: packets behind
         # it may be another thing to conntrack than a SYN-ACK is.
         self.later: Packet | None = None
-        self.secured: SecurityState | None = None  # of IPsec, that the packet came out of on this node
         self.seen_nodes = 0
         self.asked_all: list[Decision] = []  # of all ways of the flow: one list for them all
 
@@ -244,7 +241,6 @@ class State:
         new.answer_length = self.answer_length
         new.delivery = self.delivery
         new.nat_step = self.nat_step
-        new.secured = self.secured
         new.seen_nodes = self.seen_nodes
         new.served = self.served
         new.later = self.later

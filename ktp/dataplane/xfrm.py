@@ -87,6 +87,14 @@ def is_protected(xfrm: Xfrm, p: Packet) -> bool:
     )
 
 
+def will_protect(xfrm: Xfrm | None, p: Packet) -> bool | None:
+    """Whether a packet is to be sent by IPsec (its route's dst->xfrm); None where that is not known."""
+    if xfrm is None or is_protected(xfrm, p):
+        return False
+    policy = policy_for(xfrm, "out", p)
+    return None if isinstance(policy, Unclear) else policy is not None and bool(policy.templates)
+
+
 def _selects(selector: Selector, p: Packet) -> bool:
     if selector.protocol is not None and p.proto != PROTOCOLS.get(selector.protocol, selector.protocol):
         return selector.protocol == str(p.proto)

@@ -76,6 +76,29 @@ WORLDS: dict[str, World] = {
         ],
         "-A FORWARD -m mark --mark 0x7 -j DROP",
     ),
+    "dropped as what came by IPsec": (
+        [
+            ("b", f"{IPTABLES} -I FORWARD -m policy --dir in --pol none -j RETURN"),
+            ("b", f"{IPTABLES} -A FORWARD -m policy --dir in --pol ipsec -j DROP"),
+            ("b", f"{IPTABLES} -D FORWARD -p tcp -j ACCEPT"),
+        ],
+        "-A FORWARD -m policy --dir in --pol ipsec -j DROP",
+    ),
+    "dropped as what is to be protected": (
+        [
+            ("a", f"{IPTABLES} -t mangle -A POSTROUTING -m policy --dir out --pol ipsec -j DROP"),
+            ("a", f"{IPTABLES} -t mangle -I POSTROUTING -p esp -m policy --dir out --pol ipsec -j ACCEPT"),
+        ],
+        "-A POSTROUTING -m policy --dir out --pol ipsec -j DROP",
+    ),
+    "ESP itself is nothing to be protected": (
+        [
+            ("a", f"{IPTABLES} -t mangle -A OUTPUT -p esp -m policy --dir out --pol ipsec -j DROP"),
+            ("b", f"{IPTABLES} -A INPUT -p esp -m policy --dir in --pol ipsec -j DROP"),
+            ("a", f"{IPTABLES} -t mangle -A POSTROUTING -o eth1 -p tcp -m policy --dir out --pol none -j DROP"),
+        ],
+        None,
+    ),
     "no state at the far end": ([("b", f"ip xfrm state delete {TO_B} spi {SPI_B}")], TunnelFault.NO_STATE),
     "another SPI at the far end": (
         [("b", f"ip xfrm state delete {TO_B} spi {SPI_B}"), ("b", state(TO_B, "0x1001"))],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ktp.dataplane.matches.compiled import Compiled, Rows, Test, all_of, always, negate, value_mask
 from ktp.dataplane.packet import Packet
+from ktp.dataplane.xfrm import will_protect
 from ktp.model.assumption import Assumption
 from ktp.model.ruleset import Match
 
@@ -69,15 +70,20 @@ def _rpfilter(match: Match) -> Compiled | None:
 
 
 def _policy(match: Match) -> Compiled | None:
-    wanted = match.option("--pol")
+    """xt_policy.c: what a packet came out of (`--dir in`), or is to be sent by."""
+    wanted, direction = match.option("--pol"), match.option("--dir")
     if wanted is None:
         return None
-    none = wanted.args[0] == "none"
+    none, comes_in = wanted.args[0] == "none", direction is not None and direction.args[0] == "in"
+    asks_more = len(match.options) > 2
 
     def test(p: Packet, h: Host, hook: str) -> bool | None:
-        return None if h.has_ipsec else none != wanted.negated
+        by_ipsec = p.secured is not None if comes_in else will_protect(h.state.xfrm, p)
+        if by_ipsec is None or (by_ipsec and asks_more and not none):
+            return None
+        return (by_ipsec is not none) != wanted.negated
 
-    return Compiled(test, Assumption("no IPsec policy applies to the packet"))
+    return Compiled(test, Assumption("no IPsec policy applies to the packet but those that were read"))
 
 
 def _owner(match: Match) -> Compiled | None:
@@ -133,7 +139,7 @@ ROWS: Rows = {
         "exact",
         "where some ports of the bridge match and some do not, which one it is is unknown",
     ),
-    "policy": (_policy, "assumed", "no IPsec"),
+    "policy": (_policy, "assumed", "no IPsec but what was read"),
     "rpfilter": (_rpfilter, "exact", "needs the routes"),
     "realm": (_realm, "assumed", "no realms"),
     "owner": (_owner, "exact", "unknown for packets of the node's own processes"),

@@ -51,7 +51,7 @@ def enter(
     p.iif, p.oif = iif, None
     p.ipvs, p.ipvs_property = None, False
     p.local = False
-    state.secured = secured
+    p.secured = secured
     p.mark = mark  # a mark lives in one kernel only
     p.physin = physin if physin is not None and bridge_filters(state, host, p.family) else None
     p.physout, p.bridged = None, False
@@ -186,7 +186,7 @@ def route_in(walk: Walk, state: State, host: Host) -> None:
 def _foul_source(state: State, host: Host, oif: str | None) -> str | None:
     """Why it is dropped for its source; not asked of what came out of IPsec (secpath_exists)."""
     p = state.packet
-    return host.validate_source(p, p.iif or "", oif) if state.secured is None else None
+    return host.validate_source(p, p.iif or "", oif) if p.secured is None else None
 
 
 def loop_back(walk: Walk, state: State, host: Host) -> None:

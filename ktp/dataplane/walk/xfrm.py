@@ -75,7 +75,7 @@ def lets_in(walk: Walk, state: State, host: Host, direction: str) -> bool:
 
     They are asked of the packet as it came by the wire (nf_nat_decode_session).
     """
-    xfrm, secured = host.state.xfrm, state.secured
+    xfrm, secured = host.state.xfrm, state.packet.secured
     if xfrm is None or state.packet.iif in (None, "lo") or not (xfrm.policies or secured):
         return True
     asked = state.arrived.copy()
