@@ -11,21 +11,8 @@ from rich.text import Text
 from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import Cell, Evidence, Finding, FrontEndMatrix, ServiceDiagnosis, Severity
 from ktp.model.trace import Disposition, FlowAnswer, Symptom
+from ktp.render import report_words as report
 from ktp.render.probe_tables import print_rows, print_witnesses
-from ktp.render.report_words import (
-    ASSUMED_LEGEND,
-    KEPT_LEGEND,
-    addresses_of,
-    assumed_of,
-    cells_of,
-    fix_words,
-    grouped,
-    named_verdict,
-    nodes_of,
-    others_of,
-    policies_of,
-    unread_pods,
-)
 from ktp.render.tables import Row, short_names, tables_of
 from ktp.render.tables import Table as Matrices
 from ktp.render.terminal import print_table, write
@@ -53,8 +40,13 @@ def print_diagnosis(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fa
     """Write the report of one Service."""
     bad = any(f.severity is Severity.ERROR for f in d.findings)
     style = "bold red" if bad else "bold yellow" if d.undetermined or d.findings else "bold green"
-    write(console, Text(named_verdict(d), style=style))
-    write(console, Text(f"{policies_of(d)}. Evidence: {_evidence(d)}{unread_pods(d)}", style="dim"), 0, 2)
+    write(console, Text(report.named_verdict(d), style=style))
+    write(
+        console,
+        Text(f"{report.policies_of(d)}. Evidence: {_evidence(d)}{report.unread_pods(d)}", style="dim"),
+        0,
+        2,
+    )
     print_matrices(d, console, verbose=verbose)
     causes = {group.cause for group in d.headline}
     print_findings(d.findings, console, verbose=verbose, causes=causes, service=d.key)
@@ -93,7 +85,7 @@ def print_findings(
 
     `causes` are the codes that the headline names, `service` is the Service of all. With `verbose` everything is said.
     """
-    groups = grouped(findings)
+    groups = report.grouped(findings)
     lead = [g for g in groups if g[0].code in causes or g[0].severity is Severity.ERROR]
     lead = lead or [g for g in groups if g[0].severity is Severity.WARNING]
     names: list[str] = []
@@ -117,17 +109,17 @@ def print_findings(
 
 def _is_said(group: list[Finding], lead: list[list[Finding]]) -> bool:
     said = [g for g in lead if g[0].code == _SAID_BY.get(group[0].code)]
-    return set(nodes_of(group)) <= {node for g in said for node in nodes_of(g)} and bool(said)
+    return set(report.nodes_of(group)) <= {node for g in said for node in report.nodes_of(g)} and bool(said)
 
 
 def _sentence(group: list[Finding]) -> Text:
     text = _head(group)
-    text.append(": " if nodes_of(group) else "  ")
+    text.append(": " if report.nodes_of(group) else "  ")
     return text.append(_message(group))
 
 
 def _head(group: list[Finding]) -> Text:
-    first, nodes = group[0], nodes_of(group)
+    first, nodes = group[0], report.nodes_of(group)
     head = Text(f"{first.code} {first.severity.value}", style=_SEVERITY[first.severity])
     words = f"{len(nodes)} nodes" if len(nodes) > _MOST_NAMED else ", ".join(nodes)
     return head.append(f"  {words}", style="bold") if nodes else head
@@ -136,7 +128,7 @@ def _head(group: list[Finding]) -> Text:
 def _message(group: list[Finding]) -> str:
     first = group[0]
     named = {first.node, *first.nodes} - {*first.alike}
-    others = [n for n in nodes_of(group) if n not in named]
+    others = [n for n in report.nodes_of(group) if n not in named]
     if len(others) > _MOST_NAMED:  # below a matrix are some of their names, with -v all
         return f"{first.message} (the same on {len(others)} more nodes)"
     return first.message + (f" (the same on {_some(others)})" if others else "")
@@ -156,23 +148,23 @@ def print_matrices(d: ServiceDiagnosis, console: Console, *, verbose: bool = Fal
         c.source_kept is not None for m in d.frontends for r in m.nodes for c in r.cells.values()
     )
     if shown_cells:
-        console.print(Text(KEPT_LEGEND, style="dim"))
+        console.print(Text(report.KEPT_LEGEND, style="dim"))
     if any(c.basis == "api" for m in d.frontends for r in m.nodes for c in r.cells.values()):
         console.print(Text("~: by the API objects alone, the node's rules were not read", style="dim"))
-    if any(c.rests_on and c.basis != "api" for c in cells_of(_shown(d, verbose))):
-        console.print(Text(ASSUMED_LEGEND, style="dim"))
+    if any(c.rests_on and c.basis != "api" for c in report.cells_of(_shown(d, verbose))):
+        console.print(Text(report.ASSUMED_LEGEND, style="dim"))
     _print_reasons(d, console, verbose=verbose)
 
 
 def _print_reasons(d: ServiceDiagnosis, console: Console, *, verbose: bool) -> None:
     """Why cells are unknown, and what was assumed for the others: once each, without the nodes' names."""
-    cells = cells_of(_shown(d, verbose))
-    for words in others_of(_shown(d, verbose)):
+    cells = report.cells_of(_shown(d, verbose))
+    for words in report.others_of(_shown(d, verbose)):
         write(console, Text(words, style="yellow"), 0, 2)
-    for words in addresses_of(_shown(d, verbose), every=verbose):
+    for words in report.addresses_of(_shown(d, verbose), every=verbose):
         write(console, Text(words, style="dim"), 0, 2)
     said = [("unknown", c.reason) for c in cells if c.symptom is Symptom.UNKNOWN]
-    said += [("assumed", words) for words in assumed_of(cells, len(d.evidence_nodes))]
+    said += [("assumed", words) for words in report.assumed_of(cells, len(d.evidence_nodes))]
     if verbose:
         said += [("assumed", a.detail) for c in cells for a in c.assumptions if a.detail]
     lines = list(dict.fromkeys(said))
@@ -298,8 +290,8 @@ def _print_finding(group: list[Finding], console: Console, service: str, *, verb
     first = group[0]
     console.print(_head(group))
     write(console, Text(_message(group)), 2)
-    if verbose and len(nodes_of(group)) > _MOST_NAMED:
-        write(console, _labelled("nodes:", ", ".join(nodes_of(group))), 2, 4)
+    if verbose and len(report.nodes_of(group)) > _MOST_NAMED:
+        write(console, _labelled("nodes:", ", ".join(report.nodes_of(group))), 2, 4)
     if first.severity is Severity.INFO and not verbose:
         return  # good to know, and no more: the proof is in -v and in the data
     for e in first.evidence if verbose else _proof(first):
@@ -311,7 +303,7 @@ def _print_finding(group: list[Finding], console: Console, service: str, *, verb
         write(console, Text("What to do", style="bold"), 2)
     for number, fix in enumerate(first.fixes, 1):
         write(console, Text(f"{number}. {fix.summary}"), 4, 7)
-        cost = f"cost: {fix.cost}; {fix_words(fix)}"
+        cost = f"cost: {fix.cost}; {report.fix_words(fix)}"
         write(console, Text(cost, style="dim"), 7)
         if fix.command:  # not folded: it is to be copied
             console.print(Text(" " * 7 + fix.command), soft_wrap=True)

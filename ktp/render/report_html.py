@@ -21,29 +21,8 @@ from ktp.model.diagnosis import (
     Way,
 )
 from ktp.model.trace import Header, Hop, Step, StepKind, Symptom
+from ktp.render import report_words as report
 from ktp.render.assumptions import some_nodes
-from ktp.render.report_words import (
-    ASSUMED_LEGEND,
-    BALANCER_WORDS,
-    KEPT_LEGEND,
-    PROBE_COLUMNS,
-    VANTAGE_WORDS,
-    WITNESS_COLUMNS,
-    assumed_of,
-    cell_words,
-    cells_of,
-    fix_words,
-    grouped,
-    nodes_of,
-    policies_of,
-    printable,
-    probe_rows,
-    share_rows,
-    shown_matrices,
-    unread_pods,
-    vantages_of,
-    witness_rows,
-)
 from ktp.render.tables import Table, tables_of
 
 _STYLE = """
@@ -95,19 +74,20 @@ def html_report(reports: Sequence[ServiceDiagnosis]) -> str:
 def _service(d: ServiceDiagnosis) -> str:
     read = [n for n, kinds in d.evidence_nodes.items() if kinds]
     evidence = f"API objects and the rules of {', '.join(read[:8])}" if read else "API objects alone"
+    evidence += report.unread_pods(d)
     parts = [
         f"<h1>{_e(d.verdict)}</h1>",
-        f'<p class="dim">{_e(d.key)}, type {_e(policies_of(d))}. Evidence: {_e(evidence + unread_pods(d))}.</p>',
+        f'<p class="dim">{_e(d.key)}, type {_e(report.policies_of(d))}. Evidence: {_e(evidence)}.</p>',
     ]
-    parts += [_matrix(table) for table in tables_of(shown_matrices(d))]
+    parts += [_matrix(table) for table in tables_of(report.shown_matrices(d))]
     if d.frontends:
-        parts.append(f'<p class="dim">{_e(KEPT_LEGEND)}</p>')
-    cells = cells_of(shown_matrices(d))
+        parts.append(f'<p class="dim">{_e(report.KEPT_LEGEND)}</p>')
+    cells = report.cells_of(report.shown_matrices(d))
     if any(c.rests_on for c in cells):
-        parts.append(f'<p class="dim">{_e(ASSUMED_LEGEND)}</p><h2>Assumed</h2><ul>')
-        parts += [f"<li>{_e(words)}.</li>" for words in assumed_of(cells, len(d.evidence_nodes))]
+        parts.append(f'<p class="dim">{_e(report.ASSUMED_LEGEND)}</p><h2>Assumed</h2><ul>')
+        parts += [f"<li>{_e(words)}.</li>" for words in report.assumed_of(cells, len(d.evidence_nodes))]
         parts.append("</ul>")
-    groups = grouped(d.findings)
+    groups = report.grouped(d.findings)
     causes = [g for g in groups if g[0].severity is not Severity.INFO]
     if causes:
         parts.append("<h2>Causes</h2>")
@@ -118,15 +98,15 @@ def _service(d: ServiceDiagnosis) -> str:
         parts.append("</ul>")
     if d.probes:
         parts.append("<h2>Dialled for real</h2>")
-        parts.append(_table(PROBE_COLUMNS, probe_rows(d.probes)))
+        parts.append(_table(report.PROBE_COLUMNS, report.probe_rows(d.probes)))
     witnesses = [r for r in d.reconciliation if r.odd or r.health is not None]
     if witnesses:
         parts.append("<h2>Endpoints for outside clients, by who tells them</h2>")
-        parts.append(_table(WITNESS_COLUMNS, witness_rows(witnesses)))
+        parts.append(_table(report.WITNESS_COLUMNS, report.witness_rows(witnesses)))
     if d.ways:
         parts.append("<h2>The packet's way</h2>")
         parts += [_way(w) for w in _drawn(d.ways)]
-    shares = share_rows(d)
+    shares = report.share_rows(d)
     if shares:
         parts.append("<h2>Load share of outside traffic</h2>")
         parts += [_share(s) for s in shares]
@@ -153,8 +133,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _matrix(table: Table) -> str:
-    vantages = vantages_of(table.matrix)
-    head = "".join(f"<th>{_e(VANTAGE_WORDS[v])}</th>" for v in vantages)
+    vantages = report.vantages_of(table.matrix)
+    head = "".join(f"<th>{_e(report.VANTAGE_WORDS[v])}</th>" for v in vantages)
     rows = []
     for row in table.rows:
         cells = "".join(_cell(row.first.cells.get(v)) for v in vantages)
@@ -176,12 +156,12 @@ def _cell(cell: Cell | None) -> str:
         cell.symptom, "bad"
     )
     cause = f" {_e(cell.cause)}" if cell.cause else ""
-    return f'<td class="{style}" title="{_e(cell.reason)}">{_e(cell_words(cell))}{cause}</td>'
+    return f'<td class="{style}" title="{_e(cell.reason)}">{_e(report.cell_words(cell))}{cause}</td>'
 
 
 def _finding(group: list[Finding]) -> str:
     f = group[0]
-    nodes = nodes_of(group)
+    nodes = report.nodes_of(group)
     where = f": {_e(some_nodes(nodes))}" if nodes else ""
     evidence = "".join(f"<li>{_evidence(e)} <code>{_e(e.text)}</code></li>" for e in f.evidence)
     fixes = "".join(_fix(x) for x in f.fixes)
@@ -199,7 +179,8 @@ def _evidence(e: Evidence) -> str:
 
 def _fix(x: Fix) -> str:
     command = f"<pre>{_e(x.command)}</pre>" if x.command else ""
-    return f'<li>{_e(x.summary)}<br><span class="dim">cost: {_e(x.cost)}; {_e(fix_words(x))}</span>{command}</li>'
+    price = f"cost: {_e(x.cost)}; {_e(report.fix_words(x))}"
+    return f'<li>{_e(x.summary)}<br><span class="dim">{price}</span>{command}</li>'
 
 
 def _drawn(ways: Sequence[Way]) -> list[Way]:
@@ -267,7 +248,7 @@ def _share(share: LoadShare) -> str:
         bars.append(_bar("reaches no pod", share.lost, longest, "lost"))
     ratio = f", busiest to idlest {share.ratio:.1f}" if share.ratio not in (None, float("inf")) else ""
     return (
-        f"<h3>Spread {_e(BALANCER_WORDS[share.balancer])}{ratio}</h3>"
+        f"<h3>Spread {_e(report.BALANCER_WORDS[share.balancer])}{ratio}</h3>"
         f'<div class="bars" role="img" aria-label="load share">{"".join(bars)}</div>'
     )
 
@@ -281,4 +262,4 @@ def _bar(label: str, value: float, longest: float, kind: str = "") -> str:
 
 def _e(text: str) -> str:
     """Text that is only text."""
-    return escape(printable(text))
+    return escape(report.printable(text))

@@ -6,53 +6,34 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ktp.model.diagnosis import Finding, ServiceDiagnosis, Severity
+from ktp.render import report_words as report
 from ktp.render.assumptions import some_nodes
-from ktp.render.report_words import (
-    ASSUMED_LEGEND,
-    BALANCER_WORDS,
-    KEPT_LEGEND,
-    PROBE_COLUMNS,
-    VANTAGE_WORDS,
-    WITNESS_COLUMNS,
-    assumed_of,
-    cell_words,
-    cells_of,
-    fix_words,
-    grouped,
-    nodes_of,
-    policies_of,
-    printable,
-    probe_rows,
-    share_rows,
-    shown_matrices,
-    unread_pods,
-    vantages_of,
-    witness_rows,
-)
 from ktp.render.tables import tables_of
 
 
 def markdown_report(d: ServiceDiagnosis) -> str:
     """The report of one Service."""
     out = [f"## {_text(d.key)}", "", f"**{_text(d.verdict)}**", ""]
-    out.append(f"Type {_text(policies_of(d))}. Evidence: {_text(_evidence(d) + unread_pods(d))}.")
-    for table in tables_of(shown_matrices(d)):
-        vantages = vantages_of(table.matrix)
+    out.append(
+        f"Type {_text(report.policies_of(d))}. Evidence: {_text(_evidence(d) + report.unread_pods(d))}."
+    )
+    for table in tables_of(report.shown_matrices(d)):
+        vantages = report.vantages_of(table.matrix)
         out += ["", f"### {_text(', '.join(table.titles))}", ""]
-        out.append("| node | pods | " + " | ".join(VANTAGE_WORDS[v] for v in vantages) + " |")
+        out.append("| node | pods | " + " | ".join(report.VANTAGE_WORDS[v] for v in vantages) + " |")
         out.append("|---|---:|" + "---|" * len(vantages))
         for row in table.rows:
-            cells = " | ".join(cell_words(row.first.cells.get(v)) for v in vantages)
+            cells = " | ".join(report.cell_words(row.first.cells.get(v)) for v in vantages)
             out.append(f"| {_text(row.label)} | {row.pods} | {cells} |")
         for label, names in table.joined():
             out += ["", f"{label}: {_text(', '.join(names))}"]
     if d.frontends:
-        out += ["", f"_{KEPT_LEGEND}_"]
-    all_cells = cells_of(shown_matrices(d))
+        out += ["", f"_{report.KEPT_LEGEND}_"]
+    all_cells = report.cells_of(report.shown_matrices(d))
     if any(c.rests_on for c in all_cells):
-        out += ["", f"_{_text(ASSUMED_LEGEND)}_", "", "### Assumed", ""]
-        out += [f"- {_text(words)}." for words in assumed_of(all_cells, len(d.evidence_nodes))]
-    groups = grouped(d.findings)
+        out += ["", f"_{_text(report.ASSUMED_LEGEND)}_", "", "### Assumed", ""]
+        out += [f"- {_text(words)}." for words in report.assumed_of(all_cells, len(d.evidence_nodes))]
+    groups = report.grouped(d.findings)
     for group in groups:
         if group[0].severity is not Severity.INFO:
             out += _finding(group)
@@ -61,18 +42,18 @@ def markdown_report(d: ServiceDiagnosis) -> str:
         out += ["", "### Good to know", ""]
         out += [f"- {_text(f.code)}: {_text(f.message)}." for f in remarks]
     if d.probes:
-        out += ["", "### Dialled for real", "", *_table(PROBE_COLUMNS, probe_rows(d.probes))]
+        out += ["", "### Dialled for real", "", *_table(report.PROBE_COLUMNS, report.probe_rows(d.probes))]
     witnesses = [r for r in d.reconciliation if r.odd or r.health is not None]
     if witnesses:
         out += ["", "### Endpoints for outside clients, by who tells them", ""]
-        out += _table(WITNESS_COLUMNS, witness_rows(witnesses))
-    shares = share_rows(d)
+        out += _table(report.WITNESS_COLUMNS, report.witness_rows(witnesses))
+    shares = report.share_rows(d)
     if shares:
         out += ["", "### Load share of outside traffic", ""]
         for share in shares:
             parts = ", ".join(f"{_text(p.endpoint)} {p.share:.0%}" for p in share.pods[:12])
             lost = f"; {share.lost:.0%} reaches no pod" if share.lost > 0.001 else ""
-            out.append(f"- {BALANCER_WORDS[share.balancer]}: {parts}{lost}")
+            out.append(f"- {report.BALANCER_WORDS[share.balancer]}: {parts}{lost}")
     if d.gaps:
         out += ["", "### Not known", ""]
         out += [f"- {_text(g.message)}" + (f" ({_text(g.remedy)})" if g.remedy else "") for g in d.gaps[:20]]
@@ -91,7 +72,7 @@ def _evidence(d: ServiceDiagnosis) -> str:
 
 def _finding(group: list[Finding]) -> list[str]:
     f = group[0]
-    nodes = nodes_of(group)
+    nodes = report.nodes_of(group)
     where = f": {_text(some_nodes(nodes))}" if nodes else ""
     out = ["", f"### {_text(f.code)} {_text(f.name)} ({f.severity.value}){where}", ""]
     out.append(_text(f.message) + ".")
@@ -105,7 +86,9 @@ def _finding(group: list[Finding]) -> list[str]:
         out.append("")
         for number, fix in enumerate(f.fixes, 1):
             mark = (
-                f" ({_text(fix_words(fix))})" if fix.verified or fix.outcome or fix.cures is not None else ""
+                f" ({_text(report.fix_words(fix))})"
+                if fix.verified or fix.outcome or fix.cures is not None
+                else ""
             )
             out.append(f"{number}. {_text(fix.summary)}{mark}. Price: {_text(fix.cost)}.")
             if fix.command:
@@ -119,7 +102,7 @@ _AT_START = re.compile(r"^(\s*)([-+=]|\d+(?=[.)]))")
 
 def _text(text: str) -> str:
     """Plain text that Markdown leaves alone, on one line: no link, image, HTML, heading or mention comes of it."""
-    text = " ".join(printable(text).split())
+    text = " ".join(report.printable(text).split())
     text = _MARKS.sub(r"\\\1", text)
     text = _AT_START.sub(r"\1\\\2" if not text[:1].isdigit() else r"\1\2\\", text)
     # A URL or a mention would become a link by itself: a joiner of no width keeps it from that.
@@ -128,13 +111,13 @@ def _text(text: str) -> str:
 
 def _code(text: str) -> str:
     """A code span that holds whatever it holds."""
-    text = " ".join(printable(text).split())
+    text = " ".join(report.printable(text).split())
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{ticks} {text} {ticks}"
 
 
 def _block(text: str, indent: str) -> list[str]:
     """A fenced block of shell commands."""
-    lines = printable(text).splitlines() or [""]
+    lines = report.printable(text).splitlines() or [""]
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return [f"{indent}{fence}sh", *(indent + line for line in lines), indent + fence]
