@@ -222,23 +222,20 @@ def action_words(statement: nft.Statement) -> str:
             return "" if isinstance(statement, _SILENT) else f"`{statement}`"
 
 
+_VERDICTS = {
+    "accept": "accepted (by this table: others may still stop it)",
+    "drop": "dropped without an answer (the client times out)",
+    "return": "back to the chain before",
+    "continue": "on to the next rule",
+    "jump": "on to {}",
+    "goto": "on to {}, not to come back here",
+}
+
+
 def verdict_words(verdict: nft.Verdict) -> str:
     """A verdict as the end of a sentence."""
-    match verdict.kind:
-        case "accept":
-            return "accepted (by this table: others may still stop it)"
-        case "drop":
-            return "dropped without an answer (the client times out)"
-        case "return":
-            return "back to the chain before"
-        case "continue":
-            return "on to the next rule"
-        case "jump":
-            return f"on to {verdict.target}"
-        case "goto":
-            return f"on to {verdict.target}, not to come back here"
-        case _:
-            return str(verdict)
+    words = _VERDICTS.get(verdict.kind)
+    return words.format(verdict.target) if words is not None else str(verdict)
 
 
 def _vmap_words(vmap: nft.Vmap) -> str:

@@ -103,68 +103,66 @@ def host_words(text: str) -> str:
     return text.removesuffix("/32") if "." in text else text.removesuffix("/128")
 
 
+_HEADER = {"-s": "from {}", "-d": "to {}", "-i": "in by {}", "-o": "out by {}"}
+
+
 def _header(option: Option) -> str:
-    words = _first(option)
-    if option.flag == "-s":
-        return f"{_not(option)}from {host_words(words)}"
-    if option.flag == "-d":
-        return f"{_not(option)}to {host_words(words)}"
-    if option.flag == "-i":
-        return f"{_not(option)}in by {words}"
-    if option.flag == "-o":
-        return f"{_not(option)}out by {words}"
     if option.flag == "-f":
         return "first fragments and whole packets" if option.negated else "later fragments"
-    return _raw(option)
+    phrase = _HEADER.get(option.flag)
+    return _raw(option) if phrase is None else _not(option) + phrase.format(host_words(_first(option)))
 
 
-def _by_flag(table: dict[str, str]) -> Callable[[Match], list[str]]:
-    """Phrases by flag; `{}` stands for the arguments, a leading "not " for the negation."""
+def _by_flag(table: dict[str, str | Callable[[Option], str]]) -> Callable[[Match], list[str]]:
+    """Phrases by flag, behind "not " where the option is negated; `{}` stands for the arguments."""
 
-    def words(match: Match) -> list[str]:
-        out = []
-        for option in match.options:
-            phrase = table.get(option.flag)
-            out.append(_raw(option) if phrase is None else _not(option) + phrase.format(_first(option)))
-        return out
+    def phrase(option: Option) -> str:
+        found = table.get(option.flag)
+        if found is None:
+            return _raw(option)
+        return _not(option) + (found.format(_first(option)) if isinstance(found, str) else found(option))
 
-    return words
-
-
-def _tcp(match: Match) -> list[str]:
-    out = []
-    for o in match.options:
-        if o.flag in ("--dport", "--destination-port"):
-            out.append(f"{_not(o)}to port {_first(o)}")
-        elif o.flag in ("--sport", "--source-port"):
-            out.append(f"{_not(o)}from port {_first(o)}")
-        elif o.flag == "--tcp-flags" and len(o.args) == 2:
-            if o.args == ("FIN,SYN,RST,ACK", "SYN"):
-                out.append(f"{_not(o)}opening a connection (SYN)")
-            else:
-                out.append(f"{_not(o)}with TCP flags {o.args[1]} set of {o.args[0]}")
-        elif o.flag == "--syn":
-            out.append(f"{_not(o)}opening a connection (SYN)")
-        else:
-            out.append(_raw(o))
-    return out
+    return lambda match: [phrase(option) for option in match.options]
 
 
-def _addrtype(match: Match) -> list[str]:
-    out = []
-    for o in match.options:
-        kinds = " or ".join(TYPE_WORDS.get(k, k) for k in (o.args[0].split(",") if o.args else ()))
-        if o.flag == "--dst-type":
-            out.append(f"{_not(o)}to {kinds}")
-        elif o.flag == "--src-type":
-            out.append(f"{_not(o)}from {kinds}")
-        elif o.flag == "--limit-iface-in":
-            out.append("(of the interface it came in by)")
-        elif o.flag == "--limit-iface-out":
-            out.append("(of the interface it goes out by)")
-        else:
-            out.append(_raw(o))
-    return out
+_OPENING = "opening a connection (SYN)"
+
+
+def _tcp_flags(option: Option) -> str:
+    if option.args == ("FIN,SYN,RST,ACK", "SYN"):
+        return _OPENING
+    if len(option.args) != 2:
+        return " ".join((option.flag, *option.args))
+    return "with TCP flags {1} set of {0}".format(*option.args)
+
+
+_tcp = _by_flag(
+    {
+        "--dport": "to port {}",
+        "--destination-port": "to port {}",
+        "--sport": "from port {}",
+        "--source-port": "from port {}",
+        "--tcp-flags": _tcp_flags,
+        "--syn": _OPENING,
+    }
+)
+
+
+def _types(side: str) -> Callable[[Option], str]:
+    """Kinds of addresses."""
+    return lambda option: (
+        f"{side} " + " or ".join(TYPE_WORDS.get(k, k) for k in _first(option).split(",") if option.args)
+    )
+
+
+_addrtype = _by_flag(
+    {
+        "--dst-type": _types("to"),
+        "--src-type": _types("from"),
+        "--limit-iface-in": "(of the interface it came in by)",
+        "--limit-iface-out": "(of the interface it goes out by)",
+    }
+)
 
 
 def _statistic(match: Match) -> list[str]:
@@ -253,30 +251,11 @@ def _is_bit(mask: str) -> bool:
     return number > 0 and number & (number - 1) == 0
 
 
-def _physdev(match: Match) -> list[str]:
-    table = {
-        "--physdev-in": "in by bridge port {}",
-        "--physdev-out": "out by bridge port {}",
-        "--physdev-is-in": "in by a bridge port",
-        "--physdev-is-out": "out by a bridge port",
-        "--physdev-is-bridged": "bridged, not routed",
-    }
-    return _by_flag(table)(match)
-
-
 def _rpfilter(match: Match) -> list[str]:
     inverted = any(o.flag == "--invert" for o in match.options)
     return [
         f"the way back to the source {'is not' if inverted else 'is'} the interface it came in by (rpfilter)"
     ]
-
-
-def _silent(_: Match) -> list[str]:
-    return []
-
-
-def _nfacct(match: Match) -> list[str]:
-    return [f"counted as {_first(o)}" for o in match.options if o.flag == "--nfacct-name"]
 
 
 _MATCHES: dict[str, Callable[[Match], list[str]]] = {
@@ -285,8 +264,8 @@ _MATCHES: dict[str, Callable[[Match], list[str]]] = {
     "sctp": _tcp,
     "dccp": _tcp,
     "udplite": _tcp,
-    "comment": _silent,
-    "nfacct": _nfacct,
+    "comment": lambda _: [],
+    "nfacct": lambda match: [f"counted as {_first(o)}" for o in match.options if o.flag == "--nfacct-name"],
     "addrtype": _addrtype,
     "statistic": _statistic,
     "recent": _recent,
@@ -295,7 +274,15 @@ _MATCHES: dict[str, Callable[[Match], list[str]]] = {
     "hashlimit": _hashlimit,
     "mark": _mark("marked"),
     "connmark": _mark("of a connection marked"),
-    "physdev": _physdev,
+    "physdev": _by_flag(
+        {
+            "--physdev-in": "in by bridge port {}",
+            "--physdev-out": "out by bridge port {}",
+            "--physdev-is-in": "in by a bridge port",
+            "--physdev-is-out": "out by a bridge port",
+            "--physdev-is-bridged": "bridged, not routed",
+        }
+    ),
     "rpfilter": _rpfilter,
     "conntrack": _by_flag(
         {
@@ -377,6 +364,11 @@ def _reject(target: Target) -> str:
     return f"refused with {kind}" + (f" ({_REJECT_WORDS[kind]})" if kind in _REJECT_WORDS else "")
 
 
+def _options(words: str) -> Callable[[Target], str]:
+    """What is changed, with the options as they are written."""
+    return lambda target: f"{words} ({' '.join(_raw(o) for o in target.options)}), then on"
+
+
 def _with(words: str, flag: str, default: str = "?") -> Callable[[Target], str]:
     return lambda target: words.format(target.value(flag) or default)
 
@@ -447,10 +439,10 @@ _TARGETS: dict[str, Callable[[Target], str]] = {
     "QUEUE": _fixed("handed to a program of this node, which decides (QUEUE)"),
     "TPROXY": _fixed("handed to a proxy of this node (TPROXY)"),
     "TEE": _with("copied to {}, then on", "--gateway"),
-    "SET": lambda t: f"ipset changed ({' '.join(_raw(o) for o in t.options)}), then on",
-    "TOS": lambda t: f"TOS changed ({' '.join(_raw(o) for o in t.options)}), then on",
-    "DSCP": lambda t: f"DSCP changed ({' '.join(_raw(o) for o in t.options)}), then on",
-    "TTL": lambda t: f"TTL changed ({' '.join(_raw(o) for o in t.options)}), then on",
-    "HL": lambda t: f"hop limit changed ({' '.join(_raw(o) for o in t.options)}), then on",
-    "CLASSIFY": lambda t: f"traffic class set ({' '.join(_raw(o) for o in t.options)}), then on",
+    "SET": _options("ipset changed"),
+    "TOS": _options("TOS changed"),
+    "DSCP": _options("DSCP changed"),
+    "TTL": _options("TTL changed"),
+    "HL": _options("hop limit changed"),
+    "CLASSIFY": _options("traffic class set"),
 }
