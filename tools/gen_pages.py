@@ -17,8 +17,9 @@ EVER_GIVEN = REPOSITORY / "tests" / "data" / "codes.txt"
 
 sys.path.insert(0, str(REPOSITORY))
 
+from evidence_page import evidence_markdown  # noqa: E402
+
 from ktp.diagnose.codes import index_markdown, page_markdown, pages  # noqa: E402
-from ktp.explain.evidence import evidence_markdown  # noqa: E402
 
 
 def wanted() -> dict[Path, str]:

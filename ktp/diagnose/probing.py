@@ -20,6 +20,7 @@ from ktp.diagnose.checks.ktp902_probe_disagrees import CHECK as DISAGREES
 from ktp.diagnose.checks.offload_common import WORDS, deferring, shown, trial
 from ktp.diagnose.examine import Examiner
 from ktp.diagnose.questions import Question, node_addresses
+from ktp.diagnose.service import front_end_title
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason
 from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.cluster import Endpoint, Service, ServicePort, ip_of
@@ -28,7 +29,6 @@ from ktp.model.diagnosis import (
     Evidence,
     Finding,
     Fix,
-    FrontEndMatrix,
     ServiceDiagnosis,
     Severity,
 )
@@ -132,7 +132,7 @@ class Predictor:
                 if end.kind is FrontEndKind.NODE_PORT:
                     self._node_ports(out, port, end, here)
                 elif end.kind is not FrontEndKind.CLUSTER_IP or here.node is not None:
-                    _add(out, port, end, _title(end, port), str(end.ip), here.node)
+                    _add(out, port, end, front_end_title(end, port), str(end.ip), here.node)
             for left in ends.unprogrammed:
                 if left.kind is FrontEndKind.LOAD_BALANCER and left.what:
                     title = f"loadBalancer {left.what}:{port.port}/{port.protocol}"
@@ -143,7 +143,7 @@ class Predictor:
     def _node_ports(
         self, out: dict[ProbeTarget, _Dialled], port: ServicePort, end: FrontEnd, here: Sender
     ) -> None:
-        title = _title(end, port)
+        title = front_end_title(end, port)
         for node in self.nodes:
             for address in node_addresses(self.snapshot, node):
                 if address.version == end.ip_version:
@@ -303,19 +303,6 @@ def _vantage(end: FrontEnd, node: str, sender: Sender) -> Vantage:
     if node != sender.node:
         return Vantage.OTHER_NODE
     return Vantage.LOCALHOST if end.ip is not None and end.ip.is_loopback else Vantage.NODE
-
-
-def _title(end: FrontEnd, port: ServicePort) -> str:
-    """The front end as the matrix calls it."""
-    head = FrontEndMatrix(
-        kind=end.kind.value,
-        protocol=port.protocol,
-        port=port.port,
-        node_port=port.node_port,
-        address=str(end.ip) if end.ip is not None else None,
-        ip_version=end.ip_version,
-    )
-    return head.title
 
 
 def _no_prediction(why: str) -> Prediction:
@@ -572,7 +559,7 @@ def _finding(group: list[ProbeRow]) -> Finding:
         node=nodes[0] if nodes else None,
         nodes=nodes,
         evidence=evidence,
-        fixes=[Fix(_advice(o, p))],
+        fix=Fix(_advice(o, p)),
         severity=Severity.WARNING,
     )
 

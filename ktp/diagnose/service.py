@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from ktp.diagnose.alike import FEW, Alike, Twin, alike_nodes
-from ktp.diagnose.case import EXTERNAL_KINDS, Case, Entry
+from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks import ALL_CHECKS
 from ktp.diagnose.checks.endpoints_common import selection_of
 from ktp.diagnose.checks.ktp901_unexplained import CHECK as UNEXPLAINED
@@ -385,63 +385,29 @@ def _remedy_of_plane(state: NodeState) -> str:
 
 def _gaps(snapshot: Snapshot, names: Iterable[str], versions: Iterable[int]) -> tuple[EvidenceGap, ...]:
     known = {(g.kind, g.subject) for g in snapshot.gaps}
-    extra = []
+    extra: list[EvidenceGap] = []
     for name in names:
         state = snapshot.nodes.get(name)
+
+        def lacks(kind: str, words: str, remedy: str, name: str = name) -> None:
+            extra.append(EvidenceGap(kind, name, words, remedy=remedy))
+
         if state is not None and state.data_plane_unread:
-            extra.append(
-                EvidenceGap(
-                    "data-plane",
-                    name,
-                    f"the tables of {state.data_plane} on {name} were not read",
-                    remedy=_remedy_of_plane(state),
-                )
-            )
+            words = f"the tables of {state.data_plane} on {name} were not read"
+            lacks("data-plane", words, _remedy_of_plane(state))
             continue
         for version in versions:
             if state is not None and state.has_rules and not state.knows_rules_of(version):
-                extra.append(
-                    EvidenceGap(
-                        "node-rules",
-                        name,
-                        f"the IPv{version} rules of {name} were not read",
-                        remedy="save ip6tables-save of the node too, or let ktp read the node"
-                        if version == 6
-                        else "save iptables-save of the node too, or let ktp read the node",
-                    )
-                )
-        if (state is None or not state.has_rules) and ("node-rules", name) not in known:
-            extra.append(
-                EvidenceGap(
-                    "node-rules",
-                    name,
-                    f"the rules of {name} were not read",
-                    remedy="run ktp on the node, or use --node-access ssh or agent",
-                )
-            )
-        elif (
-            state is not None
-            and state.has_rules
-            and state.sockets is None
-            and (
-                "node-sockets",
-                name,
-            )
-            not in known
-        ):
-            extra.append(
-                EvidenceGap(
-                    "node-sockets",
-                    name,
-                    f"the listening sockets of {name} were not read (no ss.txt)",
-                    remedy="save `ss -lntuH` of the node",
-                )
-            )
+                words = f"the IPv{version} rules of {name} were not read"
+                command = "ip6tables-save" if version == 6 else "iptables-save"
+                lacks("node-rules", words, f"save {command} of the node too, or let ktp read the node")
+        if state is None or not state.has_rules:
+            if ("node-rules", name) not in known:
+                words = f"the rules of {name} were not read"
+                lacks("node-rules", words, "run ktp on the node, or use --node-access ssh or agent")
+        elif state.sockets is None and ("node-sockets", name) not in known:
+            words = f"the listening sockets of {name} were not read (no ss.txt)"
+            lacks("node-sockets", words, "save `ss -lntuH` of the node")
     served = {g.subject for g in extra if g.kind == "data-plane"}
     told = [g for g in snapshot.gaps if g.kind != "node-rules" or g.subject not in served]
     return (*told, *extra)
-
-
-def is_external(entry: Entry) -> bool:
-    """Whether a cell is of a front end for clients outside."""
-    return entry.front_end.kind in EXTERNAL_KINDS

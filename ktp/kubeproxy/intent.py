@@ -232,21 +232,6 @@ class PortOnNode:
         return (True, False) if source is None else (any(source in r for r in ranges),)
 
 
-def intended_outcome(
-    *,
-    index: SliceIndex,
-    service: Service,
-    port: ServicePort,
-    front_end: FrontEnd,
-    node: ProxyNode,
-    client: Client,
-    pods_masqueraded: bool | None = None,
-) -> Intent:
-    """What should happen to `client` dialling `front_end` of `service` on `node`: see `PortOnNode.outcome`."""
-    asked = PortOnNode(index, service, port, node)
-    return asked.outcome(front_end, client, pods_masqueraded=pods_masqueraded)
-
-
 def _merge(outcomes: Sequence[tuple[World, Outcome]]) -> tuple[Outcome, tuple[str, ...]]:
     """One answer of all possibilities, and what the parts that it leaves open depend on."""
     newest = outcomes[-1][1]  # whose words stand where all end alike

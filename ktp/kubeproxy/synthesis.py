@@ -281,22 +281,6 @@ def _line_number(chain: Chain, index: int) -> int:
 # ---------------------------------------------------------------------------------------------------- reprogram
 
 
-def changed_services(before: Cluster, after: Cluster) -> frozenset[str]:
-    """The Services ("namespace/name") of which the object or an endpoint differs."""
-    keys = {*before.services, *after.services}
-    found = {key for key in keys if before.services.get(key) != after.services.get(key)}
-    indices = index_slices(before), index_slices(after)
-    for key in keys - found:
-        namespace, _, name = key.partition("/")
-        old, new = (
-            [list((of or {}).get((namespace, name), ())) for of in (index.slices, index.endpoints)]
-            for index in indices
-        )
-        if old != new:
-            found.add(key)
-    return frozenset(found)
-
-
 def has_same_rules(before: NodeState, after: NodeState) -> bool:
     """Whether reprogramming left the rules of a node as they were: then no answer can differ there."""
     if len(before.rulesets) != len(after.rulesets) or before.nft != after.nft:
@@ -309,25 +293,6 @@ def has_same_rules(before: NodeState, after: NodeState) -> bool:
         new is old or (isinstance(new, OverlayRuleset) and new.is_same())
         for old, new in zip(before.rulesets, after.rulesets, strict=True)
     )
-
-
-def why_not_reprogrammed(snapshot: Snapshot, name: str) -> str:
-    """Why `reprogram` leaves the rules of a node as they are, "" where it rewrites them."""
-    state = snapshot.nodes.get(name)
-    if state is None or not state.has_rules:
-        return f"no rules of {name} were read"
-    if state.cilium is not None and state.cilium.is_readable and state.cilium.config.replaces:
-        return ""
-    node = proxy_node(snapshot, name)
-    if ProxyMode.IPTABLES in node.modes and any(_is_programmed(r) for r in state.rulesets):
-        return ""
-    if ProxyMode.NFTABLES in node.modes and _has_table(state.nft):
-        return ""
-    if ProxyMode.IPVS in node.modes and state.ipvs is not None and state.ipvs.services:
-        return ""
-    if node.modes == (ProxyMode.IPVS,) and state.ipvs is None:
-        return f"kube-proxy runs in ipvs mode on {name}, and its virtual servers were not read"
-    return f"the rules of {name} hold nothing that kube-proxy wrote"
 
 
 def reprogram(

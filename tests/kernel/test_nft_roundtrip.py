@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ktp.model.nftables import Xt
-from ktp.parse.nft import parse_nft_json, parse_nft_text, render_nft
+from ktp.parse.nft import parse_nft_json, parse_nft_text
+from tests.support.nft_writer import render_nft
 
 pytestmark = pytest.mark.kernel
 

@@ -23,9 +23,10 @@ from ktp.model.diagnosis import Cell, ServiceDiagnosis
 from ktp.model.host import NodeState
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
-from ktp.parse.nft import parse_nft_json, render_nft
+from ktp.parse.nft import parse_nft_json
 from ktp.parse.snapshot import parse_snapshot
 from tests.kernel.lab import ADDRESSES, Lab
+from tests.support.nft_writer import render_nft
 
 pytestmark = pytest.mark.kernel
 

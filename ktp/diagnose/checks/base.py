@@ -68,11 +68,6 @@ def is_useless(fix: Fix) -> bool:
     return fix.cures is not None and fix.cures.tried > 0 and not (fix.cures.cured or fix.cures.better)
 
 
-def title(page: str | None) -> str:
-    """The first line of a check's page."""
-    return (page or "").strip().splitlines()[0] if page else ""
-
-
 def field(source: str, text: str) -> Evidence:
     """Evidence of an API field."""
     return Evidence("field", source, text)

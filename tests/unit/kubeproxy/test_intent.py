@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
-from ktp.kubeproxy.intent import Intent, PortOnNode, intended_outcome
+from ktp.kubeproxy.intent import Intent, PortOnNode
 from ktp.kubeproxy.node import ALL_DETECTORS, ALL_MODES, DetectLocal, ProxyMode, ProxyNode
 from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.kubeproxy.version import ANY_VERSION, NEWEST, VersionRange
@@ -56,13 +56,9 @@ def ask(
         ip = "127.0.0.1"
     dialled = ip_address(address or ip)
     source = CLIENTS[vantage] if client == "" else client
-    return intended_outcome(
-        index=index(ENDPOINTS[endpoints]),
-        service=of or service(**changes),
-        port=PORT,
-        front_end=FrontEnd(kind=kind, ip=dialled, port=number, protocol="TCP", ip_version=dialled.version),
-        node=where,
-        client=Client(vantage=vantage, ip=ip_address(source) if source else None),
+    return PortOnNode(index(ENDPOINTS[endpoints]), of or service(**changes), PORT, where).outcome(
+        FrontEnd(kind=kind, ip=dialled, port=number, protocol="TCP", ip_version=dialled.version),
+        Client(vantage=vantage, ip=ip_address(source) if source else None),
         pods_masqueraded=pods_masqueraded,
     )
 

@@ -13,7 +13,7 @@ import pytest
 from ktp.dataplane.answer import answer_flow
 from ktp.dataplane.walk import Walker
 from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind
-from ktp.kubeproxy.intent import Intent, intended_outcome
+from ktp.kubeproxy.intent import Intent, PortOnNode
 from ktp.kubeproxy.node import ProxyMode
 from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom
@@ -45,13 +45,11 @@ CLIENTS = {
 def intent(vantage: Vantage, kind: FrontEndKind, endpoints: str, policy: str, minor: int) -> Intent:
     ip, number = DIALLED[kind]
     dialled = "127.0.0.1" if vantage is LO else ip
-    return intended_outcome(
-        index=index(ENDPOINTS[endpoints]),
-        service=service(external_traffic_policy=policy),
-        port=PORT,
-        front_end=FrontEnd(kind=kind, ip=ip_address(dialled), port=number, protocol="TCP", ip_version=4),
-        node=node(minor, ProxyMode.IPVS),
-        client=Client(vantage=vantage, ip=ip_address(CLIENTS[vantage][0])),
+    where = node(minor, ProxyMode.IPVS)
+    asked = PortOnNode(index(ENDPOINTS[endpoints]), service(external_traffic_policy=policy), PORT, where)
+    return asked.outcome(
+        FrontEnd(kind=kind, ip=ip_address(dialled), port=number, protocol="TCP", ip_version=4),
+        Client(vantage=vantage, ip=ip_address(CLIENTS[vantage][0])),
         pods_masqueraded=False,
     )
 

@@ -47,7 +47,8 @@ from ktp.model.nftables import (
     Xt,
     render_priority,
 )
-from ktp.parse.nft import parse_nft_json, parse_nft_text, render_nft, table_names
+from ktp.parse.nft import parse_nft_json, parse_nft_text, table_names
+from tests.support.nft_writer import render_nft
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "nft"
 NAMES = sorted(path.stem for path in DATA.glob("*.json"))

@@ -124,7 +124,7 @@ def evidence_markdown() -> str:
         "",
         "What was not read is not empty: ktp takes a lesser source that says the same, or what Kubernetes promises, "
         "and names it as an assumption (`assumptions` in JSON, a star at the cell in a report); else the answer is "
-        "`unknown`. Written by `tools/gen_pages.py` from `ktp/explain/evidence.py`.",
+        "`unknown`. Written by `tools/gen_pages.py` from `tools/evidence_page.py`.",
         "",
         "| kind | read from | taken instead | unknown without it |",
         "|---|---|---|---|",
