@@ -112,7 +112,6 @@ class PolicyEntry:
     port: int = 0
     port_bits: int = 16
     deny: bool = False
-    proxied: bool = False
     egress: bool = False
 
 

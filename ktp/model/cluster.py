@@ -20,7 +20,6 @@ class ServicePort:
     port: int
     target_port: int | str | None = None
     node_port: int = 0
-    app_protocol: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +65,6 @@ class Service:
     publish_not_ready_addresses: bool = False
     ingress: tuple[LoadBalancerIngress, ...] = ()
     ip_families: tuple[str, ...] = ()
-    ip_family_policy: str | None = None
-    traffic_distribution: str | None = None
-    external_name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     conditions: tuple[Condition, ...] = ()
@@ -160,7 +156,6 @@ class ContainerStatus:
     name: str
     ready: bool
     started: bool | None = None
-    restart_count: int = 0
     state: str = ""  # running waiting terminated
     reason: str = ""
     image: str = ""

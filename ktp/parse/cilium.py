@@ -282,7 +282,7 @@ def parse_policies(
                 PolicyEntry(
                     identity=int(key.get("Identity", 0)), protocol=int(key.get("Nexthdr", 0)),
                     port=int.from_bytes(port.to_bytes(2, "big"), "little"), port_bits=bits,
-                    deny=bool(int(content.get("Flags", 0)) & _DENY), proxied=bool(content.get("ProxyPortNetwork")),
+                    deny=bool(int(content.get("Flags", 0)) & _DENY),
                     egress=key.get("TrafficDirection") == _EGRESS,
                 )
             )  # fmt: skip

@@ -340,9 +340,6 @@ def _service(item: dict[str, Any]) -> Service:
             ]
         ),
         ip_families=strings_of(spec.get("ipFamilies")),
-        ip_family_policy=optional_string(spec.get("ipFamilyPolicy")),
-        traffic_distribution=optional_string(spec.get("trafficDistribution")),
-        external_name=optional_string(spec.get("externalName")),
         labels=string_map(metadata.get("labels")),
         annotations=string_map(metadata.get("annotations")),
         conditions=_conditions(status.get("conditions")),
@@ -362,7 +359,6 @@ def _service_port(port: dict[str, Any]) -> ServicePort:
         port=number,
         target_port=target if isinstance(target, str) else number_of(target, None),
         node_port=number_of(port.get("nodePort"), 0),
-        app_protocol=optional_string(port.get("appProtocol")),
     )
 
 
@@ -597,7 +593,6 @@ def _container_status(entry: dict[str, Any]) -> ContainerStatus:
         name=string_of(entry.get("name")),
         ready=bool(optional_bool(entry.get("ready"))),
         started=optional_bool(entry.get("started")),
-        restart_count=number_of(entry.get("restartCount"), 0),
         state=state,
         reason=string_of(object_of(detail).get("reason")),
         image=string_of(entry.get("image")),

@@ -13,11 +13,28 @@ from ktp.model.nftables import (
     NftSet,
     NftTable,
     Synproxy,
+    priority_names,
     render_element,
-    render_priority,
 )
 
+# Names that nft prints only at these hooks (src/rule.c, std_prio_family_hook_compatible).
+_PRIORITY_HOOKS = {
+    "dstnat": frozenset({"prerouting"}),
+    "srcnat": frozenset({"postrouting"}),
+    "out": frozenset({"output"}),
+}
 _TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})
+
+
+def render_priority(family: str, hook: str | None, priority: int) -> str:
+    """`filter`, `srcnat - 1`, `-400`: as nft prints a priority."""
+    for name, standard in priority_names(family).items():
+        if abs(standard - priority) <= 10 and hook in _PRIORITY_HOOKS.get(name, {hook}):
+            offset = priority - standard
+            if offset:
+                return f"{name} {'+' if offset > 0 else '-'} {abs(offset)}"
+            return name
+    return str(priority)
 
 
 def render_nft(ruleset: NftRuleset) -> str:

@@ -49,7 +49,6 @@ from ktp.model.nftables.ruleset import (
     NftSet,
     NftTable,
     priority_names,
-    render_priority,
 )
 from ktp.model.nftables.statements import (
     Counter,

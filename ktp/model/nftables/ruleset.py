@@ -185,12 +185,6 @@ class NftRuleset:
 
 _INET_PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}
 _BRIDGE_PRIORITIES = {"dstnat": -300, "filter": -200, "out": 100, "srcnat": 300}
-# Names that nft prints only at these hooks (src/rule.c, std_prio_family_hook_compatible).
-_PRIORITY_HOOKS = {
-    "dstnat": frozenset({"prerouting"}),
-    "srcnat": frozenset({"postrouting"}),
-    "out": frozenset({"output"}),
-}
 
 
 def priority_names(family: str) -> Mapping[str, int]:
@@ -200,14 +194,3 @@ def priority_names(family: str) -> Mapping[str, int]:
     if family in ("arp", "netdev"):
         return {"filter": 0}
     return _INET_PRIORITIES
-
-
-def render_priority(family: str, hook: str | None, priority: int) -> str:
-    """`filter`, `srcnat - 1`, `-400`: as nft prints a priority."""
-    for name, standard in priority_names(family).items():
-        if abs(standard - priority) <= 10 and hook in _PRIORITY_HOOKS.get(name, {hook}):
-            offset = priority - standard
-            if offset:
-                return f"{name} {'+' if offset > 0 else '-'} {abs(offset)}"
-            return name
-    return str(priority)

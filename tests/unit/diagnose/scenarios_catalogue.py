@@ -154,7 +154,6 @@ def _dual(one_family: bool) -> Asked:
     """A dual-stack Service, by the API alone."""
     change = service_with(
         CLUSTER, cluster_ips=("172.16.9.9", "fd00:10::9"), ip_families=("IPv4", "IPv6"),
-        ip_family_policy="PreferDualStack",
     )  # fmt: skip
     if not one_family:
         more = EndpointSlice(

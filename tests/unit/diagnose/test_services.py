@@ -124,7 +124,7 @@ def test_external_ips(kind: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"type": "ExternalName", "cluster_ips": (), "external_name": "db.example.com"}, "DNS alias"),
+        ({"type": "ExternalName", "cluster_ips": ()}, "DNS alias"),
         ({"type": "ClusterIP", "cluster_ips": ("None",)}, "headless"),
     ],
     ids=["ExternalName", "headless"],

@@ -80,7 +80,7 @@ def test_a_service_with_everything() -> None:
     assert service.type == "LoadBalancer"
     assert service.cluster_ips == ("10.96.0.1", "fd00::1")
     assert service.ports == (
-        ServicePort(name="http", port=80, target_port="web", node_port=31015, app_protocol="h2c"),
+        ServicePort(name="http", port=80, target_port="web", node_port=31015),
         ServicePort(port=53, protocol="UDP", target_port=5353),
     )
     assert (service.external_traffic_policy, service.internal_traffic_policy) == ("Local", "Local")
@@ -93,7 +93,6 @@ def test_a_service_with_everything() -> None:
         LoadBalancerIngress(hostname="lb"),
     )
     assert service.load_balancer_source_ranges == ("10.0.0.0/8",)
-    assert service.traffic_distribution == "PreferClose"
     assert service.labels == {"a": "b"}
     assert service.annotations == {"c": "d"}
 
@@ -379,7 +378,6 @@ def test_a_pod() -> None:
         name="c0",
         ready=False,
         started=False,
-        restart_count=7,
         state="waiting",
         reason="CrashLoopBackOff",
         image="nginx",

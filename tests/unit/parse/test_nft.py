@@ -45,10 +45,9 @@ from ktp.model.nftables import (
     Vmap,
     Wildcard,
     Xt,
-    render_priority,
 )
 from ktp.parse.nft import parse_nft_json, parse_nft_text, table_names
-from tests.support.nft_writer import render_nft
+from tests.support.nft_writer import render_nft, render_priority
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "nft"
 NAMES = sorted(path.stem for path in DATA.glob("*.json"))
