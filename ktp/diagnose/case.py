@@ -152,6 +152,13 @@ class Case:
         """What was read of a node."""
         return self.snapshot.nodes.get(node)
 
+    def by_kube_proxy(self) -> Iterator[tuple[str, NodeState]]:
+        """The dialled nodes of which something was read, save those that another data plane serves."""
+        for node in self.nodes:
+            state = self.state(node)
+            if state is not None and not state.data_plane:
+                yield node, state
+
     def failing(self, node: str | None = None) -> Iterator[Entry]:
         """Cells that do not connect."""
         return (e for e in (self.entries if node is None else self.on(node)) if e.fails)

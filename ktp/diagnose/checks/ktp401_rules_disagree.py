@@ -41,9 +41,8 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires for each node whose rules, written anew from the API objects, answer a cell differently."""
     if not case.examiner.index.knows(case.service):
         return
-    for node in case.nodes:
-        state = case.state(node)
-        if state is None or not state.has_rules or state.data_plane:
+    for node, state in case.by_kube_proxy():
+        if not state.has_rules:
             continue
         changed = changed_cells(case, node)
         if not changed:

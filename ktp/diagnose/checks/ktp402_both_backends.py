@@ -40,10 +40,7 @@ from ktp.model.trace import Symptom
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node with kube-proxy's chains in both back ends."""
-    for node in case.nodes:
-        state = case.state(node)
-        if state is None or state.data_plane:
-            continue
+    for node, state in case.by_kube_proxy():
         both = [r for r in state.rulesets if r.family == "ip" and _has_kube(r)]
         if len({r.backend for r in both}) < 2:
             continue

@@ -47,10 +47,7 @@ _JUMPS = (
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which restored jumps mend a failing cell."""
-    for node in case.nodes:
-        state = case.state(node)
-        if state is None or state.data_plane:
-            continue
+    for node, state in case.by_kube_proxy():
         missing = _missing(state)
         if not missing:
             continue

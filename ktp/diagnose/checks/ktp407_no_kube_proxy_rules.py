@@ -36,9 +36,8 @@ from ktp.model.trace import Symptom
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node whose rules hold nothing of kube-proxy's, where cells fail that should connect."""
-    for node in case.nodes:
-        state = case.state(node)
-        if state is None or not state.has_rules or state.data_plane or has_kube_proxy(state):
+    for node, state in case.by_kube_proxy():
+        if not state.has_rules or has_kube_proxy(state):
             continue
         cells = [e for e in case.failing(node) if e.asked.fact is not None]
         wanted = [e for e in cells if e.cell.intended is Symptom.CONNECTS]

@@ -50,10 +50,7 @@ _MARK = "-A KUBE-MARK-DROP -j MARK --set-xmark 0x8000/0x8000"
 
 def run(case: Case) -> Iterable[Finding]:
     """Fires for each node on which a packet is marked for dropping and not dropped, and the missing rule drops it."""
-    for node in case.nodes:
-        state = case.state(node)
-        if state is None or state.data_plane:
-            continue
+    for node, state in case.by_kube_proxy():
         marked = [(e, rule) for e in case.on(node) if (rule := marking_rule(e, node)) is not None]
         cells = [e for e, _ in marked if e.cell.disposition is not Disposition.DROPPED]
         if not cells:

@@ -53,9 +53,8 @@ def run(case: Case) -> Iterable[Finding]:
     """Fires for each node whose rules list other endpoints for a port and that KTP401 says nothing of."""
     if not case.examiner.index.knows(case.service) or not case.entries:
         return
-    for node in case.nodes:
-        state = case.state(node)
-        if state is None or not state.has_rules or state.data_plane:
+    for node, state in case.by_kube_proxy():
+        if not state.has_rules:
             continue
         if len({r.backend for r in state.rulesets if _kube(r)}) > 1:
             continue
