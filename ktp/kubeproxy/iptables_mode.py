@@ -17,6 +17,7 @@ from ktp.kubeproxy.outcome import (
     no_local_words,
     passes,
     rejected,
+    served_under_local,
 )
 
 
@@ -56,20 +57,8 @@ def _cluster(q: Question) -> Outcome:
 
 
 def _local(q: Question) -> Outcome:
-    """externalTrafficPolicy Local: pods and the node itself are let through to any endpoint, others to local ones."""
-    everywhere, here = q.selection.cluster, q.selection.local
-    if everywhere and q.source_is_pod:
-        why = f"pods are sent past spec.externalTrafficPolicy=Local: {endpoint_words(q, everywhere, local=False)}"
-        return delivered(q, everywhere, rewritten=False, why=why)
-    if everywhere and q.source_is_local:
-        why = (
-            "the node itself is sent past spec.externalTrafficPolicy=Local: "
-            f"{endpoint_words(q, everywhere, local=False)}"
-        )
-        return delivered(q, everywhere, rewritten=True, why=why)
-    if here:
-        why = f"spec.externalTrafficPolicy=Local: {endpoint_words(q, here, local=True)}"
-        return delivered(q, here, rewritten=False, why=why)
+    if (served := served_under_local(q)) is not None:
+        return served
     why = no_local_words(q)
     return dropped(why) if q.world.minor >= 25 else _mark_drop(q, why)
 

@@ -13,6 +13,7 @@ from ktp.kubeproxy.outcome import (
     no_listener,
     no_local_words,
     rejected,
+    served_under_local,
 )
 
 
@@ -43,24 +44,11 @@ def _local(q: Question) -> Outcome:
     Up to 1.32 the check for local endpoints comes before DNAT in the output hook, and so drops what the node itself
     sends to load-balancer and external IPs (1.29: to node ports too; derived, not run).
     """
-    everywhere, here = q.selection.cluster, q.selection.local
-    if q.source_is_local and not here:
+    if q.source_is_local and not q.selection.local:
         last_dropping = 29 if q.is_node_port else 32
         if q.world.minor <= last_dropping:
             return dropped(f"{no_local_words(q)}, checked before DNAT by kube-proxy up to 1.{last_dropping}")
-    if everywhere and q.source_is_pod:
-        why = f"pods are sent past spec.externalTrafficPolicy=Local: {endpoint_words(q, everywhere, local=False)}"
-        return delivered(q, everywhere, rewritten=False, why=why)
-    if everywhere and q.source_is_local:
-        why = (
-            "the node itself is sent past spec.externalTrafficPolicy=Local: "
-            f"{endpoint_words(q, everywhere, local=False)}"
-        )
-        return delivered(q, everywhere, rewritten=True, why=why)
-    if here:
-        why = f"spec.externalTrafficPolicy=Local: {endpoint_words(q, here, local=True)}"
-        return delivered(q, here, rewritten=False, why=why)
-    return dropped(no_local_words(q))
+    return served_under_local(q) or dropped(no_local_words(q))
 
 
 def _cluster_ip(q: Question) -> Outcome:

@@ -230,6 +230,27 @@ def unknown(why: str, *, passes: bool = False) -> Outcome:
     )
 
 
+def served_under_local(q: Question) -> Outcome | None:
+    """externalTrafficPolicy Local: pods and the node itself are let through to any endpoint, others to local ones.
+
+    None where there is none for who asks.
+    """
+    everywhere, here = q.selection.cluster, q.selection.local
+    if everywhere and q.source_is_pod:
+        why = f"pods are sent past spec.externalTrafficPolicy=Local: {endpoint_words(q, everywhere, local=False)}"
+        return delivered(q, everywhere, rewritten=False, why=why)
+    if everywhere and q.source_is_local:
+        why = (
+            "the node itself is sent past spec.externalTrafficPolicy=Local: "
+            f"{endpoint_words(q, everywhere, local=False)}"
+        )
+        return delivered(q, everywhere, rewritten=True, why=why)
+    if here:
+        why = f"spec.externalTrafficPolicy=Local: {endpoint_words(q, here, local=True)}"
+        return delivered(q, here, rewritten=False, why=why)
+    return None
+
+
 def dropped(why: str) -> Outcome:
     """A rule drops the packet: the client waits in vain."""
     return Outcome(symptom=Symptom.TIMES_OUT, disposition=Disposition.DROPPED, decided_by=why)

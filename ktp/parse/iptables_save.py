@@ -437,7 +437,7 @@ def _index_whole(
             if plain and (foreign or table in tables or raw.keys() != declared.keys()):
                 raise _OutOfOrderError
             if not foreign and table not in tables:
-                tables[table] = _chains(table, raw, numbers, declared)
+                tables[table] = chains_of(table, raw, numbers, declared)
             table = None
         elif line.startswith("#"):
             m = _HEADER.match(line.encode("utf-8", "surrogateescape"))
@@ -468,12 +468,13 @@ def _broken_off(source: str, table: str, line: int) -> EvidenceError:
     )
 
 
-def _chains(
+def chains_of(
     table: str,
     raw: Mapping[str, list[str]],
     numbers: Mapping[str, list[int]],
     declared: Mapping[str, tuple[str | None, Counters | None]],
 ) -> dict[str, Chain]:
+    """Chains of a table by name, from their lines, the numbers of these, and what declares them."""
     chains: dict[str, Chain] = {}
     for name, lines in raw.items():
         policy, counters = declared.get(name, (None, None))

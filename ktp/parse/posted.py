@@ -28,7 +28,7 @@ from ktp.model.ruleset import (
     unread_ruleset,
 )
 from ktp.parse.iptables_list import columns_of, listed_rule
-from ktp.parse.iptables_save import other_backend, parse_rule, with_unread_tables
+from ktp.parse.iptables_save import chains_of, other_backend, parse_rule, with_unread_tables
 from ktp.parse.text import decode_text
 
 
@@ -702,13 +702,7 @@ def _chains(table: str, blocks: Sequence[_Block]) -> dict[str, Chain]:
         for number, chain, text in block.rules:
             rules.setdefault(chain, []).append(text)
             numbers.setdefault(chain, []).append(number)
-    chains: dict[str, Chain] = {}
-    for name, lines in rules.items():
-        policy, counters = declared.get(name, (None, None))
-        chains[name] = Chain(
-            table, name, lines, parse_rule, policy=policy, counters=counters, first_line=numbers[name]
-        )
-    return chains
+    return chains_of(table, rules, numbers, declared)
 
 
 def _reading(blocks: Sequence[_Block], last: _Block | None, *, greped: bool) -> TableReading | None:
