@@ -62,7 +62,12 @@ def _walk_later(walk: Walk, state: State, host: Host | None, answer: Packet) -> 
 
     for leaf in walk.aside(send):
         each = leaf.state
-        if leaf.symptom is Symptom.CONNECTS:
+        if leaf.symptom is Symptom.CONNECTS and _is_opened_in_vain(state, node):
+            # Seen in Linux 6.1: its next segment is INVALID to that entry, which saw no SYN-ACK, and a new connection
+            # where IPVS sends it on: nat may change it, and the server then answers with a reset.
+            why = "IPVS took the request from an entry of conntrack's; what follows the handshake is not modelled"
+            end_unknown(walk, each, node.name, why)
+        elif leaf.symptom is Symptom.CONNECTS:
             each.hops, each.steps, each.arrived, each.packet = (
                 state.hops, state.steps, state.arrived, state.packet,
             )  # fmt: skip
@@ -79,6 +84,12 @@ def _walk_later(walk: Walk, state: State, host: Host | None, answer: Packet) -> 
                 f"next packets are NEW to conntrack: {leaf.reason}"
             )
             end_unknown(walk, each, leaf.node, why, step=leaf.step)
+
+
+def _is_opened_in_vain(state: State, node: Host) -> bool:
+    """Whether the node has an entry for what the client dialled: its request had gone by lo before IPVS took it."""
+    dialled = (state.client.ip, state.client.dst, state.client.dport)
+    return any((c.osrc, c.odst, c.odport) == dialled for c in state.conns if c.node == node.name)
 
 
 def _error_arrived(walk: Walk, state: State, known: bool) -> None:
