@@ -15,64 +15,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
 from typing import Any
 
+from ktp.collect import redact_schema as schema
+from ktp.collect import redact_text as forms
 from ktp.collect.pseudonyms import AddressMap, NameMap
-from ktp.collect.redact_schema import (
-    ADDRESSES,
-    BUILT_IN_CHAINS,
-    CONDITIONS,
-    FILE_KINDS,
-    FREE_TEXT,
-    INTERFACES,
-    KEPT_LABEL_VALUES,
-    KINDS,
-    KUBE_PROXY_CONFIG,
-    LINK,
-    METADATA_TIMES,
-    NAMED,
-    OWN_NAME,
-    PUBLIC_CHAIN,
-    PUBLIC_KEYS,
-    PUBLIC_NAMES,
-    PUBLIC_NFT_NAMES,
-    PUBLIC_PORT_NAMES,
-    PUBLIC_SET,
-    PUBLIC_VALUES,
-    ROUTE,
-    SET_OPTIONS,
-    VERSION,
-    VOCABULARY,
-    Schema,
-)
-from ktp.collect.redact_text import (
-    ADDRESS,
-    ANY_SERVICE_CHAIN,
-    CILIUM_MAPS,
-    COLLECT_AGAIN,
-    ENDPOINT_CHAIN,
-    ENTRY,
-    FORWARDING,
-    HASH,
-    IMAGE,
-    NEIGHBOUR,
-    NFT_CHAIN,
-    SERVICE_CHAIN,
-    SERVICE_PORT,
-    TOKEN,
-    TUNNEL,
-    V4,
-    VERSION_TAG,
-    VETH,
-    WORD,
-    as_word,
-    cilium_settings,
-    counters,
-    is_address,
-    is_public_domain,
-    load_json,
-    offloads,
-    split_service_port,
-    to_json,
-)
 from ktp.collect.wireguard import renamed
 from ktp.collect.xfrm import without_keys
 from ktp.errors import SnapshotError
@@ -152,7 +97,7 @@ class _Redactor:
 
     def __init__(self, naming: ChainNaming, key: bytes, known: Mapping[str, str] | None) -> None:
         self.addresses = AddressMap(key)
-        self.names = NameMap(PUBLIC_NAMES, known)
+        self.names = NameMap(schema.PUBLIC_NAMES, known)
         self.learning = True
         self._naming = naming
         self._service_ports: dict[str, None] = {}
@@ -202,7 +147,7 @@ class _Redactor:
         subject = "/".join(
             [
                 part
-                if re.search(r"\.(json|txt|yaml)$", part) or part in VOCABULARY
+                if re.search(r"\.(json|txt|yaml)$", part) or part in schema.VOCABULARY
                 else self._name("host", part)
                 for part in gap.subject.split("/")
             ]
@@ -211,34 +156,36 @@ class _Redactor:
 
     def _cluster_file(self, name: str, capture: Capture) -> bytes | None:
         if name == "cluster/version.json":
-            document = load_json(name, capture.read(name))
-            return to_json(self._fields(document.get("serverVersion") or document, VERSION))
+            document = forms.load_json(name, capture.read(name))
+            return forms.to_json(self._fields(document.get("serverVersion") or document, schema.VERSION))
         if name == PARTIAL:
-            document = load_json(name, capture.read(name))
-            scopes = {file: str(document[file]) for file in sorted(FILE_KINDS.keys() & document.keys())}
+            document = forms.load_json(name, capture.read(name))
+            scopes = {
+                file: str(document[file]) for file in sorted(schema.FILE_KINDS.keys() & document.keys())
+            }
             known = {each.value for each in Scope}
-            return to_json({file: scope for file, scope in scopes.items() if scope in known})
-        if name not in FILE_KINDS:
+            return forms.to_json({file: scope for file, scope in scopes.items() if scope in known})
+        if name not in schema.FILE_KINDS:
             return None
-        kind = FILE_KINDS[name]
-        document = load_json(name, capture.read(name))
+        kind = schema.FILE_KINDS[name]
+        document = forms.load_json(name, capture.read(name))
         if isinstance(document, dict) and "items" not in document and "metadata" not in document:
             raise SnapshotError(
-                f"{name} holds no list of API objects, so it cannot be redacted", hint=COLLECT_AGAIN
+                f"{name} holds no list of API objects, so it cannot be redacted", hint=forms.COLLECT_AGAIN
             )
         items = document if isinstance(document, list) else document.get("items", [document])
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise SnapshotError(
-                f"{name} holds no list of API objects, so it cannot be redacted", hint=COLLECT_AGAIN
+                f"{name} holds no list of API objects, so it cannot be redacted", hint=forms.COLLECT_AGAIN
             )
         objects = [self._object(item, kind) for item in items if item.get("kind", kind) == kind]
-        lines = b",\n".join(to_json(each) for each in objects)
+        lines = b",\n".join(forms.to_json(each) for each in objects)
         return b'{"apiVersion":"v1","kind":"List","items":[\n' + lines + b"\n]}\n"
 
     def _node_file(self, file: str, content: bytes) -> bytes | None:
         if re.fullmatch(r"ip6?tables(-legacy|-nft)?-save\.txt", file):
             return self._rules(content.decode(errors="replace")).encode()
-        if file in CILIUM_MAPS:
+        if file in forms.CILIUM_MAPS:
             return self._scrub(content.decode(errors="replace")).encode()
         if file in {"kube-proxy-config.yaml", "kube-proxy-config.json"}:
             return self._kube_proxy_config(file, content)
@@ -249,12 +196,12 @@ class _Redactor:
             "ipvsadm.txt": self._scrub,
             "ip-xfrm-policy.txt": lambda text: self._interface(self._scrub(without_keys(text))),
             "ip-xfrm-state.txt": lambda text: self._interface(self._scrub(without_keys(text))),
-            "cilium/config.txt": cilium_settings,
+            "cilium/config.txt": forms.cilium_settings,
             "nft-hooks.txt": self._nft_text,
             "conntrack.txt": self._connections,
-            "netstat.txt": counters,
+            "netstat.txt": forms.counters,
             "wg.txt": lambda dump: renamed(dump, self._interface, self._name, self._scrub),
-            "ethtool.txt": lambda text: self._interface(offloads(text)),
+            "ethtool.txt": lambda text: self._interface(forms.offloads(text)),
             "nft-ruleset.txt": self._nft_text,
         }
         if file in text_files:
@@ -262,10 +209,10 @@ class _Redactor:
         readers: dict[str, Callable[[Any], Any]] = {
             "ip-addr.json": self._links,
             "ip-link.json": self._tunnels,
-            "ip-neigh.json": lambda entries: [self._kept(entry, NEIGHBOUR) for entry in entries],
-            "bridge-fdb.json": lambda entries: [self._kept(entry, FORWARDING) for entry in entries],
-            "ip-route.json": lambda entries: [self._fields(entry, ROUTE) for entry in entries],
-            "ip6-route.json": lambda entries: [self._fields(entry, ROUTE) for entry in entries],
+            "ip-neigh.json": lambda entries: [self._kept(entry, forms.NEIGHBOUR) for entry in entries],
+            "bridge-fdb.json": lambda entries: [self._kept(entry, forms.FORWARDING) for entry in entries],
+            "ip-route.json": lambda entries: [self._fields(entry, schema.ROUTE) for entry in entries],
+            "ip6-route.json": lambda entries: [self._fields(entry, schema.ROUTE) for entry in entries],
             "ip-rule.json": lambda entries: [self._routing_rule(entry) for entry in entries],
             "ip6-rule.json": lambda entries: [self._routing_rule(entry) for entry in entries],
             "nft-ruleset.json": self._nft,
@@ -275,7 +222,7 @@ class _Redactor:
             return None
         try:
             document = json.loads(content)
-            return to_json(readers[file](document)) + b"\n"
+            return forms.to_json(readers[file](document)) + b"\n"
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             return None  # what cannot be read cannot be redacted
 
@@ -295,8 +242,8 @@ class _Redactor:
     def _port_name(self, text: str) -> str:
         if (
             not text
-            or text in PUBLIC_PORT_NAMES
-            or all(word.isdigit() or word in PUBLIC_PORT_NAMES for word in text.split("-"))
+            or text in schema.PUBLIC_PORT_NAMES
+            or all(word.isdigit() or word in schema.PUBLIC_PORT_NAMES for word in text.split("-"))
         ):
             return text
         return self._name("port", text)
@@ -305,15 +252,15 @@ class _Redactor:
         """An address or CIDR; anything else in its place (`None`, a host name) is a name or a public word."""
         if text in {"None", "default", "all", "any", "", "primary", "*"}:
             return text
-        new, count = ADDRESS.subn(self._replace, text)
+        new, count = forms.ADDRESS.subn(self._replace, text)
         return new if count else self._host(text)
 
     def _host(self, text: str) -> str:
-        return self._address(text) if ADDRESS.fullmatch(text) else self._name("host", text)
+        return self._address(text) if forms.ADDRESS.fullmatch(text) else self._name("host", text)
 
     def _scrub(self, text: str) -> str:
         """Every address in a text, and nothing else."""
-        return ADDRESS.sub(self._replace, text)
+        return forms.ADDRESS.sub(self._replace, text)
 
     def _replace(self, match: re.Match[str]) -> str:
         if match["mac"]:
@@ -356,12 +303,12 @@ class _Redactor:
 
     def _interface(self, text: str) -> str:
         """Names such as veth0a1b2c are made of pods' names; others name hardware."""
-        return text if self.learning else VETH.sub(lambda m: m[1] + self.addresses.opaque(m[2]), text)
+        return text if self.learning else forms.VETH.sub(lambda m: m[1] + self.addresses.opaque(m[2]), text)
 
     def _key(self, text: str) -> str:
         """The key of a label, annotation or taint."""
         domain, slash, key = text.rpartition("/")
-        if text in PUBLIC_KEYS or (slash and is_public_domain(domain)):
+        if text in schema.PUBLIC_KEYS or (slash and forms.is_public_domain(domain)):
             return text
         if not slash:
             return self._name("key", text)
@@ -369,14 +316,14 @@ class _Redactor:
 
     def _value(self, text: str) -> str:
         """The value of a label or annotation."""
-        if text.lower() in PUBLIC_VALUES:
+        if text.lower() in schema.PUBLIC_VALUES:
             return text
-        new, count = ADDRESS.subn(self._replace, text)
+        new, count = forms.ADDRESS.subn(self._replace, text)
         return new if count else self._name("value", text)
 
     def _labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         return {
-            self._key(key): value if key in KEPT_LABEL_VALUES else self._value(str(value))
+            self._key(key): value if key in schema.KEPT_LABEL_VALUES else self._value(str(value))
             for key, value in labels.items()
         }
 
@@ -385,7 +332,7 @@ class _Redactor:
         return {
             key: self._value(value)
             for key, value in annotations.items()
-            if is_public_domain(key.rpartition("/")[0])
+            if forms.is_public_domain(key.rpartition("/")[0])
             and "last-applied" not in key
             and isinstance(value, str)
             and len(value) < 64
@@ -394,33 +341,37 @@ class _Redactor:
 
     def _text(self, text: str) -> str:
         """Words that somebody wrote: those of kube-proxy and the like stay, the others become `word-3`."""
-        if text in PUBLIC_VALUES:
+        if text in schema.PUBLIC_VALUES:
             return text
         pieces, end = [], 0
-        for match in SERVICE_PORT.finditer(text):
+        for match in forms.SERVICE_PORT.finditer(text):
             pieces += [self._words(text[end : match.start()]), self._service_port(match[0])]
             end = match.end()
         return "".join([*pieces, self._words(text[end:])])
 
     def _words(self, text: str) -> str:
-        text = ANY_SERVICE_CHAIN.sub(lambda m: self._chain(m[0]), text)
+        text = forms.ANY_SERVICE_CHAIN.sub(lambda m: self._chain(m[0]), text)
         text = self._scrub(text)
 
         def word(match: re.Match[str]) -> str:
             found = match[0]
-            if found.lower() in VOCABULARY or PUBLIC_CHAIN.match(found) or found in PUBLIC_NAMES:
+            if (
+                found.lower() in schema.VOCABULARY
+                or schema.PUBLIC_CHAIN.match(found)
+                or found in schema.PUBLIC_NAMES
+            ):
                 return found
             return self._name("word", found.strip(".-_").replace("_", "-").lower() or "x")
 
         # An IPv6 address has letters as well; it was dealt with above.
         parts = re.split(r"([0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.:]*)", text)
-        return "".join(part if i % 2 else WORD.sub(word, part) for i, part in enumerate(parts))
+        return "".join(part if i % 2 else forms.WORD.sub(word, part) for i, part in enumerate(parts))
 
     def _service_port(self, text: str) -> str:
         """`namespace/name` or `namespace/name:port`."""
         if self.learning:
             self._service_ports[text] = None
-            namespace, name, port = split_service_port(text)
+            namespace, name, port = forms.split_service_port(text)
             self._name("namespace", namespace)
             self._name("service", name)
             self._port_name(port or "")
@@ -428,18 +379,18 @@ class _Redactor:
         return self._new_service_port(text)
 
     def _new_service_port(self, text: str) -> str:
-        namespace, name, port = split_service_port(text)
+        namespace, name, port = forms.split_service_port(text)
         new = f"{self.names.name(namespace)}/{self.names.name(name)}"
         return new if port is None else f"{new}:{self._port_name(port)}"
 
     def _image(self, text: str) -> str:
         """Base name and version of what every cluster runs; of other images a pseudonym."""
-        match = IMAGE.fullmatch(text)
+        match = forms.IMAGE.fullmatch(text)
         if match and any(
             name in match["name"] for name in ("kube-proxy", "coredns", "kube-router", "hyperkube")
         ):
             tag = match["tag"]
-            return match["name"] + (f":{tag}" if tag and VERSION_TAG.fullmatch(tag) else "")
+            return match["name"] + (f":{tag}" if tag and forms.VERSION_TAG.fullmatch(tag) else "")
         word = re.sub(r"[^a-z0-9-]", "-", text.lower())
         return self._name("image", f"i{word}")
 
@@ -459,15 +410,15 @@ class _Redactor:
         own = self._fields(
             metadata,
             {
-                "name": f"name:{OWN_NAME[kind]}", "namespace": "name:namespace", "labels": "labels",
-                "annotations": "annotations", **METADATA_TIMES,
+                "name": f"name:{schema.OWN_NAME[kind]}", "namespace": "name:namespace", "labels": "labels",
+                "annotations": "annotations", **schema.METADATA_TIMES,
                 "ownerReferences": {"kind": "keep", "controller": "keep", "name": "name:owner"},
             },
         )  # fmt: skip
         version = "discovery.k8s.io/v1" if kind == "EndpointSlice" else "v1"
         new = {
             "apiVersion": item.get("apiVersion", version), "kind": kind, "metadata": own,
-            **self._fields(item, KINDS[kind]),
+            **self._fields(item, schema.KINDS[kind]),
         }  # fmt: skip
         if self.learning:
             self._learn_chains(item, kind, metadata)
@@ -521,17 +472,17 @@ class _Redactor:
                 continue
             for text in self._learn_service_port(namespace, name, port.get("name") or ""):
                 for address in addresses:
-                    if is_address(address):
+                    if forms.is_address(address):
                         suffix = self._naming.endpoint_suffix(text, protocol, address, number)
                         self._endpoints[suffix] = (text, protocol, address, number)
 
-    def _fields(self, value: Any, schema: Schema) -> dict[str, Any]:
-        """What `schema` lists of an object, each field by its rule; all else is left out."""
+    def _fields(self, value: Any, listed: schema.Schema) -> dict[str, Any]:
+        """What is `listed` of an object, each field by its rule; all else is left out."""
         if not isinstance(value, dict):
             return {}
         return {
             field: self._field(value[field], rule)
-            for field, rule in schema.items()
+            for field, rule in listed.items()
             if field in value and value[field] is not None
         }
 
@@ -564,7 +515,7 @@ class _Redactor:
         if rule == "addresses":
             return ",".join([self._address(part.strip()) for part in value.split(",")])
         if rule == "condition":
-            return value if value in CONDITIONS else self._key(value)
+            return value if value in schema.CONDITIONS else self._key(value)
         if rule == "path":
             return (
                 value
@@ -621,9 +572,9 @@ class _Redactor:
         """(chain, rule)."""
         chain = option = ""
         out: list[str] = []
-        tokens = TOKEN.findall(line)
+        tokens = forms.TOKEN.findall(line)
         for token in tokens:
-            if token.startswith("-") and option not in FREE_TEXT and option != "--comment":
+            if token.startswith("-") and option not in schema.FREE_TEXT and option != "--comment":
                 option = token
                 out.append(token)
                 continue
@@ -634,9 +585,9 @@ class _Redactor:
             new = self._argument(option, token, declared)
             if option in {"-A", "--append"}:
                 chain = new
-            if option in FREE_TEXT or option in {"--comment", "-A"}:
+            if option in schema.FREE_TEXT or option in {"--comment", "-A"}:
                 option = ""
-            elif option in SET_OPTIONS:
+            elif option in schema.SET_OPTIONS:
                 option = "set directions"
             out.append(new)
         if self.learning:
@@ -648,13 +599,13 @@ class _Redactor:
         if "--to-destination" not in tokens or "--comment" not in tokens:
             return
         options = dict(pairwise(tokens))
-        found = ENDPOINT_CHAIN.fullmatch(options.get("-A", ""))
+        found = forms.ENDPOINT_CHAIN.fullmatch(options.get("-A", ""))
         service_port = options["--comment"].strip('"').partition(" ")[0]
         host, _, port = options["--to-destination"].rpartition(":")
-        if not found or not SERVICE_PORT.fullmatch(service_port) or not port.isdigit():
+        if not found or not forms.SERVICE_PORT.fullmatch(service_port) or not port.isdigit():
             return
         made_of = (service_port, options.get("-p", "tcp"), host.strip("[]"), int(port))
-        if is_address(made_of[2]) and self._naming.endpoint_suffix(*made_of) == found[2]:
+        if forms.is_address(made_of[2]) and self._naming.endpoint_suffix(*made_of) == found[2]:
             self._endpoints[found[2]] = made_of
 
     def _argument(self, option: str, token: str, declared: set[str]) -> str:
@@ -671,17 +622,17 @@ class _Redactor:
             option in {"-j", "-g", "--jump", "--goto"} and token in declared
         ):
             return self._chain(token)
-        elif option in FREE_TEXT:
+        elif option in schema.FREE_TEXT:
             new = self._name("text", re.sub(r"[^a-z0-9-]", "-", bare.lower()) or "x")
-        elif option in NAMED and ANY_SERVICE_CHAIN.fullmatch(bare):
+        elif option in schema.NAMED and forms.ANY_SERVICE_CHAIN.fullmatch(bare):
             return self._chain(bare)  # session affinity remembers clients under the name of the chain
-        elif option in NAMED:
+        elif option in schema.NAMED:
             return token if token in {"DEFAULT"} or not re.search("[a-z]", bare) else self._name("list", bare)
-        elif option in SET_OPTIONS:
+        elif option in schema.SET_OPTIONS:
             return self._set_name(token)
-        elif option in INTERFACES:
+        elif option in schema.INTERFACES:
             return self._interface(token)
-        elif option in ADDRESSES and "," not in token:
+        elif option in schema.ADDRESSES and "," not in token:
             return self._address(token)
         else:
             return self._scrub(token)
@@ -689,28 +640,28 @@ class _Redactor:
 
     def _chain(self, name: str) -> str:
         if self.learning:
-            if not (name in BUILT_IN_CHAINS or PUBLIC_CHAIN.match(name)):
-                self._name("chain", as_word(name))
+            if not (name in schema.BUILT_IN_CHAINS or schema.PUBLIC_CHAIN.match(name)):
+                self._name("chain", forms.as_word(name))
             return name
-        for pattern in (SERVICE_CHAIN, ENDPOINT_CHAIN):
+        for pattern in (forms.SERVICE_CHAIN, forms.ENDPOINT_CHAIN):
             if found := pattern.fullmatch(name):
                 return found[1] + (self._suffixes.get(found[2]) or self.addresses.opaque(found[2]))
-        if name in BUILT_IN_CHAINS:
+        if name in schema.BUILT_IN_CHAINS:
             return name
-        if PUBLIC_CHAIN.match(name):
+        if schema.PUBLIC_CHAIN.match(name):
             name = self._interface(name)
-            return HASH.sub(lambda m: self.addresses.opaque(m[0]), name)
-        return self.names.name(as_word(name))
+            return forms.HASH.sub(lambda m: self.addresses.opaque(m[0]), name)
+        return self.names.name(forms.as_word(name))
 
     def _set_name(self, name: str) -> str:
-        if PUBLIC_SET.match(name):
-            return name if self.learning else HASH.sub(lambda m: self.addresses.opaque(m[0]), name)
-        return self._name("set", as_word(name))
+        if schema.PUBLIC_SET.match(name):
+            return name if self.learning else forms.HASH.sub(lambda m: self.addresses.opaque(m[0]), name)
+        return self._name("set", forms.as_word(name))
 
     def _ipsets(self, dump: str) -> str:
         out = []
         for line in dump.splitlines():
-            tokens = TOKEN.findall(line)
+            tokens = forms.TOKEN.findall(line)
             if len(tokens) < 3 or tokens[0] not in {"create", "add"}:
                 continue
             new = [tokens[0], self._set_name(tokens[1].strip('"'))]
@@ -729,7 +680,7 @@ class _Redactor:
 
     def _element(self, token: str) -> str:
         bare = token.strip('"')
-        if "," not in bare and not ADDRESS.search(bare) and not re.match(r"\d|\w+:\d", bare):
+        if "," not in bare and not forms.ADDRESS.search(bare) and not re.match(r"\d|\w+:\d", bare):
             return self._set_name(bare)
         return ",".join([self._interface(self._scrub(part)) for part in bare.split(",")])
 
@@ -740,17 +691,17 @@ class _Redactor:
 
     def _nft_value(self, key: str, value: Any) -> Any:
         if isinstance(value, dict):
-            if key == "prefix" and "addr" in value and "len" in value and is_address(value["addr"]):
+            if key == "prefix" and "addr" in value and "len" in value and forms.is_address(value["addr"]):
                 return {**value, "addr": str(self._network(ip_address(value["addr"]), int(value["len"])))}
             return {k: self._nft_value(k, v) for k, v in value.items() if k != "sym"}
         if isinstance(value, list):
-            if key == "range" and len(value) == 2 and all(is_address(each) for each in value):
+            if key == "range" and len(value) == 2 and all(forms.is_address(each) for each in value):
                 first, last = (ip_address(each) for each in value)
                 if self.learning:
                     self.addresses.keep_range(first, last)
                     return value
                 return [str(self.addresses.address(first)), str(self.addresses.address(last))]
-            if key == "&" and len(value) == 2 and is_address(value[1]):
+            if key == "&" and len(value) == 2 and forms.is_address(value[1]):
                 return value  # a mask
             return [self._nft_value("" if key != "dev" else key, each) for each in value]
         if not isinstance(value, str):
@@ -761,15 +712,15 @@ class _Redactor:
         if key == "comment":
             return self._text(value)
         if key == "prefix":  # of a log line
-            return self._name("text", as_word(value) or "x")
+            return self._name("text", forms.as_word(value) or "x")
         if key in {"type", "hook", "family", "op", "policy"}:
             return value
         return self._interface(self._scrub(value))
 
     def _nft_name(self, name: str) -> str:
-        if found := NFT_CHAIN.fullmatch(name):
+        if found := forms.NFT_CHAIN.fullmatch(name):
             return self._nft_chain(found)
-        if name in PUBLIC_NFT_NAMES or name.startswith("xtables"):
+        if name in schema.PUBLIC_NFT_NAMES or name.startswith("xtables"):
             return name
         if name.startswith("__"):
             return name  # of a set without a name
@@ -789,18 +740,18 @@ class _Redactor:
         if found["ip"] is None:
             return found[1] + self._naming.nft_service(*words)
         text = found["ip"]
-        ip = ip_address(text if re.fullmatch(V4, text) else text.replace(".", ":"))
+        ip = ip_address(text if re.fullmatch(forms.V4, text) else text.replace(".", ":"))
         return found[1] + self._naming.nft_endpoint(
             *words, str(self.addresses.address(ip)), int(found["number"])
         )
 
     def _nft_text(self, text: str) -> str:
         """What `nft list ruleset` or `nft list hooks` print."""
-        text = re.sub(NFT_CHAIN.pattern + r"(?=[\s;{},\"]|$)", self._nft_chain, text)
+        text = re.sub(forms.NFT_CHAIN.pattern + r"(?=[\s;{},\"]|$)", self._nft_chain, text)
         text = re.sub(r"(?<=comment )\"([^\"]*)\"", lambda m: '"' + self._text(m[1]) + '"', text)
         text = re.sub(
             r"(?<=log prefix )\"([^\"]*)\"",
-            lambda m: '"' + self._name("text", as_word(m[1]) or "x") + '"',
+            lambda m: '"' + self._name("text", forms.as_word(m[1]) or "x") + '"',
             text,
         )
 
@@ -824,7 +775,7 @@ class _Redactor:
                 **self._kept(link, ("ifname", "flags")),
                 "linkinfo": {
                     "info_kind": (info := link.get("linkinfo") or {}).get("info_kind"),
-                    "info_data": self._kept(info.get("info_data") or {}, TUNNEL),
+                    "info_data": self._kept(info.get("info_data") or {}, forms.TUNNEL),
                 },
             }
             for link in links
@@ -839,9 +790,9 @@ class _Redactor:
         if self.learning:
             for link in links:
                 for info in (link or {}).get("addr_info") or ():
-                    if is_address(info.get("local")) and isinstance(info.get("prefixlen"), int):
+                    if forms.is_address(info.get("local")) and isinstance(info.get("prefixlen"), int):
                         self.addresses.note_network(ip_address(info["local"]), info["prefixlen"])
-        return [self._fields(link, LINK) for link in links]
+        return [self._fields(link, schema.LINK) for link in links]
 
     def _routing_rule(self, entry: dict[str, Any]) -> dict[str, Any]:
         """A rule of `ip -j rule`, whose prefix is in two fields."""
@@ -849,7 +800,7 @@ class _Redactor:
         for field, value in entry.items():
             if field in {"src", "dst"} and isinstance(value, str):
                 length = entry.get(f"{field}len")
-                if isinstance(length, int) and is_address(value):
+                if isinstance(length, int) and forms.is_address(value):
                     new[field] = str(self._network(ip_address(value), length))
                 else:
                     new[field] = self._address(value)
@@ -878,7 +829,7 @@ class _Redactor:
     def _connections(self, text: str) -> str:
         """Entries of the connection table, without what others have noted there (zones, helpers, contexts, labels)."""
         lines = (
-            " ".join(w for w in line.split() if "=" not in w or w.partition("=")[0] in ENTRY)
+            " ".join(w for w in line.split() if "=" not in w or w.partition("=")[0] in forms.ENTRY)
             for line in text.splitlines()
         )
         return "".join(f"{self._scrub(line)}\n" for line in lines)
@@ -889,11 +840,11 @@ class _Redactor:
         try:
             text = content.decode(errors="replace")
             if file.endswith(".json") and text.lstrip().startswith("{"):
-                return to_json(self._fields(json.loads(text), KUBE_PROXY_CONFIG))
+                return forms.to_json(self._fields(json.loads(text), schema.KUBE_PROXY_CONFIG))
             document = yaml.safe_load(text)
             if isinstance(document, dict) and document.get("kind") == "ConfigMap":
                 held = document.get("data") or {}
                 document = yaml.safe_load(held.get("config.conf") or held.get("config") or "")
         except (ValueError, yaml.YAMLError, RecursionError):
             return None
-        return yaml.safe_dump(self._fields(document, KUBE_PROXY_CONFIG), sort_keys=False).encode()
+        return yaml.safe_dump(self._fields(document, schema.KUBE_PROXY_CONFIG), sort_keys=False).encode()
