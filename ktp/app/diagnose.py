@@ -110,6 +110,7 @@ def status_of(reports: list[ServiceDiagnosis], fail_on: str = "warning") -> Exit
 
 def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
     """Every Service with an external front end, worst first; the exit status."""
+    from ktp.diagnose.examine import Examiner
     from ktp.diagnose.service import diagnose_service
     from ktp.diagnose.survey import rows_of, survey, surveyed, with_causes
 
@@ -122,7 +123,11 @@ def survey_services(settings: Settings, namespace: str | None) -> ExitCode:
     size = len(keys) * len(settings.nodes or node_names(snapshot))
     if size <= (_WHOLE_IN_TEXT if settings.output == "text" else _WHOLE_DIAGNOSES):
         services = snapshot.cluster.services
-        reports = {key: diagnose_service(snapshot, services[key], nodes=settings.nodes) for key in keys}
+        examiner = Examiner(snapshot)
+        reports = {
+            key: diagnose_service(snapshot, services[key], nodes=settings.nodes, examiner=examiner)
+            for key in keys
+        }
         rows = rows_of(reports.values())
         if settings.output == "text":
             _print_survey(settings, rows)

@@ -114,7 +114,8 @@ def fold(
             )  # fmt: skip
             if found not in unknowns:
                 unknowns.append(found)
-    paths = tuple(_path(w, trace, names) for w in weighted)
+    shown: dict[int, Hop] | None = {} if trace else None
+    paths = tuple(_path(w, shown, names) for w in weighted)
     assumptions = tuple(dict.fromkeys(a for p in paths for a in p.assumptions))
     delivered = [w for w in weighted if _delivery(w.leaf) is not None and w.leaf.symptom is Symptom.CONNECTS]
     seen = tuple(
@@ -245,7 +246,10 @@ def _delivery(leaf: Leaf) -> Delivery | None:
     return d if isinstance(d, Delivery) else None
 
 
-def _path(weighted: _Weighted, trace: bool, names: Mapping[tuple[int, int], Attached] | None) -> Path:
+def _path(
+    weighted: _Weighted, shown: dict[int, Hop] | None, names: Mapping[tuple[int, int], Attached] | None
+) -> Path:
+    """One way; `shown` holds the hops made so far, by their records, which ways share up to where they part."""
     leaf = weighted.leaf
     d = _delivery(leaf)
     ip: str | None = None
@@ -267,7 +271,7 @@ def _path(weighted: _Weighted, trace: bool, names: Mapping[tuple[int, int], Atta
         disposition=leaf.disposition,
         symptom=leaf.symptom,
         reason=leaf.reason,
-        hops=tuple(_hop(h) for h in leaf.state.hops) if trace else (),
+        hops=tuple(shown.get(id(h)) or _hop(h, shown) for h in leaf.state.hops) if shown is not None else (),
         endpoint_ip=ip,
         endpoint_port=port,
         endpoint_name=name,
@@ -320,14 +324,14 @@ def _common_decision(paths: Sequence[Path]) -> DecidedBy | None:
     return max(bad, key=lambda p: p.probability).decided_by if bad else None
 
 
-def _hop(record: HopRecord) -> Hop:
+def _hop(record: HopRecord, shown: dict[int, Hop]) -> Hop:
     steps: list[Step] = []
     linked = record.steps
     while linked is not None:
         linked, step = linked
         steps.append(_step(step))
     steps.reverse()
-    return Hop(
+    made = shown[id(record)] = Hop(
         node=record.node,
         pod=record.pod,
         direction=record.direction,
@@ -337,6 +341,7 @@ def _hop(record: HopRecord) -> Hop:
         out_interface=record.left.oif,
         steps=tuple(steps),
     )
+    return made
 
 
 def _step(s: StepRecord) -> Step:

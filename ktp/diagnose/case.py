@@ -141,7 +141,7 @@ class Case:
         self._by_node: dict[str, tuple[Entry, ...]] | None = None
         self._worlds: dict[str, Examiner | None] = {}
         self._harm: dict[str, list[Entry]] = {}
-        self._answers: dict[str, dict[tuple[str, str, str], tuple[Asked, Cell]]] = {}  # by world and cell
+        self._answers: dict[str, dict[tuple[str, str, str], Cell]] = {}  # by world and cell
 
     @property
     def snapshot(self) -> Snapshot:
@@ -228,9 +228,10 @@ class Case:
                 ),
                 entry.port,
             )
-            asked = world.ask(service, port, entry.asked.question)
-            found = answers[entry.key] = (asked, world.cell(asked))
-        return found[1]
+            # A cell tells of no hops.
+            asked = world.ask(service, port, entry.asked.question, trace=False)
+            found = answers[entry.key] = world.cell(asked)
+        return found
 
     def gets_further(self, entry: Entry, label: str, make: Callable[[], Snapshot]) -> bool:
         """Whether in the changed snapshot something else stops the packet: what was changed stops it now."""

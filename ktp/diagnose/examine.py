@@ -368,19 +368,35 @@ class Examiner:
 
     # -- answers
 
-    def ask(self, service: Service, port: ServicePort, question: Question) -> Asked:
-        """Both answers to one question."""
+    def ask(
+        self, service: Service, port: ServicePort, question: Question, *, trace: bool = True
+    ) -> Asked:
+        """Both answers to one question; the fact's ways have no hops where `trace` is False."""
         intent = self.intent(
             service, port, question.front_end, question.client, question.node, flow=question.flow
         )
-        fact: FlowAnswer | None = None
+        return Asked(question=question, intent=intent, fact=self.fact(question, trace=trace))
+
+    def fact(self, question: Question, *, trace: bool = True) -> FlowAnswer | None:
+        """What the nodes do; None where the rules of those that would tell were not read."""
         version = question.front_end.ip_version
         dialled, home = question.node, question.flow.from_node
-        if self.has_rules(dialled, version) or (home is not None and self.has_rules(home, version)):
-            fact = answer_flow(self.walker, question.flow)
-            if fact.symptom is Symptom.UNKNOWN and not self.has_rules(dialled, version):
-                fact = None  # the walk ended where nothing was read: what should happen there is the better answer
-        return Asked(question=question, intent=intent, fact=fact)
+        if not self.has_rules(dialled, version) and (home is None or not self.has_rules(home, version)):
+            return None
+        fact = answer_flow(self.walker, question.flow, trace=trace)
+        if fact.symptom is Symptom.UNKNOWN and not self.has_rules(dialled, version):
+            return None  # the walk ended where nothing was read: what should happen there is the better answer
+        return fact
+
+    def seen(self, service: Service, port: ServicePort, question: Question) -> tuple[Symptom, str]:
+        """What the client of a question sees, and why, as the cell of both answers would say."""
+        fact = self.fact(question, trace=False)
+        if fact is not None:
+            return fact.symptom, fact.reason
+        intent = self.intent(
+            service, port, question.front_end, question.client, question.node, flow=question.flow
+        )
+        return intent.symptom, reason_of(intent)
 
     def intent(
         self,

@@ -59,14 +59,16 @@ def diagnose_service(
     client: IPAddress | None = None,
     health: Mapping[str, HealthAnswer] | None = None,
     few: int = FEW,
+    examiner: Examiner | None = None,
 ) -> ServiceDiagnosis:
     """Everything that ktp can say about one Service.
 
     `nodes` restricts the rows (default: all); `client` is the outside client to ask for (default: one far away);
     `health` holds what the nodes' healthCheckNodePorts said, where they were asked. Of more than `few` nodes alike
-    two are examined for all.
+    two are examined for all. `examiner` is one of this snapshot and client, where several Services are diagnosed: what
+    it has compiled for one serves the next.
     """
-    examiner = Examiner(snapshot, client=client)
+    examiner = examiner or Examiner(snapshot, client=client)
     names = [n for n in examiner.node_names() if not nodes or n in nodes]
     reason = ignored_reason(service)
     asked_for: list[tuple[ServicePort, FrontEnd]] = []
@@ -226,13 +228,9 @@ def _others(
     """The clients of the cell's kind that see something else."""
     found = []
     for who, other in examiner.others_alike(service, question):
-        theirs = examiner.cell(examiner.ask(service, port, other))
-        if theirs.symptom not in (cell.symptom, Symptom.UNKNOWN):
-            found.append(
-                OtherClient(
-                    who=who, client=str(other.client.ip), symptom=theirs.symptom, reason=theirs.reason
-                )
-            )
+        symptom, reason = examiner.seen(service, port, other)
+        if symptom not in (cell.symptom, Symptom.UNKNOWN):
+            found.append(OtherClient(who=who, client=str(other.client.ip), symptom=symptom, reason=reason))
     return tuple(found)
 
 
@@ -242,10 +240,8 @@ def _addresses(
     """The same at each further address of the node."""
     found = []
     for other in examiner.at_further_addresses(question):
-        theirs = examiner.cell(examiner.ask(service, port, other))
-        found.append(
-            OtherAddress(address=str(other.front_end.ip), symptom=theirs.symptom, reason=theirs.reason)
-        )
+        symptom, reason = examiner.seen(service, port, other)
+        found.append(OtherAddress(address=str(other.front_end.ip), symptom=symptom, reason=reason))
     return tuple(found)
 
 

@@ -120,11 +120,13 @@ def with_causes(
     They are made worst first, for about so many seconds; the rows of the other Services stay as they are.
     """
     until = monotonic() + seconds
+    examiner = Examiner(snapshot)
     reports: dict[str, ServiceDiagnosis] = {}
     for key in dict.fromkeys(row.key for row in rows if row.failing or row.unknown):
         if monotonic() >= until:
             break
-        reports[key] = diagnose_service(snapshot, snapshot.cluster.services[key], nodes=nodes)
+        service = snapshot.cluster.services[key]
+        reports[key] = diagnose_service(snapshot, service, nodes=nodes, examiner=examiner)
     kept = [row for row in rows if row.key not in reports]
     return sorted([*kept, *rows_of(reports.values())], key=_badness), reports
 
