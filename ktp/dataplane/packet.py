@@ -114,8 +114,26 @@ class Conn:
     def copy(self) -> Conn:
         """The same entry, to go its own way."""
         new = object.__new__(Conn)
-        for name in Conn.__slots__:
-            setattr(new, name, getattr(self, name))
+        new.confirmed = self.confirmed
+        new.dnat = self.dnat
+        new.dport = self.dport
+        new.dst = self.dst
+        new.dst_done = self.dst_done
+        new.helper = self.helper
+        new.mark = self.mark
+        new.node = self.node
+        new.observed = self.observed
+        new.odport = self.odport
+        new.odst = self.odst
+        new.osport = self.osport
+        new.osrc = self.osrc
+        new.proto = self.proto
+        new.seen_reply = self.seen_reply
+        new.snat = self.snat
+        new.sport = self.sport
+        new.src = self.src
+        new.src_done = self.src_done
+        new.state = self.state
         return new
 
     def is_original(self, p: Packet) -> bool:
@@ -221,10 +239,31 @@ class Packet:
     def copy(self) -> Packet:
         """The same packet, with an entry of its own."""
         new = object.__new__(Packet)
-        for name in Packet.__slots__:
-            setattr(new, name, getattr(self, name))
-        if self.ct is not None:
-            new.ct = self.ct.copy()
+        new.bridged = self.bridged
+        new.ctstate = self.ctstate
+        new.dport = self.dport
+        new.dst = self.dst
+        new.family = self.family
+        new.from_far = self.from_far
+        new.icmp = self.icmp
+        new.iif = self.iif
+        new.inner = self.inner
+        new.ipvs = self.ipvs
+        new.length = self.length
+        new.local = self.local
+        new.mark = self.mark
+        new.oif = self.oif
+        new.physin = self.physin
+        new.physout = self.physout
+        new.pkttype = self.pkttype
+        new.proto = self.proto
+        new.reply = self.reply
+        new.sport = self.sport
+        new.src = self.src
+        new.tcp_flags = self.tcp_flags
+        new.tos = self.tos
+        new.ttl = self.ttl
+        new.ct = self.ct.copy() if self.ct is not None else None
         return new
 
     def flow_key(self) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from ktp.dataplane import packet as pk
 from ktp.dataplane.host import Host
-from ktp.dataplane.matches import compile_match
+from ktp.dataplane.matches import CompiledMatches, compile_match, joined
 from ktp.dataplane.matches.compiled import Compiled as CompiledMatch
 from ktp.dataplane.matches.compiled import always, number_range
 from ktp.dataplane.nft_program import TableProgram
@@ -192,8 +192,11 @@ class PartlyKnown(Program):
 
     known = Known()
 
-    def compile_match(self, match: Match) -> CompiledMatch | None:
-        """A test that knows no more than that; what is drawn is drawn as ever."""
+    def compile_matches(self, matches: tuple[Match, ...]) -> CompiledMatches:
+        """Tests that know no more than that; what is drawn is drawn as ever."""
+        return joined(matches, self._compiled)
+
+    def _compiled(self, match: Match) -> CompiledMatch:
         compiled = compile_match(match)
         if compiled is not None and compiled.probability is not None:
             return compiled

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from ktp.dataplane import packet as pk
 from ktp.dataplane.chain_index import positions
 from ktp.dataplane.host import Host
-from ktp.dataplane.matches import Compiled as CompiledMatch
-from ktp.dataplane.matches import Test, compile_match, dscp_value
+from ktp.dataplane.matches import CompiledMatches, Test, compile_matches, dscp_value
 from ktp.dataplane.packet import RANDOM_PORTS, Packet, Port, to_int, to_text
 from ktp.dataplane.state import (
     ACCEPT,
@@ -90,9 +89,9 @@ class Program:
             self._chains[name] = CompiledChain(self, found) if found is not None else None
         return self._chains[name]
 
-    def compile_match(self, match: Match) -> CompiledMatch | None:
-        """A match as it is asked; None where it is not modelled."""
-        return compile_match(match)
+    def compile_matches(self, matches: tuple[Match, ...]) -> CompiledMatches:
+        """The matches of a rule, as they are asked."""
+        return compile_matches(matches)
 
     def is_idle(self, hook: str) -> bool:
         """Whether the base chain of `hook` is absent, or has no rules and accepts."""
@@ -150,11 +149,7 @@ class CompiledChain:
 
 def compile_rule(program: Program, rule: Rule) -> Compiled:
     """Rule → Compiled. What is not modelled leaves `unknown` set: the walk then goes both ways."""
-    tests: list[Test] = []
-    assumptions: list[Assumption] = []
-    chance: float | None = None
-    recent: list[tuple[str, str, bool]] = []
-    unknown: str | None = None
+    unknown: str | None
     if rule.unread is not None:
         sentence = unread_words(rule.unread)
         if rule.unread.assumed:
@@ -164,28 +159,14 @@ def compile_rule(program: Program, rule: Rule) -> Compiled:
     if rule.error is not None:
         unknown = f"the line could not be parsed ({rule.error})"
         return Compiled(rule, (), (), None, (), unknown, _UNKNOWN, unknown, Unmodelled("?"))
-    for match in rule.matches:
-        compiled = program.compile_match(match)
-        if compiled is None:
-            unknown = f"match {match.name!r} is not modelled"
-            continue
-        if compiled.assumption is not None:
-            assumptions.append(compiled.assumption)
-        if compiled.recent is not None:
-            recent.append(compiled.recent)
-        if compiled.probability is not None:
-            chance = (chance if chance is not None else 1.0) * compiled.probability
-        elif match.name not in ("comment", "nfacct") and (compiled.recent is None or compiled.recent[2]):
-            tests.append(compiled.test)
+    tests, assumptions, chance, recent, unknown = program.compile_matches(rule.matches)
     action, data, effect = _compile_target(program, rule)
     if rule.lost is not None:
         action, data, effect = _UNKNOWN, lost_words(rule.lost), Unmodelled("?")
         unknown = data if rule.lost is Lack.PORTS_LOST else unknown
     elif program.ports_lost and _asks_for_no_port(rule):
         unknown = lost_words(Lack.PORTS_LOST)
-    return Compiled(
-        rule, tuple(tests), tuple(assumptions), chance, tuple(recent), unknown, action, data, effect
-    )
+    return Compiled(rule, tests, assumptions, chance, recent, unknown, action, data, effect)
 
 
 def _asks_for_no_port(rule: Rule) -> bool:
@@ -826,10 +807,11 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
 def _note(
     state: State, effect: Effect | None, hook: str, table: str, chain: str, rule: Rule, backend: str
 ) -> StepRecord:
-    effects = (effect,) if effect is not None else ()
-    return state.note(
-        StepKind.RULE, *effects, hook=hook, table=table, chain=chain, rule=rule, backend=backend
+    step = StepRecord(
+        StepKind.RULE, hook, table, chain, rule, (effect,) if effect is not None else (), backend, ""
     )
+    state.steps = (state.steps, step)
+    return step
 
 
 def _policy(base: CompiledChain, state: State, hook: str, table: str, backend: str) -> Verdict:

@@ -368,9 +368,7 @@ class Examiner:
 
     # -- answers
 
-    def ask(
-        self, service: Service, port: ServicePort, question: Question, *, trace: bool = True
-    ) -> Asked:
+    def ask(self, service: Service, port: ServicePort, question: Question, *, trace: bool = True) -> Asked:
         """Both answers to one question; the fact's ways have no hops where `trace` is False."""
         intent = self.intent(
             service, port, question.front_end, question.client, question.node, flow=question.flow
@@ -385,7 +383,9 @@ class Examiner:
             return None
         fact = answer_flow(self.walker, question.flow, trace=trace)
         if fact.symptom is Symptom.UNKNOWN and not self.has_rules(dialled, version):
-            return None  # the walk ended where nothing was read: what should happen there is the better answer
+            return (
+                None  # the walk ended where nothing was read: what should happen there is the better answer
+            )
         return fact
 
     def seen(self, service: Service, port: ServicePort, question: Question) -> tuple[Symptom, str]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 from weakref import finalize
 
 from ktp.errors import EvidenceError
@@ -124,11 +126,47 @@ def parse_rule(table: str, chain: str, raw: str, line: int = 0, position: int = 
         if m is not None:
             counters = Counters(int(m.group(1)), int(m.group(2)))
             text = raw[m.end() :]
+    body = _understood(text)
+    lost = body.lost
+    if body.has_protocol and (table, chain) in PORT_CHAINS:
+        if body.asks_for_no_port:
+            lost = Lack.PORTS_LOST
+    elif body.lost_in_nat is not None:
+        lost = body.lost_in_nat
+    return Rule(
+        table=table,
+        chain=chain,
+        text=text,
+        matches=body.matches,
+        target=body.target,
+        counters=body.counters or counters,
+        line=line,
+        position=position,
+        error=body.error,
+        lost=lost,
+    )
 
-    def failed(why: str) -> Rule:
-        return Rule(
-            table=table, chain=chain, text=text, counters=counters, line=line, position=position, error=why
-        )
+
+class _Body(NamedTuple):
+    """What a rule's text says, wherever it stands."""
+
+    error: str | None = None
+    counters: Counters | None = None
+    matches: tuple[Match, ...] = ()
+    target: Target | None = None
+    lost: Lack | None = None
+    lost_in_nat: Lack | None = None
+    has_protocol: bool = False
+    asks_for_no_port: bool = False
+
+
+@lru_cache(maxsize=4096)
+def _understood(text: str) -> _Body:
+    """A rule without its counters. Nodes of one cluster have most of their rules alike."""
+    counters: Counters | None = None
+
+    def failed(why: str) -> _Body:
+        return _Body(why, counters)
 
     words = _tokens(text)
     if words is None:
@@ -253,21 +291,15 @@ def parse_rule(table: str, chain: str, raw: str, line: int = 0, position: int = 
         matches.append(Match(name, tuple(options)))
     if target is None and target_name:
         target = Target(target_name, (), goto)
-    if protocol is not None and (table, chain) in PORT_CHAINS:
-        if not any(o.flag in PORT_FLAGS for m in matches for o in m.options):
-            lost = Lack.PORTS_LOST
-    elif target_name == "DNAT" and any(o.args[:1] == (":0",) for o in options):
-        lost = Lack.TARGETS_LOST
-    return Rule(
-        table=table,
-        chain=chain,
-        text=text,
+    no_target = target_name == "DNAT" and any(o.args[:1] == (":0",) for o in options)
+    return _Body(
+        counters=counters,
         matches=tuple(matches),
         target=target,
-        counters=counters,
-        line=line,
-        position=position,
         lost=lost,
+        lost_in_nat=Lack.TARGETS_LOST if no_target else None,
+        has_protocol=protocol is not None,
+        asks_for_no_port=not any(o.flag in PORT_FLAGS for m in matches for o in m.options),
     )
 
 

@@ -8,12 +8,15 @@ A room for each kind of match holds all that the packet walker knows of it, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ktp.dataplane.matches import connection, devices, limits, packet, transport
 from ktp.dataplane.matches.compiled import Compiled, Rows, Test, always
 from ktp.dataplane.matches.header import header
 from ktp.dataplane.matches.packet import dscp_value
+from ktp.model.assumption import Assumption
 from ktp.model.ruleset import Match
 
 
@@ -65,4 +68,65 @@ def compile_match(match: Match) -> Compiled | None:
         return None
 
 
-__all__ = ["Compiled", "MatchSupport", "Test", "compile_match", "dscp_value", "supported_matches"]
+class CompiledMatches(NamedTuple):
+    """The matches of a rule, as the walk asks them."""
+
+    tests: tuple[Test, ...]
+    assumptions: tuple[Assumption, ...]
+    chance: float | None
+    recent: tuple[tuple[str, str, bool], ...]
+    unknown: str | None  # which one is not modelled
+
+
+_MOST_KEPT = 4096
+# By identity: a rule that nodes, or a node and one with something changed, have alike is compiled once for all. What
+# the key is the id of is kept beside, so that it names nothing else meanwhile.
+_KEPT: dict[int, tuple[tuple[Match, ...], CompiledMatches]] = {}
+
+
+def compile_matches(matches: tuple[Match, ...]) -> CompiledMatches:
+    """The matches of a rule, each compiled. They depend on nothing else."""
+    kept = _KEPT.get(id(matches))
+    if kept is not None:
+        return kept[1]
+    found = joined(matches, compile_match)
+    if len(_KEPT) >= _MOST_KEPT:
+        _KEPT.clear()
+    _KEPT[id(matches)] = (matches, found)
+    return found
+
+
+def joined(matches: Iterable[Match], compiled_by: Callable[[Match], Compiled | None]) -> CompiledMatches:
+    """The matches of a rule, each as `compiled_by` makes it."""
+    tests: list[Test] = []
+    assumptions: list[Assumption] = []
+    chance: float | None = None
+    recent: list[tuple[str, str, bool]] = []
+    unknown: str | None = None
+    for match in matches:
+        compiled = compiled_by(match)
+        if compiled is None:
+            unknown = f"match {match.name!r} is not modelled"
+            continue
+        if compiled.assumption is not None:
+            assumptions.append(compiled.assumption)
+        if compiled.recent is not None:
+            recent.append(compiled.recent)
+        if compiled.probability is not None:
+            chance = (chance if chance is not None else 1.0) * compiled.probability
+        elif match.name not in ("comment", "nfacct") and (compiled.recent is None or compiled.recent[2]):
+            tests.append(compiled.test)
+    return CompiledMatches(tuple(tests), tuple(assumptions), chance, tuple(recent), unknown)
+
+
+__all__ = [
+    "Compiled",
+    "CompiledMatches",
+    "MatchSupport",
+    "Test",
+    "compile_match",
+    "compile_matches",
+    "dscp_value",
+    "joined",
+    "supported_matches",
+]

@@ -43,6 +43,7 @@ class Walk:
     """
 
     __slots__ = (
+        "_ended",
         "_new",
         "_open",
         "alone",
@@ -80,6 +81,7 @@ class Walk:
         self.leaves: list[Leaf] = []
         self._new: list[Door | Leaf] = []  # by the room that is at work, in its order
         self._open: list[Door | Leaf] = []  # the next one last
+        self._ended = 0  # leaves among the new
 
     @property
     def is_tunnels(self) -> bool:
@@ -93,13 +95,19 @@ class Walk:
     def end(self, leaf: Leaf) -> None:
         """A way ends."""
         self._new.append(leaf)
+        self._ended += 1
 
     def next(self) -> Door | None:
         """Where the way goes on that is to be followed now, None at the end of all; what ends before it is kept."""
-        self._open.extend(reversed(self._new))
-        self._new.clear()
-        while self._open:
-            item = self._open.pop()
+        new, still_open = self._new, self._open
+        if len(new) == 1 and not self._ended:
+            return new.pop()  # type: ignore[return-value]  # no leaf
+        new.reverse()
+        still_open += new
+        new.clear()
+        self._ended = 0
+        while still_open:
+            item = still_open.pop()
             if not isinstance(item, Leaf):
                 return item
             self.leaves.append(item)
@@ -107,4 +115,4 @@ class Walk:
 
     def count_ended(self) -> int:
         """The ways that have ended so far."""
-        return len(self.leaves) + sum(isinstance(item, Leaf) for item in self._new)
+        return len(self.leaves) + self._ended

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from ktp.dataplane.hooks import Group
@@ -55,7 +55,8 @@ class Walker:
         )
         start(walk)
         while (door := walk.next()) is not None:
-            _step(walk, door)
+            # The room behind the door does its part, and says through which doors the packet goes on.
+            _ROOMS[type(door)](walk, *door)
         return walk.leaves
 
     def _alone(self, flow: Flow, echo: int | None) -> list[Leaf]:
@@ -85,30 +86,18 @@ class Walker:
         return found
 
 
-def _step(walk: Walk, door: doors.Door) -> None:
-    """The room behind a door does its part, and says through which doors the packet goes on."""
-    match door:
-        case doors.Enter():
-            enter(walk, *door)
-        case doors.PreRouting():
-            prerouting(walk, *door)
-        case doors.RouteIn():
-            route_in(walk, *door)
-        case doors.Forward():
-            forward(walk, *door)
-        case doors.BridgeForward():
-            bridge_forward(walk, *door)
-        case doors.LocalIn():
-            local_in(walk, *door)
-        case doors.Deliver():
-            deliver(walk, *door)
-        case doors.Output():
-            output(walk, *door)
-        case doors.PostRouting():
-            postrouting(walk, *door)
-        case doors.Emit():
-            emit(walk, *door)
-        case doors.Reach():
-            reach(walk, *door)
-        case doors.AnswerOut():
-            answer_out(walk, *door)
+_ROOMS: Mapping[type[doors.Door], Callable[..., None]] = {
+    doors.Enter: enter,
+    doors.PreRouting: prerouting,
+    doors.RouteIn: route_in,
+    doors.Forward: forward,
+    doors.BridgeForward: bridge_forward,
+    doors.LocalIn: local_in,
+    doors.Deliver: deliver,
+    doors.Output: output,
+    doors.PostRouting: postrouting,
+    doors.Emit: emit,
+    doors.Reach: reach,
+    doors.AnswerOut: answer_out,
+}
+"""Who is behind each door: called with the walk and what the door knows."""
