@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ktp.model.assumption import EvidenceKind
+from ktp.model.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ktp.app.settings import Settings, offline
 from ktp.errors import ExitCode, UsageError
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.auth import Allowed, Permission

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from ktp.app.evidence import did_you_mean
 from ktp.app.settings import Settings, offline, open_offline
 from ktp.errors import EvidenceError, ExitCode, KtpError, NotFoundError, UsageError
 from ktp.model.node_check import FrontEndState, NodeCheck
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.app.serving import Page

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktp.app.settings import Settings, offline, open_offline, split_name
 from ktp.errors import EvidenceError, NotFoundError, UsageError
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi

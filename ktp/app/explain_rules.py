@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ktp.app.evidence import snapshot_for_all, snapshot_for_service
 from ktp.app.settings import Settings, offline
 from ktp.errors import EvidenceError, ExitCode, NotFoundError, UsageError
+from ktp.model.record import dataclass
 from ktp.model.trace import Symptom
 
 if TYPE_CHECKING:

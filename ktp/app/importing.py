@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ktp.app.snapshot import Taken, redacted_capture, taken
 from ktp.errors import EvidenceError
 from ktp.model.cluster import Node
+from ktp.model.record import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

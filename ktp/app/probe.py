@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktp.app.evidence import snapshot_for_service
 from ktp.app.settings import Settings, offline
 from ktp.errors import EvidenceError, ExitCode, UsageError
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.node_shell import NodeShell

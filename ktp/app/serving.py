@@ -6,11 +6,11 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 from ktp.errors import UsageError
+from ktp.model.record import dataclass
 
 _TIMEOUT = 10.0  # seconds for a client to send its request
 

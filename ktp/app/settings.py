@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ktp.errors import UsageError
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.model.capture import Capture

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ktp.app.evidence import WAYS, did_you_mean, require_nodes, with_nodes
 from ktp.app.settings import Settings, offline, open_offline
 from ktp.errors import NotFoundError, UsageError
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi

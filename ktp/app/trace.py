@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ktp.app.evidence import did_you_mean, node_names, snapshot_for_all, walker_
 from ktp.app.settings import Settings
 from ktp.errors import EvidenceError, ExitCode, NotFoundError, UsageError
 from ktp.model.cluster import is_address
+from ktp.model.record import dataclass
 from ktp.model.trace import Flow, Symptom
 
 if TYPE_CHECKING:

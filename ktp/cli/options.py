@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import click
 from ktp.app.settings import Settings
 from ktp.cli import complete
 from ktp.errors import UsageError
+from ktp.model.record import dataclass
 from ktp.render.reports import FORMS
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ktp.collect.parallel import run_in_parallel
 from ktp.errors import ApiError, ApiForbiddenError, ApiNotFoundError
 from ktp.model.announcing import LEASES, RESOURCES
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi

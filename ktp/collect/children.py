@@ -15,9 +15,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import FrameType
 from typing import IO, Any
+
+from ktp.model.record import dataclass
 
 MAX_OUTPUT = 1 << 30  # a node of a million rules prints 170 MB
 _GRACE = 0.5

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from ktp.collect.parallel import run_in_parallel
 from ktp.errors import ApiError, ApiForbiddenError, ApiNotFoundError, NotFoundError, UsageError
 from ktp.model.announcing import CILIUM_L2, LEASE_PREFIX, LEASES, RESOURCES, Resource
 from ktp.model.capture import PARTIAL, EvidenceGap, MemoryCapture
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi

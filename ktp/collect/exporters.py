@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ktp.collect.parallel import OnProgress, run_each
 from ktp.errors import ApiError, EvidenceError
 from ktp.model.capture import EvidenceGap
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi

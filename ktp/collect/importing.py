@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from ktp.collect.remote_script import collect_recorded, parse_stream
@@ -17,6 +17,7 @@ from ktp.collect.snapshot import archive_members
 from ktp.collect.strip import NODE_FILE
 from ktp.errors import SnapshotError
 from ktp.model.capture import EvidenceGap
+from ktp.model.record import dataclass
 
 _MAX_FILE = 512 << 20
 _MARK = re.compile(rb"\n(ktp-[0-9a-f]{32}) begin ")

@@ -15,7 +15,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from ktp.errors import (
     ApiUnreachableError,
     KubeConfigError,
 )
+from ktp.model.record import dataclass
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0

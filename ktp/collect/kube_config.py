@@ -11,7 +11,6 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies_environment
 
 from ktp.errors import KubeConfigError, NotFoundError, UsageError
+from ktp.model.record import dataclass
 
 # Kubeconfigs that kubeadm, kubelet and k3s leave on a node.
 NODE_KUBECONFIGS = (

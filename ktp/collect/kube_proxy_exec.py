@@ -15,7 +15,6 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ktp.collect.local_node import collect_local_node
@@ -26,6 +25,7 @@ from ktp.collect.remote_script import Conversation, build_script, collect_record
 from ktp.collect.ssh import read_each
 from ktp.errors import ApiError
 from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture, merge_captures
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi

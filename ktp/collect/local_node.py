@@ -20,7 +20,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,7 @@ from ktp.collect.wireguard import COLUMNS, MODULE, wireguard_command, wireguard_
 from ktp.collect.xfrm import HAS_XFRM, SOCKETS
 from ktp.collect.xfrm import READS as XFRM_READS
 from ktp.model.capture import Capture, EvidenceGap, GapCause, MemoryCapture
+from ktp.model.record import dataclass
 from ktp.model.ruleset import BASE_CHAINS
 
 COMMAND_TIMEOUT = 30.0

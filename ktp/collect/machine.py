@@ -6,12 +6,12 @@ import os
 import shutil
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ktp.collect.children import run_child
 from ktp.collect.pod_namespaces import enter_container, local_namespaces
+from ktp.model.record import dataclass
 
 # Administration commands are often missing from the PATH of ordinary users and of cron.
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"

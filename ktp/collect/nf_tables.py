@@ -11,7 +11,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from ktp.model.record import dataclass
 
 # linux/netlink.h and linux/netfilter/nfnetlink.h
 _NETLINK_NETFILTER = 12

@@ -24,13 +24,14 @@ import ipaddress
 import re
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ktp.collect.objects import items_of
 from ktp.collect.parallel import run_in_parallel
 from ktp.model.capture import Capture, EvidenceGap
+from ktp.model.record import dataclass
 from ktp.model.ruleset import BASE_CHAINS
 
 if TYPE_CHECKING:

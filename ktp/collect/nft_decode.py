@@ -15,7 +15,9 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from ktp.model.record import dataclass
 
 _NLA = struct.Struct("=HH")
 _TYPE = 0x3FFF

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ktp.collect.children import Answer, ChildResult, run_child
@@ -26,6 +26,7 @@ from ktp.collect.remote_script import (
 from ktp.collect.ssh import CONNECT_SHARE, PARALLEL, TIMEOUT, is_host, read_each, short
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import EvidenceGap, MemoryCapture
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.nft_chains import Reach

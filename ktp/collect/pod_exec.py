@@ -13,7 +13,6 @@ import re
 import ssl
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
@@ -26,6 +25,7 @@ from ktp.errors import (
     ApiUnauthorizedError,
     ApiUnreachableError,
 )
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.kube_api import KubeApi

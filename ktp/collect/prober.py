@@ -13,12 +13,12 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from ktp.collect.children import ending_children
 from ktp.collect.machine import CommandRunner, LocalRunner
 from ktp.collect.parallel import OnProgress, run_each
 from ktp.model.probing import Attempt, HealthAnswer, HealthTarget, Observation, ProbeTarget
+from ktp.model.record import dataclass
 from ktp.model.trace import Symptom
 
 _REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET})

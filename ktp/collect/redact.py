@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
 from typing import Any
@@ -24,6 +23,7 @@ from ktp.errors import SnapshotError
 from ktp.model.announcing import LEASE_PREFIX
 from ktp.model.capture import NO_BRIDGE_NETFILTER, PARTIAL, Capture, EvidenceGap, MemoryCapture
 from ktp.model.cluster import Scope
+from ktp.model.record import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from ktp.collect.local_node import (
@@ -53,6 +53,7 @@ from ktp.collect.wireguard import MODULE as WIREGUARD_MODULE
 from ktp.collect.xfrm import READS as XFRM_READS
 from ktp.collect.xfrm import SOCKETS
 from ktp.model.capture import EvidenceGap, GapCause, MemoryCapture
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ktp.collect.children import Answer, ChildResult, ending_children, run_child
@@ -27,6 +26,7 @@ from ktp.collect.remote_script import (
 from ktp.errors import EvidenceError, UsageError
 from ktp.model.capture import Capture, EvidenceGap, MemoryCapture, merge_captures
 from ktp.model.cluster import is_address
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.collect.nft_chains import Reach

@@ -7,7 +7,6 @@ Facts: bpf/bpf_sock.c, bpf_lxc.c, bpf_host.c, bpf_overlay.c, lib/nodeport.h, lib
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address
 
@@ -29,6 +28,7 @@ from ktp.model.cilium import (
     PolicyEntry,
 )
 from ktp.model.host import UNNAMED_DEVICES, UPLINK
+from ktp.model.record import dataclass
 
 _TCP = 6
 _LOOPBACK_SOURCE = int(ip_address("169.254.42.1"))  # bpf/node_config.h, IPV4_LOOPBACK

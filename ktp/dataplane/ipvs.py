@@ -7,11 +7,10 @@ never sees FORWARD. Written after the source of the kernel, and compared with wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ktp.dataplane.packet import PROTOCOLS, Packet
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.ipvs import IpvsTable, RealServer, VirtualServer
+from ktp.model.record import dataclass
 
 INPUT_PRIORITY = 99
 OUTPUT_PRIORITY = -98

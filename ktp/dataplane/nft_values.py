@@ -8,7 +8,6 @@ a snapshot cannot tell. A port that a kernel draws is a `Span`: one of its numbe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -41,6 +40,7 @@ from ktp.model.nftables import (
     Wildcard,
     datatype_of,
 )
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.dataplane.host import Host

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ktp.dataplane.packet import PROTOCOLS, Packet, Port
 from ktp.model.host import IPNetwork, NextHop, Route, RoutingRule
+from ktp.model.record import dataclass
 
 LOCAL, MAIN, DEFAULT = "local", "main", "default"
 _TABLE_NAMES = {"255": LOCAL, "254": MAIN, "253": DEFAULT, "0": "unspec"}

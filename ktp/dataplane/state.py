@@ -7,7 +7,6 @@ ended, the tree of decisions is folded into an answer (`ktp.dataplane.answer`).
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ktp.dataplane.cilium import Balanced
@@ -15,6 +14,7 @@ from ktp.dataplane.packet import Conn, Packet, Port
 from ktp.model.assumption import Assumption
 from ktp.model.effect import Effect
 from ktp.model.host import NextHop
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Rule
 from ktp.model.trace import Disposition, StepKind
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import ip_address
 
 from ktp.dataplane.packet import ESP, PROTOCOLS, UDP, Packet, to_text
+from ktp.model.record import dataclass
 from ktp.model.xfrm import Policy, SecurityState, Selector, Template, Xfrm
 
 

@@ -686,6 +686,11 @@ _TARGETS: dict[str, tuple[Callable[[Target, Program], tuple[int, Any, Effect | N
 }
 
 
+def is_target(name: str) -> bool:
+    """Whether it is a target that ktp knows by name: a rule that names it does not mean a chain."""
+    return name in _TARGETS
+
+
 def supported_targets() -> tuple[tuple[str, str, str], ...]:
     """(name, level, note) of every target that ktp knows by name, for the reference page."""
     chains = ("user chains", "exact", "jump, goto, return, policy")

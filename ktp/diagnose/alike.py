@@ -8,7 +8,7 @@ examined: two, since a change may concern one of them, and the other then stands
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from ktp.diagnose.examine import Asked, Examiner, reason_of
@@ -21,6 +21,7 @@ from ktp.model.assumption import Assumption
 from ktp.model.cluster import Endpoint, EndpointSlice, Service, ip_of, networks_of
 from ktp.model.diagnosis import Cell, CellEndpoint
 from ktp.model.host import IPAddress, IPNetwork, NodeState
+from ktp.model.record import dataclass
 
 E = TypeVar("E", IntendedEndpoint, CellEndpoint)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 from ktp.diagnose.alike import Alike
@@ -13,6 +12,7 @@ from ktp.kubeproxy.outcome import Vantage
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.diagnosis import Cell, Cures, Evidence, Hang
 from ktp.model.host import NodeState
+from ktp.model.record import dataclass
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import DecidedBy, Disposition, Path, Symptom
 

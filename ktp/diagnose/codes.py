@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 from ktp.diagnose.checks import ALL_CHECKS, HEADINGS, Check
 from ktp.errors import NotFoundError
 from ktp.model.diagnosis import Severity
+from ktp.model.record import dataclass
 
 # Codes that are no longer given, with what they said. A number stays here for ever: it never gets a second meaning.
 RETIRED: dict[str, str] = {}

@@ -6,12 +6,12 @@ Everything is a question to the snapshot; names are resolved by whoever asks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from ktp.diagnose.questions import FAR_CLIENTS
 from ktp.model.cluster import Cluster, Node, Pod, Service, ServicePort, ip_of
 from ktp.model.host import IPAddress
 from ktp.model.ipvs import IPVS_INTERFACE
+from ktp.model.record import dataclass
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow
 

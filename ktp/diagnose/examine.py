@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from heapq import nsmallest
 
@@ -35,6 +35,7 @@ from ktp.model.cluster import EndpointSlice, Service, ServicePort, ip_of
 from ktp.model.diagnosis import Cell, CellEndpoint
 from ktp.model.host import IPAddress, IPNetwork, NodeState
 from ktp.model.reading import Reading, TableReading
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Backend, Chain
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition, Flow, FlowAnswer, Symptom

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ktp.diagnose.questions import PodsByNode, external_client, node_addresses, with_supposed_pods
 from ktp.diagnose.topology import topology_of
@@ -25,6 +25,7 @@ from ktp.kubeproxy.frontends import FrontEnd, FrontEndKind, ignored_reason, ip_v
 from ktp.model.cluster import Service, ip_of
 from ktp.model.explanation import Explanation
 from ktp.model.host import IPAddress, NodeState
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Rule
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow

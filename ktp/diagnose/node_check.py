@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from ktp.kubeproxy.outcome import Vantage
 from ktp.model.cluster import EndpointSlice, Service, ServicePort
 from ktp.model.diagnosis import Cell, Finding, ServiceDiagnosis
 from ktp.model.node_check import CheckedFrontEnd, FrontEndState, NodeCheck
+from ktp.model.record import dataclass
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition, Symptom
 

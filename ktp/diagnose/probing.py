@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 
 from ktp.dataplane.answer import answer_flow
@@ -42,6 +42,7 @@ from ktp.model.probing import (
     ProbeRow,
     ProbeTarget,
 )
+from ktp.model.record import dataclass
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow, Symptom
 

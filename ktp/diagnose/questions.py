@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 
@@ -13,6 +13,7 @@ from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.cluster import Cluster, Pod, Scope, Service, ip_of, networks_of
 from ktp.model.host import Interface, IPAddress, NextHop, NodeState, Route
 from ktp.model.ipvs import IPVS_INTERFACE
+from ktp.model.record import dataclass
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Flow
 

@@ -10,7 +10,6 @@ tells.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from ktp.dataplane.wireguard import peer_of
 from ktp.model.diagnosis import Hang
 from ktp.model.effect import TooLong
 from ktp.model.host import NodeState, Route
+from ktp.model.record import dataclass
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import DecidedBy, Flow, Hop, Path, Step, Symptom
 from ktp.model.tunnel import TunnelDevice

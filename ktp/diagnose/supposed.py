@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from hashlib import sha1
 from ipaddress import ip_interface, ip_network
@@ -30,6 +30,7 @@ from ktp.model.host import (
     Route,
 )
 from ktp.model.ipvs import IPVS_INTERFACE
+from ktp.model.record import dataclass
 from ktp.model.ruleset import has_chain
 from ktp.model.snapshot import Snapshot
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import islice
 from time import monotonic
 
@@ -22,6 +22,7 @@ from ktp.kubeproxy.outcome import Client, Vantage
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.diagnosis import ServiceDiagnosis, Severity
 from ktp.model.host import IPAddress
+from ktp.model.record import dataclass
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Disposition, Flow, Symptom
 

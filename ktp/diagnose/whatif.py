@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ktp.diagnose.case import share
 from ktp.diagnose.changes import policy_accepts, reprogrammed
@@ -23,6 +23,7 @@ from ktp.model.change import Change
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.diagnosis import Cell, ServiceDiagnosis
 from ktp.model.host import IPAddress
+from ktp.model.record import dataclass
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import Symptom
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ktp.dataplane.answer import answer_flow
@@ -17,6 +17,7 @@ from ktp.explain.xt_tree import chain_tree, rule_node
 from ktp.kubeproxy.names import KUBE_NODEPORTS, KUBE_SERVICES, host_port
 from ktp.model.explanation import ChainNode, Explanation, RuleNode
 from ktp.model.host import NodeState
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Chain, Rule, Ruleset
 from ktp.model.trace import Disposition, Flow
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from ktp.explain.kube import (
     destination_port,
@@ -26,6 +25,7 @@ from ktp.kubeproxy.names import (
     XLB_PREFIX,
 )
 from ktp.model.reading import Reading
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Rule, Ruleset, has_chain
 
 _PLACES = (("nat", KUBE_NODEPORTS), ("filter", KUBE_EXTERNAL_SERVICES))

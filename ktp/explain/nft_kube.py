@@ -6,7 +6,6 @@ Recognised by names and statements; comments only name the Service. Facts: kube-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 
 from ktp.explain.nft_words import condition_words, nft_rule_words
@@ -22,6 +21,7 @@ from ktp.kubeproxy.names import (
 from ktp.kubeproxy.owners import owner_of_table
 from ktp.model import nftables as nft
 from ktp.model.effect import Endpoint
+from ktp.model.record import dataclass
 
 
 class NftGeneration(Enum):

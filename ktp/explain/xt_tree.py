@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ktp.dataplane.packet import PROTOCOL_NAMES, Packet, to_int
-from ktp.dataplane.xtables import Program
+from ktp.dataplane.xtables import Program, is_target
 from ktp.explain.kube import explain_chain, explain_rule
 from ktp.explain.tree import LARGE, Tree, Way
 from ktp.kubeproxy.names import ChainRole, role_of_chain
@@ -46,7 +46,12 @@ class XtTree(Tree[Chain, Rule]):
         super().__init__(table, way, every_rule=every_rule)
 
     def find(self, name: str) -> Chain | None:
-        """The chain of that name; where not all was read, a name in capitals is a target's."""
+        """The chain of that name; where not all was read, a name in capitals is a target's.
+
+        A rule that names a target means it, whatever chains there are (do_command4 looks for targets first).
+        """
+        if is_target(name):
+            return None
         if (
             name.isalnum()
             and name.isupper()

@@ -9,13 +9,14 @@ kubeProxyReplacement; Antrea, OVN-Kubernetes and kube-router leave node ports to
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from ktp.kubeproxy.names import KUBE_SERVICES, NFT_TABLE
 from ktp.model.cluster import Pod
 from ktp.model.diagnosis import Evidence
 from ktp.model.host import NodeState
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Ruleset, has_chain, recorded_of
 from ktp.model.snapshot import Snapshot
 

@@ -6,11 +6,12 @@ Reads API objects only. What a mode then does with the sets is `ktp.kubeproxy.in
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ktp.kubeproxy.node import ProxyNode
 from ktp.model.cluster import Cluster, Endpoint, EndpointSlice, Scope, Service, ServicePort, ip_of
 from ktp.model.host import IPAddress
+from ktp.model.record import dataclass
 
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 HINTS_ANNOTATION = "service.kubernetes.io/topology-aware-hints"

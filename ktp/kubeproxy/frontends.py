@@ -5,12 +5,12 @@ Facts: `pkg/proxy/servicechangetracker.go`, `serviceport.go`, `util/nodeport_add
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from ktp.kubeproxy.node import ProxyMode, ProxyNode
 from ktp.model.cluster import Service, ServicePort, ip_of, networks_of
 from ktp.model.host import IPAddress
+from ktp.model.record import dataclass
 
 SERVICE_PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 

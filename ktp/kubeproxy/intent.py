@@ -8,7 +8,7 @@ where all end alike the answer stands, where they differ it is UNKNOWN and says 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import TypeVar
 
@@ -33,6 +33,7 @@ from ktp.kubeproxy.outcome import (
 )
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.cluster import Service, ServicePort, networks_of
+from ktp.model.record import dataclass
 from ktp.model.trace import Disposition, Symptom
 
 T = TypeVar("T")

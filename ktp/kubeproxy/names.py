@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from base64 import b32encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
+
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.model.cluster import Service, ServicePort

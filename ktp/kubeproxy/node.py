@@ -7,7 +7,7 @@ Everything that the intended outcome depends on beside the Service itself. What 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
 
@@ -16,6 +16,7 @@ from ktp.kubeproxy.version import ANY_VERSION, VersionRange, proxy_version
 from ktp.model.cluster import Cluster, ip_of, networks_of
 from ktp.model.host import IPAddress, KubeProxyConfig, NodeState
 from ktp.model.ipvs import IPVS_INTERFACE, links_ipvs
+from ktp.model.record import dataclass
 from ktp.model.snapshot import Snapshot
 
 IPNetwork = IPv4Network | IPv6Network

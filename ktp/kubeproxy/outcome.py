@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Enum
 
 from ktp.kubeproxy.endpoints import (
@@ -17,6 +17,7 @@ from ktp.kubeproxy.node import DetectLocal, IPNetwork, ProxyMode, ProxyNode
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.cluster import Service, ServicePort
 from ktp.model.host import IPAddress
+from ktp.model.record import dataclass
 from ktp.model.trace import Disposition, Symptom
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ktp.kubeproxy.endpoints import SliceIndex, index_slices, select_endpoints
@@ -44,6 +44,7 @@ from ktp.kubeproxy.synthesis_ipvs import has_same_servers, reprogram_servers
 from ktp.model.cluster import Cluster, Service, ServicePort
 from ktp.model.host import NodeState
 from ktp.model.reading import TableReading
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Backend, Chain, Rule, Ruleset
 from ktp.model.snapshot import Snapshot
 

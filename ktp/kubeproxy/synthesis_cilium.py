@@ -7,7 +7,7 @@ Topology hints are off by default and not modelled; annotations (`service.cilium
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_network
 
 from ktp.kubeproxy.endpoints import ProxyEndpoint, SliceIndex, select_endpoints
@@ -16,6 +16,7 @@ from ktp.kubeproxy.node import ProxyNode
 from ktp.model.cilium import CiliumState, LbBackend, LbFlag, LbFrontend, LbKind, NodePortMode
 from ktp.model.cluster import Service, ServicePort, ip_of
 from ktp.model.host import IPAddress, IPNetwork
+from ktp.model.record import dataclass
 
 _NEWEST = 36  # the selection's `listed` does not depend on kube-proxy's version
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -21,6 +20,7 @@ from ktp.kubeproxy.names import (
 )
 from ktp.model.cluster import Cluster, Pod
 from ktp.model.host import NodeState
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Chain, Ruleset, recorded_of
 
 if TYPE_CHECKING:

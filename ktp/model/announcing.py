@@ -7,11 +7,12 @@ MetalLB's objects (metallb.io/v1beta1) and those of Cilium's LB IPAM, L2 announc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import NamedTuple
 
 from ktp.model.host import IPAddress
+from ktp.model.record import dataclass
 from ktp.model.selector import LabelSelector
 
 

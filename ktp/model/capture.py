@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
+
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path

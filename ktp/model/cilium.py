@@ -6,11 +6,12 @@ Facts: bpf/lib/lb.h, bpf/bpf_sock.c, pkg/maps/lbmap of Cilium 1.12 to 1.19, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Enum
 from ipaddress import ip_network
 
 from ktp.model.host import IPAddress, IPNetwork
+from ktp.model.record import dataclass
 
 HOST_DEVICE = "cilium_host"
 """The device by which a node's own packets enter Cilium's programs (pkg/defaults, HostDevice)."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
 from ktp.model.announcing import Announcing
 from ktp.model.host import IPAddress, IPNetwork
 from ktp.model.policy import NetworkPolicy
+from ktp.model.record import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ktp.model.assumption import Assumption, EvidenceKind
 from ktp.model.capture import EvidenceGap
 from ktp.model.change import Change
+from ktp.model.record import dataclass
 from ktp.model.trace import DecidedBy, Disposition, Hop, Symptom
 
 if TYPE_CHECKING:

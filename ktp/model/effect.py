@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
+from ktp.model.record import dataclass
 from ktp.model.tunnel import TunnelFault
 
 

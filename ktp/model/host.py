@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
 from ktp.model.assumption import EvidenceKind
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.model.cilium import CiliumState

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ktp.model.host import IPAddress
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Ruleset
 
 IPVS_INTERFACE = "kube-ipvs0"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
 from ktp.model.capture import EvidenceGap
 from ktp.model.diagnosis import Finding
+from ktp.model.record import dataclass
 from ktp.model.trace import Symptom
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+
+from ktp.model.record import dataclass
 
 IPAddress = IPv4Address | IPv6Address
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ktp.model.host import IPAddress, IPNetwork
+from ktp.model.record import dataclass
 from ktp.model.selector import LabelSelector
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ktp.model.record import dataclass
 from ktp.model.trace import DecidedBy, Symptom
 
 if TYPE_CHECKING:

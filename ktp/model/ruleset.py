@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Protocol, overload, runtime_checkable
 
 from ktp.model.reading import WHOLE, Lack, Reading, TableReading, Unread, unread_words
+from ktp.model.record import dataclass
 
 # Base chains in hook order, as iptables-save prints them (iptables, nft.c: xtables_ipv4[]).
 BASE_CHAINS = {

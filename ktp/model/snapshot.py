@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ktp.model.capture import EvidenceGap
 from ktp.model.cluster import Cluster
 from ktp.model.host import NodeState
+from ktp.model.record import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +21,7 @@ from ktp.model.effect import (
     Translate,
     Untunnelled,
 )
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Rule
 
 if TYPE_CHECKING:  # some ninety dataclasses, which most runs do not need

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ktp.model.record import dataclass
 from ktp.model.tunnel import IPAddress, IPNetwork
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 from ktp.errors import UsageError
+from ktp.model.record import dataclass
 
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _SCHEMES = {"http": 80, "https": 443, "ws": 80, "wss": 443, "grpc": None, "tcp": None, "udp": None}

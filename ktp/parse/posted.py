@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from itertools import pairwise
 
 from ktp.model.reading import Lack, Reading, TableReading
+from ktp.model.record import dataclass
 from ktp.model.ruleset import (
     BASE_CHAINS,
     BUILT_IN_CHAINS,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ktp.errors import EvidenceError
+from ktp.model.record import dataclass
 from ktp.parse.iptables_save import open_plain, open_ruleset, with_other_backend
 from ktp.parse.text import UTF16_MARKS
 

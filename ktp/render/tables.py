@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 
 from ktp.model.diagnosis import Cell, FrontEndMatrix, NodeRow
+from ktp.model.record import dataclass
 from ktp.model.trace import Disposition, Symptom
 
 FEW_ROWS = 12

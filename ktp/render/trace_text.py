@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ktp.explain.effects import step_words
+from ktp.model.record import dataclass
 from ktp.model.trace import (
     DecidedBy,
     Disposition,

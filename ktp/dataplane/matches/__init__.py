@@ -9,7 +9,6 @@ A room for each kind of match holds all that the packet walker knows of it, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ktp.dataplane.matches import connection, devices, limits, packet, transport
@@ -17,6 +16,7 @@ from ktp.dataplane.matches.compiled import Compiled, Rows, Test, always
 from ktp.dataplane.matches.header import header
 from ktp.dataplane.matches.packet import dscp_value
 from ktp.model.assumption import Assumption
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Match
 
 

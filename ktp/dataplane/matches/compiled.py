@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktp.dataplane.packet import Packet, Port
 from ktp.model.assumption import Assumption
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Match
 
 if TYPE_CHECKING:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ktp.dataplane.places import Places
 from ktp.dataplane.state import State, StepRecord
 from ktp.dataplane.walk.doors import Door
+from ktp.model.record import dataclass
 from ktp.model.trace import Disposition, Flow, Symptom
 
 MAX_HOPS = 12

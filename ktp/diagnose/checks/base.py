@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 
 from ktp.diagnose.case import Case, Entry
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
+from ktp.model.record import dataclass
 
 HEADINGS = ("What it means", "Why traffic fails", "Evidence", "Confirm by hand", "Fix", "Example")
 

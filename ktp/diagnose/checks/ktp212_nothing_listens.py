@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from ktp.diagnose.case import Case, Entry
@@ -38,6 +38,7 @@ from ktp.model.change import Change
 from ktp.model.cluster import ServicePort
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import ListeningSocket
+from ktp.model.record import dataclass
 from ktp.model.trace import Disposition
 
 _MOST_PORTS = 3  # other ports of the pod that are tried as targetPort

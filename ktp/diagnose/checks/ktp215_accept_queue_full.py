@@ -26,7 +26,7 @@ An application server whose workers all wait for a database that does not answer
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from ktp.diagnose.case import Case, Entry
@@ -36,6 +36,7 @@ from ktp.diagnose.checks.passing_common import growing
 from ktp.kubeproxy.names import host_port
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.host import ListeningSocket
+from ktp.model.record import dataclass
 from ktp.model.trace import Disposition, Header, StepKind
 
 

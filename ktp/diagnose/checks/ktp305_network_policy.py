@@ -26,7 +26,6 @@ A namespace has a policy default-deny; a NodePort Service in it answers nobody o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.checks.base import Check, field, listed
@@ -35,6 +34,7 @@ from ktp.model.cluster import Pod
 from ktp.model.diagnosis import CellEndpoint, Finding, Fix, Severity
 from ktp.model.host import IPAddress
 from ktp.model.policy import IngressRule, NetworkPolicy
+from ktp.model.record import dataclass
 from ktp.model.trace import Symptom
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from ktp.diagnose.case import Case
 from ktp.diagnose.checks.rule_common import RuleInPlace
 from ktp.diagnose.supposed import pod_device
 from ktp.model.host import NodeState
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Chain, Match, Rule, Ruleset
 
 _POD_CHAINS = ("cali-tw-", "cali-fw-", "KUBE-POD-FW-")

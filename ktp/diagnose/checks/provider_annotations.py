@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ktp.model.cluster import Service
+from ktp.model.record import dataclass
 
 TKE_BIND = "service.kubernetes.io/local-svc-only-bind-node-with-pod"
 TKE_WEIGHT = "service.cloud.tencent.com/local-svc-weighted-balance"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import rule_removed
@@ -22,6 +22,7 @@ from ktp.kubeproxy.owners import (
 from ktp.model.diagnosis import Evidence
 from ktp.model.effect import Refuse
 from ktp.model.host import NodeState
+from ktp.model.record import dataclass
 from ktp.model.ruleset import Rule
 from ktp.model.snapshot import Snapshot
 from ktp.model.trace import DecidedBy, Path, Step, StepKind, Symptom

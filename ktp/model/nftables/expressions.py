@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, TypeAlias
 
 from ktp.model.nftables.types import (
@@ -15,6 +15,7 @@ from ktp.model.nftables.types import (
     duration,
     render_value,
 )
+from ktp.model.record import dataclass
 
 if TYPE_CHECKING:
     from ktp.model.nftables.statements import Statement

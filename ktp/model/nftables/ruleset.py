@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ktp.model.nftables.expressions import SetElement
 from ktp.model.nftables.statements import Counter, Limit, Quota, Statement, Synproxy
+from ktp.model.record import dataclass
 from ktp.model.xtables_chains import is_chain_of_xtables
 
 

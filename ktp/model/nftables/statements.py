@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
 from ktp.model.nftables.expressions import (
@@ -26,6 +26,7 @@ from ktp.model.nftables.expressions import (
     render_typed,
 )
 from ktp.model.nftables.types import BITMASK_TYPES, duration
+from ktp.model.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)
