@@ -20,7 +20,8 @@ _KEY = re.compile(
     r"(?:-m addrtype --dst-type LOCAL )?-m (?:tcp|udp|sctp) --dport (\d+) )"
 )
 _OF_ONE_ADDRESS = re.compile(rb"(?:\[[^\]\n]*\] )?-A \S+ (?:(?:! )?-s \S+ )?-d [0-9a-f.:]+/(?:32|128) ")
-_INDEX_FROM = 12  # rules; shorter chains are walked whole
+INDEX_FROM = 12
+"""Rules; shorter chains are walked whole."""
 _SEARCHES = 8  # so many packets' candidates are searched for in a chain's text before the chain is indexed
 # As _KEY, for a whole chain's text: a line that does not match says nothing of one destination or port.
 _NOT_KEYED = (
@@ -47,7 +48,7 @@ _INDEXES: WeakKeyDictionary[Chain, _Index] = WeakKeyDictionary()
 
 def positions(chain: Chain, p: Packet) -> Sequence[int]:
     """The places of the rules that may match a packet of this destination, protocol and port, in order; or more."""
-    if len(chain) < _INDEX_FROM:
+    if len(chain) < INDEX_FROM:
         return range(len(chain))
     index = _INDEXES.get(chain)
     if index is None:

@@ -10,7 +10,7 @@ from ktp.dataplane.host import Host
 from ktp.dataplane.ipvs import FORWARD_PRIORITY, INPUT_PRIORITY, OUTPUT_PRIORITY
 from ktp.dataplane.state import State, Verdict
 from ktp.dataplane.xtables import Program
-from ktp.model.ruleset import Backend
+from ktp.model.ruleset import Backend, are_ports_lost
 
 if TYPE_CHECKING:
     from ktp.dataplane.order_told import Told
@@ -110,7 +110,12 @@ class HookTable:
         self._groups: dict[str, tuple[Group, ...]] = {}
         word = "ip" if family == 4 else "ip6"
         rulesets = host.state.rulesets_of(word)
-        compiled = {(i, t): Program(r, t) for i, r in enumerate(rulesets) for t in r.tables()}
+        compiled = {
+            (i, t): Program(r, t, ports_lost=lost)
+            for i, r in enumerate(rulesets)
+            for lost in (are_ports_lost(r),)
+            for t in r.tables()
+        }
         hooked = any("nat" in r.tables() for r in rulesets) or any(c.chain_type == "nat" for c in nft_chains)
         for hook in HOOKS:
             at: dict[tuple[int, str], list[HookProgram]] = {}

@@ -6,11 +6,12 @@ Every matching rule is recorded: the walk that decides is the trace that is show
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from ktp.dataplane import packet as pk
-from ktp.dataplane.chain_index import positions
+from ktp.dataplane.chain_index import INDEX_FROM, positions
 from ktp.dataplane.host import Host
 from ktp.dataplane.matches import CompiledMatches, Test, compile_matches, dscp_value
 from ktp.dataplane.packet import RANDOM_PORTS, Packet, Port, to_int, to_text
@@ -74,13 +75,14 @@ class Compiled(NamedTuple):
 class Program:
     """The chains of one table of one ruleset."""
 
-    def __init__(self, ruleset: Ruleset, table: str) -> None:
+    def __init__(self, ruleset: Ruleset, table: str, *, ports_lost: bool | None = None) -> None:
+        """`ports_lost` is what `are_ports_lost` says of the ruleset, where that was asked already."""
         self.ruleset = ruleset
         self.table = table
         self.backend = ruleset.backend.value
         self.family = 4 if ruleset.family == "ip" else 6
         self._chains: dict[str, CompiledChain | None] = {}
-        self.ports_lost = are_ports_lost(ruleset)
+        self.ports_lost = are_ports_lost(ruleset) if ports_lost is None else ports_lost
 
     def chain(self, name: str) -> CompiledChain | None:
         """The compiled chain; None where the ruleset has none of that name."""
@@ -116,6 +118,7 @@ class CompiledChain:
     __slots__ = (
         "_candidates",
         "_compiled",
+        "_every",
         "name",
         "program",
         "size",
@@ -129,9 +132,15 @@ class CompiledChain:
         self.size = len(source)
         self._compiled: dict[int, Compiled] = {}
         self._candidates: dict[tuple[int, int, Port], Sequence[Compiled]] = {}
+        self._every: Sequence[Compiled] | None = None  # of a chain that is walked whole
 
     def candidates(self, p: Packet) -> Sequence[Compiled]:
         """The rules that may match a packet of this destination, protocol and port, in order."""
+        if self._every is not None:
+            return self._every
+        if self.size < INDEX_FROM:
+            self._every = [self._rule(i) for i in range(self.size)]
+            return self._every
         key = (p.dst, p.proto, p.dport)
         found = self._candidates.get(key)
         if found is None:
@@ -392,6 +401,7 @@ def _set_target(target: Target, program: Program) -> tuple[int, Any, Effect | No
 # -- NAT
 
 
+@lru_cache(maxsize=65536)
 def _endpoint(family: int, ip: int, port: Port) -> Endpoint:
     return Endpoint(to_text(family, ip), port if isinstance(port, int) else None)
 

@@ -228,9 +228,7 @@ class Case:
                 ),
                 entry.port,
             )
-            # A cell tells of no hops.
-            asked = world.ask(service, port, entry.asked.question, trace=False)
-            found = answers[entry.key] = world.cell(asked)
+            found = answers[entry.key] = world.bare_cell(service, port, entry.asked.question)
         return found
 
     def gets_further(self, entry: Entry, label: str, make: Callable[[], Snapshot]) -> bool:

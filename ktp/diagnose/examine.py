@@ -369,15 +369,15 @@ class Examiner:
 
     # -- answers
 
-    def ask(self, service: Service, port: ServicePort, question: Question, *, trace: bool = True) -> Asked:
-        """Both answers to one question; the fact's ways have no hops where `trace` is False."""
+    def ask(self, service: Service, port: ServicePort, question: Question) -> Asked:
+        """Both answers to one question."""
         intent = self.intent(
             service, port, question.front_end, question.client, question.node, flow=question.flow
         )
-        return Asked(question=question, intent=intent, fact=self.fact(question, trace=trace))
+        return Asked(question=question, intent=intent, fact=self.fact(question))
 
     def fact(self, question: Question, *, trace: bool = True) -> FlowAnswer | None:
-        """What the nodes do; None where the rules of those that would tell were not read."""
+        """What the nodes do, its ways without hops where `trace` is False; None where their rules were not read."""
         version = question.front_end.ip_version
         dialled, home = question.node, question.flow.from_node
         if not self.has_rules(dialled, version) and (home is None or not self.has_rules(home, version)):
@@ -391,13 +391,8 @@ class Examiner:
 
     def seen(self, service: Service, port: ServicePort, question: Question) -> tuple[Symptom, str]:
         """What the client of a question sees, and why, as the cell of both answers would say."""
-        fact = self.fact(question, trace=False)
-        if fact is not None:
-            return fact.symptom, fact.reason
-        intent = self.intent(
-            service, port, question.front_end, question.client, question.node, flow=question.flow
-        )
-        return intent.symptom, reason_of(intent)
+        cell = self.bare_cell(service, port, question)
+        return cell.symptom, cell.reason
 
     def intent(
         self,
@@ -483,24 +478,24 @@ class Examiner:
         )
         return replace(assumed, assumptions=(*assumed.assumptions, taken))
 
+    def bare_cell(self, service: Service, port: ServicePort, question: Question) -> Cell:
+        """The cell of a question; where the fact is known without what is intended, which a change is not asked for."""
+        fact = self.fact(question, trace=False)
+        if fact is not None:
+            return _fact_cell(question, fact)
+        intent = self.intent(
+            service, port, question.front_end, question.client, question.node, flow=question.flow
+        )
+        return self.cell(Asked(question=question, intent=intent, fact=None))
+
     def cell(self, asked: Asked) -> Cell:
         """The answers as a cell: the fact where it is known, else the intent."""
         question, intent, fact = asked.question, asked.intent, asked.fact
         if fact is not None:
-            return Cell(
-                vantage=question.vantage.value,
-                symptom=fact.symptom,
-                disposition=fact.disposition,
-                reason=fact.reason,
-                basis="rules",
-                endpoints=_fact_endpoints(fact),
-                source_kept=fact.source_preserved,
-                sources_seen=fact.sources_seen,
-                decided_by=fact.decided_by,
-                client=question.client_name,
+            return replace(
+                _fact_cell(question, fact),
                 intended=None if intent.passes else intent.symptom,
                 intended_by=intent.decided_by,
-                assumptions=fact.assumptions,
             )
         return Cell(
             vantage=question.vantage.value,
@@ -515,6 +510,22 @@ class Examiner:
             intended_by=(intent.should or intent).decided_by,
             assumptions=(*intent.assumptions, *((PROGRAM_LISTENS,) if intent.endpoints else ())),
         )
+
+
+def _fact_cell(question: Question, fact: FlowAnswer) -> Cell:
+    return Cell(
+        vantage=question.vantage.value,
+        symptom=fact.symptom,
+        disposition=fact.disposition,
+        reason=fact.reason,
+        basis="rules",
+        endpoints=_fact_endpoints(fact),
+        source_kept=fact.source_preserved,
+        sources_seen=fact.sources_seen,
+        decided_by=fact.decided_by,
+        client=question.client_name,
+        assumptions=fact.assumptions,
+    )
 
 
 class _NoRules:

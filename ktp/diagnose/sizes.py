@@ -336,7 +336,7 @@ def _closest(state: NodeState, device: str | None, address: str) -> list[Route]:
     routes = [
         r
         for r in state.routes or ()
-        if r.dst.version == to.version and to in r.dst and any(device in (h.dev, None) for h in r.nexthops)
+        if any(device in (h.dev, None) for h in r.nexthops) and r.dst.version == to.version and to in r.dst
     ]
     longest_prefix = max((r.dst.prefixlen for r in routes), default=0)
     return [r for r in routes if r.dst.prefixlen == longest_prefix]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from base64 import b32encode
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ktp.model.record import dataclass
@@ -77,6 +78,7 @@ def host_port(ip: str, port: int) -> str:
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
+@lru_cache(maxsize=4096)
 def _suffix(text: str) -> str:
     from hashlib import sha256  # OpenSSL, which most questions to a dump never need
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field
 from enum import Enum
+from functools import lru_cache
 
 from ktp.model.announcing import Announcing
 from ktp.model.host import IPAddress, IPNetwork
@@ -284,6 +285,7 @@ class Cluster:
         return getattr(self, name) is not None and name not in self.partial
 
 
+@lru_cache(maxsize=4096)
 def ip_of(text: str) -> IPAddress | None:
     """The address that `text` spells, or None."""
     from ipaddress import ip_address

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import Protocol, overload, runtime_checkable
+from typing import Protocol, overload
 
 from ktp.model.reading import WHOLE, Lack, Reading, TableReading, Unread, unread_words
 from ktp.model.record import dataclass
@@ -328,17 +328,10 @@ PORT_FLAGS = frozenset(
 _SAMPLE = 8
 
 
-@runtime_checkable
-class Derived(Protocol):
-    """A ruleset made from another: as recorded, but for the rules of some Services."""
-
-    recorded: Ruleset
-
-
 def recorded_of(ruleset: Ruleset) -> Ruleset:
-    """The ruleset as it was read, where another was made from it."""
-    while isinstance(ruleset, Derived):
-        ruleset = ruleset.recorded
+    """The ruleset as it was read, where another was made from it: that one names it as `recorded`."""
+    while (under := getattr(ruleset, "recorded", None)) is not None:
+        ruleset = under
     return ruleset
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import TextIO
+
+_AT_ONCE = 10_000  # words and marks that are written at once, where a stream does not gather them itself
 
 Plain = None | bool | int | float | str | Sequence["Plain"] | Mapping[str, "Plain"]
 
@@ -19,7 +22,10 @@ def dump(data: Plain, fmt: str, stream: TextIO) -> None:
     """
     any_character = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
     if fmt == "json":
-        json.dump(data, stream, indent=2, ensure_ascii=not any_character, allow_nan=False)
+        encoder = json.JSONEncoder(indent=2, ensure_ascii=not any_character, allow_nan=False)
+        parts = iter(encoder.iterencode(data))
+        while block := "".join(islice(parts, _AT_ONCE)):
+            stream.write(block)
         stream.write("\n")
     elif fmt == "yaml":
         import yaml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import field
+from functools import lru_cache
 
 from ktp.diagnose.case import Case, Entry
 from ktp.diagnose.changes import rule_removed
@@ -161,10 +162,15 @@ def marking_rule(entry: Entry, node: str | None = None) -> RuleInPlace | None:
     for path in entry.paths:
         for hop in path.hops:
             for step in hop.steps if node in (None, hop.node) else ():
-                purpose = purpose_of(step.rule) if step.rule is not None else None
-                if purpose is not None and purpose.aim.marks_for_drop:
+                if step.rule is not None and _marks_for_drop(step.rule):
                     return rule_of_step(hop.node, step)
     return None
+
+
+@lru_cache(maxsize=4096)
+def _marks_for_drop(rule: Rule) -> bool:
+    purpose = purpose_of(rule)
+    return purpose is not None and purpose.aim.marks_for_drop
 
 
 def decided_here(case: Case, node: str, is_it: Callable[[DecidedBy], bool]) -> list[Entry]:
