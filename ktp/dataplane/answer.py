@@ -345,8 +345,10 @@ def _hop(record: HopRecord, shown: dict[int, Hop]) -> Hop:
 
 
 def _step(s: StepRecord) -> Step:
+    if s.shown is not None:
+        return s.shown
     rule = s.rule
-    return Step(
+    s.shown = Step(
         kind=s.kind,
         hook=s.hook,
         table=s.table,
@@ -359,6 +361,7 @@ def _step(s: StepRecord) -> Step:
         rule=rule if isinstance(rule, Rule) else None,
         nft_rule=rule.source if isinstance(rule, RuleOfNft) else None,
     )
+    return s.shown
 
 
 def _header(p: Packet) -> Header:

@@ -16,7 +16,7 @@ from ktp.model.effect import Effect
 from ktp.model.host import NextHop
 from ktp.model.record import dataclass
 from ktp.model.ruleset import Rule
-from ktp.model.trace import Disposition, StepKind
+from ktp.model.trace import Disposition, Step, StepKind
 
 if TYPE_CHECKING:  # some ninety dataclasses, which most runs do not need
     from ktp.model.nftables import NftRule
@@ -78,17 +78,34 @@ class RuleOfNft:
         return self.source.index + 1
 
 
-class StepRecord(NamedTuple):
-    """A step as the walk notes it; turned into model.trace.Step only when shown."""
+class StepRecord:
+    """A step as the walk notes it; turned into model.trace.Step (`shown`) when first shown.
 
-    kind: StepKind
-    hook: str
-    table: str
-    chain: str
-    rule: Rule | RuleOfNft | None
-    effects: tuple[Effect, ...]
-    backend: str
-    text: str
+    One that says nothing of the packet is the same object for all packets that meet its rule at that hook.
+    """
+
+    __slots__ = ("backend", "chain", "effects", "hook", "kind", "rule", "shown", "table", "text")
+
+    def __init__(
+        self,
+        kind: StepKind,
+        hook: str,
+        table: str,
+        chain: str,
+        rule: Rule | RuleOfNft | None,
+        effects: tuple[Effect, ...],
+        backend: str,
+        text: str = "",
+    ) -> None:
+        self.kind = kind
+        self.hook = hook
+        self.table = table
+        self.chain = chain
+        self.rule = rule
+        self.effects = effects
+        self.backend = backend
+        self.text = text
+        self.shown: Step | None = None
 
 
 # Linked lists, newest first: the way so far is shared by all that fork from it.

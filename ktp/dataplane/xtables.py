@@ -70,6 +70,7 @@ class Compiled(NamedTuple):
     action: int
     data: Any
     effect: Effect | None  # None: `data` makes it of the packet
+    noted: dict[str, StepRecord]  # by hook, what is noted where `effect` is all that it does
 
 
 class Program:
@@ -163,11 +164,11 @@ def compile_rule(program: Program, rule: Rule) -> Compiled:
         sentence = unread_words(rule.unread)
         if rule.unread.assumed:
             taken = Assumption(sentence, EvidenceKind(rule.unread.table or "rules"))
-            return Compiled(rule, (), (taken,), None, (), None, _CONTINUE, None, Count())
-        return Compiled(rule, (), (), None, (), sentence, _UNKNOWN, sentence, Unmodelled("?"))
+            return Compiled(rule, (), (taken,), None, (), None, _CONTINUE, None, Count(), {})
+        return Compiled(rule, (), (), None, (), sentence, _UNKNOWN, sentence, Unmodelled("?"), {})
     if rule.error is not None:
         unknown = f"the line could not be parsed ({rule.error})"
-        return Compiled(rule, (), (), None, (), unknown, _UNKNOWN, unknown, Unmodelled("?"))
+        return Compiled(rule, (), (), None, (), unknown, _UNKNOWN, unknown, Unmodelled("?"), {})
     tests, assumptions, chance, recent, unknown = program.compile_matches(rule.matches)
     action, data, effect = _compile_target(program, rule)
     if rule.lost is not None:
@@ -175,7 +176,7 @@ def compile_rule(program: Program, rule: Rule) -> Compiled:
         unknown = data if rule.lost is Lack.PORTS_LOST else unknown
     elif program.ports_lost and _asks_for_no_port(rule):
         unknown = lost_words(Lack.PORTS_LOST)
-    return Compiled(rule, tests, assumptions, chance, recent, unknown, action, data, effect)
+    return Compiled(rule, tests, assumptions, chance, recent, unknown, action, data, effect, {})
 
 
 def _asks_for_no_port(rule: Rule) -> bool:
@@ -776,17 +777,15 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
                 effect = compiled.data(p, host) or effect
             elif action == _END:
                 if table == "nat" and p.ct is None:
-                    _note(state, Count(), hook, table, chain.name, compiled.rule, backend)
+                    _note(state, compiled, Count(), hook, table, chain.name, backend)
                     continue
                 for verdict, made in compiled.data(state, host, hook):
-                    step = _note(
-                        verdict.state, made or effect, hook, table, chain.name, compiled.rule, backend
-                    )
+                    step = _note(verdict.state, compiled, made or effect, hook, table, chain.name, backend)
                     if verdict.code == ACCEPT and p.ct is not None and hook in ("PREROUTING", "OUTPUT"):
                         verdict.state.nat_step = step
                     out.append(verdict._replace(step=step))
                 break
-            step = _note(state, effect, hook, table, chain.name, compiled.rule, backend)
+            step = _note(state, compiled, effect, hook, table, chain.name, backend)
             if action in (_CONTINUE, _CHANGE):
                 continue
             if action in (_JUMP, _GOTO):
@@ -820,11 +819,14 @@ def _walk(program: Program, base: CompiledChain, first: State, host: Host, hook:
 
 
 def _note(
-    state: State, effect: Effect | None, hook: str, table: str, chain: str, rule: Rule, backend: str
+    state: State, compiled: Compiled, effect: Effect | None, hook: str, table: str, chain: str, backend: str
 ) -> StepRecord:
-    step = StepRecord(
-        StepKind.RULE, hook, table, chain, rule, (effect,) if effect is not None else (), backend, ""
-    )
+    step = compiled.noted.get(hook) if effect is compiled.effect else None
+    if step is None:
+        effects = (effect,) if effect is not None else ()
+        step = StepRecord(StepKind.RULE, hook, table, chain, compiled.rule, effects, backend)
+        if effect is compiled.effect:
+            compiled.noted[hook] = step
     state.steps = (state.steps, step)
     return step
 

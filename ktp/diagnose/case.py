@@ -19,9 +19,9 @@ from ktp.model.trace import DecidedBy, Disposition, Path, Symptom
 EXTERNAL_KINDS = frozenset((FrontEndKind.NODE_PORT, FrontEndKind.LOAD_BALANCER, FrontEndKind.EXTERNAL_IP))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Entry:
-    """A cell of the matrix with its question and answers."""
+    """A cell of the matrix with its question and answers; there is one of each, compared by identity."""
 
     port: ServicePort
     front_end: FrontEnd
