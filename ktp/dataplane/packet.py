@@ -249,6 +249,7 @@ class Packet:
         new.iif = self.iif
         new.inner = self.inner
         new.ipvs = self.ipvs
+        new.ipvs_property = self.ipvs_property
         new.length = self.length
         new.local = self.local
         new.mark = self.mark
