@@ -259,6 +259,7 @@ class Packet:
         new.pkttype = self.pkttype
         new.proto = self.proto
         new.reply = self.reply
+        new.secured = self.secured
         new.sport = self.sport
         new.src = self.src
         new.tcp_flags = self.tcp_flags
