@@ -252,6 +252,7 @@ class Packet:
         new.ipvs_property = self.ipvs_property
         new.length = self.length
         new.local = self.local
+        new.locks_mtu = self.locks_mtu
         new.mark = self.mark
         new.oif = self.oif
         new.physin = self.physin
