@@ -32,7 +32,7 @@ A load test through one node against a Service with a single pod, each request a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from ktp.diagnose.case import Case, Entry
@@ -42,6 +42,7 @@ from ktp.diagnose.checks.passing_common import growing, growth
 from ktp.model.diagnosis import Evidence, Finding, Fix, Severity
 from ktp.model.effect import PortsTaken
 from ktp.model.passing import TrackedConnection
+from ktp.model.record import dataclass
 from ktp.model.trace import Path
 
 _FAILED = "nf_conntrack.insert_failed"
