@@ -111,3 +111,18 @@ def test_nodes_share_the_routes_that_are_alike() -> None:
     remote = {id(r) for routes in with_routes for r in to_pod(routes) if r.nexthops[0].gateway is not None}
     assert len(with_routes) >= 2
     assert len(remote) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["core-1.36-iptables-nft", "core-1.36-nftables", "ipvs-1.36-legacy", "cilium-1.19.4-policy"]
+)
+def test_one_examiner_for_all_services_says_what_one_for_each_says_in_either_order(name: str) -> None:
+    snapshot = read(name)
+    services = list(snapshot.cluster.services.values())[:8]
+    alone = {s.key: diagnosis_object(diagnose_service(snapshot, s)) for s in services}
+    for order in (services, services[::-1]):
+        examiner = Examiner(snapshot)
+        found = {s.key: diagnosis_object(diagnose_service(snapshot, s, examiner=examiner)) for s in order}
+        assert json.dumps([found[key] for key in alone], default=str) == json.dumps(
+            list(alone.values()), default=str
+        )
