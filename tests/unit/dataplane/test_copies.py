@@ -12,7 +12,9 @@ def _packet() -> Packet:
     return Packet(4, TCP, 1, 2, (32768, 60999), 80)
 
 
-@pytest.mark.parametrize("made", [_packet(), Conn("node-a", _packet()), State(_packet())], ids=str)
+@pytest.mark.parametrize(
+    "made", [_packet(), Conn("node-a", _packet()), State(_packet())], ids=lambda made: type(made).__name__
+)
 def test_a_copy_has_every_slot(made: Packet | Conn | State) -> None:
     for name in type(made).__slots__:
         setattr(made, name, made if name == "packet" else None)
