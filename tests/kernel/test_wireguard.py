@@ -24,7 +24,7 @@ OVER_IPV6 = [
     ("a", f"wg set wg0 peer KEY_B endpoint [{B6}]:{PORT_B}"),
 ]  # fmt: skip
 FIRST_HANDSHAKE = (
-    "timeout 20 sh -c 'until wg show wg0 latest-handshakes | grep -q [1-9]$; do sleep 0.2; done'"
+    "timeout 20 sh -c 'until wg show wg0 latest-handshakes | grep -q [1-9][0-9]*$; do sleep 0.2; done'"
 )
 # KEY_A and KEY_B are the nodes' public keys, OTHER is nobody's.
 WORLDS: dict[str, World] = {
