@@ -215,7 +215,8 @@ def _by_registration(
     if any(known.index(a) > known.index(b) for a, b in by_counters if a in known and b in known):
         known, loose = (), tuple(programs)
     by_handles = set(combinations(known, 2))
-    orders: Iterable[tuple[HookProgram, ...]] = permutations(programs)
+    # First the likelier one, which is shown where it does not matter: iptables' chains are the older ones.
+    orders: Iterable[tuple[HookProgram, ...]] = permutations((*known, *loose))
     if len(programs) > _MOST_OF_ONE_PRIORITY:
         orders = dict.fromkeys(((*known, *loose), (*reversed(loose), *known)))
     possible = [o for o in orders if _keeps(o, by_handles)]
