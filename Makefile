@@ -12,7 +12,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && break; done)
 # More words for pytest, such as PYTEST_ARGS='-k nodeport'.
 PYTEST_ARGS ?=
-WORKERS ?= 2
+# More than there are cores: many tests wait, for an answer that does not come or for a server to start.
+WORKERS ?= 4
 # Branch coverage in percent, of the quick tests as root: what `make cover` asks at least.
 FLOOR ?= 90
 

@@ -63,17 +63,22 @@ def udp(answer: Callable[[bytes], bytes | None]) -> Iterator[int]:
     """A UDP server on loopback; it stays silent where `answer` gives None."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.bind(("127.0.0.1", 0))
+        s.settimeout(0.05)
+        ended = threading.Event()
 
         def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
+            while not ended.is_set():
+                with contextlib.suppress(OSError):
                     data, client = s.recvfrom(2048)
                     said = answer(data)
                     if said is not None:
                         s.sendto(said, client)
 
-        threading.Thread(target=serve, daemon=True).start()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
         yield s.getsockname()[1]
+        ended.set()  # before the socket's number is another's
+        thread.join()
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
