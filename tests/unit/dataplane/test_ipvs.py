@@ -432,3 +432,25 @@ def test_what_is_not_tracked_on_its_way_in_is_on_its_way_back(rule: str, *, kept
     walker = Walker(replace(walker.topology, nodes={**walker.topology.nodes, "node-a": node}))
     answer = answer_flow(walker, Flow(dst=VIP, port=9090, protocol="udp", src=CLIENT, via="node-a"))
     assert (answer.symptom is Symptom.CONNECTS) is kept, answer.reason
+
+
+@pytest.mark.parametrize("method", ["-g", "-i"])
+def test_the_answer_of_what_is_not_rewritten_leaves_conntrack_too(method: str) -> None:
+    """Seen in Linux 6.1, net.ipv4.vs.conntrack=0: nat is asked of the answer in OUTPUT, and not behind IPVS."""
+    rules = RULES.replace(
+        "-A KUBE-POSTROUTING -j MARK", "-A POSTROUTING -j MASQUERADE\n-A KUBE-POSTROUTING -j MARK"
+    )
+    walker = _walker(
+        f"{SERVERS}-A -u {VIP}:9090 -s rr\n-a -u {VIP}:9090 -r {NODE}:9090 {method} -w 1\n", rules
+    )
+    node = walker.topology.nodes["node-a"]
+    listening = ListeningSocket(protocol="udp", ip=None, port=9090, family=4)
+    sysctls = {**(node.sysctls or {}), "net.ipv4.vs.conntrack": "0"}
+    nodes = {**walker.topology.nodes, "node-a": replace(node, sockets=(listening,), sysctls=sysctls)}
+    answer = answer_flow(
+        Walker(replace(walker.topology, nodes=nodes)),
+        Flow(dst=VIP, port=9090, protocol="udp", src=CLIENT, via="node-a"),
+    )
+    assert answer.symptom is Symptom.CONNECTS, answer.reason
+    steps = [s for h in answer.paths[0].hops if h.direction == "reply" for s in h.steps]
+    assert [s.hook for s in steps if s.table == "nat"].count("POSTROUTING") == 0
