@@ -269,6 +269,13 @@ class Packet:
         new.ct = self.ct.copy() if self.ct is not None else None
         return new
 
+    def come_in(self, iif: str, mark: int = 0) -> None:
+        """In another kernel, by its device `iif`: what the last one noted beside it is gone (skb_scrub_packet)."""
+        self.iif, self.oif, self.mark, self.local = iif, None, mark, False
+        self.physin, self.physout, self.bridged = None, None, False
+        self.ct, self.ctstate = None, INVALID
+        self.ipvs, self.ipvs_property, self.secured = None, False, None
+
     def flow_key(self) -> tuple[Any, ...]:
         """What a match can see of the packet: equal keys give equal answers."""
         return (

@@ -103,7 +103,8 @@ def detect_modes(state: NodeState | None, default: ProxyMode = ProxyMode.IPTABLE
     found = []
     for ruleset in state.rulesets:
         services = ruleset.chain("nat", KUBE_SERVICES)
-        if services is not None and len(services) and KUBE_NODEPORTS in services.raw(len(services) - 1):
+        last = services.rule(len(services) - 1).target if services is not None and len(services) else None
+        if last is not None and last.name == KUBE_NODEPORTS:
             found.append(ProxyMode.IPTABLES)
             break
     nft = state.nft

@@ -21,7 +21,7 @@ from ktp.kubeproxy.names import (
 from ktp.model.cluster import Cluster, Pod
 from ktp.model.host import NodeState
 from ktp.model.record import dataclass
-from ktp.model.ruleset import Chain, Ruleset, recorded_of
+from ktp.model.ruleset import Chain, Match, Rule, Ruleset, recorded_of
 
 if TYPE_CHECKING:
     # A module that takes long to import, for nodes that have such tables.
@@ -161,9 +161,16 @@ class RuleBound:
     why: str
 
 
-def _mentions(chain: Chain | None, text: str, *, limit: int = 64) -> bool:
-    """Whether one of the first `limit` rules mentions `text`: kube-proxy's static chains are short."""
-    return chain is not None and any(text in chain.raw(i) for i in range(min(len(chain), limit)))
+def _matches(chain: Chain, extension: str, *, limit: int = 64) -> list[tuple[Rule, Match]]:
+    """Those of the first `limit` rules that have a match of `extension`: kube-proxy's static chains are short."""
+    rules = (chain.rule(i) for i in range(min(len(chain), limit)))
+    return [(rule, match) for rule in rules for match in rule.matches if match.name == extension]
+
+
+def _lets_answers_pass(rule: Rule, match: Match) -> bool:
+    states = match.option("--ctstate")
+    accepts = rule.target is not None and rule.target.name == "ACCEPT"
+    return accepts and states is not None and set(states.args[0].split(",")) == {"RELATED", "ESTABLISHED"}
 
 
 _BOUNDS: WeakKeyDictionary[Ruleset, tuple[RuleBound, ...]] = WeakKeyDictionary()
@@ -197,11 +204,12 @@ def _iptables_bounds(ruleset: Ruleset) -> Iterator[RuleBound]:
         yield RuleBound(low=(1, 21), why="filter chain KUBE-NODEPORTS, which comes with 1.21")
     elif ruleset.chain("filter", KUBE_EXTERNAL_SERVICES) is not None:
         yield RuleBound(high=(1, 20), why="no filter chain KUBE-NODEPORTS, which comes with 1.21")
-    if _mentions(forward, "kubernetes forwarding conntrack pod source rule"):
+    for_answers = sum(_lets_answers_pass(rule, match) for rule, match in _matches(forward, "conntrack"))
+    if for_answers == 2:
         yield RuleBound(high=(1, 22), why="two conntrack rules in KUBE-FORWARD, as up to 1.22")
-    elif _mentions(forward, "kubernetes forwarding conntrack rule"):
+    elif for_answers == 1:
         yield RuleBound(low=(1, 23), why="one conntrack rule in KUBE-FORWARD, as since 1.23")
-    if _mentions(forward, "ct_state_invalid_dropped_pkts"):
+    if _matches(forward, "nfacct"):
         yield RuleBound(low=(1, 31), why="an nfacct counter in KUBE-FORWARD, as since 1.31")
 
 

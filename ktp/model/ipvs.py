@@ -17,7 +17,7 @@ def links_ipvs(ruleset: Ruleset) -> bool:
     chain = ruleset.chain("nat", "KUBE-SERVICES")
     if chain is None or len(chain) > _RULES_OF_IPVS:
         return False
-    return any("KUBE-NODE-PORT" in chain.raw(number).split() for number in range(len(chain)))
+    return chain.has_target("KUBE-NODE-PORT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -273,6 +273,11 @@ class Chain:
             return self._raw.containing(text.encode("utf-8", "surrogateescape"))
         return [i for i, line in enumerate(self._raw) if text in line]
 
+    def has_target(self, name: str) -> bool:
+        """Whether a rule's target is `name`; also where that may be: a rule that names it was not understood."""
+        rules = (self.rule(i) for i in self.containing(name))
+        return any(r.error is not None or (r.target is not None and r.target.name == name) for r in rules)
+
     def rule(self, index: int) -> Rule:
         """Rule `index` (0-based), parsed once."""
         rule = self._rules[index]

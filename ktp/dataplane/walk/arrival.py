@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ktp.dataplane import packet as pk
 from ktp.dataplane.hooks import PREROUTING
 from ktp.dataplane.host import Host
 from ktp.dataplane.packet import to_text
 from ktp.dataplane.state import State
-from ktp.dataplane.walk.context import MAX_HOPS, Walk
+from ktp.dataplane.walk.context import Walk
 from ktp.dataplane.walk.doors import BridgeForward, Forward, LocalIn, PreRouting, RouteIn
-from ktp.dataplane.walk.ends import end_unknown, ended, lost
+from ktp.dataplane.walk.ends import end_unknown, ended, goes_round, lost
 from ktp.dataplane.walk.errors import send_error
 from ktp.dataplane.walk.lengths import fits
 from ktp.dataplane.walk.links import bridge_filters, on_bridge
@@ -36,26 +35,11 @@ def enter(
     p = state.packet
     for each in host.taken[p.family]:
         state.assume(each)
-    state.seen_nodes += 1
-    if state.seen_nodes > MAX_HOPS:
-        ended(
-            walk,
-            state,
-            Disposition.LOST,
-            Symptom.TIMES_OUT,
-            "the packet goes round in a circle",
-            host,
-            "route",
-        )
+    if goes_round(walk, state, host):
         return
-    p.iif, p.oif = iif, None
-    p.ipvs, p.ipvs_property = None, False
-    p.local = False
+    p.come_in(iif, mark)
     p.secured = secured
-    p.mark = mark  # a mark lives in one kernel only
     p.physin = physin if physin is not None and bridge_filters(state, host, p.family) else None
-    p.physout, p.bridged = None, False
-    p.ct, p.ctstate = None, pk.INVALID
     if not begun:
         state.arrived = p.copy()
         state.steps = None

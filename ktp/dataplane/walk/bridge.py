@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from ktp.dataplane import packet as pk
 from ktp.dataplane.hooks import FORWARD, PREROUTING
 from ktp.dataplane.host import Host
 from ktp.dataplane.state import State
 from ktp.dataplane.topology import Attached
-from ktp.dataplane.walk.context import MAX_HOPS, Walk
+from ktp.dataplane.walk.context import Walk
 from ktp.dataplane.walk.doors import BridgeForward, PostRouting, Reach, RouteIn
-from ktp.dataplane.walk.ends import close_hop, ended
+from ktp.dataplane.walk.ends import close_hop, goes_round
 from ktp.dataplane.walk.links import bridge_filters
 from ktp.dataplane.walk.verdicts import passed, run_hook
 from ktp.model.effect import Note
 from ktp.model.host import NextHop
-from ktp.model.trace import Disposition, StepKind, Symptom
+from ktp.model.trace import StepKind
 
 
 def bridged(walk: Walk, state: State, host: Host, bridge: str, target: Attached) -> None:
@@ -25,22 +24,10 @@ def bridged(walk: Walk, state: State, host: Host, bridge: str, target: Attached)
         close_hop(state, host)
         walk.go(Reach(state, host, target))
         return
-    state.seen_nodes += 1
-    if state.seen_nodes > MAX_HOPS:
-        ended(
-            walk,
-            state,
-            Disposition.LOST,
-            Symptom.TIMES_OUT,
-            "the packet goes round in a circle",
-            host,
-            "route",
-        )
+    if goes_round(walk, state, host):
         return
-    p.iif, p.oif, p.physin, p.physout, p.bridged = bridge, None, "?", None, False
-    p.local = False
-    p.mark = 0
-    p.ct, p.ctstate = None, pk.INVALID
+    p.come_in(bridge)
+    p.physin = "?"
     state.arrived = p.copy()
     state.steps = None
     before = p.dst

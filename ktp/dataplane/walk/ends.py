@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ktp.dataplane.host import Host
 from ktp.dataplane.state import HopRecord, Refusal, State, StepRecord
-from ktp.dataplane.walk.context import Leaf, Walk
+from ktp.dataplane.walk.context import MAX_HOPS, Leaf, Walk
 from ktp.model.effect import Note
 from ktp.model.trace import Disposition, StepKind, Symptom
 
@@ -33,6 +33,16 @@ def ended(
         close_hop(state, host)
     node, pod = (host.node, host.pod) if host is not None else ("", "")
     walk.end(Leaf(state, disposition, symptom, reason, step, node, kind, pod))
+
+
+def goes_round(walk: Walk, state: State, host: Host) -> bool:
+    """Whether the packet has come to too many nodes: then its way ends here."""
+    state.seen_nodes += 1
+    if state.seen_nodes > MAX_HOPS:
+        reason = "the packet goes round in a circle"
+        ended(walk, state, Disposition.LOST, Symptom.TIMES_OUT, reason, host, "route")
+        return True
+    return False
 
 
 def lost(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from ktp.dataplane import packet as pk
 from ktp.dataplane.cilium import Balance, Balanced, Fate
 from ktp.dataplane.host import Host
 from ktp.dataplane.packet import Packet, to_text
 from ktp.dataplane.state import RANDOM, Decision, Delivery, State
 from ktp.dataplane.topology import Attached
 from ktp.dataplane.walk.answers import delivered
-from ktp.dataplane.walk.context import MAX_HOPS, Walk
+from ktp.dataplane.walk.context import Walk
 from ktp.dataplane.walk.doors import Emit, Enter, PreRouting, Reach
-from ktp.dataplane.walk.ends import close_hop, end_unknown, ended, lost
+from ktp.dataplane.walk.ends import close_hop, end_unknown, ended, goes_round, lost
 from ktp.dataplane.walk.links import network_owner
 from ktp.dataplane.walk.routes import choose_hop, hop_words, route_text
 from ktp.dataplane.walk.unread import through_unknown_node
@@ -274,22 +273,12 @@ def _out_of_tunnel(walk: Walk, state: State, host: Host) -> None:
     """bpf_overlay, from-overlay: to a pod here, or to the node itself."""
     p = state.packet
     assert host.cilium is not None
-    p.iif, p.oif, p.mark, p.local = HOST_DEVICE, None, 0, False
-    p.ct, p.ctstate = None, pk.INVALID
+    p.come_in(HOST_DEVICE)
     state.arrived = p.copy()
     state.steps = None
-    state.seen_nodes += 1
-    if state.seen_nodes > MAX_HOPS:
-        ended(
-            walk,
-            state,
-            Disposition.LOST,
-            Symptom.TIMES_OUT,
-            "the packet goes round in a circle",
-            host,
-            "route",
-        )
-    elif undo_balance(state, host):
+    if goes_round(walk, state, host):
+        return
+    if undo_balance(state, host):
         onward(walk, state, host)
     elif host.cilium.pod(p.family, p.dst) is not None:
         to_pod(walk, state, host)

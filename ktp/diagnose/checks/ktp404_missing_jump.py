@@ -112,13 +112,11 @@ def _missing(state: NodeState) -> list[tuple[Ruleset, str, str, str]]:
             continue
         for base, target, comment in _JUMPS:
             chain = ruleset.chain("nat", base)
-            if ruleset.chain("nat", target) is not None and not (chain is not None and _jumps(chain, target)):
+            if ruleset.chain("nat", target) is not None and not (
+                chain is not None and chain.has_target(target)
+            ):
                 out.append((ruleset, base, target, comment))
     return out
-
-
-def _jumps(chain: Chain, target: str) -> bool:
-    return any(f"-j {target}" in line for line in chain.raw_lines())
 
 
 def _restored(snapshot: Snapshot, state: NodeState) -> Snapshot:

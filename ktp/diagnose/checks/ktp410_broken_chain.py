@@ -42,11 +42,11 @@ from ktp.model.snapshot import Snapshot
 
 # What kube-proxy writes there whatever its version: (table, chain, what must stand in a rule, the rules).
 _STATIC: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
-    ("nat", "KUBE-MARK-MASQ", "-j MARK", ("-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000",)),
+    ("nat", "KUBE-MARK-MASQ", "MARK", ("-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000",)),
     (
         "nat",
         "KUBE-POSTROUTING",
-        "-j MASQUERADE",
+        "MASQUERADE",
         (
             "-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
             "-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0",
@@ -56,7 +56,7 @@ _STATIC: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (
         "filter",
         "KUBE-FORWARD",
-        "-j ACCEPT",
+        "ACCEPT",
         (
             '-A KUBE-FORWARD -m comment --comment "kubernetes forwarding rules" -m mark --mark 0x4000/0x4000 -j ACCEPT',
             '-A KUBE-FORWARD -m comment --comment "kubernetes forwarding conntrack rule" -m conntrack '
@@ -148,16 +148,18 @@ def _gaps(ruleset: Ruleset) -> list[tuple[str, str, str, tuple[str, ...]]]:
     if services is None or not len(services):
         return []
     out = []
-    for table, name, mark, rules in _STATIC:
+    for table, name, target, rules in _STATIC:
         chain = ruleset.chain(table, name)
         if chain is None:
             out.append((table, name, "the chain does not exist", rules))
-        elif not any(mark in line for line in chain.raw_lines()):
-            out.append((table, name, f"no rule with {mark}" if len(chain) else "the chain is empty", rules))
-    if ruleset.chain("nat", "KUBE-NODEPORTS") is not None and not services.containing("-j KUBE-NODEPORTS"):
+        elif not chain.has_target(target):
+            out.append(
+                (table, name, f"no rule with -j {target}" if len(chain) else "the chain is empty", rules)
+            )
+    if ruleset.chain("nat", "KUBE-NODEPORTS") is not None and not services.has_target("KUBE-NODEPORTS"):
         out.append(("nat", "KUBE-SERVICES", "no jump to KUBE-NODEPORTS", (_NODE_PORTS,)))
     forward = ruleset.chain("filter", "FORWARD")
-    if forward is not None and not forward.containing("-j KUBE-FORWARD"):
+    if forward is not None and not forward.has_target("KUBE-FORWARD"):
         line = '-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD'
         out.append(("filter", "FORWARD", "no jump to KUBE-FORWARD", (line,)))
     return out

@@ -361,6 +361,16 @@ def test_a_flushed_chain_is_named(line: str, said: str) -> None:
     assert any(said in e.text for e in found[0].evidence)
 
 
+def test_what_a_comment_names_is_no_jump() -> None:
+    """A rule whose comment has the words of the jump that is gone."""
+    gone = without_rules("-A KUBE-SERVICES", "KUBE-NODEPORTS")
+    said = first_rule("nat", '-A KUBE-SERVICES -m comment --comment "-j KUBE-NODEPORTS"')
+    found = findings(
+        edited(CLUSTER, ("node-a", LEGACY, lambda text: said(gone(text))))().diagnosis(), "KTP410"
+    )
+    assert any("no jump to KUBE-NODEPORTS" in e.text for e in found[0].evidence)
+
+
 def test_a_masquerading_rule_under_local_is_named() -> None:
     found = only("KTP506")
     assert found.node == "node-a"

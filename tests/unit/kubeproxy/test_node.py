@@ -11,8 +11,9 @@ from ktp.kubeproxy.version import ANY_VERSION
 from ktp.model.cluster import Cluster, Node
 from ktp.model.host import Interface, InterfaceAddress, KubeProxyConfig, NodeState
 from ktp.model.nftables import NftRuleset, NftTable
-from ktp.model.ruleset import Backend, Chain, DictRuleset, Rule
+from ktp.model.ruleset import Backend, Chain, DictRuleset
 from ktp.model.snapshot import Snapshot
+from ktp.parse.iptables_save import parse_rule
 
 IPVS_INTERFACE = Interface(
     name="kube-ipvs0", index=9, addresses=(InterfaceAddress(ip=ip_address("172.16.0.1"), prefixlen=32),)
@@ -21,13 +22,9 @@ ETH0 = Interface(name="eth0", index=2, addresses=(InterfaceAddress(ip=ip_address
 NFT = NftRuleset(tables=(NftTable(family="ip", name="kube-proxy"),))
 
 
-def parse(table: str, chain: str, text: str, line: int, position: int) -> Rule:
-    return Rule(table=table, chain=chain, text=text, line=line, position=position)
-
-
-def linked() -> DictRuleset:
-    raw = ["-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"]
-    chain = Chain("nat", "KUBE-SERVICES", raw, parse)
+def linked(to: str = "KUBE-NODEPORTS", comment: str = "node ports") -> DictRuleset:
+    raw = [f'-A KUBE-SERVICES -m comment --comment "{comment}" -m addrtype --dst-type LOCAL -j {to}']
+    chain = Chain("nat", "KUBE-SERVICES", raw, parse_rule)
     return DictRuleset("ip", Backend.NFT, "test", {"nat": {"KUBE-SERVICES": chain}})
 
 
@@ -40,6 +37,9 @@ def linked() -> DictRuleset:
         (NodeState(name="n", kube_proxy=KubeProxyConfig(mode="")), (ProxyMode.IPTABLES,)),
         (NodeState(name="n", kube_proxy=KubeProxyConfig(mode="userspace")), ALL_MODES),
         (NodeState(name="n", rulesets=(linked(),)), (ProxyMode.IPTABLES,)),
+        (NodeState(name="n", rulesets=(linked("KUBE-NODE-PORT"),)), (ProxyMode.IPVS,)),
+        (NodeState(name="n", rulesets=(linked(comment="no KUBE-NODE-PORT here"),)), (ProxyMode.IPTABLES,)),
+        (NodeState(name="n", rulesets=(linked("ACCEPT", "-j KUBE-NODEPORTS"),)), ALL_MODES),
         (NodeState(name="n", nft=NFT), (ProxyMode.NFTABLES,)),
         (NodeState(name="n", interfaces=(ETH0, IPVS_INTERFACE)), (ProxyMode.IPVS,)),
         (NodeState(name="n", rulesets=(linked(),), nft=NFT), (ProxyMode.IPTABLES, ProxyMode.NFTABLES)),

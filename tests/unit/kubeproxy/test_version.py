@@ -20,19 +20,17 @@ from ktp.kubeproxy.version import (
 from ktp.model.cluster import Cluster, Node, Pod
 from ktp.model.host import NodeState
 from ktp.model.nftables import NftChain, NftRuleset, NftTable
-from ktp.model.ruleset import Backend, Chain, DictRuleset, Rule
+from ktp.model.ruleset import Backend, Chain, DictRuleset
+from ktp.parse.iptables_save import parse_rule
 
 XLB = "KUBE-XLB-3LS5F4HE6J2O753K"
 EXT = "KUBE-EXT-3LS5F4HE6J2O753K"
+NEW_FORWARD = ["-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"]
 OLD_FORWARD = [
-    '-A KUBE-FORWARD -m comment --comment "kubernetes forwarding conntrack pod source rule" -j ACCEPT'
+    f"-A KUBE-FORWARD {way} 10.244.0.0/16 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+    for way in ("-s", "-d")
 ]
-NEW_FORWARD = ['-A KUBE-FORWARD -m comment --comment "kubernetes forwarding conntrack rule" -j ACCEPT']
 NFACCT = ["-A KUBE-FORWARD -m nfacct --nfacct-name ct_state_invalid_dropped_pkts -j DROP"]
-
-
-def parse(table: str, chain: str, text: str, line: int, position: int) -> Rule:
-    return Rule(table=table, chain=chain, text=text, line=line, position=position)
 
 
 def rules(
@@ -43,7 +41,10 @@ def rules(
         "ip",
         backend,
         "test",
-        {t: {name: Chain(t, name, list(raw), parse) for name, raw in c.items()} for t, c in tables.items()},
+        {
+            t: {name: Chain(t, name, list(raw), parse_rule) for name, raw in c.items()}
+            for t, c in tables.items()
+        },
     )
 
 
